@@ -1,0 +1,281 @@
+"""What a layer is: how its weight reads as a matrix, asked once and answered here.
+
+Every compressible layer is read as ``y = W x + b`` with ``W: (groups, m, n)``:
+
+=================  =====================================  ==============================
+kind               m, n (per group)                       x of one row
+=================  =====================================  ==============================
+linear             out_features, in_features              the input vector
+transposed_linear  GPT-2's Conv1D stores W^T              the input vector
+embedding          embedding_dim, num_embeddings          the one-hot token
+conv1d, conv2d     out_channels/g, in_channels/g * prod k the patch under the kernel
+=================  =====================================  ==============================
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrize
+
+from lrcompress.errors import ModelError
+
+Kind = Literal["linear", "transposed_linear", "embedding", "conv1d", "conv2d"]
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One weight that may change. Counts are scalars of the weight; the bias is apart."""
+
+    name: str
+    kind: Kind
+    out_features: int  # m, per group
+    in_features: int  # n, per group
+    groups: int
+    bias: bool
+    tied: tuple[str, ...] = ()  # other layers that use this very weight (output heads)
+
+    @property
+    def weight_params(self) -> int:
+        return self.groups * self.out_features * self.in_features
+
+    @property
+    def break_even_rank(self) -> int:
+        """Largest rank whose two factors hold fewer scalars than the weight: r(m+n) < mn."""
+        return (self.out_features * self.in_features - 1) // (self.out_features + self.in_features)
+
+    @property
+    def flops_per_row(self) -> int:
+        """Floating-point operations per token, image patch or output pixel (2 per multiply-add).
+
+        A lookup costs nothing, a tied head costs one product.
+        """
+        product = 2 * self.weight_params
+        own = 0 if self.kind == "embedding" else product
+        return own + product * len(self.tied)
+
+
+@dataclass(frozen=True)
+class LeftAlone:
+    """Parameters that no structure applies to, and why."""
+
+    name: str
+    kind: str
+    params: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelLayers:
+    layers: tuple[LayerSpec, ...]
+    left_alone: tuple[LeftAlone, ...]
+    total_params: int  # each shared parameter counted once
+
+    def __getitem__(self, name: str) -> LayerSpec:
+        for spec in self.layers:
+            if spec.name == name:
+                return spec
+        raise KeyError(name)
+
+
+def describe(module: nn.Module) -> ModelLayers:
+    """List the layers of `module` that may change and everything that may not.
+
+    Raises:
+        ModelError: a weight is on the meta device (declared but never loaded).
+    """
+    owners: dict[int, list[str]] = defaultdict(list)
+    modules: dict[str, nn.Module] = {}
+    for name, child in module.named_modules():
+        modules[name] = child
+        for parameter in child.parameters(recurse=False):
+            if parameter.is_meta:
+                raise ModelError(f"{name}: its weights are not loaded; load them before profiling")
+            owners[id(parameter)].append(name)
+
+    read_directly = _weights_read_by_parent(modules)
+    layers: list[LayerSpec] = []
+    left_alone: list[LeftAlone] = []
+    seen: set[int] = set()
+    for name, child in modules.items():
+        own = [p for p in child.parameters(recurse=False) if id(p) not in seen]
+        if not own:
+            continue
+        weight = getattr(child, "weight", None)
+        names = owners[id(weight)] if isinstance(weight, nn.Parameter) else [name]
+        reason = read_directly.get(name) or _reason_to_leave(child, [modules[n] for n in names])
+        seen.update(id(p) for p in own)
+        for p in own:
+            if p is weight and reason is None:
+                layers.append(_spec(name, child, tuple(n for n in names if n != name)))
+            elif p is weight or not _is_bias_of_layer(child, p):
+                left_alone.append(
+                    LeftAlone(name, type(child).__name__, p.numel(), reason or "not a matrix")
+                )
+    total = sum(p.numel() for p in module.parameters())
+    return ModelLayers(tuple(layers), tuple(left_alone), total)
+
+
+def _spec(name: str, layer: nn.Module, tied: tuple[str, ...]) -> LayerSpec:
+    kind = layer_kind(layer)
+    assert kind is not None
+    weight = _weight(layer)
+    bias = getattr(layer, "bias", None) is not None
+    if kind == "linear":
+        m, n, groups = weight.shape[0], weight.shape[1], 1
+    elif kind in ("transposed_linear", "embedding"):
+        m, n, groups = weight.shape[1], weight.shape[0], 1
+    else:
+        groups = int(getattr(layer, "groups", 1))
+        m, n = weight.shape[0] // groups, prod(weight.shape[1:])
+    return LayerSpec(name, kind, m, n, groups, bias, tied)
+
+
+def layer_kind(layer: nn.Module) -> Kind | None:
+    """The kind of a layer whose forward is the standard one, or None."""
+    forward = type(layer).forward
+    if forward is nn.Linear.forward:
+        return "linear"
+    if forward is nn.Embedding.forward:
+        return "embedding"
+    if forward is nn.Conv1d.forward:
+        return "conv1d"
+    if forward is nn.Conv2d.forward:
+        return "conv2d"
+    # transformers' Conv1D (GPT-2), told by its shape so that transformers need not be installed
+    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
+        return "transposed_linear"
+    return None
+
+
+def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
+    kind = layer_kind(layer)
+    if kind is None:
+        return f"{type(layer).__name__} has no matrix form here"
+    if parametrize.is_parametrized(layer) or hasattr(layer, "weight_g"):
+        return "its weight is computed by a parametrisation"
+    weight = _weight(layer)
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not floating point"
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+        return "an embedding with max_norm or sparse gradients"
+    if len(users) > 1:
+        heads = users[1:]
+        if kind != "embedding" or any(layer_kind(h) != "linear" for h in heads):
+            return "its weight is shared by layers of other kinds"
+    if min(_matrix(layer, kind).shape[-2:]) < 2:
+        return "a weight with a single row or column has no smaller rank"
+    return None
+
+
+def _weights_read_by_parent(modules: dict[str, nn.Module]) -> dict[str, str]:
+    """nn.MultiheadAttention reads out_proj.weight itself: the layer's forward is never called."""
+    return {
+        f"{name}.out_proj" if name else "out_proj": "nn.MultiheadAttention reads its weight"
+        for name, module in modules.items()
+        if isinstance(module, nn.MultiheadAttention)
+    }
+
+
+def _is_bias_of_layer(layer: nn.Module, parameter: nn.Parameter) -> bool:
+    return layer_kind(layer) is not None and parameter is getattr(layer, "bias", None)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _matrix(layer: nn.Module, kind: Kind) -> Tensor:
+    weight = _weight(layer).detach()
+    if kind == "linear":
+        return weight[None]
+    if kind in ("transposed_linear", "embedding"):
+        return weight.mT[None]
+    groups = int(getattr(layer, "groups", 1))
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def weight_matrix(layer: nn.Module) -> Tensor:
+    """The weight as ``(groups, m, n)``, a view where possible.
+
+    Raises:
+        ModelError: the layer has no matrix form.
+    """
+    kind = layer_kind(layer)
+    if kind is None:
+        raise ModelError(f"{type(layer).__name__} has no matrix form; exclude the layer")
+    return _matrix(layer, kind)
+
+
+def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
+    """The rows that the weight matrix multiplies.
+
+    Returns ``(*positions, groups, n)``, or the token ids ``(*positions)`` of an embedding.
+    """
+    kind = layer_kind(layer)
+    if kind == "embedding":
+        return x
+    if kind in ("linear", "transposed_linear"):
+        return x.unsqueeze(-2)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    return _patches(layer, x)
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """(batch, channels, *size) -> (batch, positions, groups, n), n ordered as the weight is."""
+    kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
+    spatial = len(kernel)
+    if x.dim() == spatial + 1:
+        x = x[None]
+    pads = list(layer._reversed_padding_repeated_twice)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = functional.pad(x, pads, mode=mode)
+    if spatial == 1:
+        x, kernel, dilation, stride = (
+            x.unsqueeze(-2), (1, *kernel), (1, *dilation), (1, *stride)
+        )  # fmt: skip
+    columns = functional.unfold(x, kernel, dilation=dilation, stride=stride)
+    batch, _, positions = columns.shape
+    return columns.reshape(batch, layer.groups, -1, positions).permute(0, 3, 1, 2)
+
+
+def output_rows(layer: nn.Module, y: Tensor) -> Tensor:
+    """An output (or its gradient) as ``(*positions, groups, m)``, aligned with `input_rows`."""
+    kind = layer_kind(layer)
+    if kind in ("linear", "transposed_linear", "embedding"):
+        return y.unsqueeze(-2)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    if y.dim() == len(layer.kernel_size) + 1:
+        y = y[None]
+    batch = y.shape[0]
+    return y.reshape(batch, layer.groups, y.shape[1] // layer.groups, -1).permute(0, 3, 1, 2)
+
+
+def replace_(module: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Put `replacement` wherever the submodule `name` hangs.
+
+    ``named_children`` drops repeats within one parent, so the parent's own table is walked.
+    """
+    target = module.get_submodule(name)
+    for parent in list(module.modules()):
+        for attribute, child in list(parent._modules.items()):
+            if child is target:
+                parent._modules[attribute] = replacement
+
+
+@torch.no_grad()
+def first_nonfinite(module: nn.Module) -> str | None:
+    """Name of the first parameter or buffer that holds NaN or infinity, if any."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None

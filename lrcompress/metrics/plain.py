@@ -1,0 +1,17 @@
+"""||dW||_F^2: no data. Truncated SVD, and the norm that BLAST's reference minimises."""
+
+from __future__ import annotations
+
+from lrcompress.metrics.metric import Metric, Whitening
+from lrcompress.metrics.moments import LayerMoments
+
+
+class Plain(Metric):
+    name = "plain"
+    needs_inputs = False
+    needs_outputs = False
+
+    def whitening(
+        self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
+    ) -> Whitening:
+        return Whitening()

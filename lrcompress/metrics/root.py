@@ -1,0 +1,93 @@
+"""Square roots of second moments: the linear maps that turn a metric into the Frobenius norm.
+
+A root S of a moment M satisfies M = S^T S, so that ||X S^T||_F^2 = tr(X M X^T). `right` maps
+X -> X S^T and `right_inverse` undoes it on the range of M (a pseudo-inverse). Eigenvectors instead
+of Cholesky: M is rank-deficient whenever there are fewer tokens than features (DRONE; SVD-LLM v2,
+Wang et al. 2025, eq. 7), and eigenvalues that rounding has made negative are dropped, never rooted.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Moments are stored in float32: eigenvalues below this share of the largest are rounding.
+RELATIVE_FLOOR = 1e-9
+
+
+class Root(ABC):
+    """Root of a moment over k features, in float64. Batched over the groups of a layer."""
+
+    @abstractmethod
+    def right(self, x: Tensor) -> Tensor:
+        """X S^T for X: (groups, rows, k)."""
+
+    @abstractmethod
+    def right_inverse(self, y: Tensor) -> Tensor:
+        """Y (S^T)^+, back in the original features."""
+
+    def left(self, x: Tensor) -> Tensor:
+        """S X for X: (groups, k, columns)."""
+        return self.right(x.mT).mT
+
+    def left_inverse(self, y: Tensor) -> Tensor:
+        return self.right_inverse(y.mT).mT
+
+
+@dataclass(frozen=True)
+class IdentityRoot(Root):
+    def right(self, x: Tensor) -> Tensor:
+        return x
+
+    def right_inverse(self, y: Tensor) -> Tensor:
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalRoot(Root):
+    """M = diag(values^2); values: (groups, k)."""
+
+    values: Tensor
+
+    def right(self, x: Tensor) -> Tensor:
+        return x * self.values.unsqueeze(-2)
+
+    def right_inverse(self, y: Tensor) -> Tensor:
+        inverse = torch.where(self.values > 0, 1.0 / self.values, torch.zeros_like(self.values))
+        return y * inverse.unsqueeze(-2)
+
+
+@dataclass(frozen=True, eq=False)
+class FullRoot(Root):
+    """M = vectors diag(values^2) vectors^T; vectors: (groups, k, k), values: (groups, k)."""
+
+    vectors: Tensor
+    values: Tensor
+
+    def right(self, x: Tensor) -> Tensor:
+        return (x @ self.vectors) * self.values.unsqueeze(-2)
+
+    def right_inverse(self, y: Tensor) -> Tensor:
+        inverse = torch.where(self.values > 0, 1.0 / self.values, torch.zeros_like(self.values))
+        return (y * inverse.unsqueeze(-2)) @ self.vectors.mT
+
+
+def root_of(moment: Tensor, *, shrinkage: float = 0.0) -> Root:
+    """Root of a moment ``(groups, k, k)``, or of a diagonal one ``(groups, k)``.
+
+    `shrinkage` s in [0, 1) replaces M by (1 - s) M + s (tr M / k) I, the Ledoit-Wolf form, which
+    keeps directions that few tokens happened not to visit from being thrown away.
+    """
+    moment = moment.to(torch.float64)
+    if moment.dim() == 2:
+        return DiagonalRoot(_shrink(moment.clamp_min(0), shrinkage).sqrt())
+    values, vectors = torch.linalg.eigh(moment)
+    values = torch.where(values > RELATIVE_FLOOR * values[..., -1:], values, 0.0)
+    return FullRoot(vectors, _shrink(values, shrinkage).sqrt())
+
+
+def _shrink(eigenvalues: Tensor, shrinkage: float) -> Tensor:
+    return (1 - shrinkage) * eigenvalues + shrinkage * eigenvalues.mean(-1, keepdim=True)

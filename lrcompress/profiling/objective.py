@@ -1,0 +1,85 @@
+"""How far apart two outputs of the network are, and the random probes of its curvature.
+
+Each divergence D(f, g) vanishes with its gradient at g = f, so its Hessian there is all that a
+small change sees. A probe v has E[v v^T] = Hessian, hence E[(v^T J)^T (v^T J)] is the Gauss-Newton
+matrix: one backward pass, no labels (Martens 2020, sec. 9).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+class Objective(ABC):
+    """Outputs are (examples, *positions, features); `weights` (examples, *positions) is 0 on
+    padding. Divergences are summed over positions, per example."""
+
+    name: str
+
+    @abstractmethod
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        """(examples,) divergence of `other` from `dense`."""
+
+    @abstractmethod
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        """v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
+
+
+class KullbackLeibler(Objective):
+    """D = KL(softmax f || softmax g) in nats, for logits."""
+
+    name = "kl"
+
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        p = functional.log_softmax(dense.float(), -1)
+        q = functional.log_softmax(other.float(), -1)
+        pointwise = (p.exp() * (p - q)).sum(-1) * weights
+        return pointwise.flatten(1).sum(1) if pointwise.dim() > 1 else pointwise
+
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        p = functional.softmax(dense.float(), -1)
+        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
+        onehot = torch.zeros_like(p).flatten(0, -2).scatter_(1, drawn, 1.0).view_as(p)
+        return (p - onehot) * weights.unsqueeze(-1)
+
+
+class Cosine(Objective):
+    """D = 1 - cos(f, g), for embeddings; Hessian (I - u u^T) / |f|^2 with u = f / |f|."""
+
+    name = "cosine"
+
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        distance = (1 - functional.cosine_similarity(dense.float(), other.float(), dim=-1)) * weights
+        return distance.flatten(1).sum(1) if distance.dim() > 1 else distance
+
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        f = dense.float()
+        norm = f.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        u = f / norm
+        z = torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
+        return (z - u * (u * z).sum(-1, keepdim=True)) / norm * weights.unsqueeze(-1)
+
+
+class Squared(Objective):
+    """D = 1/2 |f - g|^2 per output feature's scale of one, for anything else."""
+
+    name = "squared"
+
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        distance = 0.5 * (dense.float() - other.float()).square().sum(-1) * weights
+        return distance.flatten(1).sum(1) if distance.dim() > 1 else distance
+
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        z = torch.randn(dense.shape, generator=generator, dtype=torch.float32)
+        return z.to(dense.device) * weights.unsqueeze(-1)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "kl": KullbackLeibler(),
+    "cosine": Cosine(),
+    "squared": Squared(),
+}

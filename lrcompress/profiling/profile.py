@@ -1,0 +1,62 @@
+"""The profile: what each layer holds, in which norm, and what losing it would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from lrcompress.layers import LayerSpec, LeftAlone
+from lrcompress.metrics import MomentStore
+from lrcompress.profiling.spectrum import RankMeasures
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class LayerProfile:
+    """One layer. Spectra by metric; those of a grouped layer are root-sum-squares over groups."""
+
+    spec: LayerSpec
+    measures: RankMeasures  # of the plain weight
+    spectra: Mapping[str, Tensor]  # metric -> singular values of the whitened weight, float64
+    rows_per_example: float  # tokens, patches or pixels that pass through it per example
+    input_group: str  # layers of one group see the same input, and share its moment
+    shrinkage: float = 0.0  # of the moments behind the weighted spectra
+    centred: bool = False  # the spectra assume that the bias takes up the mean error
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def loss_of_removal(self, metric: str) -> float:
+        """The loss of a zero weight: the layer's output sensitivity in that metric."""
+        return float(0.5 * self.spectra[metric].square().sum())
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """Everything that planning and compressing need to know; saved by `storage`."""
+
+    layers: tuple[LayerProfile, ...]
+    left_alone: tuple[LeftAlone, ...]
+    metric: str  # the default for planning: "two-sided" with data, else "plain"
+    objective: str  # the divergence that the two-sided unit is in, or "none"
+    model_fingerprint: str  # sha256 of names, shapes and values of the weights
+    data_fingerprint: str  # sha256 of the calibration batches, "" without data
+    examples: int
+    tokens: int
+    total_params: int
+    total_bytes: int  # parameters and buffers, in the dtype that they are stored in
+    total_flops_per_example: float
+    seed: int
+    warnings: tuple[str, ...] = ()
+    moments: MomentStore = field(default_factory=dict, repr=False)
+    schema_version: int = SCHEMA_VERSION
+
+    def __getitem__(self, name: str) -> LayerProfile:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)

@@ -1,0 +1,75 @@
+"""Rank measures of a spectrum: how many directions a weight really uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import exp, sqrt
+
+import torch
+from torch import Tensor
+
+NUMERICAL_RANK_THRESHOLD = 1e-3  # share of the largest singular value
+
+
+@dataclass(frozen=True)
+class RankMeasures:
+    """All computed from singular values s_1 >= s_2 >= ... of one matrix."""
+
+    stable_rank: float  # ||W||_F^2 / s_1^2
+    effective_rank: float  # exp of the entropy of s / sum s (Roy and Vetterli 2007)
+    numerical_rank: int  # #{s_i > 1e-3 s_1}
+    e90: int  # directions that hold 90 % of the energy
+    e99: int
+    above_noise: int  # singular values beyond the Marchenko-Pastur edge
+
+
+def measure(singular_values: Tensor, out_features: int, in_features: int) -> RankMeasures:
+    """Measures of a spectrum in descending order. A zero weight has every measure 0.
+
+    The noise edge is that of an i.i.d. matrix with the median singular value of this one
+    (Gavish and Donoho 2014): entries that are pure noise stay below it.
+    """
+    s = singular_values.to(torch.float64)
+    energy = s.square()
+    total = float(energy.sum())
+    if total == 0.0:
+        return RankMeasures(0.0, 0.0, 0, 0, 0, 0)
+    share = s / s.sum()
+    entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
+    cumulative = energy.cumsum(0) / total
+    return RankMeasures(
+        stable_rank=total / float(energy[0]),
+        effective_rank=exp(entropy),
+        numerical_rank=int((s > NUMERICAL_RANK_THRESHOLD * s[0]).sum()),
+        e90=int((cumulative < 0.90).sum()) + 1,
+        e99=int((cumulative < 0.99).sum()) + 1,
+        above_noise=int((s > marchenko_pastur_edge(s, out_features, in_features)).sum()),
+    )
+
+
+def marchenko_pastur_edge(singular_values: Tensor, out_features: int, in_features: int) -> float:
+    """Largest singular value of noise: sigma (sqrt m + sqrt n), sigma from the median."""
+    short, long = sorted((out_features, in_features))
+    aspect = short / long
+    median = float(singular_values.to(torch.float64).median())
+    sigma = median / sqrt(long * _median_of_marchenko_pastur(aspect))
+    return sigma * (sqrt(short) + sqrt(long))
+
+
+def _median_of_marchenko_pastur(aspect: float, points: int = 4096) -> float:
+    """Median of the Marchenko-Pastur law with ratio `aspect` <= 1, by quadrature."""
+    low, high = (1 - sqrt(aspect)) ** 2, (1 + sqrt(aspect)) ** 2
+    # x = mid - half cos(angle) puts the square-root ends where quadrature is exact
+    angle = (torch.arange(points, dtype=torch.float64) + 0.5) * (torch.pi / points)
+    half, mid = (high - low) / 2, (high + low) / 2
+    x = mid - half * angle.cos()
+    mass = angle.sin().square() / x.clamp_min(1e-12)
+    cumulative = mass.cumsum(0) / mass.sum()
+    return float(x[int((cumulative < 0.5).sum())])
+
+
+def loss_curve(singular_values: Tensor) -> Tensor:
+    """Loss of keeping k directions, k = 0..len: 1/2 sum_{i>k} s_i^2."""
+    energy = singular_values.to(torch.float64).square()
+    tails = energy.flip(0).cumsum(0).flip(0)
+    return 0.5 * torch.cat([tails, tails.new_zeros(1)])

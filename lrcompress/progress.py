@@ -1,0 +1,31 @@
+"""How long work reports itself. The library only calls; whoever runs it decides what to show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
+
+
+class Step(Protocol):
+    def advance(self, amount: int = 1) -> None: ...
+
+
+class Progress(Protocol):
+    def stage(self, name: str, total: int) -> AbstractContextManager[Step]:
+        """Announce `total` units of work under `name`."""
+        ...
+
+
+class _SilentStep:
+    def advance(self, amount: int = 1) -> None:
+        pass
+
+
+class _Silent:
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Step]:
+        yield _SilentStep()
+
+
+SILENT: Progress = _Silent()

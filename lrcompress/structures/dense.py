@@ -1,0 +1,44 @@
+"""Leave the layer alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.layers import LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import Factors, Structure
+
+
+@dataclass(frozen=True)
+class Dense(Structure):
+    """y = W x. `reason` says why, where it was not simply the best choice."""
+
+    reason: str = ""
+    type_name: ClassVar[str] = "dense"
+
+    def check(self, spec: LayerSpec) -> None:
+        pass
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        return spec.weight_params
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        return spec.flops_per_row
+
+    def fit(self, weight: Tensor, whitening: Whitening) -> Factors:
+        return {"weight": weight.to(torch.float64)}
+
+    def dense(self, factors: Factors) -> Tensor:
+        return factors["weight"]
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        return layer
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        return {"weight": torch.zeros(spec.groups, spec.out_features, spec.in_features)}

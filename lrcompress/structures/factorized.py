@@ -1,0 +1,159 @@
+"""Modules that compute a product of factors without ever forming the dense weight.
+
+Each is made of plain torch layers, so adapters, optimisers and exporters see what they know. The
+`weight` property forms the dense matrix for code that reads a layer's dtype or shape; no forward
+here uses it (ONNX Runtime would fold a product of constants back to the dense weight).
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+    return nn.Parameter(
+        values.to(dtype=like.dtype, device=like.device).contiguous(),
+        requires_grad=like.requires_grad,
+    )
+
+
+def _linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
+    """An nn.Linear that holds the given values; made on meta so that nothing is drawn twice."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = _parameter(weight, like)
+    if bias is not None:
+        layer.bias = _parameter(bias, like)
+    return layer
+
+
+class FactorizedLinear(nn.Module):
+    """y = up(down(x));  down: (r, n)  up: (m, r)."""
+
+    def __init__(self, down: nn.Linear, up: nn.Linear) -> None:
+        super().__init__()
+        self.down = down
+        self.up = up
+        self.in_features, self.out_features = down.in_features, up.out_features
+
+    @classmethod
+    def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        return cls(_linear(right, None, weight), _linear(left, bias, weight))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.up.weight @ self.down.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.up.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(self.down(x))
+        return out
+
+
+class FactorizedEmbedding(nn.Module):
+    """y = up(codes[token]);  codes: (vocabulary, r)  up: (m, r)."""
+
+    def __init__(self, codes: nn.Embedding, up: nn.Linear) -> None:
+        super().__init__()
+        self.codes = codes
+        self.up = up
+        self.num_embeddings, self.embedding_dim = codes.num_embeddings, up.out_features
+        self.padding_idx = codes.padding_idx
+
+    @classmethod
+    def like(cls, layer: nn.Module, left: Tensor, right: Tensor) -> Self:
+        assert isinstance(layer, nn.Embedding)
+        codes = nn.Embedding(
+            right.shape[1], right.shape[0], padding_idx=layer.padding_idx, device="meta"
+        )
+        codes.weight = _parameter(right.mT, layer.weight)
+        return cls(codes, _linear(left, None, layer.weight))
+
+    @property
+    def weight(self) -> Tensor:
+        return self.codes.weight @ self.up.weight.mT
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.up(self.codes(tokens))
+        return out
+
+
+class TiedFactorizedHead(nn.Module):
+    """Logits from a factorized embedding's own factors: y = codes (up^T x) + b."""
+
+    def __init__(self, embedding: FactorizedEmbedding, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.codes = embedding.codes
+        self.up = embedding.up
+        self.bias = bias
+        self.in_features = embedding.embedding_dim
+        self.out_features = embedding.num_embeddings
+
+    @property
+    def weight(self) -> Tensor:
+        return self.codes.weight @ self.up.weight.mT
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x @ self.up.weight, self.codes.weight, self.bias)
+
+
+class FactorizedConv(nn.Module):
+    """y = up(down(x)): a convolution to r channels a group, then a 1x1 convolution.
+
+    down: (groups * r, in/groups, *kernel)  up: (groups * m, r, 1...).
+    """
+
+    def __init__(self, down: nn.Conv1d | nn.Conv2d, up: nn.Conv1d | nn.Conv2d) -> None:
+        super().__init__()
+        self.down = down
+        self.up = up
+
+    @classmethod
+    def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
+        assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+        make = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+        groups, m, rank = left.shape
+        down = make(
+            layer.in_channels,
+            groups * rank,
+            layer.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
+            stride=layer.stride,  # type: ignore[arg-type]
+            padding=layer.padding,  # type: ignore[arg-type]
+            dilation=layer.dilation,  # type: ignore[arg-type]
+            groups=groups,
+            bias=False,
+            padding_mode=layer.padding_mode,
+            device="meta",
+        )
+        down.weight = _parameter(
+            right.reshape(groups * rank, *layer.weight.shape[1:]), layer.weight
+        )
+        up = make(groups * rank, groups * m, 1, groups=groups, bias=bias is not None, device="meta")
+        ones = (1,) * len(layer.kernel_size)
+        up.weight = _parameter(left.reshape(groups * m, rank, *ones), layer.weight)
+        if bias is not None:
+            up.bias = _parameter(bias, layer.weight)
+        return cls(down, up)
+
+    @property
+    def weight(self) -> Tensor:
+        groups = self.down.groups
+        up = self.up.weight.reshape(groups, -1, self.up.weight.shape[1])
+        down = self.down.weight.reshape(groups, up.shape[-1], -1)
+        return torch.bmm(up, down).reshape(-1, *self.down.weight.shape[1:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.up.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.up(self.down(x))
+        return out

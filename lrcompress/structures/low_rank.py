@@ -1,0 +1,78 @@
+"""Low rank: the truncated SVD of the whitened weight.
+
+y = U (V x) + b;  U: (groups, m, r)  V: (groups, r, n)
+
+With A = G^1/2 W C^1/2 = P S Q^T the best rank-r weight in the metric is
+G^-1/2 [A]_r C^-1/2 and its loss 1/2 sum_{i>r} s_i^2 (Eckart-Young in the whitened space).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import FitError, PlanError
+from lrcompress.layers import LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.factorized import (
+    FactorizedConv,
+    FactorizedEmbedding,
+    FactorizedLinear,
+)
+
+
+@dataclass(frozen=True)
+class LowRank(Structure):
+    """Two factors of `rank` columns; convolutions keep their kernel in the first."""
+
+    rank: int
+    type_name: ClassVar[str] = "low_rank"
+
+    def check(self, spec: LayerSpec) -> None:
+        largest = min(spec.out_features, spec.in_features)
+        if not 1 <= self.rank <= largest:
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 1 and {largest} "
+                f"(the weight is {spec.out_features} x {spec.in_features}); edit its rank"
+            )
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        return spec.groups * self.rank * (spec.out_features + spec.in_features)
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        product = 2 * self.weight_params(spec)
+        own = 2 * self.rank * spec.out_features if spec.kind == "embedding" else product
+        return own + product * len(spec.tied)
+
+    def fit(self, weight: Tensor, whitening: Whitening) -> Factors:
+        whitened = whitening.whiten(weight)  # (groups, m', n')
+        if not bool(torch.isfinite(whitened).all()):
+            raise FitError("the weight or its moments are not finite; check the model and data")
+        p, s, qt = torch.linalg.svd(whitened, full_matrices=False)
+        half = s[..., : self.rank].sqrt()
+        left = whitening.output.left_inverse(p[..., : self.rank] * half.unsqueeze(-2))
+        right = whitening.input.right_inverse(half.unsqueeze(-1) * qt[..., : self.rank, :])
+        return {"left": left, "right": right}
+
+    def dense(self, factors: Factors) -> Tensor:
+        return factors["left"] @ factors["right"]
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        left, right = factors["left"], factors["right"]
+        if spec.kind == "embedding":
+            return FactorizedEmbedding.like(layer, left[0], right[0])
+        if spec.kind in ("linear", "transposed_linear"):
+            return FactorizedLinear.like(layer, left[0], right[0], bias)
+        return FactorizedConv.like(layer, left, right, bias)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        return {
+            "left": torch.zeros(spec.groups, spec.out_features, self.rank),
+            "right": torch.zeros(spec.groups, self.rank, spec.in_features),
+        }
