@@ -1,0 +1,38 @@
+"""Digests that say whether two sets of tensors are the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """sha256 of names, types, shapes and values, in the order given."""
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode("utf-8", "replace"))
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def distinct_state(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and kept buffers, a shared one once, under its first name.
+
+    state_dict() gives every name of a shared tensor; keep_vars lets identity tell them apart.
+    """
+    seen: set[int] = set()
+    state: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            state[name] = tensor
+    return state
+
+
+def model_fingerprint(module: nn.Module) -> str:
+    """sha256 of the names, types, shapes and values of a model's weights and kept buffers."""
+    return tensors_fingerprint(distinct_state(module).items())

@@ -1,0 +1,145 @@
+"""Dataclasses to and from JSON that people edit: each complaint names the field it is about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lrcompress.errors import LrcompressError
+
+Record = TypeVar("Record")
+LARGEST_WHOLE = 2**63 - 1  # what tensors and other readers can hold
+
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+}
+
+
+def to_json(value: object) -> Any:
+    """Dataclasses as objects, tuples as lists; what JSON knows stays as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
+
+
+def parse_object(text: str, where: str, error: type[LrcompressError]) -> dict[str, Any]:
+    """The JSON object in `text`; anything else raises `error`, naming the line."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as cause:
+        raise error(f"{where}: not JSON at line {cause.lineno}: {cause.msg}; correct it") from cause
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{where}: not readable as JSON ({cause}); correct it") from cause
+    if not isinstance(value, dict):
+        raise error(f"{where}: holds {shown(value)} where a JSON object {{...}} is expected")
+    return value
+
+
+def from_json(
+    kind: type[Record],
+    value: object,
+    where: str,
+    error: type[LrcompressError],
+    *,
+    strict: bool = False,
+) -> Record:
+    """Read `value` as `kind`, a dataclass or a field's type; `where` is the path so far.
+
+    Keys that the dataclass lacks are refused when `strict`, and are for people otherwise.
+    """
+    read: Record = _Reader(error, strict).read(kind, value, where)
+    return read
+
+
+def shown(value: object, length: int = 60) -> str:
+    """One printable line of a value that came from a file, as JSON."""
+    text = json.dumps(value, default=repr)
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    error: type[LrcompressError]
+    strict: bool
+
+    def read(self, kind: Any, value: Any, where: str) -> Any:
+        if dataclasses.is_dataclass(kind):
+            return self._read_dataclass(kind, value, where)
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (Union, types.UnionType):  # only "X | None" is used
+            inner = next(a for a in arguments if a is not type(None))
+            return None if value is None else self.read(inner, value, where)
+        if origin is Literal:
+            if not isinstance(value, str) or value not in arguments:
+                names = ", ".join(arguments)
+                raise self.error(f"{where}: must be one of {names}, not {shown(value)}")
+            return value
+        if origin is tuple:
+            if not isinstance(value, list):
+                raise self.error(f"{where}: must be a list, not {shown(value)}")
+            return tuple(
+                self.read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)
+            )
+        if origin in (dict, Mapping):
+            return {
+                key: self.read(arguments[1], item, f"{where}.{key}")
+                for key, item in self._object(value, where).items()
+            }
+        if not _is(kind, value):
+            raise self.error(f"{where}: must be {KINDS[kind]}, not {shown(value)}")
+        return float(value) if kind is float else value
+
+    def _read_dataclass(self, kind: Any, value: Any, where: str) -> Any:
+        self._object(value, where)
+        hints = _hints(kind)
+        known: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            if field.name in value:
+                known[field.name] = self.read(
+                    hints[field.name], value[field.name], f"{where}.{field.name}"
+                )
+            elif (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ):
+                raise self.error(f"{where}: lacks {shown(field.name)}; add it")
+        unknown = [key for key in value if key not in hints]
+        if self.strict and unknown:
+            names = ", ".join(hints) or "nothing else"
+            raise self.error(f"{where}: unknown field {shown(unknown[0])}; it takes {names}")
+        return kind(**known)
+
+    def _object(self, value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(f"{where}: must be an object {{...}}, not {shown(value)}")
+        return value
+
+
+def _is(kind: type, value: Any) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        whole = isinstance(value, int) and abs(value) <= LARGEST_WHOLE
+        return whole or (isinstance(value, float) and math.isfinite(value))
+    if kind is int:
+        return isinstance(value, int) and abs(value) <= LARGEST_WHOLE
+    return isinstance(value, kind)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Type of each field; ClassVars are not fields."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

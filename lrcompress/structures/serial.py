@@ -1,0 +1,39 @@
+"""Structures as JSON: {"type": "low_rank", "rank": 48}."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from lrcompress.errors import PlanError
+from lrcompress.records import from_json, shown, to_json
+from lrcompress.structures import STRUCTURES, Structure
+
+
+def structure_to_json(structure: Structure) -> dict[str, Any]:
+    """The type's name and the fields that are not at their default."""
+    assert dataclasses.is_dataclass(structure)
+    defaults = {f.name: f.default for f in dataclasses.fields(structure)}
+    fields = to_json(structure)
+    told = {name: value for name, value in fields.items() if value != defaults[name]}
+    return {"type": structure.type_name, **told}
+
+
+def structure_from_json(value: object, layer: str) -> Structure:
+    """The structure that `value` describes, of the layer named `layer`.
+
+    Whether it fits the layer is `Structure.check`'s to say.
+
+    Raises:
+        PlanError: an unknown type, a missing or unknown field, a field of another type.
+    """
+    where = f"{layer}: structure"
+    if not isinstance(value, dict):
+        raise PlanError(f"{where}: must be an object {{...}}, not {shown(value)}")
+    name = value.get("type")
+    kind = STRUCTURES.get(name) if isinstance(name, str) else None
+    if kind is None:
+        known = ", ".join(STRUCTURES)
+        raise PlanError(f"{where}: unknown type {shown(name)}; it may be {known}")
+    fields = {key: item for key, item in value.items() if key != "type"}
+    return from_json(kind, fields, where, PlanError, strict=True)
