@@ -19,6 +19,10 @@ class PlanError(LrcompressError):
     """A plan or budget is malformed, names what the model lacks, or cannot be met."""
 
 
+class BudgetError(PlanError):
+    """No plan meets the budget; the message names the smallest that can be reached."""
+
+
 class FitError(LrcompressError):
     """A structure cannot be fitted to a layer."""
 
