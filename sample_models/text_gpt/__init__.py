@@ -1,0 +1,1 @@
+"""A byte-level GPT trained on the World English Bible."""
