@@ -1,0 +1,1 @@
+"""One file a command: read artefacts, call one verb, write artefacts, hand back what to show."""

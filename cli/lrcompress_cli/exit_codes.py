@@ -1,0 +1,70 @@
+"""What the exit status says. The one place that maps errors and failed checks to a number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Protocol
+
+import click
+
+from lrcompress.errors import LrcompressError
+
+
+class ExitCode(IntEnum):
+    OK = 0
+    UNEXPECTED = 1  # a bug of ours, or of a library
+    USAGE = 2
+    NUMERIC = 3  # the ONNX file computes something else, or holds another graph
+    PLACEMENT = 4  # a GPU was asked for and nodes are, or would be, left on the CPU
+    BUDGET = 5
+    ACCURACY = 6
+    INPUT = 7
+    INTERRUPTED = 130
+
+
+class FailedCheck(Protocol):
+    @property
+    def passed(self) -> bool: ...
+    @property
+    def kind(self) -> str: ...
+
+
+CHECK_KINDS: dict[str, ExitCode] = {  # the first kind that failed gives the status
+    "graph": ExitCode.NUMERIC,
+    "numeric": ExitCode.NUMERIC,
+    "placement": ExitCode.PLACEMENT,
+    "budget": ExitCode.BUDGET,
+}
+
+
+def of_checks(checks: Iterable[FailedCheck]) -> ExitCode:
+    failed = {check.kind for check in checks if not check.passed}
+    for kind, code in CHECK_KINDS.items():
+        if kind in failed:
+            return code
+    assert not failed, f"check of unknown kind {failed}"
+    return ExitCode.OK
+
+
+def of_error(error: BaseException) -> ExitCode:
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return ExitCode.INTERRUPTED
+    if isinstance(error, click.ClickException):
+        return ExitCode.USAGE
+    if isinstance(error, LrcompressError):
+        return _of_our_error(error)
+    if isinstance(error, OSError):
+        return ExitCode.INPUT  # a full disk, a missing permission
+    return ExitCode.UNEXPECTED
+
+
+def _of_our_error(error: LrcompressError) -> ExitCode:
+    from lrcompress.errors import BudgetError
+    from lrcompress.export.session import ProviderUnavailable
+
+    if isinstance(error, BudgetError):
+        return ExitCode.BUDGET
+    if isinstance(error, ProviderUnavailable):
+        return ExitCode.PLACEMENT
+    return ExitCode.INPUT

@@ -1,0 +1,67 @@
+"""From an exception to one line on stderr and an exit code; a traceback only when asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from lrcompress.errors import LrcompressError
+from lrcompress_cli.exit_codes import ExitCode, of_error
+
+
+def report_failure(error: BaseException, arguments: Sequence[str], *, resumable: bool) -> int:
+    """Say what happened; returns the exit code.
+
+    The options are looked for in the raw arguments, for an error may come before their parsing.
+    """
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, e.g. `| head`
+        _drop_output()
+        return ExitCode.OK
+    code = of_error(error)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        sys.stderr.write(f"{error.format_message()}\n")
+        return code
+    message = _message(error, code, resumable=resumable)
+    if "--json" in arguments:
+        kind = "Interrupted" if code is ExitCode.INTERRUPTED else type(error).__name__
+        record = {"error": {"type": kind, "message": message, "exit_code": int(code)}}
+        sys.stdout.write(json.dumps(record, indent=2) + "\n")
+    if "--traceback" in arguments:
+        traceback.print_exception(error, file=sys.stderr)
+    prefix = {ExitCode.INTERRUPTED: "", ExitCode.UNEXPECTED: "unexpected: "}.get(code, "error: ")
+    sys.stderr.write(f"{prefix}{message}\n")
+    return code
+
+
+def _message(error: BaseException, code: ExitCode, *, resumable: bool) -> str:
+    if code is ExitCode.INTERRUPTED:
+        return "interrupted; rerun the same command to resume" if resumable else "interrupted"
+    if isinstance(error, click.ClickException):
+        text = error.format_message().rstrip(".")
+        context = getattr(error, "ctx", None)
+        where = f"; see `{context.command_path} --help`" if context is not None else ""
+        return _one_line(text) + where
+    if isinstance(error, LrcompressError):
+        return _one_line(str(error))
+    if isinstance(error, OSError) and code is ExitCode.INPUT:
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or str(error)
+        return _one_line(f"{where}{reason}; free some space or choose another place, and rerun")
+    return _one_line(f"{type(error).__name__}: {error} (rerun with --traceback)")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _drop_output() -> None:
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

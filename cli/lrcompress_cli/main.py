@@ -1,0 +1,94 @@
+"""The command table. `lrcompress --help` reads it and loads no command and no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from lrcompress_cli.failure import report_failure
+
+
+@dataclass(frozen=True)
+class Entry:
+    module: str  # holds `command`
+    summary: str
+    resumable: bool = False  # rerunning the same command goes on where an interruption struck
+
+
+COMMANDS: dict[str, Entry] = {
+    "profile": Entry(
+        "lrcompress_cli.commands.profile",
+        "Measure each layer: spectra, ranks, sensitivity.",
+        resumable=True,
+    ),
+    "plan": Entry("lrcompress_cli.commands.plan", "Decide the ranks that meet a budget."),
+    "compress": Entry(
+        "lrcompress_cli.commands.compress",
+        "Profile, plan, compress, export and verify in one run.",
+        resumable=True,
+    ),
+    "export": Entry("lrcompress_cli.commands.export", "Write a model as an ONNX graph."),
+    "verify": Entry("lrcompress_cli.commands.verify", "Check an ONNX file against its model."),
+    "bench": Entry("lrcompress_cli.commands.bench", "Time a dense against a compressed model."),
+    "doctor": Entry("lrcompress_cli.commands.doctor", "Can this machine run models on its GPU?"),
+    "completion": Entry("lrcompress_cli.commands.completion", "Print a shell's completion script."),
+}
+
+
+class CommandTable(click.Group):
+    """The group over COMMANDS; every way to fail ends in one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = import_module(entry.module).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = "lrcompress",
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+        except BaseException as error:
+            entry = COMMANDS.get(arguments[0]) if arguments else None
+            resumable = entry is not None and entry.resumable
+            code = report_failure(error, arguments, resumable=resumable)
+        sys.exit(code)
+
+
+@click.group(
+    cls=CommandTable,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="lrcompress", message="%(prog)s %(version)s")
+def main() -> None:
+    """Make a trained neural network smaller and faster, provably.
+
+    One command takes a model to a smaller, verified ONNX file:
+
+    lrcompress compress MODEL --data TEXT --budget 50% -o out/
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Several click options, one dataclass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+def gathered(into: type, name: str, *options: Decorator) -> Decorator:
+    """The values of `options` reach the command as one `into` in its argument `name`."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*positional: Any, **values: Any) -> Any:
+            own = {f.name: values.pop(f.name) for f in fields(into)}
+            return function(*positional, **values, **{name: into(**own)})
+
+        result: Callable[..., Any] = call
+        for option in reversed(options):
+            result = option(result)
+        return result
+
+    return decorate

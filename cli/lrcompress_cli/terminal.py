@@ -1,0 +1,137 @@
+"""stdout and stderr: results go to the one, words and progress to the other."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+
+from lrcompress_cli.exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from lrcompress.progress import Progress
+
+WIDTH_OF_FILES = 120  # columns of a table that goes into a file or pipe
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command hands back: its documented object, and the same for a reader."""
+
+    data: Mapping[str, Any]
+    shown: Sequence[RenderableType] = ()  # a plain str is written as it is
+    code: ExitCode = ExitCode.OK
+    problems: Sequence[str] = field(default_factory=tuple)  # lines for stderr
+
+
+class Terminal:
+    """`json`: stdout holds one object. `quiet`: nothing but errors and that object."""
+
+    def __init__(self, *, json_output: bool, quiet: bool) -> None:
+        self.json_output = json_output
+        self.quiet = quiet
+        self._stdout: TextIO = sys.stdout
+
+    @functools.cached_property
+    def errors(self) -> Console:
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @functools.cached_property
+    def progress(self) -> Progress:
+        from lrcompress.progress import SILENT
+        from lrcompress_cli.progress import TerminalProgress
+
+        if self.quiet or not self.errors.is_terminal:
+            return SILENT
+        return TerminalProgress(self.errors)
+
+    def note(self, text: str) -> None:
+        if not self.quiet:
+            self.errors.print(text, markup=False)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Whatever libraries print while a command works lands on stderr."""
+        logger = logging.getLogger("lrcompress")
+        handler = _ToTerminal(self)
+        logger.addHandler(handler)
+        try:
+            with redirect_stdout(sys.stderr), warnings.catch_warnings():
+                # Deprecations among libraries are no news to a user of the command.
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logger.removeHandler(handler)
+
+    def finish(self, outcome: Outcome) -> ExitCode:
+        if self.json_output:
+            self._stdout.write(json.dumps(outcome.data, indent=2, allow_nan=False) + "\n")
+        elif not self.quiet:
+            for part in outcome.shown:
+                self._show(part)
+        self._stdout.flush()
+        for problem in outcome.problems:
+            sys.stderr.write(f"error: {problem}\n")
+        return outcome.code
+
+    def _show(self, part: RenderableType) -> None:
+        if isinstance(part, str):
+            self._stdout.write(part if part.endswith("\n") else part + "\n")
+            return
+        from rich.console import Console
+
+        console = Console(file=self._stdout, highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(file=self._stdout, highlight=False, width=WIDTH_OF_FILES)
+        console.print(part)
+
+
+class _ToTerminal(logging.Handler):
+    """The library's log: warnings always, its notes unless --quiet."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def emit(self, record: logging.LogRecord) -> None:
+        word = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        self._terminal.note(f"{word}{record.getMessage()}")
+
+
+def reporting(function: Callable[..., Outcome]) -> Callable[..., ExitCode]:
+    """The options of every command. The function gets a Terminal first and returns an Outcome."""
+
+    @functools.wraps(function)
+    def call(*, json_output: bool, quiet: bool, show_traceback: bool, **values: Any) -> ExitCode:
+        terminal = Terminal(json_output=json_output, quiet=quiet)
+        with terminal.working():
+            outcome = function(terminal, **values)
+        return terminal.finish(outcome)
+
+    for option in (
+        click.option("--traceback", "show_traceback", is_flag=True, help="Show a bug's traceback."),
+        click.option(
+            "-q", "--quiet", is_flag=True, help="Print errors only (and --json's object)."
+        ),
+        click.option(
+            "--json",
+            "json_output",
+            is_flag=True,
+            help="Print one JSON object on stdout; docs/cli.md documents it.",
+        ),
+    ):
+        call = option(call)
+    return call

@@ -1,0 +1,52 @@
+"""report.html: one file that asks the network for nothing."""
+
+from __future__ import annotations
+
+import html
+import re
+from importlib.resources import files
+
+from lrcompress.errors import LrcompressError
+from lrcompress.reporting.report import Report
+
+INSTALL = "pip install 'lrcompress[report]'"
+
+
+def render_html(report: Report) -> str:
+    """The page, with plotly.js and the data inside.
+
+    Raises:
+        LrcompressError: plotly is not installed.
+    """
+    page = files("lrcompress.reporting").joinpath("page")
+    parts = {
+        "title": html.escape(f"{report.model} - lrcompress"),
+        "style": page.joinpath("page.css").read_text(encoding="utf-8"),
+        "plotly": _plotly_js(),
+        "script": page.joinpath("page.js").read_text(encoding="utf-8"),
+        "data": _inside_script(report.to_json()),
+    }
+    text = page.joinpath("page.html").read_text(encoding="utf-8")
+    # One pass: what is put in is not searched for further names.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
+
+
+def require_plotly() -> None:
+    """Raises LrcompressError if a report could not be drawn; ask before the long work."""
+    _plotly_js()
+
+
+def _plotly_js() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise LrcompressError(
+            f"the report's plots need plotly; run: {INSTALL}, or pass --no-report"
+        ) from error
+    script: str = get_plotlyjs()
+    return script
+
+
+def _inside_script(text: str) -> str:
+    """JSON that cannot end the script element it stands in."""
+    return text.replace("<", "\\u003c")

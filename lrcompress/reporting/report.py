@@ -1,0 +1,131 @@
+"""The report's data. report.json is this and nothing else; the page is drawn from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrcompress.errors import DataError
+from lrcompress.records import from_json, parse_object, to_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    params: int
+    bytes: int  # on disk
+    flops_per_example: float
+    latency_ms: float | None = None  # once `bench` has run
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values in one metric, thinned where there are many: `values[k]` is s_index[k]."""
+
+    metric: str
+    index: tuple[int, ...]  # from 1
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    name: str
+    kind: str
+    out_features: int  # per group, as in_features
+    in_features: int
+    groups: int
+    params: int
+    stable_rank: float
+    effective_rank: float
+    numerical_rank: int
+    e90: int
+    e99: int
+    above_noise: int
+    break_even_rank: int
+    sensitivity: float  # loss of a zero weight, in the plan's metric
+    spectra: tuple[Spectrum, ...]
+    structure: str = ""  # as a person reads it; "" before there is a plan
+    rank: int | None = None  # None where the layer stays dense
+    params_kept: int | None = None
+    predicted_loss: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Mean output divergence per example, in the objective's unit."""
+
+    where: str  # "calibration", "held-out"
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    name: str
+    passed: bool
+    detail: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class LeftAloneReport:
+    name: str
+    kind: str
+    params: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageTime:
+    name: str
+    seconds: float
+    reused: bool  # taken from an earlier, interrupted run
+
+
+@dataclass(frozen=True)
+class Output:
+    name: str  # relative to the run folder
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    model: str
+    command: str
+    metric: str
+    objective: str
+    examples: int
+    tokens: int
+    before: Cost
+    layers: tuple[LayerReport, ...]
+    left_alone: tuple[LeftAloneReport, ...]
+    environment: dict[str, str]
+    after: Cost | None = None  # None for a profile alone
+    budget: str = ""
+    allocator: str = ""
+    optimality_gap: float | None = None
+    divergences: tuple[Divergence, ...] = ()
+    fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
+    checks: tuple[CheckReport, ...] = ()
+    stages: tuple[StageTime, ...] = ()
+    files: tuple[Output, ...] = ()
+    warnings: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def verified(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def to_json(self) -> str:
+        return json.dumps(to_json(self), indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: Path) -> Report:
+        """Raises DataError, naming the field, if the text is no report of this version."""
+        data = parse_object(text, str(source), DataError)
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(f"{source}: not a report of this version; rerun the command")
+        return from_json(cls, data, str(source), DataError)
