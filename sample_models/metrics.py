@@ -17,7 +17,8 @@ from lrcompress.errors import DataError
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer; it returns a mapping of tensors."""
 
-    mask_token_id: int | None
+    @property
+    def mask_token_id(self) -> int | None: ...
 
     def __call__(self, text: Sequence[str] | str, **options: object) -> dict[str, torch.Tensor]: ...
 
