@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lrcompress.errors import LrcompressError
+from lrcompress.wording import label, shown
 
 Record = TypeVar("Record")
 LARGEST_WHOLE = 2**63 - 1  # what tensors and other readers can hold
@@ -63,12 +64,6 @@ def from_json(
     return read
 
 
-def shown(value: object, length: int = 60) -> str:
-    """One printable line of a value that came from a file, as JSON."""
-    text = json.dumps(value, default=repr)
-    return text if len(text) <= length else text[: length - 3] + "..."
-
-
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     error: type[LrcompressError]
@@ -94,7 +89,7 @@ class _Reader:
             )
         if origin in (dict, Mapping):
             return {
-                key: self.read(arguments[1], item, f"{where}.{key}")
+                key: self.read(arguments[1], item, f"{where}.{label(key)}")
                 for key, item in self._object(value, where).items()
             }
         if not _is(kind, value):

@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any
 
 from lrcompress.errors import PlanError
-from lrcompress.records import from_json, shown, to_json
+from lrcompress.records import from_json, to_json
 from lrcompress.structures import STRUCTURES, Structure
+from lrcompress.wording import label, shown
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def structure_from_json(value: object, layer: str) -> Structure:
     Raises:
         PlanError: an unknown type, a missing or unknown field, a field of another type.
     """
-    where = f"{layer}: structure"
+    where = f"{label(layer)}: structure"
     if not isinstance(value, dict):
         raise PlanError(f"{where}: must be an object {{...}}, not {shown(value)}")
     name = value.get("type")

@@ -1,0 +1,109 @@
+"""`pkg.module:name`: the user's own code, imported and called."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.sources.reference import LoadedModel, ModelReference
+from lrcompress.sources.tensors import fill_, read_state
+from lrcompress.wording import listed, one_line
+
+PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def is_import_reference(text: str) -> bool:
+    return PATTERN.fullmatch(text) is not None
+
+
+def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) -> LoadedModel:
+    """Call the factory and load the weights, if any, in the module's own dtype."""
+    module = call_factory(reference)
+    if weights is not None:
+        state = read_state(weights, allow_pickle=allow_pickle)
+        fill_(module, state, state.__getitem__, weights, keep_dtype=False)
+    details = {"weights": weights.name} if weights is not None else {}
+    return LoadedModel(module, ModelReference("factory", reference, details))
+
+
+def call_factory(reference: str) -> nn.Module:
+    """The module that `pkg.module:factory` returns; the same random weights at each call."""
+    factory = import_object(reference, ModelError)
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ModelError(
+            f"{reference}: is a {type(factory).__name__}, not a factory; name a function that "
+            "takes nothing and returns the module"
+        )
+    with torch.random.fork_rng(devices=[]), _current_directory_importable():
+        torch.manual_seed(0)
+        try:
+            module = factory()
+        except (Exception, SystemExit) as cause:  # the user's code may raise anything
+            raise ModelError(
+                f"{reference}: calling it failed ({type(cause).__name__}: {one_line(cause)}); "
+                "it must take no arguments and return the module"
+            ) from cause
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"{reference}: returned a {type(module).__name__}, not a torch.nn.Module; "
+            "return the module"
+        )
+    lazy = [name for name, p in module.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ModelError(
+            f"{reference}: {listed(lazy)} have no shape yet; run the module once in the factory"
+        )
+    return module
+
+
+def import_object(reference: str, error: type[LrcompressError]) -> object:
+    """The object named `pkg.module:name`, looked for in the current directory too."""
+    module_name, _, attributes = reference.partition(":")
+    with _current_directory_importable():
+        try:
+            found: object = importlib.import_module(module_name)
+        except ModuleNotFoundError as cause:
+            if cause.name is not None and f"{module_name}.".startswith(f"{cause.name}."):
+                raise error(
+                    f"{reference}: no module named {cause.name}; run in the folder that holds it, "
+                    "or install it"
+                ) from cause
+            raise error(
+                f"{reference}: importing it needs {cause.name}, which is missing; install it"
+            ) from cause
+        except (Exception, SystemExit) as cause:  # the user's code may raise anything
+            raise error(
+                f"{reference}: importing it failed ({type(cause).__name__}: {one_line(cause)}); "
+                f"try python -c 'import {module_name}'"
+            ) from cause
+    for attribute in attributes.split("."):
+        try:
+            found = getattr(found, attribute)
+        except AttributeError as cause:
+            raise error(
+                f"{reference}: {module_name} has no {attribute}; check the name after the colon"
+            ) from cause
+    return found
+
+
+@contextmanager
+def _current_directory_importable() -> Iterator[None]:
+    """First on the path as for `python -m`, then last: the user's `datasets/` must not hide a
+    library's own lazy imports later on."""
+    here = str(Path.cwd())
+    added = here not in sys.path
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+        if added:
+            sys.path.append(here)

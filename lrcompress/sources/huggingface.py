@@ -1,0 +1,146 @@
+"""Hugging Face folders: config.json beside safetensors or torch weights. Nothing is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import ModelError
+from lrcompress.sources.companions import companions, pooling, read_json
+from lrcompress.sources.reference import LoadedModel, ModelReference
+from lrcompress.sources.shards import folder_state
+from lrcompress.sources.transformers_access import transformers_for
+from lrcompress.wording import label, listed
+
+
+def load_folder(
+    folder: Path, text: str, *, trust_remote_code: bool, allow_pickle: bool
+) -> LoadedModel:
+    """The model in float32, of the class that config.json names, with plain attention.
+
+    Raises:
+        ModelError: transformers is missing, or the folder is incomplete, damaged or unsafe.
+    """
+    details = _details(folder, trust_remote_code=trust_remote_code)
+    state = folder_state(folder, allow_pickle=allow_pickle)
+    module, missing = _load(folder, details, state)
+    if missing and all("pooler" in name.split(".") for name in missing):
+        # Encoders are often published without the pooling layer that the class would draw at random
+        details["add_pooling_layer"] = "false"
+        module, missing = _load(folder, details, state)
+    if missing:
+        raise ModelError(
+            f"{folder}: the weights lack {listed(missing)}; check that config.json belongs to them"
+        )
+    return LoadedModel(
+        module=module,
+        reference=ModelReference("huggingface", text, details),
+        companions=companions(folder, remote_code="remote_code" in details),
+        folder=folder,
+        pooling=pooling(folder),
+    )
+
+
+def empty_module(reference: ModelReference, folder: Path) -> nn.Module:
+    """The architecture that config.json in `folder` describes; its weights are arbitrary."""
+    details = reference.details
+    read_json(folder / "config.json")
+    with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
+        kind = _class(library, details)
+        build = getattr(kind, "_from_config", None) or kind.from_config
+        module: nn.Module = build(
+            _config(library, folder, details), dtype=torch.float32, **_options(details)
+        )
+    _drop_cache(module)
+    return module
+
+
+def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:
+    """The class to build, in transformers, or the Auto class that finds the model's own code."""
+    config = read_json(folder / "config.json")
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{folder}: its weights are quantised; give the folder of the unquantised model"
+        )
+    architectures = config.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    with transformers_for(str(folder), ModelError) as library:
+        known = getattr(library, name, None) if isinstance(name, str) else None
+    if isinstance(known, type) and issubclass(known, nn.Module):
+        return {"architecture": known.__name__}
+    remote = config.get("auto_map")
+    if not isinstance(remote, dict):
+        return {"architecture": "AutoModel"}
+    if not trust_remote_code:
+        raise ModelError(
+            f"{folder}: the model brings its own code, which would run here; pass "
+            "--trust-remote-code if you trust it"
+        )
+    own = [a for a, t in remote.items() if isinstance(t, str) and t.endswith(f".{name}")]
+    models = [auto for auto in own if auto.startswith("AutoModel")]
+    return {"architecture": models[0] if models else "AutoModel", "remote_code": "true"}
+
+
+def _class(library: Any, details: Mapping[str, str]) -> Any:
+    name = details.get("architecture", "AutoModel")
+    kind = getattr(library, name, None)
+    if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
+        raise ModelError(
+            f"{label(name)}: transformers {library.__version__} has no such model; "
+            "install the version that it was made with"
+        )
+    return kind
+
+
+def _config(library: Any, folder: Path, details: Mapping[str, str]) -> Any:
+    return library.AutoConfig.from_pretrained(
+        folder, local_files_only=True, trust_remote_code="remote_code" in details
+    )
+
+
+def _options(details: Mapping[str, str]) -> dict[str, Any]:
+    # Plain attention exports to fewer nodes than the fused one and runs faster in ONNX Runtime
+    options: dict[str, Any] = {"attn_implementation": "eager"}
+    if "add_pooling_layer" in details:
+        options["add_pooling_layer"] = False
+    if "remote_code" in details:
+        options["trust_remote_code"] = True
+    return options
+
+
+def _load(
+    folder: Path, details: Mapping[str, str], state: dict[str, Tensor] | None
+) -> tuple[nn.Module, list[str]]:
+    """The module, and the names that the weights lack."""
+    with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
+        source: dict[str, Any] = {"use_safetensors": True}
+        if state is not None:
+            source = {"config": _config(library, folder, details), "state_dict": dict(state)}
+        module, report = _class(library, details).from_pretrained(
+            folder if state is None else None,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            **source,
+            **_options(details),
+        )
+    mismatched = sorted(str(item[0]) for item in report["mismatched_keys"])
+    if mismatched:
+        raise ModelError(
+            f"{folder}: {listed(mismatched)} differ in shape from what config.json says; "
+            "check that it belongs to the weights"
+        )
+    _drop_cache(module)
+    return module, sorted(report["missing_keys"])
+
+
+def _drop_cache(module: nn.Module) -> None:
+    """A key-value cache among the outputs would be exported with them."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "use_cache"):
+        config.use_cache = False

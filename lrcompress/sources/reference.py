@@ -1,0 +1,30 @@
+"""What a loaded model is, and the few words from which its architecture can be rebuilt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model came from. With the run folder's companions it rebuilds the empty module."""
+
+    kind: Literal["huggingface", "factory", "run"]
+    text: str  # as the user wrote it
+    details: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A module in eval mode whose parameters ask for no gradient."""
+
+    module: nn.Module
+    reference: ModelReference
+    companions: tuple[Path, ...] = ()  # config, tokenizer, pooling: carried into a run folder
+    folder: Path | None = None  # where the tokenizer or image processor lies
+    pooling: Literal["mean", "cls"] | None = None  # how a sentence encoder makes one vector

@@ -1,0 +1,57 @@
+"""The weight files of a Hugging Face folder: found, and checked before anything is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from lrcompress.errors import ModelError
+from lrcompress.sources.companions import read_json
+from lrcompress.sources.tensors import opened_safetensors, read_state
+from lrcompress.wording import listed
+
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
+
+
+def folder_state(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor] | None:
+    """The tensors of torch weights, or None for safetensors, whose headers are then checked:
+    transformers reads those itself, without holding them twice.
+
+    Raises:
+        ModelError: no weights, a missing or damaged shard, pickled objects.
+    """
+    if (folder / SAFETENSORS).is_file():
+        with opened_safetensors(folder / SAFETENSORS):
+            return None
+    if (folder / f"{SAFETENSORS}.index.json").is_file():
+        for shard, names in _shards(folder / f"{SAFETENSORS}.index.json").items():
+            with opened_safetensors(shard) as file:
+                absent = sorted(set(names) - set(file.keys()))
+            if absent:
+                raise ModelError(f"{shard}: lacks {listed(absent)}; copy or download it again")
+        return None
+    if (folder / PICKLED).is_file():
+        return read_state(folder / PICKLED, allow_pickle=allow_pickle)
+    if (folder / f"{PICKLED}.index.json").is_file():
+        shards = _shards(folder / f"{PICKLED}.index.json")
+        states = (read_state(shard, allow_pickle=allow_pickle) for shard in shards)
+        return {name: tensor for state in states for name, tensor in state.items()}
+    raise ModelError(
+        f"{folder}: has config.json but no {SAFETENSORS} (nor its index, nor {PICKLED}); "
+        "copy the weights there"
+    )
+
+
+def _shards(index: Path) -> dict[Path, list[str]]:
+    """Each shard with the tensors that the index expects in it; all must be there."""
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
+        raise ModelError(f"{index}: lacks a weight_map of file names; copy or download it again")
+    shards: dict[Path, list[str]] = {}
+    for name, file in mapping.items():
+        shards.setdefault(index.parent / file, []).append(name)
+    for shard in shards:
+        if not shard.is_file():
+            raise ModelError(f"{shard}: this shard is missing; copy or download it")
+    return dict(sorted(shards.items()))

@@ -1,0 +1,47 @@
+"""The one door to transformers: imported when needed, kept quiet, its failures in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from lrcompress.errors import LrcompressError
+from lrcompress.wording import one_line
+
+
+@contextmanager
+def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
+    """The transformers module, for reading `what`.
+
+    Raises:
+        error: transformers is missing, or anything that it raises inside the block.
+    """
+    try:
+        transformers = import_module("transformers")
+        logging = import_module("transformers.utils.logging")
+    except ImportError as cause:
+        raise error(
+            f'{what}: needs transformers ({one_line(cause)}); pip install "lrcompress[hf]"'
+        ) from cause
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    except LrcompressError:
+        raise
+    except ImportError as cause:  # Pillow, sentencepiece, ...: transformers asks for them late
+        raise error(
+            f'{what}: {one_line(cause)}; install it (pip install "lrcompress[hf]" brings Pillow)'
+        ) from cause
+    except Exception as cause:  # of any class, from its own checks to the model's code
+        raise error(
+            f"{what}: transformers {transformers.__version__} cannot read it "
+            f"({type(cause).__name__}: {one_line(cause)}); check the folder's json files"
+        ) from cause
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
