@@ -1,0 +1,163 @@
+"""Which execution provider took each node, and which nodes of the network's arithmetic it left."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto, TensorProto, helper, load, save
+
+from lrcompress.errors import VerifyError
+from lrcompress.export.session import (
+    EXECUTION_PROVIDERS,
+    ProviderName,
+    ProviderUnavailable,
+    Session,
+    open_session,
+)
+from lrcompress.export.typed_graph import TypedNode, typed_nodes
+
+# ONNX Runtime reads these from a tensor's shape, never from its values: the CPU is their place.
+_ALWAYS_SHAPE = frozenset(("Shape", "Size"))
+
+
+@dataclass(frozen=True)
+class NodePlacement:
+    name: str
+    domain: str
+    operator: str
+    execution_provider: str
+    computes_shape: bool  # may rightly stay on the CPU beside a GPU
+
+    def __str__(self) -> str:
+        operator = f"{self.domain}::{self.operator}" if self.domain else self.operator
+        return f"{self.name or '(unnamed)'} ({operator}) on {self.execution_provider}"
+
+
+@dataclass(frozen=True)
+class PlacementReport:
+    nodes: tuple[NodePlacement, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Nodes on each execution provider."""
+        return dict(Counter(node.execution_provider for node in self.nodes))
+
+    def compute_nodes_off(self, provider: ProviderName) -> tuple[NodePlacement, ...]:
+        """Nodes that are not on the provider, those that only compute shapes left out.
+
+        TensorRT hands what it cannot take to CUDA, which is still the GPU and counts as on it,
+        unless TensorRT took nothing at all.
+        """
+        accepted = EXECUTION_PROVIDERS[provider]
+        if accepted[0] not in self.counts:
+            accepted = ()
+        return tuple(
+            node
+            for node in self.nodes
+            if node.execution_provider not in accepted and not node.computes_shape
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "counts": self.counts,
+            "nodes": [
+                {
+                    "name": node.name,
+                    "operator": node.operator,
+                    "domain": node.domain,
+                    "execution_provider": node.execution_provider,
+                    "computes_shape": node.computes_shape,
+                }
+                for node in self.nodes
+            ],
+        }
+
+
+def placement(session: Session, *graphs: ModelProto) -> PlacementReport:
+    """Where every node of the session runs.
+
+    The session must come from `open_session(..., record_assignment=True)`, with `optimized_path`
+    for a GPU provider. Nodes are looked up in `graphs` to see whether they only compute shapes; by
+    default in the file that the session was opened from and in the optimised one that it wrote,
+    because optimisation adds nodes and fuses others away. A node that is in neither counts as
+    arithmetic.
+    """
+    try:
+        subgraphs = session.get_provider_graph_assignment_info()
+    except Exception as error:
+        raise VerifyError(
+            "the session holds no record of its placement; open it with record_assignment=True"
+        ) from error
+    assigned = [
+        (node.name, node.domain, node.op_type, subgraph.ep_name)
+        for subgraph in subgraphs
+        for node in subgraph.get_nodes()
+    ]
+    known = graphs or _graphs_of(session)
+    return PlacementReport(placed(assigned, [typed_nodes(graph) for graph in known]))
+
+
+def _graphs_of(session: Session) -> tuple[ModelProto, ...]:
+    # The wrapped class keeps the path of its model, but has no public name for it.
+    original = getattr(session, "_model_path", None)
+    optimized = session.get_session_options().optimized_model_filepath
+    on_gpu = session.get_providers() != list(EXECUTION_PROVIDERS["cpu"])
+    if on_gpu and not optimized:
+        raise VerifyError("placement on a GPU needs the optimised graph; open with optimized_path=")
+    files = (Path(path) for path in (original, optimized) if path)
+    return tuple(load(file, load_external_data=False) for file in files if file.is_file())
+
+
+def placed(
+    assigned: Sequence[tuple[str, str, str, str]], graphs: Iterable[Iterable[TypedNode]]
+) -> tuple[NodePlacement, ...]:
+    """Join (name, domain, operator, execution provider) with what the graphs know of each node.
+
+    Names need not be unique, or given at all. Where several nodes share name and operator, as many
+    count as computing shapes as one graph has such nodes, those on the CPU first.
+    """
+    left: Counter[tuple[str, str]] = Counter()
+    for graph in graphs:
+        left |= Counter((n.node.name, n.node.op_type) for n in graph if n.computes_shape)
+    cpu = EXECUTION_PROVIDERS["cpu"][0]
+    nodes: dict[int, NodePlacement] = {}
+    for place in sorted(range(len(assigned)), key=lambda place: assigned[place][3] != cpu):
+        name, domain, operator, execution_provider = assigned[place]
+        computes_shape = domain == "" and (operator in _ALWAYS_SHAPE or left[(name, operator)] > 0)
+        left[(name, operator)] -= 1
+        nodes[place] = NodePlacement(name, domain, operator, execution_provider, computes_shape)
+    return tuple(nodes[place] for place in range(len(assigned)))
+
+
+def try_provider(provider: ProviderName) -> str:
+    """Run one matrix product on the provider; the execution provider that did it.
+
+    Raises ProviderUnavailable if it cannot, or if the product ended up elsewhere.
+    """
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], np.eye(8, dtype=np.float32))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "one_product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 8])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "one_product.onnx"
+        save(model, path)
+        session = open_session(path, provider, record_assignment=True)
+        given = np.arange(16, dtype=np.float32).reshape(2, 8)
+        (got,) = session.run(None, {"x": given})
+        report = placement(session, model)
+    if report.compute_nodes_off(provider):
+        raise ProviderUnavailable(f"{provider}: a matrix product ran on {report.nodes[0]}")
+    if not np.array_equal(got, given):  # a product with the identity is exact in every format
+        raise ProviderUnavailable(f"{provider}: a matrix product with the identity came out wrong")
+    return report.nodes[0].execution_provider

@@ -1,0 +1,221 @@
+"""Open an ONNX file in ONNX Runtime, on the provider that was asked for or not at all.
+
+ONNX Runtime itself falls back to the CPU without an error: a CUDA session on a machine without a
+working CUDA runs, slowly, on the CPU. Everything here that measures goes through open_session,
+which refuses that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from numpy.typing import NDArray
+
+from lrcompress.errors import ModelError, VerifyError
+
+ProviderName = Literal["cpu", "cuda", "tensorrt"]
+
+# In the order in which ONNX Runtime offers them a node; it adds the CPU itself, at the end.
+EXECUTION_PROVIDERS: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider",),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+}
+
+PROTOBUF_LIMIT_BYTES = 2**31 - 1
+_QUIET, _WARNINGS = 4, 2  # ONNX Runtime's log severities: fatal only, and its default
+
+
+class ProviderUnavailable(VerifyError):
+    """The provider that was asked for cannot run here, or would leave the work to the CPU."""
+
+
+class GraphArgument(Protocol):
+    """An input or output of a graph: dtype as `tensor(float)`, named or unknown dims as text."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def shape(self) -> list[int | str | None]: ...
+
+
+class Session(Protocol):
+    """The part of onnxruntime.InferenceSession that is used here (it ships no types)."""
+
+    def get_providers(self) -> list[str]: ...
+    def get_inputs(self) -> list[GraphArgument]: ...
+    def get_outputs(self) -> list[GraphArgument]: ...
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[Any]]: ...
+    def get_session_options(self) -> Any: ...
+    def io_binding(self) -> Any: ...
+    def run_with_iobinding(self, iobinding: Any) -> None: ...
+    def get_provider_graph_assignment_info(self) -> list[Any]: ...
+
+
+def open_session(
+    path: str | Path,
+    provider: ProviderName = "cpu",
+    *,
+    threads: int | None = None,
+    optimized_path: str | Path | None = None,
+    record_assignment: bool = False,
+    strict: bool = False,
+    tf32: bool = True,
+) -> Session:
+    """A session on `provider`.
+
+    threads: of one operator; None leaves the choice to ONNX Runtime.
+    optimized_path: where to write the graph as it is after optimisation.
+    record_assignment: needed for `placement`, on a GPU together with optimized_path.
+    strict: refuse a graph of which any node, even one that computes a shape, is left to the CPU.
+    tf32: CUDA multiplies float32 with 10-bit mantissas, as ONNX Runtime does by default; turn it
+        off to compare numbers.
+
+    Raises ModelError if the file cannot be read, ProviderUnavailable if the provider cannot run.
+    """
+    if provider not in EXECUTION_PROVIDERS:
+        known = ", ".join(EXECUTION_PROVIDERS)
+        raise VerifyError(f"provider {provider}: unknown; choose one of {known}")
+    file = Path(path)
+    if not file.is_file():
+        raise ModelError(f"{file}: no such ONNX file; check the path")
+    runtime = onnxruntime_for(provider)
+    missing = [
+        p for p in EXECUTION_PROVIDERS[provider] if p not in runtime.get_available_providers()
+    ]
+    if missing:
+        raise ProviderUnavailable(
+            f"{provider}: this ONNX Runtime ({runtime.__version__}) has no {missing[0]}; "
+            "run `lrcompress doctor`"
+        )
+    options = runtime.SessionOptions()
+    options.log_severity_level = _QUIET  # what matters arrives as an exception
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if record_assignment:
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if strict and provider != "cpu":
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    if optimized_path is not None:
+        _write_optimized_to(options, Path(optimized_path), source=file)
+    session = _create(runtime, file, provider, options, tf32=tf32)
+    _refuse_silent_fallback(session, provider, runtime)
+    return session
+
+
+def onnxruntime_for(provider: ProviderName) -> Any:
+    """The onnxruntime module, with the CUDA libraries loaded where a GPU provider needs them."""
+    if provider == "cpu":
+        return importlib.import_module("onnxruntime")
+    # A CUDA build of torch brings its own CUDA libraries; loading it first lets both share them.
+    importlib.import_module("torch")
+    runtime = importlib.import_module("onnxruntime")
+    if hasattr(runtime, "preload_dlls"):
+        # It prints what it misses to stdout, where a command's result belongs.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+            runtime.preload_dlls()
+    return runtime
+
+
+def file_bytes(path: str | Path) -> int:
+    """Size of an ONNX file with its external data."""
+    import onnx
+
+    file = Path(path)
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except Exception as error:
+        raise ModelError(f"{file}: not a readable ONNX file; export it again") from error
+    locations = {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    total = file.stat().st_size
+    for location in sorted(locations):
+        beside = file.parent / location
+        if not beside.is_file():
+            raise ModelError(f"{file}: its external data {location} is missing; keep both together")
+        total += beside.stat().st_size
+    return total
+
+
+def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
+    options.optimized_model_filepath = str(target)
+    if file_bytes(source) > PROTOBUF_LIMIT_BYTES * 3 // 4:  # optimisation may copy weights
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", target.name + ".data"
+        )
+
+
+def _create(
+    runtime: Any, file: Path, provider: ProviderName, options: Any, *, tf32: bool
+) -> Session:
+    providers: list[Any] = [
+        (name, {"use_tf32": str(int(tf32))}) if name == "CUDAExecutionProvider" else name
+        for name in EXECUTION_PROVIDERS[provider]
+    ]
+    try:
+        with _quiet_log(runtime):
+            session: Session = runtime.InferenceSession(
+                str(file), options, providers=providers, enable_fallback=0
+            )
+    except Exception as error:  # its exceptions share no base below Exception
+        raise _explained(error, file, provider) from error
+    return session
+
+
+@contextlib.contextmanager
+def _quiet_log(runtime: Any) -> Iterator[None]:
+    """A provider that fails to load is reported by us, not by lines on stderr."""
+    runtime.set_default_logger_severity(_QUIET)
+    try:
+        yield
+    finally:
+        runtime.set_default_logger_severity(_WARNINGS)
+
+
+def _explained(error: Exception, file: Path, provider: ProviderName) -> VerifyError | ModelError:
+    kind = type(error).__name__
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip()).split("\n")[0]
+    if "fallback to CPU EP has been explicitly disabled" in text:
+        return ProviderUnavailable(
+            f"{file}: nodes are left on the CPU with provider {provider}; "
+            "see which with `lrcompress verify`, or run `lrcompress doctor`"
+        )
+    if kind in ("InvalidProtobuf", "InvalidArgument"):
+        return ModelError(
+            f"{file}: not a readable ONNX file (truncated or corrupt?); export it again"
+        )
+    if "Failed to allocate memory" in text:
+        return ProviderUnavailable(f"{file}: not enough memory on {provider}; use a smaller model")
+    if kind == "NotImplemented" or "IsNodeCompatibleWithProvider" in text:
+        return ModelError(
+            f"{file}: a node has no kernel for its dtype, on {provider} or on the CPU; "
+            "export it in another precision"
+        )
+    if re.search(r"CUDA (failure|error)|TensorRT libraries|driver version", text):
+        return ProviderUnavailable(f"{provider}: {text[:200]}; run `lrcompress doctor`")
+    return ModelError(f"{file}: ONNX Runtime cannot load it: {text[:200]}; export it again")
+
+
+def _refuse_silent_fallback(session: Session, provider: ProviderName, runtime: Any) -> None:
+    wanted, got = EXECUTION_PROVIDERS[provider][0], session.get_providers()
+    if wanted not in got:
+        raise ProviderUnavailable(
+            f"{provider}: ONNX Runtime {runtime.__version__} cannot start {wanted} here and would "
+            f"run on {got[0]}; run `lrcompress doctor` to see what is missing"
+        )
