@@ -1,0 +1,3 @@
+"""Where models and data come from."""
+
+from __future__ import annotations

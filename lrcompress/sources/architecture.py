@@ -1,0 +1,27 @@
+"""The architecture of a model without its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from lrcompress.errors import ModelError
+from lrcompress.sources.factory import call_factory
+from lrcompress.sources.huggingface import empty_module
+from lrcompress.sources.reference import ModelReference
+
+
+def rebuild_empty(reference: ModelReference, folder: Path) -> nn.Module:
+    """The module that `reference` names, from config.json in `folder` or from its factory.
+
+    Its weights are arbitrary.
+
+    Raises:
+        ModelError: the config or factory is missing or broken.
+    """
+    if reference.kind == "huggingface":
+        return empty_module(reference, folder)
+    if reference.kind == "factory":
+        return call_factory(reference.text)
+    raise ModelError(f"{reference.text}: a run folder has no empty form; rebuild its source")

@@ -1,0 +1,30 @@
+"""The last step of every load: a module fit to be profiled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from lrcompress.errors import ModelError
+from lrcompress.layers import first_nonfinite
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def ready_(module: AnyModule, where: Path | str) -> AnyModule:
+    """Eval mode, no gradients, no NaN.
+
+    Raises:
+        ModelError: a weight is NaN or infinite, or there are none.
+    """
+    if next(module.parameters(), None) is None:
+        raise ModelError(f"{where}: the model has no weights; there is nothing to compress")
+    name = first_nonfinite(module)
+    if name is not None:
+        raise ModelError(
+            f"{where}: {name} holds NaN or infinity; take a checkpoint from before it diverged"
+        )
+    module.eval()
+    return module.requires_grad_(False)

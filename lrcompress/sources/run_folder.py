@@ -1,0 +1,83 @@
+"""A run folder as a model: the architecture, its replaced layers, and the weights as stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lrcompress.compression.replace import install_
+from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.layers import LayerSpec, describe
+from lrcompress.sources.architecture import rebuild_empty
+from lrcompress.sources.companions import companions, pooling
+from lrcompress.sources.ready import ready_
+from lrcompress.sources.reference import LoadedModel, ModelReference
+from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME, RunLayer, read_record
+from lrcompress.sources.tensors import fill_, opened_safetensors
+from lrcompress.structures import Dense
+
+
+def is_run_folder(folder: Path) -> bool:
+    return (folder / RECORD_NAME).is_file()
+
+
+def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> LoadedModel:
+    """The compressed module, in the dtype of its file, in eval mode.
+
+    The folder is data; but the model of a factory is rebuilt by calling that factory, which must
+    be importable, and a model with code of its own in the folder needs `trust_remote_code`.
+
+    Raises:
+        ModelError, PlanError: the folder is incomplete, damaged, edited wrongly or unsafe.
+    """
+    record = read_record(folder)
+    remote_code = "remote_code" in record.reference.details
+    if remote_code and not trust_remote_code:
+        raise ModelError(
+            f"{folder}: the model brings its own code, which would run here; pass "
+            "--trust-remote-code if you trust it"
+        )
+    module = rebuild_empty(record.reference, folder)
+    _install_all_(module, record.layers, folder)
+    weights = folder / WEIGHTS_NAME
+    with opened_safetensors(weights) as file:
+        fill_(module, file.keys(), file.get_tensor, weights, keep_dtype=True)
+    return LoadedModel(
+        module=ready_(module, weights),
+        reference=ModelReference("run", text, record.reference.details),
+        companions=companions(folder, remote_code=remote_code),
+        folder=folder,
+        pooling=pooling(folder),
+    )
+
+
+def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path) -> None:
+    specs = {spec.name: spec for spec in describe(module).layers}
+    for layer in layers:
+        if isinstance(layer.structure, Dense):
+            continue
+        if layer.name not in specs:  # it may lie inside a layer that was replaced before it
+            specs = {spec.name: spec for spec in describe(module).layers}
+        spec = specs.get(layer.name)
+        if spec is None:
+            raise ModelError(
+                f"{folder / RECORD_NAME}: the model has no layer {layer.name}; the folder belongs "
+                "to another version of the model's code"
+            )
+        layer.structure.check(spec)
+        try:
+            factors = layer.structure.empty_factors(spec)
+            install_(module, spec, layer.structure, factors, _empty_bias(layer, spec))
+        except LrcompressError:
+            raise
+        except RuntimeError as cause:  # sizes that no tensor can have
+            raise ModelError(
+                f"{folder / RECORD_NAME}: {layer.name} cannot be rebuilt as {layer.structure}; "
+                "undo the edit"
+            ) from cause
+
+
+def _empty_bias(layer: RunLayer, spec: LayerSpec) -> torch.Tensor | None:
+    return torch.zeros(spec.groups * spec.out_features) if layer.bias else None
