@@ -1,0 +1,191 @@
+"""Time ONNX models against each other: the same inputs, taking turns, in one process.
+
+Turns matter: whatever slows the machine down for a while slows every model down, and the ratio of
+two models holds still where their latencies do not.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrcompress.errors import DataError
+from lrcompress.export.bench_report import (
+    BenchReport,
+    BenchSettings,
+    BenchTarget,
+    Footprint,
+    Latency,
+    Ratio,
+)
+from lrcompress.export.feeds import (
+    Feed,
+    GraphInput,
+    InputMaker,
+    graph_inputs,
+    has_free_length,
+    id_limits,
+    make_feed,
+)
+from lrcompress.export.memory import PeakMemory, peak_memory
+from lrcompress.export.session import (
+    EXECUTION_PROVIDERS,
+    ProviderName,
+    Session,
+    file_bytes,
+    onnxruntime_for,
+    open_session,
+)
+from lrcompress.export.timing import latency_ratio, take_turns, timed_call
+from lrcompress.progress import SILENT, Progress
+
+__all__ = ["BenchReport", "BenchSettings", "BenchTarget", "bench", "device_name"]
+
+DEFAULTS = BenchSettings()
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    target: BenchTarget
+    session: Session
+    inputs: tuple[GraphInput, ...]
+
+
+def bench(
+    targets: Sequence[BenchTarget],
+    settings: BenchSettings = DEFAULTS,
+    *,
+    input_maker: InputMaker | None = None,
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Latency over batch x length, throughput, file size and peak memory of every target.
+
+    The first target is the reference of the ratios. Inputs are made up from the graph (ids below
+    100 and below the size of the table they index, masks of ones) unless `input_maker` makes them.
+    Raises ModelError for an unreadable file, ProviderUnavailable where the provider cannot run,
+    DataError for inputs that cannot be made.
+    """
+    _check(targets, settings)
+    opened = [_open(target, settings) for target in targets]
+    lengths: tuple[int | None, ...] = (None,)
+    if any(has_free_length(one.inputs) for one in opened):
+        lengths = settings.lengths
+    cells = [(batch, length) for length in lengths for batch in settings.batches]
+    latencies: list[Latency] = []
+    ratios: list[Ratio] = []
+    with progress.stage("bench", len(cells) * (settings.runs + settings.warmup)) as step:
+        for batch, length in cells:
+            feeds = [_feed(one, batch, length, settings, input_maker) for one in opened]
+            calls = [
+                timed_call(one.target.name, one.session, feed, settings.provider)
+                for one, feed in zip(opened, feeds, strict=True)
+            ]
+            times_ms = take_turns(
+                calls, runs=settings.runs, warmup=settings.warmup, advance=step.advance
+            )  # (targets, runs)
+            rows = batch * (length or 1)
+            latencies += [
+                _latency(one.target.name, batch, length, rows, times)
+                for one, times in zip(opened, times_ms, strict=True)
+            ]
+            ratios += [
+                _ratio(one, opened[0], (batch, length), times, times_ms[0], settings.seed)
+                for one, times in zip(opened[1:], times_ms[1:], strict=True)
+            ]
+    largest = max(cells, key=lambda cell: cell[0] * (cell[1] or 1))
+    footprints = tuple(
+        _footprint(one, _feed(one, *largest, settings, input_maker), settings) for one in opened
+    )
+    return BenchReport(
+        provider=settings.provider,
+        execution_provider=EXECUTION_PROVIDERS[settings.provider][0],
+        device=device_name(settings.provider),
+        onnxruntime=onnxruntime_for(settings.provider).__version__,
+        threads=settings.threads,
+        runs=settings.runs,
+        row="example" if lengths == (None,) else "token",
+        latencies=tuple(latencies),
+        ratios=tuple(ratios),
+        footprints=footprints,
+    )
+
+
+def device_name(provider: ProviderName) -> str:
+    """The processor's or the first GPU's name."""
+    if provider != "cpu" and shutil.which("nvidia-smi"):
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+        answer = subprocess.run(query, capture_output=True, text=True, check=False)
+        return answer.stdout.strip() or "unknown GPU"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
+    names = [target.name for target in targets]
+    if not targets or len(set(names)) != len(names):
+        raise DataError("bench: give at least one model, each under a name of its own")
+    for name, values in (("batches", settings.batches), ("lengths", settings.lengths)):
+        if not values or min(values) < 1:
+            raise DataError(f"bench: {name} must be whole numbers from 1; got {values}")
+    if settings.runs < 1 or settings.warmup < 0:
+        raise DataError(f"bench: runs must be at least 1 and warmup 0; got {settings}")
+
+
+def _open(target: BenchTarget, settings: BenchSettings) -> _Opened:
+    session = open_session(target.path, settings.provider, threads=settings.threads)
+    return _Opened(target, session, graph_inputs(session.get_inputs(), id_limits(target.path)))
+
+
+def _feed(
+    one: _Opened, batch: int, length: int | None, settings: BenchSettings, maker: InputMaker | None
+) -> Feed:
+    if maker is None:
+        return make_feed(one.inputs, batch, length, settings.seed)
+    feed = maker(one.inputs, batch, length)
+    missing = [given.name for given in one.inputs if given.name not in feed]
+    if missing:
+        raise DataError(f"{one.target.name}: the given inputs lack {missing[0]}; add it")
+    return {given.name: feed[given.name].astype(given.dtype) for given in one.inputs}
+
+
+def _latency(
+    name: str, batch: int, length: int | None, rows: int, times_ms: NDArray[np.float64]
+) -> Latency:
+    p50_ms, p90_ms = (float(value) for value in np.percentile(times_ms, (50, 90)))
+    return Latency(name, batch, length, p50_ms, p90_ms, rows / p50_ms * 1e3)
+
+
+def _ratio(
+    one: _Opened,
+    reference: _Opened,
+    cell: tuple[int, int | None],
+    times_ms: NDArray[np.float64],
+    reference_ms: NDArray[np.float64],
+    seed: int,
+) -> Ratio:
+    ratio, low, high = latency_ratio(times_ms, reference_ms, seed=seed)
+    return Ratio(one.target.name, reference.target.name, *cell, ratio, low, high)
+
+
+def _footprint(one: _Opened, feed: Feed, settings: BenchSettings) -> Footprint:
+    peak = PeakMemory(None, None)
+    if settings.measure_memory:
+        peak = peak_memory(one.target.path, settings.provider, feed, threads=settings.threads)
+    return Footprint(
+        one.target.name,
+        str(one.target.path),
+        file_bytes(one.target.path),
+        peak.resident_bytes,
+        peak.device_bytes,
+    )

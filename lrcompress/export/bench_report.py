@@ -1,0 +1,81 @@
+"""What a bench is asked and what it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lrcompress.export.session import ProviderName
+from lrcompress.records import to_json
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BenchTarget:
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    batches: tuple[int, ...] = (1, 8)
+    lengths: tuple[int, ...] = (128,)  # unused where no input has a free length
+    provider: ProviderName = "cpu"
+    runs: int = 30
+    warmup: int = 5
+    threads: int | None = None  # of one operator; None leaves it to ONNX Runtime
+    measure_memory: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Latency:
+    target: str
+    batch: int
+    length: int | None
+    p50_ms: float
+    p90_ms: float
+    rows_per_s: float  # at the median; a row is what BenchReport.row says
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median latency of `target` over that of `reference`, with its 95 % bootstrap interval."""
+
+    target: str
+    reference: str
+    batch: int
+    length: int | None
+    latency_ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    target: str
+    path: str
+    file_bytes: int  # with external data
+    peak_resident_bytes: int | None  # above the interpreter with onnxruntime; largest input
+    peak_device_bytes: int | None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    provider: ProviderName
+    execution_provider: str
+    device: str
+    onnxruntime: str
+    threads: int | None
+    runs: int
+    row: str  # what rows_per_s counts: "token" or "example"
+    latencies: tuple[Latency, ...]
+    ratios: tuple[Ratio, ...]  # each further target against the first
+    footprints: tuple[Footprint, ...]
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = to_json(self)
+        return document

@@ -1,0 +1,84 @@
+"""Peak memory of one ONNX model, measured in a process that does nothing else.
+
+Run by `memory.peak_memory` as a script, so that neither torch nor this package is in the process
+beside ONNX Runtime: it imports the standard library, numpy and onnxruntime only. It takes one JSON
+object as its argument and writes one to stdout.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+def resident_bytes(field: str) -> int | None:
+    """`VmRSS` (now) or `VmHWM` (the highest so far) of this process."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith(field + ":")]
+    return int(found[0]) * 1024 if found else None
+
+
+def forget_peak() -> None:
+    """Start VmHWM anew from what is resident now; where that is refused, imports stay in it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def device_bytes() -> int | None:
+    """Memory in use on the first GPU, by whoever."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    return int(answer.stdout.split()[0]) * 2**20 if answer.stdout.split() else None
+
+
+def main() -> None:
+    request = json.loads(sys.argv[1])
+    numpy = importlib.import_module("numpy")
+    on_gpu = request["providers"][0] != "CPUExecutionProvider"
+    if on_gpu:
+        importlib.import_module("torch")  # as open_session does, for its CUDA libraries
+    runtime = importlib.import_module("onnxruntime")
+    if on_gpu and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    feed = dict(numpy.load(request["feed"]))
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4
+    if request["threads"]:
+        options.intra_op_num_threads = request["threads"]
+        options.inter_op_num_threads = 1
+    device_before = device_bytes() if on_gpu else None
+    forget_peak()
+    before = resident_bytes("VmRSS")
+    session = runtime.InferenceSession(
+        request["model"], options, providers=request["providers"], enable_fallback=0
+    )
+    if session.get_providers()[0] != request["providers"][0]:
+        sys.exit(f"ran on {session.get_providers()[0]}")
+    for _ in range(request["runs"]):
+        session.run(None, feed)
+    after = resident_bytes("VmHWM")
+    device_after = device_bytes() if on_gpu else None
+    answer = {
+        "resident": after - before if before is not None and after is not None else None,
+        "device": (
+            device_after - device_before
+            if device_before is not None and device_after is not None
+            else None
+        ),
+    }
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Timed runs of sessions, taking turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lrcompress.errors import VerifyError
+from lrcompress.export.feeds import Feed
+from lrcompress.export.session import ProviderName, Session
+from lrcompress.wording import one_line
+
+_RESAMPLES = 1000
+
+
+def take_turns(
+    calls: Sequence[Callable[[], None]], *, runs: int, warmup: int, advance: Callable[[], None]
+) -> NDArray[np.float64]:
+    """Milliseconds of every run of every call: (calls, runs)."""
+    for _ in range(warmup):
+        for call in calls:
+            call()
+        advance()
+    times_ms = np.empty((len(calls), runs))  # (calls, runs)
+    for run in range(runs):
+        # Every other round goes backwards, so that no call always comes after the same one.
+        for index in range(len(calls)) if run % 2 == 0 else reversed(range(len(calls))):
+            start = perf_counter_ns()
+            calls[index]()
+            times_ms[index, run] = (perf_counter_ns() - start) / 1e6
+        advance()
+    return times_ms
+
+
+def timed_call(
+    name: str, session: Session, feed: Feed, provider: ProviderName
+) -> Callable[[], None]:
+    """One timed run. On a GPU inputs and outputs stay there: copies are not the model's time."""
+    if provider == "cpu":
+
+        def work() -> None:
+            session.run(None, feed)
+
+    else:
+        binding = bound(session, feed, "cuda")
+
+        def work() -> None:
+            session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+    def call() -> None:
+        try:
+            work()
+        except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
+            shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in feed.items())
+            raise VerifyError(f"{name}: does not run with {shapes}: {one_line(error)}") from error
+
+    return call
+
+
+def bound(session: Session, feed: Feed, device: str) -> Any:
+    """Inputs copied to the device once, outputs allocated there by ONNX Runtime."""
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_cpu_input(name, array)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, device)
+    binding.synchronize_inputs()
+    return binding
+
+
+def latency_ratio(
+    times_ms: NDArray[np.float64], reference_ms: NDArray[np.float64], *, seed: int = 0
+) -> tuple[float, float, float]:
+    """Ratio of medians and its 95 % bootstrap interval. Rounds are resampled as pairs, because
+    what disturbs a round disturbs both."""
+    rounds = len(times_ms)
+    drawn = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, rounds))
+    ratios = np.median(times_ms[drawn], axis=1) / np.median(reference_ms[drawn], axis=1)
+    low, high = (float(value) for value in np.percentile(ratios, (2.5, 97.5)))
+    return float(np.median(times_ms) / np.median(reference_ms)), low, high
