@@ -1,0 +1,55 @@
+"""A budget turned into a number, against the totals of the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lrcompress.errors import PlanError
+from lrcompress.planning.budget import Budget
+from lrcompress.planning.curves import choice_of
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.totals import NOTHING, Totals, fixed_totals
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Dense
+
+
+@dataclass(frozen=True)
+class Account:
+    dense: Totals  # of the whole model
+    fixed: Totals  # of what no plan changes
+    counted_dense: int  # in the budget's kind and scope
+    counted_fixed: int
+    limit: int
+
+
+def open_account(
+    profile: Profile, budget: Budget, options: PlanOptions, skipped: Mapping[str, str]
+) -> Account:
+    """Count the dense model.
+
+    Raises:
+        PlanError: the profile holds no count of what the budget limits.
+    """
+    per_param = options.bytes_per_param
+    fixed = fixed_totals(profile, bytes_per_param=per_param, overhead_bytes=options.overhead_bytes)
+    dense = {
+        layer.name: choice_of(layer, profile.metric, Dense(), bytes_per_param=per_param)
+        for layer in profile.layers
+    }
+    stays = fixed if budget.scope == "total" else NOTHING
+    if budget.scope == "total":
+        stays = stays.plus(dense[name] for name in skipped)
+    counted = stays.plus(choice for name, choice in dense.items() if name not in skipped)
+    if counted.of(budget.kind) == 0:
+        raise PlanError(
+            f"budget {budget}: the profile counts no {budget.kind} in the scope {budget.scope!r}; "
+            + ("profile with --data" if budget.kind == "flops" else "use --scope total")
+        )
+    return Account(
+        dense=fixed.plus(dense.values()),
+        fixed=fixed,
+        counted_dense=counted.of(budget.kind),
+        counted_fixed=stays.of(budget.kind),
+        limit=budget.limit(counted.of(budget.kind)),
+    )

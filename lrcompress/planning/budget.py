@@ -1,0 +1,146 @@
+"""What the compressed model may cost: parameters, FLOPs or bytes, as a count or as a share."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from math import floor, isfinite
+from typing import Final, Literal, cast, get_args
+
+from lrcompress.errors import PlanError
+
+BudgetKind = Literal["params", "flops", "bytes"]
+Scope = Literal["total", "compressible"]
+
+ACCEPTED_FORMS: Final = "50%, params=50%, params=12M, flops=60%, flops=3G, bytes=60%, bytes=40MB"
+
+_COUNTS: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS: Final[dict[BudgetKind, dict[str, int]]] = {
+    "params": {**_COUNTS, "B": 10**9},
+    "flops": _COUNTS,
+    "bytes": {
+        **{"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
+        **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
+    },
+}
+_SHOWN: Final[dict[BudgetKind, tuple[str, ...]]] = {
+    "params": ("k", "M", "G"),
+    "flops": ("k", "M", "G", "T"),
+    "bytes": ("kB", "MB", "GB", "TB"),
+}
+_NOUN: Final[dict[BudgetKind, str]] = {
+    "params": " parameters",
+    "flops": " FLOPs per example",
+    "bytes": " on disk",
+}
+_FORM: Final = re.compile(
+    r"(?:(?P<kind>[A-Za-z_]+)\s*=\s*)?"
+    r"(?P<number>[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?P<unit>%|[A-Za-z]*)"
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `amount` of `kind`: a share in (0, 1] of the dense model if `relative`, else a count.
+
+    Scope "total" counts the whole model, as its file does; "compressible" counts only the weights
+    that may change, as papers do. Bytes are a share of the dense model in the export's precision.
+    """
+
+    kind: BudgetKind
+    amount: float
+    relative: bool
+    scope: Scope = "total"
+
+    def __post_init__(self) -> None:
+        if self.kind not in UNITS:
+            raise PlanError(f"budget kind {self.kind!r} is not one of {', '.join(UNITS)}")
+        if self.scope not in get_args(Scope):
+            raise PlanError(f"scope {self.scope!r} is not one of {', '.join(get_args(Scope))}")
+        if not isfinite(self.amount) or self.amount <= 0:
+            raise PlanError(f"a budget must be above zero; write one of {ACCEPTED_FORMS}")
+        if self.relative and self.amount > 1:
+            raise PlanError(
+                f"a budget cannot be above 100 % of the dense model; write one of {ACCEPTED_FORMS}"
+            )
+
+    @classmethod
+    def parse(cls, text: str, scope: Scope = "total") -> Budget:
+        """Read what a person types.
+
+        Raises:
+            PlanError: not one of the accepted forms, zero, negative, or above 100 %.
+        """
+        match = _FORM.fullmatch(text.strip())
+        if match is None:
+            raise _refusal(text, "is not understood")
+        kind, number, unit = match["kind"], Decimal(match["number"]), match["unit"]
+        if kind is None and unit != "%":
+            raise _refusal(text, "does not say of what" + _hint(number, unit))
+        kind = kind or "params"
+        if kind not in UNITS:
+            raise _refusal(text, f"names {kind!r}, which is not one of {', '.join(UNITS)}")
+        if number <= 0:
+            raise _refusal(text, "is not above zero")
+        if unit == "%":
+            if number > 100:
+                raise _refusal(text, "is above 100 % of the dense model")
+            return cls(cast(BudgetKind, kind), float(number / 100), True, scope)
+        scale = UNITS[cast(BudgetKind, kind)].get(unit)
+        if scale is None:
+            raise _refusal(text, f"has the unit {unit!r}, which {kind} does not take")
+        if scale == 1 and number <= 1:
+            raise _refusal(text, "is a bare fraction" + _hint(number, "", kind))
+        return cls(cast(BudgetKind, kind), float(number * scale), False, scope)
+
+    def limit(self, dense: int) -> int:
+        """Largest cost allowed, when the dense model (in this scope) costs `dense`.
+
+        The share is read as the decimal that was typed: 29 % of 100 is 29, not 28.999...
+        """
+        amount = Fraction(repr(float(self.amount)))
+        return floor(amount * dense) if self.relative else floor(amount)
+
+    def __str__(self) -> str:
+        """A text that `parse` reads back to an equal budget."""
+        amount = Decimal(repr(float(self.amount)))
+        if self.relative:
+            return f"{self.kind}={_plain(amount * 100)}%"
+        unit = _largest_unit(self.kind, self.amount)
+        return f"{self.kind}={_plain(amount / UNITS[self.kind][unit])}{unit}"
+
+
+def amount_in_words(kind: BudgetKind, amount: float) -> str:
+    """8400000 parameters as "8.4M parameters"."""
+    unit = _largest_unit(kind, amount)
+    scaled = amount / UNITS[kind][unit]
+    shown = f"{scaled:.3g}" if scaled < 1000 else f"{scaled:.0f}"
+    return f"{shown}{unit}{_NOUN[kind]}"
+
+
+def _largest_unit(kind: BudgetKind, amount: float) -> str:
+    fitting = [unit for unit in _SHOWN[kind] if UNITS[kind][unit] <= amount]
+    return fitting[-1] if fitting else ""
+
+
+def _plain(number: Decimal) -> str:
+    text = format(number, "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _hint(number: Decimal, unit: str, kind: str = "params") -> str:
+    if not unit and number > 0:
+        percent = number * 100 if number <= 1 else number
+        if percent <= 100:
+            return f" (did you mean {kind}={_plain(percent)}%?)"
+    for guess, units in UNITS.items():
+        if unit in units:
+            return f" (did you mean {guess}={_plain(number)}{unit}?)"
+    return ""
+
+
+def _refusal(text: str, why: str) -> PlanError:
+    shown = text if len(text) <= 40 else text[:37] + "..."
+    return PlanError(f"budget {shown!r} {why}; write one of {ACCEPTED_FORMS}")

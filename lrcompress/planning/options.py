@@ -1,0 +1,54 @@
+"""What a plan may be told besides its budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from lrcompress.errors import PlanError
+from lrcompress.metrics import METRICS
+from lrcompress.planning.allocate import ALLOCATORS
+from lrcompress.profiling.profile import Profile
+from lrcompress.wording import shown
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Patterns are globs over layer names or dotted prefixes of them (see `selection`)."""
+
+    allocator: str | None = None  # None: "global" where losses of layers compare, else "uniform"
+    metric: str | None = None  # None: the profile's
+    multiple_of: int = 1  # of every rank
+    min_rank: int = 1
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    bytes_per_param: int = 4  # in the precision of the export
+    overhead_bytes: int = 0  # of the file beyond its tensors
+
+    def __post_init__(self) -> None:
+        for name, value, least, most in (
+            ("multiple_of", self.multiple_of, 1, 2**31),
+            ("min_rank", self.min_rank, 1, 2**31),
+            ("bytes_per_param", self.bytes_per_param, 1, 16),
+            ("overhead_bytes", self.overhead_bytes, 0, 2**62),
+        ):
+            if not least <= value <= most:
+                raise PlanError(f"{name} must be from {least} to {most}, not {value}")
+        if self.allocator is not None and self.allocator not in ALLOCATORS:
+            known = ", ".join(ALLOCATORS)
+            raise PlanError(f"allocator {shown(self.allocator)} is not one of {known}")
+        if self.metric is not None and self.metric not in METRICS:
+            known = ", ".join(METRICS)
+            raise PlanError(f"metric {shown(self.metric)} is not one of {known}")
+
+    def resolved(self, profile: Profile) -> PlanOptions:
+        """With the metric and the allocator filled in.
+
+        Only a metric that knows the sensitivity of the output puts the losses of all layers in
+        one unit; without it ranks that adapt are worse than uniform ones.
+        """
+        metric = self.metric or profile.metric
+        if metric not in METRICS:
+            raise PlanError(f"metric {shown(metric)} of the profile is unknown; profile again")
+        comparable = METRICS[metric].needs_outputs
+        allocator = self.allocator or ("global" if comparable else "uniform")
+        return replace(self, metric=metric, allocator=allocator)

@@ -1,0 +1,98 @@
+"""The plan verb: from a profile and a budget to one structure for each layer."""
+
+from __future__ import annotations
+
+from math import ceil
+
+from lrcompress.errors import BudgetError
+from lrcompress.planning.account import Account, open_account
+from lrcompress.planning.allocate import ALLOCATORS
+from lrcompress.planning.budget import Budget, amount_in_words
+from lrcompress.planning.curves import choice_of, layer_choices
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan_json import plan_from_json, plan_to_json
+from lrcompress.planning.planned import Plan, PlannedLayer, assemble
+from lrcompress.planning.problem import pose
+from lrcompress.planning.selection import reasons_to_skip
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Dense
+
+__all__ = ["Plan", "PlanOptions", "PlannedLayer", "plan", "plan_from_json", "plan_to_json"]
+
+DEFAULT_OPTIONS = PlanOptions()
+
+
+def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
+    """Choose a structure for each layer so that the model stays within the budget.
+
+    Raises:
+        PlanError: the budget or the options are malformed, a pattern matches no layer, or a
+            layer's loss is not finite.
+        BudgetError: no plan meets the budget; the message names the smallest that can be met.
+    """
+    if isinstance(budget, str):
+        budget = Budget.parse(budget)
+    options = options.resolved(profile)
+    assert options.metric is not None
+    assert options.allocator is not None
+    skipped = reasons_to_skip(profile, options.include, options.exclude)
+    account = open_account(profile, budget, options, skipped)
+
+    open_layers = [layer for layer in profile.layers if layer.name not in skipped]
+    problem = pose(
+        open_layers,
+        [
+            layer_choices(
+                layer,
+                options.metric,
+                multiple_of=options.multiple_of,
+                min_rank=options.min_rank,
+                bytes_per_param=options.bytes_per_param,
+            )
+            for layer in open_layers
+        ],
+        metric=options.metric,
+        kind=budget.kind,
+        room=account.limit - account.counted_fixed,
+    )
+    if problem.smallest_cost > problem.room:
+        smallest = account.counted_fixed + problem.smallest_cost
+        raise _unreachable(budget, options, account, smallest)
+
+    allocation = ALLOCATORS[options.allocator](problem)
+    chosen = {
+        layer.name: choices[index]
+        for layer, choices, index in zip(
+            open_layers, problem.choices, allocation.chosen, strict=True
+        )
+    }
+    for layer in profile.layers:
+        if layer.name in skipped:
+            dense = Dense(reason=skipped[layer.name])
+            chosen[layer.name] = choice_of(
+                layer, options.metric, dense, bytes_per_param=options.bytes_per_param
+            )
+    return assemble(
+        profile,
+        budget,
+        options,
+        account,
+        skipped=skipped,
+        choices=[chosen[layer.name] for layer in profile.layers],
+        lower_bound=allocation.lower_bound,
+    )
+
+
+def _unreachable(
+    budget: Budget, options: PlanOptions, account: Account, smallest: int
+) -> BudgetError:
+    percent = ceil(1000 * smallest / account.counted_dense) / 10  # up, so that it can be asked for
+    steps = ["raise the budget"]
+    if options.include or options.exclude:
+        steps.append("--include more layers")
+    if options.min_rank > 1 or options.multiple_of > 1:
+        steps.append("lower --min-rank or --multiple-of")
+    return BudgetError(
+        f"budget {budget}: cannot be met; the smallest reachable is {percent:g} % "
+        f"({amount_in_words(budget.kind, smallest)}); {' or '.join(steps)}"
+    )

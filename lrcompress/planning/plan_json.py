@@ -1,0 +1,169 @@
+"""plan.json: a plan that a person can read, and edit before it is carried out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from lrcompress.errors import PlanError
+from lrcompress.planning.account import open_account
+from lrcompress.planning.budget import Budget, Scope
+from lrcompress.planning.curves import choice_of
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planned import SCHEMA_VERSION, Plan, assemble
+from lrcompress.planning.selection import close_names, reasons_to_skip
+from lrcompress.profiling.profile import Profile
+from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.structures import Structure
+from lrcompress.structures.serial import structure_from_json, structure_to_json
+from lrcompress.wording import label, listed, shown
+
+HOW_TO_EDIT: Final = (
+    'Change the "structure" of any layer: {"type": "low_rank", "rank": R} with R up to its '
+    'break_even_rank, or {"type": "dense"}. All the rest is information and is computed anew.'
+)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is read back besides the layers."""
+
+    schema_version: int
+    budget: str
+    metric: str
+    allocator: str
+    scope: Scope = "total"
+    model_fingerprint: str = ""
+    options: PlanOptions = field(default_factory=PlanOptions)
+    limit: int | None = None
+    lower_bound: float | None = None
+
+
+def plan_to_json(plan: Plan) -> str:
+    """One line a layer; `plan_from_json` with the plan's profile gives an equal plan."""
+    header = {
+        "schema_version": plan.schema_version,
+        "how_to_edit": HOW_TO_EDIT,
+        "model_fingerprint": plan.model_fingerprint,
+        "budget": str(plan.budget),
+        "scope": plan.budget.scope,
+        "cost": plan.cost,
+        "limit": plan.limit,
+        "metric": plan.metric,
+        "allocator": plan.allocator,
+        "options": _other_options(plan.options),
+        "totals": {
+            "params": _total(plan.dense_params, plan.params),
+            "flops_per_example": _total(plan.dense_flops_per_example, plan.flops_per_example),
+            "bytes": _total(plan.dense_bytes, plan.bytes),
+        },
+        "predicted_loss": plan.predicted_loss,
+        "lower_bound": plan.lower_bound,
+        "optimality_gap": plan.optimality_gap,
+        "warnings": list(plan.warnings),
+    }
+    head = json.dumps(header, indent=2, allow_nan=False).removesuffix("\n}")
+    lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in _rows(plan))
+    return f'{head},\n  "layers": [\n{lines}\n  ]\n}}\n'
+
+
+def plan_from_json(text: str, profile: Profile) -> Plan:
+    """Read a plan, edited or not; its totals and losses are computed anew from the profile.
+
+    A plan above its budget is honoured, with a warning in `Plan.warnings`.
+
+    Raises:
+        PlanError: not a plan, or a layer that is unknown, missing, repeated, or given a structure
+            that does not fit it; the message names the layer.
+    """
+    data = parse_object(text, "plan", PlanError)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise PlanError(
+            f"plan: schema_version {shown(data.get('schema_version'))} is not known; "
+            f"this version reads {SCHEMA_VERSION}, so plan again"
+        )
+    header = from_json(_Header, data, "plan", PlanError)
+    options = replace(header.options, metric=header.metric, allocator=header.allocator)
+    structures = _structures(data.get("layers"), profile)
+    budget = Budget.parse(header.budget, header.scope)
+    skipped = reasons_to_skip(profile, options.include, options.exclude)
+    account = open_account(profile, budget, options, skipped)
+    warnings = []
+    if header.model_fingerprint != profile.model_fingerprint:
+        warnings.append("the plan was made for other weights than those of the profile")
+    bound = header.lower_bound
+    if header.limit != account.limit or warnings or (bound is not None and bound < 0):
+        bound = None  # proven for another problem
+    return assemble(
+        profile,
+        budget,
+        options,
+        account,
+        skipped=skipped,
+        choices=[
+            choice_of(
+                layer,
+                header.metric,
+                structures[layer.name],
+                bytes_per_param=options.bytes_per_param,
+            )
+            for layer in profile.layers
+        ],
+        lower_bound=bound,
+        warnings=tuple(warnings),
+    )
+
+
+def _rows(plan: Plan) -> list[dict[str, Any]]:
+    rows = []
+    for layer in plan.layers:
+        spec = layer.spec
+        rows.append(
+            {
+                "name": layer.name,
+                "structure": structure_to_json(layer.structure),
+                "kind": spec.kind,
+                "shape": [spec.groups, spec.out_features, spec.in_features][spec.groups == 1 :],
+                "break_even_rank": spec.break_even_rank,
+                "params": layer.params,
+                "kept": round(layer.params / layer.dense_params, 4),
+                "predicted_loss": layer.predicted_loss,
+            }
+        )
+    return rows
+
+
+def _other_options(options: PlanOptions) -> dict[str, Any]:
+    return {k: v for k, v in to_json(options).items() if k not in ("metric", "allocator")}
+
+
+def _total(dense: float, planned: float) -> dict[str, float]:
+    kept = round(planned / dense, 6) if dense else 1.0
+    return {"dense": dense, "planned": planned, "kept": kept}
+
+
+def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
+    """Structure of each layer of the profile, no more and no less."""
+    if not isinstance(rows, list):
+        raise PlanError(f"plan: layers must be a list, not {shown(rows)}")
+    known = dict.fromkeys(layer.name for layer in profile.layers)
+    structures: dict[str, Structure] = {}
+    for index, row in enumerate(rows):
+        where = f"plan: layers[{index}]"
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise PlanError(f"{where}: needs a name and a structure, but is {shown(row)}")
+        name = row["name"]
+        if name not in known:
+            near = close_names(name, known)
+            raise PlanError(f"{where}: the model has no layer {label(name)}; {near}remove the line")
+        if name in structures:
+            raise PlanError(f"{where}: {label(name)} is there twice; remove one line")
+        structures[name] = structure_from_json(row.get("structure"), name)
+    missing = [name for name in known if name not in structures]
+    if missing:
+        raise PlanError(
+            f"plan: no line for {listed(missing)}; add it, for example with "
+            '"structure": {"type": "dense"}'
+        )
+    return structures

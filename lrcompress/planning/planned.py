@@ -1,0 +1,154 @@
+"""The plan: one structure for each layer, and what the whole then costs and loses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lrcompress.layers import LayerSpec
+from lrcompress.planning.account import Account
+from lrcompress.planning.budget import Budget, amount_in_words
+from lrcompress.planning.curves import Choice
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.totals import NOTHING
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Structure
+
+SCHEMA_VERSION = 1
+BUDGET_TOLERANCE = 0.005  # a plan that uses less of its budget than this allows says so
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """Counts are of the weight; the bias stays as it is."""
+
+    name: str
+    structure: Structure
+    dense_params: int
+    params: int
+    flops_per_example: float
+    predicted_loss: float
+    spec: LayerSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Totals are of the whole model, each shared parameter counted once."""
+
+    model_fingerprint: str
+    budget: Budget
+    metric: str
+    allocator: str
+    options: PlanOptions
+    layers: tuple[PlannedLayer, ...]  # every layer of the profile, in its order
+    predicted_loss: float
+    params: int
+    dense_params: int
+    flops_per_example: float
+    dense_flops_per_example: float
+    bytes: int
+    dense_bytes: int
+    cost: int  # what the budget counts: its kind, in its scope
+    limit: int  # at most so much of it
+    lower_bound: float | None = None  # proven: no plan within the budget loses less
+    optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
+    warnings: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __getitem__(self, name: str) -> PlannedLayer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def within_budget(self) -> bool:
+        return self.cost <= self.limit
+
+
+def assemble(
+    profile: Profile,
+    budget: Budget,
+    options: PlanOptions,
+    account: Account,
+    *,
+    skipped: Mapping[str, str],
+    choices: Sequence[Choice],
+    lower_bound: float | None = None,
+    warnings: tuple[str, ...] = (),
+) -> Plan:
+    """The plan that stands for one choice for each of the profile's layers, in its order.
+
+    `options` are resolved. A bound is dropped where the plan leaves the budget it was proven for.
+    """
+    assert options.metric is not None
+    assert options.allocator is not None
+    totals = account.fixed.plus(choices)
+    open_choices = [
+        c for layer, c in zip(profile.layers, choices, strict=True)
+        if budget.scope == "total" or layer.name not in skipped
+    ]  # fmt: skip
+    cost = totals.of(budget.kind)
+    if budget.scope == "compressible":
+        cost = NOTHING.plus(open_choices).of(budget.kind)
+    loss = float(sum(choice.loss for choice in choices))
+    if lower_bound is not None:
+        lower_bound = min(lower_bound, loss) if cost <= account.limit else None
+    layers = tuple(
+        PlannedLayer(
+            name=layer.name,
+            structure=choice.structure,
+            dense_params=layer.spec.weight_params,
+            params=choice.params,
+            flops_per_example=choice.flops_per_example,
+            predicted_loss=choice.loss,
+            spec=layer.spec,
+        )
+        for layer, choice in zip(profile.layers, choices, strict=True)
+    )
+    return Plan(
+        model_fingerprint=profile.model_fingerprint,
+        budget=budget,
+        metric=options.metric,
+        allocator=options.allocator,
+        options=options,
+        layers=layers,
+        predicted_loss=loss,
+        params=totals.params,
+        dense_params=account.dense.params,
+        flops_per_example=totals.flops_per_example,
+        dense_flops_per_example=account.dense.flops_per_example,
+        bytes=totals.bytes,
+        dense_bytes=account.dense.bytes,
+        cost=cost,
+        limit=account.limit,
+        lower_bound=lower_bound,
+        optimality_gap=_gap(profile, options.metric, loss, lower_bound),
+        warnings=(*warnings, *_remarks(budget, options, account, cost, loss)),
+    )
+
+
+def _gap(profile: Profile, metric: str, loss: float, bound: float | None) -> float | None:
+    """Relative to the bound, or where that is all but zero to a trillionth of the whole loss."""
+    if bound is None:
+        return None
+    whole = sum(x.loss_of_removal(metric) for x in profile.layers if metric in x.spectra)
+    unit = max(bound, 1e-12 * whole)
+    return max(loss - bound, 0.0) / unit if unit > 0 else 0.0
+
+
+def _remarks(
+    budget: Budget, options: PlanOptions, account: Account, cost: int, loss: float
+) -> tuple[str, ...]:
+    limit, kind = account.limit, budget.kind
+    if cost > limit:
+        return (
+            f"the plan needs {amount_in_words(kind, cost)}, above its budget of "
+            f"{amount_in_words(kind, limit)} ({budget})",
+        )
+    if limit > account.counted_dense:
+        return (f"budget {budget} is above the dense model: nothing has to change",)
+    if loss > 0 and cost < (1 - BUDGET_TOLERANCE) * limit:
+        step = f"; ranks go in steps of {options.multiple_of}" if options.multiple_of > 1 else ""
+        return (f"the plan uses {100 * cost / limit:.1f} % of its budget {budget}{step}",)
+    return ()

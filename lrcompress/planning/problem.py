@@ -1,0 +1,81 @@
+"""The allocation problem: one choice a layer, least loss, within the room that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lrcompress.planning.budget import BudgetKind
+from lrcompress.planning.curves import Choice
+from lrcompress.profiling.profile import LayerProfile
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A multiple-choice knapsack. Within a layer costs rise strictly and losses fall strictly:
+    a choice that another beats in both is gone (a free zero-loss rank beats dense)."""
+
+    layers: tuple[LayerProfile, ...]
+    choices: tuple[tuple[Choice, ...], ...]
+    costs: tuple[Ints, ...]
+    losses: tuple[Floats, ...]
+    removal_losses: tuple[float, ...]  # what a zero weight would lose
+    room: int  # of the budget, after what cannot change
+
+    @property
+    def smallest_cost(self) -> int:
+        return sum(int(cost[0]) for cost in self.costs)
+
+    def allocation(self, chosen: Sequence[int], lower_bound: float | None = None) -> Allocation:
+        return Allocation(
+            chosen=tuple(int(i) for i in chosen),
+            loss=float(sum(loss[i] for loss, i in zip(self.losses, chosen, strict=True))),
+            cost=sum(int(cost[i]) for cost, i in zip(self.costs, chosen, strict=True)),
+            lower_bound=lower_bound,
+        )
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """`chosen[l]` is the index into `Problem.choices[l]`."""
+
+    chosen: tuple[int, ...]
+    loss: float
+    cost: int
+    lower_bound: float | None = None  # proven: no allocation within the room loses less
+
+
+Allocator = Callable[[Problem], Allocation]
+"""Takes a feasible problem (smallest_cost <= room) and never exceeds its room."""
+
+
+def pose(
+    layers: Sequence[LayerProfile],
+    choices: Sequence[Sequence[Choice]],
+    *,
+    metric: str,
+    kind: BudgetKind,
+    room: int,
+) -> Problem:
+    """The problem over the undominated choices of each layer."""
+    kept: list[tuple[Choice, ...]] = []
+    costs: list[Ints] = []
+    losses: list[Floats] = []
+    for options in choices:
+        cost = np.array([option.cost(kind) for option in options], dtype=np.int64)
+        loss = np.array([option.loss for option in options], dtype=np.float64)
+        order = np.lexsort((loss, cost))
+        best_so_far = np.minimum.accumulate(loss[order])
+        better = np.r_[True, loss[order][1:] < best_so_far[:-1]]
+        front = order[better]
+        kept.append(tuple(options[i] for i in front))
+        costs.append(cost[front])
+        losses.append(loss[front])
+    removal = tuple(layer.loss_of_removal(metric) for layer in layers)
+    return Problem(tuple(layers), tuple(kept), tuple(costs), tuple(losses), removal, room)

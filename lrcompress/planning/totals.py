@@ -1,0 +1,64 @@
+"""Counting a whole model: what a plan changes, and what stays whatever it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lrcompress.planning.budget import BudgetKind
+from lrcompress.planning.curves import Choice
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Dense
+
+
+@dataclass(frozen=True)
+class Totals:
+    """FLOPs are whole numbers, so that sums do not depend on their order."""
+
+    params: int
+    flops_per_example: float
+    bytes: int
+
+    def of(self, kind: BudgetKind) -> int:
+        if kind == "params":
+            return self.params
+        return int(self.flops_per_example) if kind == "flops" else self.bytes
+
+    def plus(self, choices: Iterable[Choice]) -> Totals:
+        params, flops, size = self.params, self.flops_per_example, self.bytes
+        for choice in choices:
+            params += choice.params
+            flops += choice.flops_per_example
+            size += choice.bytes
+        return Totals(params, flops, size)
+
+
+NOTHING = Totals(0, 0.0, 0)
+
+
+def fixed_totals(profile: Profile, *, bytes_per_param: int, overhead_bytes: int) -> Totals:
+    """Everything but the weights of the profile's layers: biases, norms, buffers, attention."""
+    specs = [layer.spec for layer in profile.layers]
+    changeable = sum(spec.weight_params for spec in specs)
+    flops = sum(
+        float(round(Dense().flops_per_row(layer.spec) * layer.rows_per_example))
+        for layer in profile.layers
+    )
+    params = profile.total_params - changeable
+    return Totals(
+        params=params,
+        flops_per_example=max(float(round(profile.total_flops_per_example)) - flops, 0.0),
+        bytes=params * bytes_per_param + buffer_bytes(profile) + overhead_bytes,
+    )
+
+
+def buffer_bytes(profile: Profile) -> int:
+    """What the model stores besides parameters, in the type that it is stored in.
+
+    The profile counts both together; the parameters are taken to have the widest type that fits.
+    """
+    for width in (8, 4, 2, 1):
+        rest = profile.total_bytes - width * profile.total_params
+        if rest >= 0:
+            return rest
+    return 0
