@@ -119,7 +119,9 @@ def bench(
 
 def device_name(provider: ProviderName) -> str:
     """The processor's or the first GPU's name."""
-    if provider != "cpu" and shutil.which("nvidia-smi"):
+    if provider != "cpu":
+        if shutil.which("nvidia-smi") is None:
+            return "unknown GPU"
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
         answer = subprocess.run(query, capture_output=True, text=True, check=False)
         return answer.stdout.strip() or "unknown GPU"

@@ -1,0 +1,130 @@
+"""One function a check: what the environment says, and what to do about it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from lrcompress.doctor.environment import Environment
+from lrcompress.doctor.gpu_libraries import INSTALL_CUDA, major
+from lrcompress.doctor.report import Check
+
+# The oldest versions that pyproject.toml declares (a test compares the two).
+MINIMUM_VERSIONS: Mapping[str, str] = {
+    "torch": "2.9",
+    "onnx": "1.18",
+    "onnxscript": "0.5",
+    "onnxruntime": "1.23",
+}
+
+
+def check_distributions(environment: Environment) -> Check:
+    """Two distributions share the folder `onnxruntime`: the later one overwrites the earlier."""
+    name = "onnxruntime distributions"
+    owners = [one for one in environment.installed if one.owns_onnxruntime]
+    build = environment.onnxruntime
+    if build is None:
+        return Check(name, "fail", "ONNX Runtime is not installed", "pip install onnxruntime-gpu")
+    listed = ", ".join(f"{one.name} {one.version}" for one in owners) or "none known to pip"
+    if len(owners) > 1:
+        state = "its CUDA provider is gone" if "cuda" not in build.needs else "they may be mixed"
+        names = " ".join(sorted({one.name for one in owners}))
+        return Check(
+            name,
+            "fail",
+            f"{listed} are installed over each other; the files are those of {build.package} "
+            f"({state}), and pip check does not see it",
+            f"pip uninstall -y {names}, then pip install one of them (onnxruntime-gpu for CUDA)",
+        )
+    if owners and owners[0].name == "onnxruntime-gpu" and "cuda" not in build.needs:
+        return Check(
+            name,
+            "fail",
+            f"{listed} is installed, but its CUDA provider is missing: another distribution "
+            "overwrote or removed it",
+            "pip install --force-reinstall --no-deps onnxruntime-gpu",
+        )
+    if not build.needs and environment.driver.gpus:
+        return Check(
+            name,
+            "warn",
+            f"{listed}: a build without CUDA on a machine with {environment.driver.gpus[0]}",
+            "pip uninstall -y onnxruntime, then " + INSTALL_CUDA,
+        )
+    return Check(name, "ok", listed)
+
+
+def check_driver(environment: Environment) -> Check:
+    name, driver = "GPU driver", environment.driver
+    build = environment.onnxruntime
+    if not driver.gpus:
+        return Check(
+            name,
+            "warn",
+            f"no NVIDIA GPU can be used ({driver.trouble}): models run on the CPU",
+            "nothing to do on a machine without one; else install or repair the NVIDIA driver",
+        )
+    supported = ".".join(map(str, driver.cuda_version or (0, 0)))
+    detail = f"{', '.join(driver.gpus)}; the driver supports CUDA up to {supported}"
+    wanted = major(build.cuda if build else None)
+    if wanted is not None and driver.cuda_version and driver.cuda_version[0] < wanted:
+        return Check(
+            name,
+            "fail",
+            f"{detail}, ONNX Runtime is built for CUDA {build.cuda if build else ''}",
+            f"update the NVIDIA driver to one that supports CUDA {wanted}",
+        )
+    return Check(name, "ok", detail)
+
+
+def check_versions(environment: Environment) -> Check:
+    name = "versions"
+    found: dict[str, str] = {}
+    for package in MINIMUM_VERSIONS:
+        if versions := environment.versions(package):
+            found[package] = versions[0]
+    if environment.onnxruntime is not None:
+        found["onnxruntime"] = environment.onnxruntime.version
+    missing = [package for package in MINIMUM_VERSIONS if package not in found]
+    old = [p for p, version in found.items() if _tuple(version) < _tuple(MINIMUM_VERSIONS[p])]
+    transformers = environment.versions("transformers")
+    listed = ", ".join(
+        [f"Python {environment.python}"]
+        + [f"{package} {version}" for package, version in found.items()]
+        + [f"transformers {transformers[0] if transformers else 'not installed (extra hf)'}"]
+    )
+    if missing or old:
+        what = ", ".join([*(f"no {p}" for p in missing), *(f"{p} is too old" for p in old)])
+        wanted = " ".join(f'"{p}>={MINIMUM_VERSIONS[p]}"' for p in [*missing, *old])
+        return Check(name, "fail", f"{what} ({listed})", f"pip install {wanted}")
+    return Check(name, "ok", listed)
+
+
+def check_torchvision(environment: Environment) -> Check:
+    """A torchvision built for CUDA fails to import beside a CPU torch, and transformers with it."""
+    name = "torchvision"
+    versions = environment.versions("torchvision")
+    if not versions:
+        return Check(name, "ok", "not installed (not needed)")
+    torch = environment.torch
+    wants_cuda = any(
+        "torch_cuda" in lib or "cudart" in lib for lib in environment.torchvision_needs
+    )
+    mixed = torch is not None and (
+        (wants_cuda and not torch.has_cuda_library)
+        or (torch.version.endswith("+cpu") and not versions[0].endswith("+cpu"))
+    )
+    if mixed and torch is not None:
+        return Check(
+            name,
+            "fail",
+            f"torchvision {versions[0]} is a CUDA build beside torch {torch.version}: importing "
+            "it fails, and importing transformers' models with it",
+            "pip uninstall -y torchvision",
+        )
+    return Check(name, "ok", versions[0])
+
+
+def _tuple(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` -> (2, 13, 0); what follows the numbers does not order releases here."""
+    return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0]))

@@ -1,0 +1,114 @@
+"""The shared libraries that ONNX Runtime's GPU providers link to: there, and of the right major?
+
+A machine without a GPU is no sick machine: what only a GPU needs is a warning there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lrcompress.doctor.environment import Environment, Library
+from lrcompress.doctor.report import Check, Status
+
+# The CUDA provider opens cuDNN itself instead of linking to it, so its file does not name it.
+_CUDNN = "libcudnn.so.9"
+INSTALL_CUDA = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
+
+
+def check_cuda_libraries(environment: Environment) -> Check:
+    needed = [
+        library
+        for library in _needs(environment, "cuda")
+        if re.match(r"lib(cublas|cudart|curand)", library)
+    ]
+    return _check_libraries("CUDA libraries", needed, environment, INSTALL_CUDA)
+
+
+def check_cudnn(environment: Environment) -> Check:
+    linked = [library for library in _needs(environment, "cuda") if "cudnn" in library]
+    needed = linked or ([_CUDNN] if _needs(environment, "cuda") else [])
+    return _check_libraries("cuDNN", needed, environment, INSTALL_CUDA)
+
+
+def check_tensorrt(environment: Environment) -> Check:
+    """Optional: only `--provider tensorrt` uses it, and nobody misses it who does not ask."""
+    name = "TensorRT"
+    needed = [lib for lib in _needs(environment, "tensorrt") if lib.startswith("libnvinfer.")]
+    if not needed:
+        return Check(name, "ok", "this ONNX Runtime has no TensorRT provider")
+    wanted = needed[0].rpartition(".")[2]
+    found = [library for library in environment.libraries if _stem(library) == "libnvinfer"]
+    sonames = sorted({library.soname or library.file_name for library in found})
+    by_pip = [one for one in environment.installed if re.fullmatch(r"tensorrt(-cu\d+)?", one.name)]
+    others = [one for one in by_pip if one.version.partition(".")[0] != wanted]
+    cuda = major(environment.onnxruntime.cuda if environment.onnxruntime else None)
+    flavour = f"tensorrt-cu{cuda}" if cuda else "tensorrt"
+    install = f'pip install "{flavour}>={wanted},<{int(wanted) + 1}"'
+    if needed[0] in sonames:
+        return Check(name, "ok", f"{needed[0]} found")
+    if found or others:
+        has = ", ".join([*sonames, *(f"{one.name} {one.version}" for one in others)])
+        return Check(name, "warn", f"ONNX Runtime wants {needed[0]}; here is {has}", install)
+    return Check(name, "ok", f"not installed; --provider tensorrt would want {needed[0]}")
+
+
+def check_torch_cuda(environment: Environment) -> Check:
+    """cuDNN has the same file name for every CUDA, so torch's can take the place of ours."""
+    name = "torch and ONNX Runtime"
+    torch, build = environment.torch, environment.onnxruntime
+    if torch is None:
+        return Check(name, "fail", "torch is not installed", "pip install torch")
+    ours, theirs = major(build.cuda if build else None), major(torch.cuda)
+    if theirs is None:
+        return Check(name, "ok", f"torch {torch.version} is a CPU build: compression runs there")
+    if ours is None or ours == theirs:
+        return Check(name, "ok", f"torch {torch.version} (CUDA {torch.cuda})")
+    return Check(
+        name,
+        _gpu_trouble(environment),
+        f"torch {torch.version} is built for CUDA {torch.cuda}, ONNX Runtime for CUDA "
+        f"{build.cuda if build else ''}: in one process they load each other's libraries",
+        f"install the torch build for CUDA {ours} (cu{ours}0 or newer), or the CPU build of torch",
+    )
+
+
+def _check_libraries(
+    name: str, needed: Sequence[str], environment: Environment, install: str
+) -> Check:
+    if not needed:
+        return Check(name, "ok", "this ONNX Runtime has no CUDA provider: it needs none")
+    # The loader looks for a file of that name; its SONAME says what it really is.
+    right = {lib.soname for lib in environment.libraries if lib.soname == lib.file_name}
+    missing = [soname for soname in needed if soname not in right]
+    if not missing:
+        return Check(name, "ok", f"{', '.join(needed)} found")
+    problems = []
+    for soname in missing:
+        like = [lib for lib in environment.libraries if _stem(lib) == soname.partition(".")[0]]
+        if any(library.soname is None for library in like):
+            problems.append(f"{soname} is unreadable at {like[0].path}")
+        elif like:
+            others = ", ".join(sorted({lib.soname or lib.file_name for lib in like}))
+            problems.append(f"{soname} is wanted, but here is {others} in {like[0].path.parent}")
+        else:
+            problems.append(f"{soname} is missing")
+    return Check(name, _gpu_trouble(environment), "; ".join(problems), install)
+
+
+def _gpu_trouble(environment: Environment) -> Status:
+    return "fail" if environment.driver.gpus else "warn"
+
+
+def _needs(environment: Environment, provider: str) -> tuple[str, ...]:
+    build = environment.onnxruntime
+    return build.needs.get(provider, ()) if build else ()
+
+
+def _stem(library: Library) -> str:
+    return library.file_name.partition(".")[0]
+
+
+def major(version: str | None) -> int | None:
+    found = re.match(r"\d+", version or "")
+    return int(found[0]) if found else None

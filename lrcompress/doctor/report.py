@@ -1,0 +1,33 @@
+"""The findings of a diagnosis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lrcompress.records import to_json
+
+Status = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    status: Status  # warn: something works less well than it could; fail: something is broken
+    detail: str
+    next_step: str = ""  # what to do about it; empty where nothing needs doing
+
+
+@dataclass(frozen=True)
+class DoctorReport:
+    checks: tuple[Check, ...]
+    schema_version: int = 1
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing is broken; there may be warnings."""
+        return all(check.status != "fail" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = to_json(self)
+        return document | {"healthy": self.healthy}
