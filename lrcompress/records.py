@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -56,12 +56,21 @@ def from_json(
     *,
     strict: bool = False,
 ) -> Record:
-    """Read `value` as `kind`, a dataclass or a field's type; `where` is the path so far.
+    """Read `value` as `kind`, a dataclass or a field's type.
+
+    `where` is what messages begin with: a path of fields, or a file's name and a colon.
 
     Keys that the dataclass lacks are refused when `strict`, and are for people otherwise.
     """
     read: Record = _Reader(error, strict).read(kind, value, where)
     return read
+
+
+def fields_from_json(
+    kind: type, value: object, where: str, error: type[LrcompressError], *, apart: Collection[str]
+) -> dict[str, Any]:
+    """The fields of a dataclass but those `apart`, which the caller reads in its own way."""
+    return _Reader(error, strict=False).fields(kind, value, where, apart)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,47 +88,64 @@ class _Reader:
         if origin is Literal:
             if not isinstance(value, str) or value not in arguments:
                 names = ", ".join(arguments)
-                raise self.error(f"{where}: must be one of {names}, not {shown(value)}")
+                raise self.error(f"{_told(where)} must be one of {names}, not {shown(value)}")
             return value
         if origin is tuple:
             if not isinstance(value, list):
-                raise self.error(f"{where}: must be a list, not {shown(value)}")
+                raise self.error(f"{_told(where)} must be a list, not {shown(value)}")
             return tuple(
                 self.read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)
             )
         if origin in (dict, Mapping):
             return {
-                key: self.read(arguments[1], item, f"{where}.{label(key)}")
+                key: self.read(arguments[1], item, _inside(where, label(key)))
                 for key, item in self._object(value, where).items()
             }
         if not _is(kind, value):
-            raise self.error(f"{where}: must be {KINDS[kind]}, not {shown(value)}")
+            raise self.error(f"{_told(where)} must be {KINDS[kind]}, not {shown(value)}")
         return float(value) if kind is float else value
 
     def _read_dataclass(self, kind: Any, value: Any, where: str) -> Any:
+        known = self.fields(kind, value, where)
+        unknown = [key for key in value if key not in _hints(kind)]
+        if self.strict and unknown:
+            names = ", ".join(_hints(kind)) or "nothing else"
+            raise self.error(f"{_told(where)} unknown field {shown(unknown[0])}; it takes {names}")
+        return kind(**known)
+
+    def fields(
+        self, kind: Any, value: Any, where: str, apart: Collection[str] = ()
+    ) -> dict[str, Any]:
         self._object(value, where)
         hints = _hints(kind)
         known: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
+            if field.name in apart:
+                continue
             if field.name in value:
                 known[field.name] = self.read(
-                    hints[field.name], value[field.name], f"{where}.{field.name}"
+                    hints[field.name], value[field.name], _inside(where, field.name)
                 )
             elif (
                 field.default is dataclasses.MISSING
                 and field.default_factory is dataclasses.MISSING
             ):
-                raise self.error(f"{where}: lacks {shown(field.name)}; add it")
-        unknown = [key for key in value if key not in hints]
-        if self.strict and unknown:
-            names = ", ".join(hints) or "nothing else"
-            raise self.error(f"{where}: unknown field {shown(unknown[0])}; it takes {names}")
-        return kind(**known)
+                raise self.error(f"{_told(where)} lacks {shown(field.name)}; add it")
+        return known
 
     def _object(self, value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self.error(f"{where}: must be an object {{...}}, not {shown(value)}")
+            raise self.error(f"{_told(where)} must be an object {{...}}, not {shown(value)}")
         return value
+
+
+def _inside(where: str, field: str) -> str:
+    """`where` is a field so far, or ends with a colon after the file's name."""
+    return f"{where} {field}" if where.endswith(":") else f"{where}.{field}"
+
+
+def _told(where: str) -> str:
+    return where if where.endswith(":") else f"{where}:"
 
 
 def _is(kind: type, value: Any) -> bool:

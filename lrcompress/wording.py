@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 def shown(value: object, length: int = 60) -> str:
     """A value that came from a file, as JSON."""
-    return _cut(json.dumps(value, default=repr), length)
+    try:
+        return _cut(json.dumps(value, default=repr), length)
+    except RecursionError:
+        return "a deeply nested value"
 
 
 def label(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from lrcompress.errors import ModelError
+from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.records import parse_object
 from lrcompress.sources.tensors import unreadable
 
@@ -72,16 +72,12 @@ def pooling(folder: Path) -> Pooling | None:
     return flags.get(on[0]) if len(on) == 1 else None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of the model's folder.
-
-    Raises:
-        ModelError: missing, unreadable or malformed.
-    """
+def read_json(path: Path, error: type[LrcompressError] = ModelError) -> dict[str, Any]:
+    """The JSON object of a file; missing, unreadable or malformed raises `error`."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as cause:
-        raise unreadable(path, cause) from cause
+        raise unreadable(path, cause, error) from cause
     except UnicodeDecodeError as cause:
-        raise ModelError(f"{path}: not UTF-8 text; copy or download it again") from cause
-    return parse_object(text, str(path), ModelError)
+        raise error(f"{path}: not UTF-8 text; make or copy it again") from cause
+    return parse_object(text, str(path), error)

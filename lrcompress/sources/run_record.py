@@ -91,7 +91,7 @@ def read_record(folder: Path) -> RunRecord:
             f"{path}: schema_version is {version!r}, this lrcompress reads {SCHEMA_VERSION}; "
             "use the version that wrote it, or compress again"
         )
-    head = from_json(_Head, value, str(path), ModelError)
+    head = from_json(_Head, value, f"{path}:", ModelError)
     layers, extra = value.get("layers"), value.get("extra", {})
     if not isinstance(layers, list) or not isinstance(extra, dict):
         raise ModelError(f"{path}: needs a list of layers and an object extra; compress again")

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lrcompress.errors import ModelError
+from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.wording import label, listed, one_line
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -38,28 +38,30 @@ def read_state(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
 
 
 @contextmanager
-def opened_safetensors(path: Path) -> Iterator[Any]:
+def opened_safetensors(path: Path, error: type[LrcompressError] = ModelError) -> Iterator[Any]:
     """safetensors' lazy reader, with its errors in one line."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as cause:
-        raise ModelError(
-            f"{path}: not a whole safetensors file ({cause}); copy or download it again"
+        raise error(
+            f"{path}: not a whole safetensors file ({one_line(cause)}); make or copy it again"
         ) from cause
     except OSError as cause:
-        raise unreadable(path, cause) from cause
+        raise unreadable(path, cause, error) from cause
 
 
-def unreadable(path: Path, cause: OSError) -> ModelError:
+def unreadable(
+    path: Path, cause: OSError, error: type[LrcompressError] = ModelError
+) -> LrcompressError:
     """One line for a file that the system will not give."""
     if isinstance(cause, FileNotFoundError):
-        return ModelError(f"{path}: no such file; check the path")
+        return error(f"{path}: no such file; check the path")
     if isinstance(cause, PermissionError):
-        return ModelError(f"{path}: permission denied; make it readable for this user")
+        return error(f"{path}: permission denied; make it readable for this user")
     if isinstance(cause, IsADirectoryError) or cause.errno == errno.ENODEV:
-        return ModelError(f"{path}: is a folder where a file is expected")
-    return ModelError(f"{path}: cannot be read ({cause.strerror or cause}); check the file")
+        return error(f"{path}: is a folder where a file is expected; check the path")
+    return error(f"{path}: cannot be read ({cause.strerror or cause}); check the file")
 
 
 def _unpickle(path: Path, *, allow_pickle: bool) -> object:

@@ -3,6 +3,24 @@
 from __future__ import annotations
 
 from lrcompress.fingerprint import model_fingerprint
-from lrcompress.storage.files import TEMPORARY_GLOB, write_atomically
+from lrcompress.storage.files import TEMPORARY_GLOB, write_atomically, write_json, write_text
+from lrcompress.storage.models import load, precision, save_compressed
+from lrcompress.storage.moments import DiskMoments, MomentsWriter
+from lrcompress.storage.profiles import load_profile, save_profile
+from lrcompress.storage.program import save_pt2
 
-__all__ = ["TEMPORARY_GLOB", "model_fingerprint", "write_atomically"]
+__all__ = [
+    "TEMPORARY_GLOB",
+    "DiskMoments",
+    "MomentsWriter",
+    "load",
+    "load_profile",
+    "model_fingerprint",
+    "precision",
+    "save_compressed",
+    "save_profile",
+    "save_pt2",
+    "write_atomically",
+    "write_json",
+    "write_text",
+]

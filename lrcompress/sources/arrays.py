@@ -1,0 +1,133 @@
+"""Named inputs: .npz and .safetensors files, and batches that the user's code makes."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import DataError, ModelError
+from lrcompress.profiling.batches import Batch
+from lrcompress.sources.forward import check_names, check_token_ids
+from lrcompress.sources.options import DataOptions
+from lrcompress.sources.tensors import read_state
+from lrcompress.wording import label, one_line, shown
+
+
+def array_batches(path: Path, module: nn.Module, options: DataOptions) -> list[Batch]:
+    """The arrays of a file, one example a row, cut into batches in their order."""
+    whole = clean(_read(path), module, str(path))
+    count = len(next(iter(whole.values())))
+    rows = options.draw(range(count))
+    return [
+        {name: tensor[rows[start : start + options.batch_size]] for name, tensor in whole.items()}
+        for start in range(0, len(rows), options.batch_size)
+    ]
+
+
+def made_batches(found: object, module: nn.Module, options: DataOptions, where: str) -> list[Batch]:
+    """The batches of an iterable of dicts, or of a function that returns one.
+
+    They keep the size that their maker gave them; the first `max_examples` examples are taken.
+    """
+    batches: list[Batch] = []
+    left = options.max_examples
+    for i, raw in enumerate(_iterate(found, where)):
+        if not isinstance(raw, Mapping) or not all(isinstance(name, str) for name in raw):
+            raise DataError(
+                f"{where}: item {i} is a {type(raw).__name__}; yield dicts of forward's arguments"
+            )
+        batch = clean(raw, module, f"{where}: item {i}")
+        if left is not None:
+            batch = {name: tensor[:left] for name, tensor in batch.items()}
+            left -= len(next(iter(batch.values())))
+        batches.append(batch)
+        if left == 0:
+            break
+    if not batches:
+        raise DataError(f"{where}: yields no batches; give at least one example")
+    return batches
+
+
+def clean(raw: Mapping[str, object], module: nn.Module, where: str) -> Batch:
+    """Tensors that the module may take: named, one example a row, finite, in its dtypes.
+
+    Whole numbers become int64, floating-point ones the dtype of the module's weights.
+    """
+    if not raw:
+        raise DataError(f"{where}: holds no arrays; name them as forward's arguments")
+    check_names(raw, module, where)
+    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    batch = {
+        name: _tensor(value, floating, f"{where}: {label(name)}") for name, value in raw.items()
+    }
+    if len({len(tensor) for tensor in batch.values()}) > 1:
+        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
+        raise DataError(f"{where}: the inputs differ in their number of examples: {shapes}")
+    if "input_ids" in batch:
+        check_token_ids([batch["input_ids"]], module, where)
+    return batch
+
+
+def _tensor(value: object, floating: torch.dtype, where: str) -> Tensor:
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+    else:
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{where}: holds {array.dtype}, not numbers; give numeric arrays")
+        tensor = torch.from_numpy(np.ascontiguousarray(array).astype(_native(array.dtype)))
+    if tensor.is_complex():
+        raise DataError(f"{where}: holds complex numbers; give real ones")
+    if tensor.dim() == 0 or tensor.numel() == 0:
+        raise DataError(f"{where}: is {tuple(tensor.shape)}; give one example a row, at least one")
+    if tensor.is_floating_point():
+        if not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"{where}: holds NaN or infinity; drop those examples")
+        return tensor.to(floating)
+    return tensor if tensor.dtype is torch.bool else tensor.to(torch.int64)
+
+
+def _native(dtype: np.dtype[np.generic]) -> str:
+    """A type that torch knows, whatever the byte order or width of the file's."""
+    if dtype.kind == "f":
+        return f"float{min(dtype.itemsize, 8) * 8}"
+    return "bool" if dtype.kind == "b" else "int64"
+
+
+def _read(path: Path) -> dict[str, object]:
+    if path.suffix == ".safetensors":
+        try:
+            return dict(read_state(path))
+        except ModelError as cause:
+            raise DataError(str(cause)) from cause
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as cause:
+        raise DataError(
+            f"{path}: not a whole .npz of numeric arrays ({one_line(cause)}); "
+            "write it with numpy.savez"
+        ) from cause
+
+
+def _iterate(found: object, where: str) -> Iterator[object]:
+    """The items, with what the user's code raises in one line."""
+    try:
+        made = found() if callable(found) else found
+        if not isinstance(made, Iterable) or isinstance(made, Mapping | str | Tensor):
+            raise DataError(
+                f"{where}: is a {type(made).__name__} ({shown(str(made), 40)}); "
+                "return a list of dicts"
+            )
+        yield from made
+    except DataError:
+        raise
+    except Exception as cause:  # the user's code may raise anything
+        raise DataError(
+            f"{where}: making the batches failed ({type(cause).__name__}: {one_line(cause)})"
+        ) from cause

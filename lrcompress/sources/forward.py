@@ -1,0 +1,104 @@
+"""What a module's forward takes, and whether the data suits it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import DataError
+from lrcompress.profiling.batches import Batch
+from lrcompress.wording import listed, one_line
+
+
+@dataclass(frozen=True)
+class Arguments:
+    names: tuple[str, ...]
+    required: tuple[str, ...]
+    takes_any: bool  # forward(**inputs) and nothing named
+
+
+def arguments(module: nn.Module) -> Arguments:
+    """The named tensors that `module.forward` takes."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return Arguments(
+        names=tuple(p.name for p in named),
+        required=tuple(p.name for p in named if p.default is p.empty),
+        takes_any=not named and any(p.kind is p.VAR_KEYWORD for p in parameters),
+    )
+
+
+def check_names(names: Iterable[str], module: nn.Module, where: str) -> None:
+    """Raise DataError unless forward takes inputs of these names and needs no others."""
+    taken = arguments(module)
+    given = list(names)
+    unknown = [] if taken.takes_any else [name for name in given if name not in taken.names]
+    if unknown:
+        raise DataError(
+            f"{where}: the model takes no {listed(unknown)}; "
+            f"name the inputs among {listed(taken.names, most=12)}"
+        )
+    absent = [name for name in taken.required if name not in given]
+    if absent:
+        raise DataError(f"{where}: the model also needs {listed(absent)}; add it to the data")
+
+
+def vocabulary(module: nn.Module) -> int | None:
+    """How many token ids a configured model knows."""
+    config: Any = getattr(module, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(text, "vocab_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def check_token_ids(ids: Iterable[Tensor], module: nn.Module, where: str) -> None:
+    """Raise DataError for a token id that the model has no embedding for."""
+    size = vocabulary(module)
+    if size is None:
+        return
+    for tensor in ids:
+        low, high = int(tensor.min()), int(tensor.max())
+        if low < 0 or high >= size:
+            raise DataError(
+                f"{where}: token id {low if low < 0 else high} is outside the model's vocabulary "
+                f"of {size}; use the tokenizer that belongs to the model"
+            )
+
+
+@torch.no_grad()
+def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
+    """Run the examples most likely to fail: the longest, and those with the largest ids.
+
+    Raises:
+        DataError: forward fails on one of them.
+    """
+    for batch, row in _extremes(batches):
+        example = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        try:
+            module(**example)
+        except Exception as cause:  # the model's code may raise anything
+            given = ", ".join(f"{n} {_kind(t)} {tuple(t.shape)}" for n, t in example.items())
+            raise DataError(
+                f"{where}: the model fails on it ({type(cause).__name__}: {one_line(cause)}; "
+                f"given {given}); check shapes, dtypes and ranges"
+            ) from cause
+
+
+def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
+    """The first row of the last batch, and of each whole-numbered input the row of its maximum."""
+    found = {(len(batches) - 1, 0)}
+    whole = [name for name, t in batches[0].items() if not t.is_floating_point()]
+    for name in whole:
+        largest = max(range(len(batches)), key=lambda i: int(batches[i][name].max()))
+        values = batches[largest][name]
+        found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))
+    return [(batches[i], row) for i, row in sorted(found)]
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

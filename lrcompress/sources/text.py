@@ -1,0 +1,133 @@
+"""Lines of text through the model's own tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrcompress.errors import DataError
+from lrcompress.profiling.batches import Batch
+from lrcompress.sources.companions import TOKENIZER, holds_any
+from lrcompress.sources.forward import arguments, check_token_ids
+from lrcompress.sources.options import DataOptions
+from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.transformers_access import transformers_for
+from lrcompress.wording import listed
+
+# What a tokenizer may give besides the ids, and what stands on a padded position
+TOKEN_INPUTS = {"attention_mask": 0, "token_type_ids": 0}
+
+
+def text_batches(path: Path, model: LoadedModel, options: DataOptions) -> list[Batch]:
+    """Examples sorted by length, so that a batch holds little padding; padded on the right.
+
+    Each line is an example, cut at `max_length` tokens or at what the model can take.
+    """
+    lines = options.draw(_lines(path))
+    if not lines:
+        raise DataError(f"{path}: holds no text; put one example on each line")
+    tokenizer = _tokenizer(model, path)
+    encoded = _encode(tokenizer, lines, _limit(tokenizer, model.module, options), path)
+    names = [n for n in TOKEN_INPUTS if n in arguments(model.module).names and n in encoded]
+    order = sorted(
+        (i for i, ids in enumerate(encoded["input_ids"]) if ids),
+        key=lambda i: len(encoded["input_ids"][i]),
+    )
+    if not order:
+        raise DataError(f"{path}: the tokenizer finds no tokens in it; check that it is text")
+    fills = {"input_ids": _pad_id(tokenizer), **{name: TOKEN_INPUTS[name] for name in names}}
+    batches = [
+        {name: _padded([encoded[name][i] for i in part], fill) for name, fill in fills.items()}
+        for part in _portions(order, options.batch_size)
+    ]
+    check_token_ids((batch["input_ids"] for batch in batches), model.module, str(path))
+    return batches
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Examples of a .txt or .jsonl file, empty lines left out."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, start=1):
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if path.suffix == ".jsonl" and line:
+                    line = _text_of(line, f"{path}:{number}").strip()
+                if line:
+                    yield line
+    except UnicodeDecodeError as cause:
+        raise DataError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from cause
+    except OSError as cause:
+        raise DataError(
+            f"{path}: cannot be read ({cause.strerror or cause}); check the path"
+        ) from cause
+
+
+def _text_of(line: str, where: str) -> str:
+    """The field "text" of a JSON line, else its first text; or the line if it is a text."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as cause:
+        raise DataError(f"{where}: not JSON; give one object a line") from cause
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        if isinstance(value.get("text"), str):
+            return str(value["text"])
+        for item in value.values():
+            if isinstance(item, str):
+                return item
+    fields = f" among {listed(list(value))}" if isinstance(value, dict) and value else ""
+    raise DataError(f'{where}: no text{fields}; give each line as {{"text": "..."}}')
+
+
+def _tokenizer(model: LoadedModel, path: Path) -> Any:
+    if not holds_any(model.folder, TOKENIZER):
+        raise DataError(
+            f"{path}: the model has no tokenizer for text; give token ids as .npz or "
+            "pkg.module:batches"
+        )
+    assert model.folder is not None
+    with transformers_for(f"{model.folder}: its tokenizer", DataError) as transformers:
+        return transformers.AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
+
+
+def _limit(tokenizer: Any, module: nn.Module, options: DataOptions) -> int:
+    """`max_length`, or the fewer tokens that the tokenizer or the position table allow."""
+    config: Any = getattr(module, "config", None)
+    told = (getattr(tokenizer, "model_max_length", None), _positions(config))
+    return min([options.max_length, *(n for n in told if isinstance(n, int) and n > 0)])
+
+
+def _positions(config: Any) -> Any:
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text, "max_position_embeddings", None)
+
+
+def _encode(tokenizer: Any, lines: list[str], limit: int, path: Path) -> dict[str, Any]:
+    with transformers_for(f"{path}: tokenizing it", DataError):
+        encoded: dict[str, Any] = dict(tokenizer(lines, truncation=True, max_length=limit))
+    return encoded
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """Any id will do where the mask is 0; decoders often have no padding token."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    return 0
+
+
+def _portions(order: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])

@@ -1,0 +1,89 @@
+"""A compressed model on the disk: weights, lrcompress.json, and the files that go with them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lrcompress import __version__
+from lrcompress.errors import LrcompressError
+from lrcompress.fingerprint import distinct_state
+from lrcompress.planning.plan import Plan
+from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.run_folder import load_run
+from lrcompress.sources.run_record import (
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    RunLayer,
+    RunRecord,
+    read_record,
+)
+from lrcompress.storage.files import write_atomically, write_json, write_tensors
+
+
+def save_compressed(
+    module: nn.Module, plan: Plan, loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]
+) -> None:
+    """Write everything that `load` needs, lrcompress.json last: without it there is no run.
+
+    Shared tensors are stored once. `loaded` is what `module` was before; if that was a run itself,
+    its layers come first in the record.
+
+    Raises:
+        LrcompressError: the folder cannot be written.
+    """
+    earlier: tuple[RunLayer, ...] = ()
+    reference = loaded.reference
+    if reference.kind == "run":
+        assert loaded.folder is not None
+        before = read_record(loaded.folder)
+        reference, earlier = before.reference, before.layers
+    record = RunRecord(
+        lrcompress=__version__,
+        reference=reference,
+        source_fingerprint=plan.model_fingerprint,
+        precision=precision(module),
+        layers=(*earlier, *(_layer(module, planned.name, planned) for planned in plan.layers)),
+        extra=extra,
+    )
+    write_tensors(folder / WEIGHTS_NAME, distinct_state(module), {"format": "pt"})
+    for companion in loaded.companions:
+        assert loaded.folder is not None
+        _copy(companion, folder / companion.relative_to(loaded.folder))
+    write_json(folder / RECORD_NAME, record.to_json())
+
+
+def load(folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
+    """The compressed module of a run folder, in eval mode, in the dtype that it was saved in.
+
+    A model made by `pkg.module:factory` needs that module importable.
+
+    Raises:
+        ModelError, PlanError: the folder is no run, incomplete, damaged, or edited wrongly.
+    """
+    path = Path(folder).expanduser()
+    return load_run(path, str(folder), trust_remote_code=trust_remote_code).module
+
+
+def precision(module: nn.Module) -> str:
+    """The dtype of the weights, such as "float32", or "mixed"."""
+    kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
+    return kinds.pop() if len(kinds) == 1 else "mixed"
+
+
+def _layer(module: nn.Module, name: str, planned: Any) -> RunLayer:
+    bias = getattr(module.get_submodule(name), "bias", None)
+    return RunLayer(name, planned.structure, bias is not None)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        return
+    try:
+        write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+    except FileNotFoundError as cause:
+        raise LrcompressError(f"{source}: vanished while it was copied; run again") from cause
