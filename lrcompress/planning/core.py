@@ -50,6 +50,8 @@ def solve_core(
     spent, price = np.zeros(1, dtype=np.int64), np.zeros(1)
     trail: list[tuple[Ints, Ints]] = []  # of each partial allocation: its parent, its option
     best, best_at, dropped = excess, None, np.inf
+    if relaxed.multiplier * left < excess:  # the relaxed choices alone
+        best, best_at = relaxed.multiplier * left, (-1, 0)
     for stage, layer in enumerate(layers):
         options = len(layer.rows)
         spent = (spent[:, None] + layer.shift).ravel()
@@ -79,6 +81,8 @@ def _open_layers(table: Table, relaxed: Relaxation, excess: float) -> list[_Open
     rows = rows[rows != base]
     order = np.lexsort((relaxed.reduced[rows], table.layer[rows]))
     rows = rows[order]
+    if not len(rows):
+        return []
     indices, starts = np.unique(table.layer[rows], return_index=True)
     layers = []
     for index, group in zip(indices, np.split(rows, starts[1:]), strict=True):
@@ -146,7 +150,8 @@ def _follow(
     chosen: Ints, layers: list[_OpenLayer], trail: list[tuple[Ints, Ints]], stage: int, at: int
 ) -> Ints:
     chosen = chosen.copy()
-    for layer, (parent, option) in zip(layers[stage::-1], trail[stage::-1], strict=True):
+    done = zip(layers[: stage + 1], trail[: stage + 1], strict=True)
+    for layer, (parent, option) in reversed(list(done)):
         chosen[layer.index] = layer.rows[option[at]]
         at = int(parent[at])
     return chosen
