@@ -91,7 +91,19 @@ def wordnet_entries(count: int, seed: int) -> tuple[list[str], list[str]]:
 
 def python_doc_paragraphs(count: int, seed: int) -> list[str]:
     """Prose of Python's tutorial, how-tos and library reference, 80 to 600 characters each."""
-    return _sample(list(_python_doc()), count, seed)
+    parts = [_python_doc(part) for part in ("tutorial", "howto", "library")]
+    return _sample(list(dict.fromkeys(p for part in parts for p in part)), count, seed)
+
+
+def bible_book(book: int = LUKE, version: str = "web") -> str:
+    """A whole book as running text (1..66; Luke, the default, is kept out of all calibration)."""
+    verses = bible_verses(version).items()
+    return " ".join(text for i, text in verses if i // VERSES_PER_BOOK_ID == book)
+
+
+def python_tutorial() -> str:
+    """The tutorial's prose in reading order, one paragraph a line."""
+    return "\n".join(_python_doc("tutorial"))
 
 
 @cache
@@ -170,14 +182,18 @@ class _Paragraphs(HTMLParser):
 
 
 @cache
-def _python_doc() -> tuple[str, ...]:
-    system_file(PYTHON_DOC, package="python3.11-doc")
+def _python_doc(part: str) -> tuple[str, ...]:
+    """Paragraphs of one part of the documentation, in the order of its table of contents."""
+    folder = system_file(PYTHON_DOC / part, package="python3.11-doc")
+    contents = (folder / "index.html").read_text(encoding="utf-8")
+    pages = dict.fromkeys(
+        re.findall(r'class="toctree-l\d"><a [^>]*href="([\w.-]+\.html)"', contents)
+    )
     found: dict[str, None] = {}
-    for part in ("tutorial", "howto", "library"):
-        for path in sorted((PYTHON_DOC / part).glob("*.html")):
-            parser = _Paragraphs()
-            parser.feed(path.read_text(encoding="utf-8"))
-            found.update(dict.fromkeys(p for p in parser.found if 80 <= len(p) <= 600))
+    for page in pages:
+        parser = _Paragraphs()
+        parser.feed((folder / page).read_text(encoding="utf-8"))
+        found.update(dict.fromkeys(p for p in parser.found if 80 <= len(p) <= 600))
     return tuple(found)
 
 
