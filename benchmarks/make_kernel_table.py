@@ -159,8 +159,25 @@ def ask_installed(*, stand_ins: bool) -> dict[str, Any]:
     return found
 
 
+# A provider that only lists kernels gets by with functions that do nothing. To open a session,
+# it must also find a device and be able to put the weights somewhere; nothing is ever computed.
+_STAND_INS = """
+#include <stdlib.h>
+#include <string.h>
+static void* slot[4];
+void** __cudaRegisterFatBinary(void* f) { return slot; }
+int cudaGetDeviceCount(int* n) { *n = 1; return 0; }
+int cudaMemGetInfo(size_t* a, size_t* b) { *a = *b = (size_t)1 << 33; return 0; }
+int cudaMalloc(void** p, size_t n) { *p = calloc(1, n + 64); return 0; }
+int cudaMallocHost(void** p, size_t n) { return cudaMalloc(p, n); }
+int cudaHostAlloc(void** p, size_t n, unsigned f) { return cudaMalloc(p, n); }
+int cudaMemcpy(void* d, void* s, size_t n, int k) { memcpy(d, s, n); return 0; }
+int cudaMemcpyAsync(void* d, void* s, size_t n, int k, void* t) { memcpy(d, s, n); return 0; }
+"""
+
+
 def compile_stand_ins(folder: Path) -> None:
-    """Empty libraries with the names and symbols that the CUDA and TensorRT providers import."""
+    """Libraries with the names and symbols that the CUDA and TensorRT providers import."""
     import onnxruntime
 
     capi = Path(onnxruntime.__file__).parent / "capi"
@@ -169,19 +186,15 @@ def compile_stand_ins(folder: Path) -> None:
         listed = _output("nm", "-D", "--undefined-only", str(provider)).split()
         symbols |= {name.partition("@")[0] for name in listed if len(name) > 1}
         needed |= set(re.findall(r"\[(lib[^\]]+)\]", _output("readelf", "-d", str(provider))))
-    foreign = re.compile(r"lib(cu\w+|nvinfer|nvonnxparser)\.so")
-    missing = [name for name in needed if foreign.match(name)]
     theirs = re.compile(r"(__)?cu([A-Z]|da|blas|dnn|rand)|create(Infer|Nv)|get(Infer|Plugin)")
-    imported = sorted(name for name in symbols if theirs.match(name))
-    for library in missing:
+    written = set(re.findall(r"(\w+)\(", _STAND_INS))
+    empty = sorted(name for name in symbols - written if theirs.match(name))
+    source = _STAND_INS + "\n".join(f"long {name}(void) {{ return 0; }}" for name in empty)
+    (folder / "stand_in.c").write_text(source)
+    for library in needed:
+        if not re.match(r"lib(cu\w+|nvinfer|nvonnxparser)\.so", library):
+            continue
         # every library carries every symbol, under its own version name
-        source = "static void* slot[4]; void** __cudaRegisterFatBinary(void* f) { return slot; }\n"
-        source += "\n".join(
-            f"long {name}(void) {{ return 0; }}"
-            for name in imported
-            if name != "__cudaRegisterFatBinary"
-        )
-        (folder / "stand_in.c").write_text(source)
         (folder / "stand_in.map").write_text(f"{library} {{ global: *; }};")
         _output(
             "gcc", "-w", "-shared", "-fPIC", "-o", str(folder / library),

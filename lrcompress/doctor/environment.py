@@ -44,7 +44,7 @@ class OnnxRuntimeBuild:
     package: str  # the distribution that they were built for
     version: str
     cuda: str | None  # `13.0`; None for a build without CUDA
-    needs: Mapping[str, tuple[str, ...]]  # provider that is there -> libraries it links to
+    needs: Mapping[str, tuple[str, ...]]  # provider that is there -> libraries that it links to
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ def _onnxruntime(package: Path | None) -> OnnxRuntimeBuild | None:
     facts = _assignments(package / "capi" / "build_and_package_info.py")
     needs = {}
     for provider in _PROVIDERS:
-        library = package / "capi" / f"libonnxruntime_providers_{provider}.so"
-        if library.is_file():
-            needs[provider] = _needed(library)
+        names = (f"libonnxruntime_providers_{provider}.so", f"onnxruntime_providers_{provider}.dll")
+        if found := [file for name in names if (file := package / "capi" / name).is_file()]:
+            needs[provider] = _needed(found[0])
     return OnnxRuntimeBuild(
         package=facts.get("package_name") or "onnxruntime",
         version=facts.get("__version__") or "unknown",
