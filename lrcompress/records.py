@@ -44,7 +44,7 @@ def parse_object(text: str, where: str, error: type[LrcompressError]) -> dict[st
     except (ValueError, RecursionError) as cause:
         raise error(f"{where}: not readable as JSON ({cause}); correct it") from cause
     if not isinstance(value, dict):
-        raise error(f"{where}: holds {shown(value)} where a JSON object {{...}} is expected")
+        raise error(f"{where}: must be an object {{...}}, not {shown(value)}; correct it")
     return value
 
 
@@ -88,11 +88,13 @@ class _Reader:
         if origin is Literal:
             if not isinstance(value, str) or value not in arguments:
                 names = ", ".join(arguments)
-                raise self.error(f"{_told(where)} must be one of {names}, not {shown(value)}")
+                raise self.error(
+                    f"{_told(where)} must be one of {names}, not {shown(value)}; correct it"
+                )
             return value
         if origin is tuple:
             if not isinstance(value, list):
-                raise self.error(f"{_told(where)} must be a list, not {shown(value)}")
+                raise self.error(f"{_told(where)} must be a list, not {shown(value)}; correct it")
             return tuple(
                 self.read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)
             )
@@ -102,7 +104,9 @@ class _Reader:
                 for key, item in self._object(value, where).items()
             }
         if not _is(kind, value):
-            raise self.error(f"{_told(where)} must be {KINDS[kind]}, not {shown(value)}")
+            raise self.error(
+                f"{_told(where)} must be {KINDS[kind]}, not {shown(value)}; correct it"
+            )
         return float(value) if kind is float else value
 
     def _read_dataclass(self, kind: Any, value: Any, where: str) -> Any:
@@ -135,7 +139,9 @@ class _Reader:
 
     def _object(self, value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self.error(f"{_told(where)} must be an object {{...}}, not {shown(value)}")
+            raise self.error(
+                f"{_told(where)} must be an object {{...}}, not {shown(value)}; correct it"
+            )
         return value
 
 

@@ -67,7 +67,10 @@ def clean(raw: Mapping[str, object], module: nn.Module, where: str) -> Batch:
     }
     if len({len(tensor) for tensor in batch.values()}) > 1:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
-        raise DataError(f"{where}: the inputs differ in their number of examples: {shapes}")
+        raise DataError(
+            f"{where}: the inputs differ in their number of examples ({shapes}); "
+            "give each input a row for every example"
+        )
     if "input_ids" in batch:
         check_token_ids([batch["input_ids"]], module, where)
     return batch
@@ -80,7 +83,7 @@ def _tensor(value: object, floating: torch.dtype, where: str) -> Tensor:
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise DataError(f"{where}: holds {array.dtype}, not numbers; give numeric arrays")
-        tensor = torch.from_numpy(np.ascontiguousarray(array).astype(_native(array.dtype)))
+        tensor = torch.from_numpy(array.astype(_native(array.dtype), order="C"))
     if tensor.is_complex():
         raise DataError(f"{where}: holds complex numbers; give real ones")
     if tensor.dim() == 0 or tensor.numel() == 0:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from lrcompress.errors import DataError
-from lrcompress.fingerprint import tensors_fingerprint
+from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.profiling.batches import Batch
 from lrcompress.sources.arrays import array_batches, made_batches
 from lrcompress.sources.example import example_batch
@@ -48,10 +47,3 @@ def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> li
         raise DataError(f"{reference}: no such file; give {ACCEPTED}")
     check_runs(model.module, batches, reference)
     return batches
-
-
-def fingerprint_batches(batches: Iterable[Batch]) -> str:
-    """sha256 of names, types, shapes and values, batch by batch."""
-    return tensors_fingerprint(
-        (f"{i}/{name}", batch[name]) for i, batch in enumerate(batches) for name in sorted(batch)
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
@@ -30,7 +31,7 @@ def example_batch(model: LoadedModel) -> Batch:
         if "attention_mask" in names:
             batch["attention_mask"] = torch.ones(shape, dtype=torch.int64)
             batch["attention_mask"][1, -PADDED:] = 0
-        if "token_type_ids" in names:
+        if "token_type_ids" in names and _has_token_types(model.module):
             batch["token_type_ids"] = torch.zeros(shape, dtype=torch.int64)
     pixels = _image_shape(getattr(model.module, "config", None))
     if pixels is not None and "pixel_values" in names:
@@ -43,6 +44,12 @@ def example_batch(model: LoadedModel) -> Batch:
         )
     check_runs(model.module, [batch], f"{where}: a made-up example (pass --data with a real one)")
     return batch
+
+
+def _has_token_types(module: nn.Module) -> bool:
+    """Whether the ids have a table of their own; GPT-2 would add ordinary tokens instead."""
+    kinds = getattr(getattr(module, "config", None), "type_vocab_size", 0)
+    return isinstance(kinds, int) and kinds > 1
 
 
 def _image_shape(config: Any) -> tuple[int, int, int] | None:

@@ -18,6 +18,7 @@ from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.wording import label, listed, one_line
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+REFUSALS = ("GLOBAL", "Can only create", "Can only build")  # in the words of torch's safe reader
 NESTED_STATES = ("state_dict", "model_state_dict", "model")
 
 
@@ -70,8 +71,9 @@ def _unpickle(path: Path, *, allow_pickle: bool) -> object:
     except OSError as cause:
         raise unreadable(path, cause) from cause
     except Exception as cause:  # torch raises a different class for each kind of damage
-        refused = isinstance(cause, pickle.UnpicklingError) and "Unsupported" in str(cause)
-        if not refused:
+        # A damaged file fails at some byte; a refused one names what it would have to run
+        refused = any(word in str(cause) for word in REFUSALS)
+        if not (refused and isinstance(cause, pickle.UnpicklingError)):
             raise ModelError(
                 f"{path}: not a file that torch saved whole; copy it again or save it again as "
                 ".safetensors"

@@ -1,14 +1,14 @@
 """Moments on the disk: written a layer at a time, read a layer at a time.
 
 `moments-00000.safetensors`, ... in float32, by the names ``input/GROUP``, ``input_mean/GROUP``,
-``input_abs_mean/GROUP`` and ``output/LAYER``: layers that see the same input share its moment. The
-counts are in profile.json, which is written last: shards without it are no profile.
+``input_abs_mean/GROUP`` and ``sensitivity.PART/LAYER``: layers that see the same input share its
+moment. The counts are in profile.json, which is written last: shards without it are no profile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
-from lrcompress.metrics import LayerMoments
+from lrcompress.metrics import LayerMoments, Sensitivity
 from lrcompress.sources.tensors import opened_safetensors
 from lrcompress.storage.files import unwritable, write_tensors
 from lrcompress.wording import label, one_line
@@ -25,6 +25,7 @@ PROFILE_NAME = "profile.json"
 SHARD_PATTERN = "moments-*.safetensors"
 SHARD_BYTES = 256 * 2**20
 SHARED = ("input", "input_mean", "input_abs_mean")
+SENSITIVITY = tuple(f"sensitivity.{field.name}" for field in fields(Sensitivity))
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,11 @@ class MomentsWriter:
             self._groups.add(input_group)
             for part in SHARED:
                 self._hold(f"{part}/{input_group}", getattr(moments, part))
-        if moments.output is not None:
-            self._hold(f"output/{name}", moments.output)
+        if moments.sensitivity is not None:
+            for part in SENSITIVITY:
+                tensor = getattr(moments.sensitivity, part.partition(".")[2])
+                if tensor is not None:
+                    self._hold(f"{part}/{name}", tensor)
         self._layers[name] = MomentsEntry(input_group, moments.rows, moments.examples)
         if sum(tensor.nbytes for tensor in self._held.values()) >= self._shard_bytes:
             self._write()
@@ -116,14 +120,13 @@ class DiskMoments(Mapping[str, LayerMoments]):
     def __getitem__(self, name: str) -> LayerMoments:
         entry = self.index.layers[name]
         moment, mean, absolute = self._input(entry.input_group)
-        output = f"output/{name}"
         return LayerMoments(
             input=moment,
             input_mean=mean,
             input_abs_mean=absolute,
             rows=entry.rows,
             examples=entry.examples,
-            output=self._read(output) if output in self._shard_of else None,
+            sensitivity=self._read_sensitivity(name),
         )
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the layer
@@ -138,7 +141,8 @@ class DiskMoments(Mapping[str, LayerMoments]):
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of one layer's tensors, from the headers alone."""
         entry = self.index.layers[name]
-        keys = [*(f"{part}/{entry.input_group}" for part in SHARED), f"output/{name}"]
+        keys = [f"{part}/{entry.input_group}" for part in SHARED]
+        keys += [f"{part}/{name}" for part in SENSITIVITY]
         shapes: dict[str, tuple[int, ...]] = {}
         for key in keys:
             if key in self._shard_of:
@@ -149,6 +153,18 @@ class DiskMoments(Mapping[str, LayerMoments]):
     def _read_input(self, group: str) -> tuple[Tensor, Tensor, Tensor]:
         moment, mean, absolute = (self._read(f"{part}/{group}") for part in SHARED)
         return moment, mean, absolute
+
+    def _read_sensitivity(self, name: str) -> Sensitivity | None:
+        parts = {
+            part.partition(".")[2]: self._read(f"{part}/{name}")
+            for part in SENSITIVITY
+            if f"{part}/{name}" in self._shard_of
+        }
+        if not parts:
+            return None
+        if "input" not in parts or "output" not in parts:
+            raise DataError(f"{self.folder}: half of {label(name)}'s sensitivity; profile again")
+        return Sensitivity(**parts)
 
     def _read(self, key: str) -> Tensor:
         path = self._shard_of[key]

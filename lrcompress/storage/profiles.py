@@ -172,9 +172,14 @@ def _is_spectrum(values: Tensor) -> bool:
 
 def _check_moments(spec: LayerSpec, moments: DiskMoments, path: Path) -> None:
     for part, shape in moments.shapes(spec.name).items():
-        size = spec.out_features if part == "output" else spec.in_features
-        full, diagonal = (spec.groups, size, size), (spec.groups, size)
-        if shape != diagonal and (shape != full or part not in ("input", "output")):
+        if part == "sensitivity.bias":
+            allowed: list[tuple[int, ...]] = [(spec.groups,)]
+        else:
+            size = spec.out_features if part == "sensitivity.output" else spec.in_features
+            allowed = [(spec.groups, size)]
+            if part.rpartition(".")[2] in ("input", "output"):
+                allowed.append((spec.groups, size, size))
+        if shape not in allowed:
             raise DataError(
                 f"{path}: the {part} moment of {label(spec.name)} has shape {shape}, its weight is "
                 f"{spec.out_features} x {spec.in_features}; {AGAIN}"

@@ -30,7 +30,7 @@ def structure_from_json(value: object, layer: str) -> Structure:
     """
     where = f"{label(layer)}: structure"
     if not isinstance(value, dict):
-        raise PlanError(f"{where}: must be an object {{...}}, not {shown(value)}")
+        raise PlanError(f"{where}: must be an object {{...}}, not {shown(value)}; correct it")
     name = value.get("type")
     kind = STRUCTURES.get(name) if isinstance(name, str) else None
     if kind is None:
