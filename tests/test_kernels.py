@@ -211,6 +211,16 @@ def test_large_and_external_weights_are_not_read() -> None:
     assert operators(model) == []
 
 
+def test_graph_that_does_not_fit_together_is_a_one_line_error() -> None:
+    """A function that calls itself can never be written out."""
+    call = helper.make_node("Loop", ["a"], ["b"], domain="own")
+    function = helper.make_function("own", "Loop", ["a"], ["b"], [call], [])
+    model = graph([call], {"a": (FLOAT, [1])}, {"b": (FLOAT, [1])}, functions=[function])
+    with pytest.raises(ModelError, match="ONNX checker") as caught:
+        missing_kernels(model, "fp32")
+    assert "\n" not in str(caught.value)
+
+
 def test_unknown_dtype_is_refused() -> None:
     with pytest.raises(ModelError, match="int8"):
         missing_kernels(one("Relu", FLOAT), "int8")

@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+import onnx.checker
 import onnx.helper
 import onnx.inliner
 import onnx.shape_inference
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TypeProto
+
+from lrcompress.errors import ModelError
+from lrcompress.wording import one_line
 
 # What exporters build shapes, indices and masks with. A node of another operator, or one of these
 # that touches anything but shapes and constants, is the network's own arithmetic.
@@ -53,8 +57,23 @@ def typed_nodes(
     """Every node of the graph and of its subgraphs, calls of the model's own functions inlined.
 
     `expand` tells which nodes to replace by their operator's definition in the ONNX standard.
+    Raises ModelError for a graph that does not fit together.
     """
-    light = _without_weights(model)
+    try:
+        return list(_walk(_inferred(_without_weights(model), expand).graph, {}, set(), set()))
+    except (
+        RuntimeError,
+        ValueError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        raise ModelError(
+            f"graph {model.graph.name}: its types cannot be inferred: {one_line(error)}; "
+            "run the ONNX checker on it"
+        ) from error
+
+
+def _inferred(light: ModelProto, expand: Callable[[NodeProto], bool] | None) -> ModelProto:
     if light.functions:
         light = onnx.inliner.inline_local_functions(light)
     # A definition may itself use an operator that is replaced by its definition.
@@ -64,8 +83,8 @@ def typed_nodes(
         )
         if chosen & {_operator(n) for n in _all_nodes(light.graph)}:
             break  # not every definition can be written out
-    light = onnx.shape_inference.infer_shapes(light)
-    return list(_walk(light.graph, {}, set(), set()))
+    inferred: ModelProto = onnx.shape_inference.infer_shapes(light)
+    return inferred
 
 
 def _walk(
