@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -36,3 +36,10 @@ def distinct_state(module: nn.Module) -> dict[str, Tensor]:
 def model_fingerprint(module: nn.Module) -> str:
     """sha256 of the names, types, shapes and values of a model's weights and kept buffers."""
     return tensors_fingerprint(distinct_state(module).items())
+
+
+def fingerprint_batches(batches: Iterable[Mapping[str, Tensor]]) -> str:
+    """sha256 of names, types, shapes and values, batch by batch."""
+    return tensors_fingerprint(
+        (f"{i}/{name}", batch[name]) for i, batch in enumerate(batches) for name in sorted(batch)
+    )

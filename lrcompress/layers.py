@@ -111,13 +111,13 @@ def describe(module: nn.Module) -> ModelLayers:
         names = owners[id(weight)] if isinstance(weight, nn.Parameter) else [name]
         reason = read_directly.get(name) or _reason_to_leave(child, [modules[n] for n in names])
         seen.update(id(p) for p in own)
-        for p in own:
-            if p is weight and reason is None:
-                layers.append(_spec(name, child, tuple(n for n in names if n != name)))
-            elif p is weight or not _is_bias_of_layer(child, p):
-                left_alone.append(
-                    LeftAlone(name, type(child).__name__, p.numel(), reason or "not a matrix")
-                )
+        rest = [p for p in own if not (p is weight and reason is None)]
+        if len(rest) < len(own):
+            layers.append(_spec(name, child, tuple(n for n in names if n != name)))
+            rest = [p for p in rest if p is not getattr(child, "bias", None)]
+        if rest:
+            params = sum(p.numel() for p in rest)
+            left_alone.append(LeftAlone(name, type(child).__name__, params, reason or "no matrix"))
     total = sum(p.numel() for p in module.parameters())
     return ModelLayers(tuple(layers), tuple(left_alone), total)
 
@@ -181,10 +181,6 @@ def _weights_read_by_parent(modules: dict[str, nn.Module]) -> dict[str, str]:
         for name, module in modules.items()
         if isinstance(module, nn.MultiheadAttention)
     }
-
-
-def _is_bias_of_layer(layer: nn.Module, parameter: nn.Parameter) -> bool:
-    return layer_kind(layer) is not None and parameter is getattr(layer, "bias", None)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lrcompress.metrics.diagonal import Diagonal
 from lrcompress.metrics.input_weighted import InputWeighted
 from lrcompress.metrics.metric import Metric, Whitening
-from lrcompress.metrics.moments import LayerMoments, MomentStore
+from lrcompress.metrics.moments import LayerMoments, MomentStore, Sensitivity
 from lrcompress.metrics.plain import Plain
 from lrcompress.metrics.two_sided import TwoSided
 
@@ -16,4 +16,4 @@ METRICS: dict[str, Metric] = {
     "two-sided": TwoSided(),
 }
 
-__all__ = ["METRICS", "LayerMoments", "Metric", "MomentStore", "Whitening"]
+__all__ = ["METRICS", "LayerMoments", "Metric", "MomentStore", "Sensitivity", "Whitening"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,8 +16,8 @@ from lrcompress.metrics.root import IdentityRoot, Root
 class Whitening:
     """loss(dW) = 1/2 ||left dW right^T||_F^2, with the roots of the output and input moments."""
 
-    output: Root = IdentityRoot()
-    input: Root = IdentityRoot()
+    output: Root = field(default_factory=IdentityRoot)
+    input: Root = field(default_factory=IdentityRoot)
 
     def whiten(self, weight: Tensor) -> Tensor:
         """G^1/2 W C^1/2 in float64; (groups, m, n)."""

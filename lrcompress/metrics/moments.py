@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Kronecker factors of the layer's Gauss-Newton matrix, H = input (x) output.
+
+    From the gradients J = sum_t g_t x_t^T of one example and one probe: input = E[J^T J],
+    output = E[J J^T] / tr. `input_mean` is what a bias can take up: E[J^T j] / E[j^T j] with the
+    bias's own gradient j = sum_t g_t, and `bias` = E[j^T j]; a layer that is read by several
+    weights has none.
+    """
+
+    input: Tensor  # (g, n, n) or diagonal (g, n); per example
+    output: Tensor  # (g, m, m) or diagonal (g, m); trace 1 over all groups
+    input_mean: Tensor | None = None  # (g, n)
+    bias: Tensor | None = None  # (g,)
+
+
+@dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """Second moments of a layer's inputs and of its output sensitivities.
+    """Second moments of a layer's inputs, and its output sensitivity.
 
     Per group g. A moment over too many features (a vocabulary) is held as its diagonal.
-    Units: `input` per example, `output` per row, so that half the two-sided loss is the network's
-    output divergence per example.
     """
 
     input: Tensor  # C = (1/examples) sum x x^T: (g, n, n) or diagonal (g, n)
@@ -22,15 +37,20 @@ class LayerMoments:
     input_abs_mean: Tensor  # mean of |x| over rows: (g, n)
     rows: int  # tokens, patches or pixels seen
     examples: int
-    output: Tensor | None = None  # G = (1/rows) sum g g^T: (g, m, m) or diagonal (g, m)
+    sensitivity: Sensitivity | None = None
 
     @property
     def centred_input(self) -> Tensor:
         """C - (rows/examples) mu mu^T, the metric once the bias absorbs the mean error."""
-        scale = self.rows / max(self.examples, 1)
-        if self.input.dim() == 2:
-            return self.input - scale * self.input_mean.square()
-        return self.input - scale * self.input_mean.unsqueeze(-1) * self.input_mean.unsqueeze(-2)
+        return without_mean(self.input, self.input_mean, self.rows / max(self.examples, 1))
+
+
+def without_mean(moment: Tensor, mean: Tensor, weight: float | Tensor) -> Tensor:
+    """M - weight mean mean^T, in the moment's own form; weight: a number or (g,)."""
+    scale = torch.as_tensor(weight, dtype=moment.dtype, device=moment.device).reshape(-1, 1)
+    if moment.dim() == 2:
+        return moment - scale * mean.square()
+    return moment - scale.unsqueeze(-1) * mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
 
 MomentStore = Mapping[str, LayerMoments]

@@ -8,3 +8,8 @@ from torch import Tensor
 
 Batch = dict[str, Tensor]
 Batches = Sequence[Batch]  # iterated more than once
+
+
+def batch_size(batch: Batch) -> int:
+    """Examples in a batch."""
+    return len(next(iter(batch.values())))

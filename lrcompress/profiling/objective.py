@@ -53,7 +53,8 @@ class Cosine(Objective):
     name = "cosine"
 
     def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        distance = (1 - functional.cosine_similarity(dense.float(), other.float(), dim=-1)) * weights
+        cosine = functional.cosine_similarity(dense.float(), other.float(), dim=-1)
+        distance = (1 - cosine) * weights
         return distance.flatten(1).sum(1) if distance.dim() > 1 else distance
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
@@ -61,7 +62,8 @@ class Cosine(Objective):
         norm = f.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         u = f / norm
         z = torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
-        return (z - u * (u * z).sum(-1, keepdim=True)) / norm * weights.unsqueeze(-1)
+        v: Tensor = (z - u * (u * z).sum(-1, keepdim=True)) / norm * weights.unsqueeze(-1)
+        return v
 
 
 class Squared(Objective):

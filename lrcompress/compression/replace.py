@@ -1,0 +1,62 @@
+"""Put a structure in a layer's place, tied output heads included, and take it out again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lrcompress.errors import ModelError
+from lrcompress.layers import LayerSpec, replace_
+from lrcompress.structures import Factors, Structure
+from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorizedHead
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement:
+    """One module that gave way to another under the same name."""
+
+    name: str
+    original: nn.Module
+    replacement: nn.Module
+
+
+def install_(
+    module: nn.Module, spec: LayerSpec, structure: Structure, factors: Factors, bias: Tensor | None
+) -> tuple[Replacement, ...]:
+    """Replace the layer by its structure; heads that are tied to an embedding share its factors.
+
+    Raises:
+        PlanError: the structure does not fit the layer.
+        ModelError: the layer is the whole model, so there is nothing to hang it in.
+    """
+    structure.check(spec)
+    if not spec.name:
+        raise ModelError("the model is a single layer; wrap it in nn.Sequential to compress it")
+    layer = module.get_submodule(spec.name)
+    built = structure.build(layer, spec, factors, bias)
+    if built is layer:
+        return ()
+    done = [Replacement(spec.name, layer, built)]
+    replace_(module, spec.name, built)
+    for name in spec.tied:
+        head = module.get_submodule(name)
+        assert isinstance(built, FactorizedEmbedding)
+        head_bias = head.bias
+        assert head_bias is None or isinstance(head_bias, nn.Parameter)
+        done.append(Replacement(name, head, TiedFactorizedHead(built, head_bias)))
+        replace_(module, name, done[-1].replacement)
+    return tuple(done)
+
+
+def show_originals_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
+    """Make the network compute with its dense layers again; nothing is copied."""
+    for change in replacements:
+        replace_(module, change.name, change.original)
+
+
+def show_replacements_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
+    """Undo `show_originals_`."""
+    for change in replacements:
+        replace_(module, change.name, change.replacement)

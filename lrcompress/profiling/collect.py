@@ -1,0 +1,274 @@
+"""The profile verb: one or more passes over the data, then the spectra of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from lrcompress.errors import DataError, ModelError
+from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.layers import (
+    LayerSpec,
+    LeftAlone,
+    ModelLayers,
+    describe,
+    first_nonfinite,
+    weight_matrix,
+)
+from lrcompress.metrics import METRICS, LayerMoments, Whitening
+from lrcompress.profiling.batches import Batches, batch_size
+from lrcompress.profiling.finish import take_moments
+from lrcompress.profiling.flops import total_flops_per_example
+from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector, Watch
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.passes import call, collect, frozen
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.profiling.sink import MemorySink, MomentSink
+from lrcompress.profiling.spectrum import measure
+from lrcompress.progress import SILENT, Progress
+
+__all__ = ["ProfileOptions", "profile"]
+
+SHRINKAGE_PER_FEATURE = 0.25  # times features over rows; benchmarks/quality.py measures it
+LARGEST_SHRINKAGE = 0.5
+DEFAULTS = ProfileOptions()
+
+
+def profile(
+    module: nn.Module,
+    batches: Batches | None,
+    options: ProfileOptions = DEFAULTS,
+    progress: Progress = SILENT,
+    sink: MomentSink | None = None,
+) -> Profile:
+    """Measure every layer of `module`, which is left as it was.
+
+    Without batches only the plain metric is measured: there is nothing to weigh it with.
+
+    Raises:
+        ModelError: weights or outputs that are not finite, or a model with nothing to compress.
+        DataError: batches that are empty or that the model cannot run.
+    """
+    bad = first_nonfinite(module)
+    if bad is not None:
+        raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
+    found = describe(module)
+    if not found.layers:
+        raise ModelError("no layer of this model has a matrix form; see `left alone` in docs")
+    with frozen(module):
+        if batches is None:
+            return _without_data(module, found, options, progress)
+        return _with_data(module, found, batches, options, progress, sink or MemorySink())
+
+
+def _without_data(
+    module: nn.Module, found: ModelLayers, options: ProfileOptions, progress: Progress
+) -> Profile:
+    layers = []
+    with progress.stage("spectra", len(found.layers)) as step:
+        for spec in found.layers:
+            layers.append(_profiled(module, spec, None, spec.name, 1.0, options))
+            step.advance()
+    flops = sum(spec.flops_per_row for spec in found.layers)
+    return Profile(
+        layers=tuple(layers),
+        left_alone=found.left_alone,
+        metric="plain",
+        objective="none",
+        model_fingerprint=model_fingerprint(module),
+        data_fingerprint="",
+        examples=0,
+        tokens=0,
+        total_params=found.total_params,
+        total_bytes=_stored_bytes(module),
+        total_flops_per_example=float(flops),
+        seed=options.seed,
+        warnings=("no data: errors are weighed by nothing but the weights (plain metric)",),
+    )
+
+
+def _with_data(
+    module: nn.Module,
+    found: ModelLayers,
+    batches: Batches,
+    options: ProfileOptions,
+    progress: Progress,
+    sink: MomentSink,
+) -> Profile:
+    if not batches or any(batch_size(batch) == 0 for batch in batches):
+        raise DataError("the calibration data is empty; give at least one example")
+    metric = options.metric or "two-sided"
+    examples = sum(batch_size(batch) for batch in batches)
+    with torch.no_grad():
+        raw = call(module, batches[0])
+    readout, note = choose_readout(raw, objective=options.objective, pooling=options.pooling)
+    warnings = [] if note is None else [note]
+
+    layers: list[LayerProfile] = []
+    left_alone = list(found.left_alone)
+    chunks = _chunks(found.layers, options.max_memory)
+    for number, chunk in enumerate(chunks):
+        name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
+        collector = _collected(module, chunk, batches, readout, metric, options, progress, name)
+        with progress.stage("spectra", len(chunk)) as step:
+            for spec in chunk:
+                moments = take_moments(spec, collector, examples=examples, probes=options.probes)
+                reason = _unreached(moments, needs_outputs=METRICS[metric].needs_outputs)
+                if moments is None or reason is not None:
+                    left_alone.append(_left(spec, reason or ""))
+                    continue
+                group = collector.leaders[spec.name] if not spec.tied else spec.name
+                rows = moments.rows / examples
+                layers.append(_profiled(module, spec, moments, group, rows, options))
+                sink.add(spec.name, group, moments)
+                step.advance()
+    if not layers:
+        raise ModelError("the calibration data reached no layer; check the data and the model")
+    middle = batches[len(batches) // 2]
+    flops = total_flops_per_example(
+        module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
+    )
+    return Profile(
+        layers=tuple(layers),
+        left_alone=tuple(left_alone),
+        metric=metric,
+        objective=readout.objective_name,
+        model_fingerprint=model_fingerprint(module),
+        data_fingerprint=fingerprint_batches(batches),
+        examples=examples,
+        tokens=_tokens(batches),
+        total_params=found.total_params,
+        total_bytes=_stored_bytes(module),
+        total_flops_per_example=flops,
+        seed=options.seed,
+        warnings=tuple(warnings),
+        moments=sink.finish(),
+    )
+
+
+def _collected(
+    module: nn.Module,
+    chunk: Sequence[LayerSpec],
+    batches: Batches,
+    readout: Readout,
+    metric: str,
+    options: ProfileOptions,
+    progress: Progress,
+    name: str,
+) -> Collector:
+    """One pass; a second, without shared inputs, for a network that changes its path."""
+    watches = [
+        Watch(used, module.get_submodule(used))
+        for spec in chunk
+        for used in (spec.name, *spec.tied)
+    ]
+    for share_inputs in (True, False):
+        collector = Collector(watches, METRICS[metric].needs_outputs, share_inputs)
+        with progress.stage(name, len(batches)) as step:
+            collect(
+                module,
+                batches,
+                collector,
+                readout,
+                probes=options.probes,
+                seed=options.seed,
+                step=step,
+            )
+        if collector.consistent:
+            break
+    return collector
+
+
+def _chunks(layers: Sequence[LayerSpec], max_memory: int | None) -> list[list[LayerSpec]]:
+    """Layers whose running float64 moments fit together; a single one always goes."""
+    chunks: list[list[LayerSpec]] = [[]]
+    held = 0
+    for spec in layers:
+        size = 8 * spec.groups * (_moment_size(spec.in_features) + _moment_size(spec.out_features))
+        if max_memory is not None and chunks[-1] and held + size > max_memory:
+            chunks.append([])
+            held = 0
+        chunks[-1].append(spec)
+        held += size
+    return chunks
+
+
+def _moment_size(features: int) -> int:
+    return features**2 if features <= FULL_MOMENT_LIMIT else features
+
+
+def _profiled(
+    module: nn.Module,
+    spec: LayerSpec,
+    moments: LayerMoments | None,
+    group: str,
+    rows_per_example: float,
+    options: ProfileOptions,
+) -> LayerProfile:
+    weight = weight_matrix(module.get_submodule(spec.name)).to(torch.float64)
+    plain = torch.linalg.svdvals(weight)  # (groups, k)
+    shrinkage = options.shrinkage
+    if shrinkage is None:
+        shrinkage = 0.0 if moments is None else shrinkage_for(spec, moments.rows)
+    centred = options.bias_compensation and spec.bias
+    spectra = {"plain": _over_groups(plain)}
+    if moments is not None:
+        for name, metric in METRICS.items():
+            if name == "plain" or (metric.needs_outputs and moments.sensitivity is None):
+                continue
+            whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
+            spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
+    return LayerProfile(
+        spec=spec,
+        measures=measure(spectra["plain"], spec.out_features, spec.in_features),
+        spectra=spectra,
+        rows_per_example=rows_per_example,
+        input_group=group,
+        shrinkage=shrinkage,
+        centred=centred,
+    )
+
+
+def shrinkage_for(spec: LayerSpec, rows: int) -> float:
+    """How far to trust a moment: shrinkage falls with rows per feature."""
+    features = max(spec.out_features, min(spec.in_features, FULL_MOMENT_LIMIT))
+    return min(LARGEST_SHRINKAGE, SHRINKAGE_PER_FEATURE * features / max(rows, 1))
+
+
+def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tensor:
+    spectrum: torch.Tensor = torch.linalg.svdvals(whitening.whiten(weight))
+    return spectrum
+
+
+def _over_groups(spectrum: torch.Tensor) -> torch.Tensor:
+    """(groups, k) -> (k,): losses add over the groups."""
+    return spectrum.square().sum(0).sqrt()
+
+
+def _unreached(moments: LayerMoments | None, *, needs_outputs: bool) -> str | None:
+    if moments is None:
+        return "the calibration data never reaches it, or its weight is read without a call"
+    if needs_outputs and moments.sensitivity is None:
+        return "the measured output does not depend on it"
+    return None
+
+
+def _left(spec: LayerSpec, reason: str) -> LeftAlone:
+    return LeftAlone(spec.name, spec.kind, spec.weight_params, reason)
+
+
+def _tokens(batches: Batches) -> int:
+    """Unpadded tokens; examples where there is no attention mask."""
+    return sum(
+        int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch_size(batch)
+        for batch in batches
+    )
+
+
+def _stored_bytes(module: nn.Module) -> int:
+    """Parameters and buffers as they lie in memory, shared ones once."""
+    held = {id(t): t.nbytes for t in (*module.parameters(), *module.buffers())}
+    return sum(held.values())

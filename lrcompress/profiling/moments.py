@@ -1,0 +1,181 @@
+"""Streaming second moments: forward hooks for inputs, backward hooks for sensitivities.
+
+Products are taken in float32 over one batch and summed in float64, so the rounding of a moment
+does not grow with the number of batches. Padding never enters: rows whose attention mask is 0 are
+dropped. Layers that receive the very same tensor share one input moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.layers import input_rows, layer_kind, output_rows
+from lrcompress.profiling.batches import Batch, batch_size
+from lrcompress.profiling.joint import RunningJoint
+
+FULL_MOMENT_LIMIT = 8192  # features; beyond it (vocabularies) only the diagonal is kept
+
+
+@dataclass
+class RunningMoment:
+    """Sums over the rows of one side of one layer."""
+
+    second: Tensor | None = None  # (g, k, k), or its diagonal (g, k)
+    first: Tensor | None = None  # (g, k)
+    absolute: Tensor | None = None  # (g, k)
+    rows: int = 0
+
+    def add(self, rows: Tensor) -> None:
+        """rows: (count, g, k)."""
+        count, groups, k = rows.shape
+        rows = rows.detach().to(torch.float32)
+        if self.second is None or self.first is None or self.absolute is None:
+            shape = (groups, k, k) if k <= FULL_MOMENT_LIMIT else (groups, k)
+            self.second = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+            self.first = self.second.new_zeros((groups, k))
+            self.absolute = self.second.new_zeros((groups, k))
+        if self.second.dim() == 3:
+            by_group = rows.transpose(0, 1)  # (g, count, k)
+            self.second += torch.bmm(by_group.mT, by_group)
+        else:
+            self.second += rows.square().sum(0)
+        self.first += rows.sum(0)
+        self.absolute += rows.abs().sum(0)
+        self.rows += count
+
+    def add_tokens(self, tokens: Tensor, vocabulary: int) -> None:
+        """One-hot inputs: the moment is diagonal, and its own mean."""
+        counts = torch.bincount(tokens.flatten(), minlength=vocabulary).to(torch.float64)[None]
+        self.second = counts if self.second is None else self.second + counts
+        self.first = self.absolute = self.second
+        self.rows += tokens.numel()
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A module whose rows are collected. A tied weight is watched once per module that uses it."""
+
+    name: str
+    module: nn.Module
+
+
+@dataclass
+class Collector:
+    """Hooks on the watched modules; `inputs` and `joints` hold their running moments.
+
+    `leaders` says whose input moment a layer shares. It is learnt on the first batch; a network
+    that takes another path later makes `consistent` false, and is profiled without sharing.
+    """
+
+    watches: Sequence[Watch]
+    with_sensitivity: bool
+    share_inputs: bool = True
+    inputs: dict[str, RunningMoment] = field(default_factory=dict)
+    joints: dict[str, RunningJoint] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
+    consistent: bool = True
+    _seen: list[tuple[Tensor, Hashable, str]] = field(default_factory=list)
+    _mask: Tensor | None = None
+    _examples: int = 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        handles = [
+            w.module.register_forward_hook(partial(self._on_forward, w.name)) for w in self.watches
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._seen.clear()
+
+    def begin_batch(self, batch: Batch) -> None:
+        mask = batch.get("attention_mask")
+        self._mask = None if mask is None or mask.dim() != 2 else mask.bool()
+        self._examples = batch_size(batch)
+        self._seen.clear()
+
+    def _on_forward(
+        self, name: str, module: nn.Module, args: tuple[object, ...], output: Tensor
+    ) -> Tensor | None:
+        x = args[0]
+        assert isinstance(x, Tensor)
+        self._add_input(name, module, x.detach())
+        if not self.with_sensitivity or not torch.is_grad_enabled():
+            return None
+        if not output.requires_grad:
+            # Parameters are frozen, so the graph starts here. A clone, not the leaf itself:
+            # the network may go on to change its activations in place.
+            output = output.detach().requires_grad_().clone()
+        hook = partial(self._on_gradient, name, module, x.detach())
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        return output
+
+    def _add_input(self, name: str, module: nn.Module, x: Tensor) -> None:
+        key = _identity(module, x)
+        leader = next((who for _, seen, who in self._seen if seen == key), name)
+        if not self.share_inputs:
+            leader = name
+        self._seen.append((x, key, leader))  # holding x keeps its memory from being reused
+        if self.leaders.setdefault(name, leader) != leader:
+            self.consistent = False
+        if leader != name:
+            return
+        moment = self.inputs.setdefault(name, RunningMoment())
+        rows = input_rows(module, x)
+        if isinstance(module, nn.Embedding):
+            moment.add_tokens(self._without_padding(rows, rows.shape), module.num_embeddings)
+        else:
+            moment.add(self._without_padding(rows, rows.shape[:-2]))
+
+    def _on_gradient(self, name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
+        joint = self.joints.setdefault(name, RunningJoint())
+        rows = self._by_example(output_rows(module, gradient), 2)  # (e, t, g, m)
+        if self._mask is not None and self._mask.shape == rows.shape[:2]:
+            rows = rows * self._mask[..., None, None]
+        if isinstance(module, nn.Embedding):
+            tokens = self._by_example(x, 0)
+            joint.add_tokens(tokens, rows, module.num_embeddings)
+        else:
+            inputs = self._by_example(input_rows(module, x), 2)  # (e, t, g, n)
+            joint.add(inputs, rows, full_limit=FULL_MOMENT_LIMIT)
+
+    def _by_example(self, rows: Tensor, trailing: int) -> Tensor:
+        """(*positions, ...) -> (examples, positions, ...).
+
+        Positions that do not split evenly (a table of positions shared by the batch, say) count
+        as one example: probes of different examples are independent, so their cross terms are
+        zero on average.
+        """
+        kept = rows.shape[rows.dim() - trailing :]
+        count = rows.shape[: rows.dim() - trailing].numel()
+        examples = self._examples if count % self._examples == 0 else 1
+        if rows.dim() - trailing > 1 and rows.shape[0] != self._examples:
+            examples = 1
+        return rows.reshape(examples, -1, *kept)
+
+    def _without_padding(self, rows: Tensor, positions: torch.Size) -> Tensor:
+        """(*positions, ...) -> (kept, ...)."""
+        flat = rows.reshape(positions.numel(), *rows.shape[len(positions) :])
+        mask = self._mask
+        if mask is None or (mask.shape != positions and (mask.numel(),) != tuple(positions)):
+            return flat
+        return flat[mask.flatten()]
+
+
+def _identity(module: nn.Module, x: Tensor) -> Hashable:
+    """Equal for two layers that read the same rows: the same memory, unchanged, read alike."""
+    reading: Hashable = layer_kind(module) in ("linear", "transposed_linear")
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        reading = (module.kernel_size, module.stride, module.padding, module.dilation)
+        reading = (*reading, module.groups, module.padding_mode)
+    elif not reading:
+        reading = module
+    return (reading, x.data_ptr(), x.shape, x.stride(), x._version)

@@ -1,0 +1,17 @@
+"""What a profile is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    objective: str = "auto"  # or a name in OBJECTIVES
+    pooling: str | None = None  # "mean" or "cls" of token embeddings
+    metric: str | None = None  # the default for planning; None: two-sided with data, else plain
+    probes: int = 1  # backward passes per batch
+    shrinkage: float | None = None  # None: by the number of rows behind a moment
+    bias_compensation: bool = True
+    max_memory: int | None = None  # bytes of running moments at a time; more passes if it is less
+    seed: int = 0

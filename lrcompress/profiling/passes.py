@@ -1,0 +1,99 @@
+"""Passes over the calibration batches that fill a collector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import DataError, ModelError
+from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.moments import Collector
+from lrcompress.profiling.readout import Readout
+from lrcompress.progress import Step
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode with no parameter asking for a gradient; both are given back."""
+    training = {m: m.training for m in module.modules()}
+    wanted = {p: p.requires_grad for p in module.parameters()}
+    module.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for m, mode in training.items():
+            m.training = mode
+        for parameter, flag in wanted.items():
+            parameter.requires_grad_(flag)
+
+
+def call(module: nn.Module, batch: Batch) -> object:
+    """The network's raw output on the device of its parameters.
+
+    Raises:
+        DataError: the batch does not fit the network's forward.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    try:
+        return module(**{name: value.to(device) for name, value in batch.items()})
+    except (TypeError, IndexError, ValueError, RuntimeError) as cause:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
+        reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+        raise DataError(
+            f"the model cannot run on a batch of {shapes}: {reason}; check the data's names and "
+            "shapes against the model's forward"
+        ) from cause
+
+
+def collect(
+    module: nn.Module,
+    batches: Batches,
+    collector: Collector,
+    readout: Readout,
+    *,
+    probes: int,
+    seed: int,
+    step: Step,
+) -> None:
+    """Fill `collector`. The probes of a batch depend on the seed and its place alone, so a
+    network profiled in several passes (for want of memory) sees the same ones.
+
+    Raises:
+        ModelError: no gradient reaches the measured output; an output is NaN or infinite.
+    """
+    with collector.watching():
+        for index, batch in enumerate(batches):
+            collector.begin_batch(batch)
+            if collector.with_sensitivity:
+                with torch.enable_grad():
+                    outputs, weights = readout(call(module, batch), batch)
+                _backpropagate(outputs, weights, readout, probes, seed + 7919 * index)
+            else:
+                with torch.no_grad():
+                    outputs, _ = readout(call(module, batch), batch)
+            if not bool(torch.isfinite(outputs).all()):
+                raise ModelError(
+                    f"the model's output on calibration batch {index} is NaN or infinite; "
+                    "check the weights and this batch"
+                )
+            step.advance()
+
+
+def _backpropagate(
+    outputs: Tensor, weights: Tensor, readout: Readout, probes: int, seed: int
+) -> None:
+    if not outputs.requires_grad:
+        raise ModelError(
+            "no gradient reaches the model's output (does its forward use torch.no_grad?); "
+            "use --metric input-weighted, which needs none"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    dense = outputs.detach().cpu()
+    for probe in range(probes):
+        v = readout.objective.probe(dense, weights.detach().cpu(), generator)
+        (outputs * v.to(outputs)).sum().backward(retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
