@@ -22,6 +22,8 @@ import numpy as np
 from lrcompress.planning.problem import Floats, Ints
 from lrcompress.planning.relaxation import Relaxation, Table, lower_hull
 
+MOST_EXTENSIONS = 2_000_000  # of the kept partial allocations by one layer: some 100 MB
+
 
 @dataclass(frozen=True, eq=False)
 class CoreSolution:
@@ -58,6 +60,8 @@ def solve_core(
         price = (price[:, None] + layer.price).ravel()
         promise = price + completion.least(stage, spent)
         kept = _undominated(spent, price, relaxed.multiplier, np.flatnonzero(promise < best))
+        if stage + 1 < len(layers):  # what the next layer extends must fit in memory
+            width = min(width, max(1, MOST_EXTENSIONS // len(layers[stage + 1].rows)))
         if len(kept) > width:
             ranked = kept[np.argsort(promise[kept], kind="stable")]
             dropped = min(dropped, float(promise[ranked[width]]))
