@@ -41,5 +41,9 @@ class Metric(ABC):
     ) -> Whitening:
         """Whitening of a layer. `centred` when a bias takes up the mean of the error."""
 
+    def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
+        """What a bias should take up of the error dW x: (groups, m), or None without data."""
+        return torch.einsum("gmn,gn->gm", difference, moments.input_mean.to(difference.dtype))
+
     def input_moment(self, moments: LayerMoments, *, centred: bool) -> Tensor:
         return moments.centred_input if centred else moments.input

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from lrcompress.metrics.metric import Metric, Whitening
 from lrcompress.metrics.moments import LayerMoments
 
@@ -15,3 +17,6 @@ class Plain(Metric):
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
     ) -> Whitening:
         return Whitening()
+
+    def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
+        return None

@@ -6,6 +6,9 @@ every layer, which is what makes ranks comparable across depth.
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from lrcompress.errors import DataError
 from lrcompress.metrics.metric import Metric, Whitening
 from lrcompress.metrics.moments import LayerMoments, without_mean
@@ -32,3 +35,9 @@ class TwoSided(Metric):
             output=root_of(sensitivity.output, shrinkage=shrinkage),
             input=root_of(inputs, shrinkage=shrinkage),
         )
+
+    def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
+        if moments.sensitivity is None or moments.sensitivity.input_mean is None:
+            return None
+        mean = moments.sensitivity.input_mean.to(difference.dtype)
+        return torch.einsum("gmn,gn->gm", difference, mean)

@@ -144,6 +144,7 @@ def _with_data(
         total_bytes=_stored_bytes(module),
         total_flops_per_example=flops,
         seed=options.seed,
+        pooling=readout.pooling,
         warnings=tuple(warnings),
         moments=sink.finish(),
     )

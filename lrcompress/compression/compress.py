@@ -1,0 +1,133 @@
+"""The compress verb: fit every layer's structure, replace it, and measure what that did."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.compression.checkpoint import FactorStore, NoStore
+from lrcompress.compression.fit import BIAS, fit_layer
+from lrcompress.compression.measure import Divergence, measure_divergence
+from lrcompress.compression.replace import Replacement, install_
+from lrcompress.compression.report import CompressedLayer, CompressReport
+from lrcompress.errors import PlanError
+from lrcompress.planning.plan import Plan, PlannedLayer
+from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.passes import call
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.progress import SILENT, Progress
+from lrcompress.structures import Dense
+
+__all__ = ["CompressOptions", "CompressReport", "compress_"]
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    refit: bool | None = None  # None: keep the refit where it measures better on held-out batches
+    held_out_share: float = 0.1  # of the batches, kept from the refit to judge it
+
+
+DEFAULTS = CompressOptions()
+NO_STORE = NoStore()
+
+
+def compress_(
+    module: nn.Module,
+    plan: Plan,
+    profile: Profile,
+    *,
+    batches: Batches | None = None,
+    options: CompressOptions = DEFAULTS,
+    progress: Progress = SILENT,
+    store: FactorStore = NO_STORE,
+) -> CompressReport:
+    """Put the plan's structures in place of the layers of `module`, in place.
+
+    With `batches` (those of the profile, or more) the output divergence is measured, and a refit
+    can be tried. Layers that `store` holds are not fitted again.
+
+    Raises:
+        PlanError: the plan is for another model, or names a layer that the profile lacks.
+        FitError: a layer cannot be fitted, naming it.
+    """
+    if plan.model_fingerprint != profile.model_fingerprint:
+        raise PlanError("the plan is for another model than the profile; plan again")
+    readout = _readout(module, profile, batches)
+    replacements: list[Replacement] = []
+    done: list[CompressedLayer] = []
+    with progress.stage("compress", len(plan.layers)) as step:
+        for planned in plan.layers:
+            layer = _profile_of(planned, profile)
+            if not isinstance(planned.structure, Dense):
+                made, row = _compress_layer_(module, layer, planned, plan, profile, store)
+                replacements += made
+                done.append(row)
+            step.advance()
+    measured: Divergence | None = None
+    if readout is not None and batches is not None:
+        with progress.stage("measure", len(batches)) as step:
+            measured = measure_divergence(module, replacements, batches, readout, step)
+    return CompressReport(
+        layers=tuple(done),
+        metric=plan.metric,
+        objective=profile.objective,
+        predicted_divergence=plan.predicted_loss,
+        calibration=measured,
+    )
+
+
+def _compress_layer_(
+    module: nn.Module,
+    layer: LayerProfile,
+    planned: PlannedLayer,
+    plan: Plan,
+    profile: Profile,
+    store: FactorStore,
+) -> tuple[Sequence[Replacement], CompressedLayer]:
+    original = module.get_submodule(layer.name)
+    moments = profile.moments.get(layer.name)
+    held = store.get(layer.name)
+    if held is None:
+        fitted = fit_layer(layer, original, planned.structure, plan.metric, moments)
+        held = {**fitted.factors, LOSS: torch.tensor(fitted.loss, dtype=torch.float64)}
+        if fitted.bias is not None:
+            held[BIAS] = fitted.bias
+        store.put(layer.name, held)
+    factors = {name: value for name, value in held.items() if name not in (BIAS, LOSS)}
+    bias = held.get(BIAS)
+    replacements = install_(module, layer.spec, planned.structure, factors, bias)
+    row = CompressedLayer(
+        name=layer.name,
+        structure=planned.structure,
+        dense_params=planned.dense_params,
+        params=planned.params,
+        predicted_loss=planned.predicted_loss,
+        fitted_loss=float(held[LOSS]),
+        bias_moved=bias is not None and layer.centred and moments is not None,
+    )
+    return replacements, row
+
+
+LOSS = "loss"  # stands beside the factors in the store
+
+
+def _profile_of(planned: PlannedLayer, profile: Profile) -> LayerProfile:
+    try:
+        return profile[planned.name]
+    except KeyError:
+        raise PlanError(
+            f"{planned.name}: the plan names a layer that the profile lacks; remove it"
+        ) from None
+
+
+def _readout(module: nn.Module, profile: Profile, batches: Batches | None) -> Readout | None:
+    if not batches or profile.objective == "none":
+        return None
+    with torch.no_grad():
+        raw = call(module, batches[0])
+    readout, _ = choose_readout(raw, objective=profile.objective, pooling=profile.pooling)
+    return readout

@@ -1,0 +1,78 @@
+"""Fit one layer's structure in the plan's metric."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import FitError, LrcompressError
+from lrcompress.layers import layer_kind, weight_matrix
+from lrcompress.metrics import METRICS, LayerMoments, Whitening
+from lrcompress.profiling.profile import LayerProfile
+from lrcompress.structures import Factors, Structure
+
+BIAS = "bias"  # stands beside the structure's own factors
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLayer:
+    """Factors and bias in the layer's dtype, and the fit's loss before rounding to it."""
+
+    factors: Factors
+    bias: Tensor | None
+    loss: float
+
+
+def layer_whitening(layer: LayerProfile, metric: str, moments: LayerMoments | None) -> Whitening:
+    """The whitening that the layer's spectrum was computed with.
+
+    Raises:
+        FitError: the profile holds no moments of the layer.
+    """
+    if moments is None:
+        if metric == "plain":
+            return Whitening()
+        raise FitError(f"{layer.name}: the profile holds no moments; profile again with --data")
+    return METRICS[metric].whitening(moments, shrinkage=layer.shrinkage, centred=layer.centred)
+
+
+def fit_layer(
+    layer: LayerProfile,
+    module: nn.Module,
+    structure: Structure,
+    metric: str,
+    moments: LayerMoments | None,
+) -> FittedLayer:
+    """Best factors for the layer in the metric, with its bias moved to take up the mean error.
+
+    Raises:
+        FitError: the weight or its moments are not finite, naming the layer.
+    """
+    whitening = layer_whitening(layer, metric, moments)
+    weight = weight_matrix(module).to(torch.float64)
+    try:
+        factors = structure.fit(weight, whitening)
+    except LrcompressError as cause:
+        raise FitError(f"{layer.name}: {cause}") from cause
+    difference = weight - structure.dense(factors)
+    loss = float(whitening.loss(difference))
+    bias = layer_bias(module)
+    if bias is not None and layer.centred and moments is not None:
+        shift = METRICS[metric].error_mean(moments, difference)  # (groups, m)
+        if shift is not None:
+            bias = (bias.to(torch.float64) + shift.flatten()).to(bias.dtype)
+    dtype = weight_matrix(module).dtype
+    rounded = {name: value.to(dtype).contiguous() for name, value in factors.items()}
+    if not all(bool(torch.isfinite(value).all()) for value in rounded.values()):
+        raise FitError(f"{layer.name}: its factors overflow {dtype}; exclude it or use float32")
+    return FittedLayer(rounded, bias, loss)
+
+
+def layer_bias(module: nn.Module) -> Tensor | None:
+    if layer_kind(module) == "embedding":
+        return None
+    bias = module.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return None if bias is None else bias.detach()

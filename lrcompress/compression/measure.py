@@ -1,0 +1,63 @@
+"""How far the compressed network's output is from the dense one's, on real inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.errors import FitError
+from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.passes import call, frozen
+from lrcompress.profiling.readout import Readout
+from lrcompress.progress import Step
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Per example, in the objective's unit; `top1_agreement` for logits only."""
+
+    mean: float
+    examples: int
+    top1_agreement: float | None = None
+
+
+@torch.no_grad()
+def measure_divergence(
+    module: nn.Module,
+    replacements: Sequence[Replacement],
+    batches: Batches,
+    readout: Readout,
+    step: Step,
+) -> Divergence:
+    """Dense and compressed take turns batch by batch, so that no output has to be kept.
+
+    Raises:
+        FitError: the compressed network's output is NaN or infinite.
+    """
+    total, examples, agreed, positions = 0.0, 0, 0.0, 0.0
+    with frozen(module):
+        for batch in batches:
+            show_originals_(module, replacements)
+            try:
+                dense, weights = readout(call(module, batch), batch)
+            finally:
+                show_replacements_(module, replacements)
+            other, _ = readout(call(module, batch), batch)
+            if not bool(torch.isfinite(other).all()):
+                raise FitError(
+                    "the compressed network's output is NaN or infinite; raise the budget or "
+                    "compress in float32"
+                )
+            total += float(readout.objective.divergence(dense, other, weights).sum())
+            examples += len(dense)
+            if readout.objective_name == "kl":
+                same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
+                agreed += float(same.sum())
+                positions += float(weights.sum())
+            step.advance()
+    agreement = agreed / positions if positions else None
+    return Divergence(total / max(examples, 1), examples, agreement)

@@ -1,0 +1,45 @@
+"""What compressing did."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrcompress.compression.measure import Divergence
+from lrcompress.structures import Structure
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    name: str
+    structure: Structure
+    dense_params: int
+    params: int
+    predicted_loss: float  # of the plan, per example
+    fitted_loss: float  # of the factors, before rounding to the layer's dtype
+    bias_moved: bool  # the bias took up the mean of the error
+
+
+@dataclass(frozen=True)
+class RefitTrial:
+    """Held-out divergence before and after refitting; the better one was kept."""
+
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        return self.after < self.before
+
+
+@dataclass(frozen=True)
+class CompressReport:
+    """Divergences are per example, in the objective's unit; None where there was no data."""
+
+    layers: tuple[CompressedLayer, ...]
+    metric: str
+    objective: str
+    predicted_divergence: float
+    calibration: Divergence | None = None
+    held_out: Divergence | None = None
+    refit: RefitTrial | None = None
+    warnings: tuple[str, ...] = ()
