@@ -46,10 +46,6 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
     except SafetensorError as cause:  # safetensors words the system's error in its own class
         number = OS_ERROR_NUMBER.search(str(cause))
         raise unwritable(path, int(number[1]) if number else None, one_line(cause)) from cause
-    except RuntimeError as cause:  # so does torch's file writer, without the number
-        if "inline_container" not in str(cause):
-            raise
-        raise unwritable(path, None, "the system took only a part: is the disk full?") from cause
 
 
 def write_text(path: Path, text: str) -> None:

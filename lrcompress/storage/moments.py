@@ -25,6 +25,7 @@ PROFILE_NAME = "profile.json"
 SHARD_PATTERN = "moments-*.safetensors"
 SHARD_BYTES = 256 * 2**20
 SHARED = ("input", "input_mean", "input_abs_mean")
+OWN = ("input", "output", "input_mean", "bias")  # of a Sensitivity; the last two may be absent
 SENSITIVITY = tuple(f"sensitivity.{field.name}" for field in fields(Sensitivity))
 
 
@@ -126,7 +127,7 @@ class DiskMoments(Mapping[str, LayerMoments]):
             input_abs_mean=absolute,
             rows=entry.rows,
             examples=entry.examples,
-            sensitivity=self._read_sensitivity(name),
+            sensitivity=self._sensitivity(name),
         )
 
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the layer
@@ -140,15 +141,19 @@ class DiskMoments(Mapping[str, LayerMoments]):
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of one layer's tensors, from the headers alone."""
-        entry = self.index.layers[name]
-        keys = [f"{part}/{entry.input_group}" for part in SHARED]
-        keys += [f"{part}/{name}" for part in SENSITIVITY]
+        shared = (f"{part}/{self.index.layers[name].input_group}" for part in SHARED)
+        own = (f"sensitivity.{part}/{name}" for part in OWN)
         shapes: dict[str, tuple[int, ...]] = {}
-        for key in keys:
+        for key in (*shared, *own):
             if key in self._shard_of:
                 with opened_safetensors(self._shard_of[key], DataError) as file:
                     shapes[key.partition("/")[0]] = tuple(file.get_slice(key).get_shape())
         return shapes
+
+    def _sensitivity(self, name: str) -> Sensitivity | None:
+        keys = {part: f"sensitivity.{part}/{name}" for part in OWN}
+        parts = {part: self._read(key) for part, key in keys.items() if key in self._shard_of}
+        return Sensitivity(**parts) if "input" in parts and "output" in parts else None
 
     def _read_input(self, group: str) -> tuple[Tensor, Tensor, Tensor]:
         moment, mean, absolute = (self._read(f"{part}/{group}") for part in SHARED)

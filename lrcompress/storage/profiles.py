@@ -172,13 +172,12 @@ def _is_spectrum(values: Tensor) -> bool:
 
 def _check_moments(spec: LayerSpec, moments: DiskMoments, path: Path) -> None:
     for part, shape in moments.shapes(spec.name).items():
+        size = spec.out_features if part == "sensitivity.output" else spec.in_features
+        allowed: set[tuple[int, ...]] = {(spec.groups, size)}
         if part == "sensitivity.bias":
-            allowed: list[tuple[int, ...]] = [(spec.groups,)]
-        else:
-            size = spec.out_features if part == "sensitivity.output" else spec.in_features
-            allowed = [(spec.groups, size)]
-            if part.rpartition(".")[2] in ("input", "output"):
-                allowed.append((spec.groups, size, size))
+            allowed = {(spec.groups,)}
+        elif not part.endswith("mean"):
+            allowed.add((spec.groups, size, size))
         if shape not in allowed:
             raise DataError(
                 f"{path}: the {part} moment of {label(spec.name)} has shape {shape}, its weight is "

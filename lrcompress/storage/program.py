@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,5 +92,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _save(program: Any, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+    """By way of memory: torch's own file writer ends the whole process when the disk is full."""
+    whole = io.BytesIO()
+    torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())
