@@ -110,10 +110,11 @@ def main() -> None:
                         "optimality_gap": gap,
                     }
                 )
-                shown = "" if gap is None else f"  gap {100 * gap:.7f} %"
+                used = f"budget used {100 * decided.cost / decided.limit:8.4f} %"
+                shown = used if gap is None else f"{used}  gap {100 * gap:.7f} %"
                 print(
                     f"  {budget:>4} {allocator:18} {seconds:6.3f} s"
-                    f"  loss {decided.predicted_loss:11.6g}  budget used {100 * decided.cost / decided.limit:8.4f} %{shown}"
+                    f"  loss {decided.predicted_loss:11.6g}  {shown}"
                 )
     record = {
         "schema_version": 1,
