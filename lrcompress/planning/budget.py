@@ -77,13 +77,13 @@ class Budget:
         if match is None:
             raise _refusal(text, "is not understood")
         kind, number, unit = match["kind"], Decimal(match["number"]), match["unit"]
+        if number <= 0:
+            raise _refusal(text, "is not above zero")
         if kind is None and unit != "%":
             raise _refusal(text, "does not say of what" + _hint(number, unit))
         kind = kind or "params"
         if kind not in UNITS:
             raise _refusal(text, f"names {kind!r}, which is not one of {', '.join(UNITS)}")
-        if number <= 0:
-            raise _refusal(text, "is not above zero")
         if unit == "%":
             if number > 100:
                 raise _refusal(text, "is above 100 % of the dense model")
@@ -131,7 +131,7 @@ def _plain(number: Decimal) -> str:
 
 
 def _hint(number: Decimal, unit: str, kind: str = "params") -> str:
-    if not unit and number > 0:
+    if not unit:
         percent = number * 100 if number <= 1 else number
         if percent <= 100:
             return f" (did you mean {kind}={_plain(percent)}%?)"

@@ -20,8 +20,8 @@ from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label, listed, shown
 
 HOW_TO_EDIT: Final = (
-    'Change the "structure" of any layer: {"type": "low_rank", "rank": R} with R up to its '
-    'break_even_rank, or {"type": "dense"}. All the rest is information and is computed anew.'
+    "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, or "
+    "type dense without a rank. All the rest is information and is computed anew."
 )
 
 
