@@ -1,5 +1,107 @@
-"""Make a trained network smaller and faster, provably."""
+"""Make a trained network smaller and faster, provably.
+
+The stages are verbs: profile → plan → compress_ → export_onnx → verify. Each is loaded when it is
+first asked for, so that importing the package is quick.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+    from lrcompress.export.bench import BenchReport, BenchSettings, BenchTarget, bench
+    from lrcompress.export.onnx import ExportOptions, ExportReport, export_onnx
+    from lrcompress.export.verify import VerifyOptions, VerifyReport, verify
+    from lrcompress.planning.budget import Budget
+    from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
+    from lrcompress.profiling.collect import ProfileOptions, profile
+    from lrcompress.profiling.profile import Profile
+    from lrcompress.sources.data import DataOptions, load_batches
+    from lrcompress.sources.models import load_model
+    from lrcompress.storage import load, load_profile, save_compressed, save_profile
+    from lrcompress.structures import Dense, LowRank
+
 __version__ = "0.1.0"
+
+_HOMES: dict[str, str] = {
+    "BenchReport": "export.bench",
+    "BenchSettings": "export.bench",
+    "BenchTarget": "export.bench",
+    "Budget": "planning.budget",
+    "CompressOptions": "compression.compress",
+    "CompressReport": "compression.compress",
+    "DataOptions": "sources.data",
+    "Dense": "structures",
+    "ExportOptions": "export.onnx",
+    "ExportReport": "export.onnx",
+    "LowRank": "structures",
+    "Plan": "planning.plan",
+    "PlanOptions": "planning.plan",
+    "Profile": "profiling.profile",
+    "ProfileOptions": "profiling.collect",
+    "VerifyOptions": "export.verify",
+    "VerifyReport": "export.verify",
+    "bench": "export.bench",
+    "compress_": "compression.compress",
+    "export_onnx": "export.onnx",
+    "load": "storage",
+    "load_batches": "sources.data",
+    "load_model": "sources.models",
+    "load_profile": "storage",
+    "plan": "planning.plan",
+    "plan_from_json": "planning.plan",
+    "plan_to_json": "planning.plan",
+    "profile": "profiling.collect",
+    "save_compressed": "storage",
+    "save_profile": "storage",
+    "verify": "export.verify",
+}
+
+__all__ = [  # the names are served by __getattr__
+    "BenchReport",
+    "BenchSettings",
+    "BenchTarget",
+    "Budget",
+    "CompressOptions",
+    "CompressReport",
+    "DataOptions",
+    "Dense",
+    "ExportOptions",
+    "ExportReport",
+    "LowRank",
+    "Plan",
+    "PlanOptions",
+    "Profile",
+    "ProfileOptions",
+    "VerifyOptions",
+    "VerifyReport",
+    "bench",
+    "compress_",
+    "export_onnx",
+    "load",
+    "load_batches",
+    "load_model",
+    "load_profile",
+    "plan",
+    "plan_from_json",
+    "plan_to_json",
+    "profile",
+    "save_compressed",
+    "save_profile",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

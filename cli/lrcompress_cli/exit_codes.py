@@ -25,7 +25,7 @@ class ExitCode(IntEnum):
 
 class FailedCheck(Protocol):
     @property
-    def passed(self) -> bool: ...
+    def passed(self) -> bool | None: ...  # None: it could not run
     @property
     def kind(self) -> str: ...
 
@@ -39,7 +39,7 @@ CHECK_KINDS: dict[str, ExitCode] = {  # the first kind that failed gives the sta
 
 
 def of_checks(checks: Iterable[FailedCheck]) -> ExitCode:
-    failed = {check.kind for check in checks if not check.passed}
+    failed = {check.kind for check in checks if check.passed is False}
     for kind, code in CHECK_KINDS.items():
         if kind in failed:
             return code

@@ -63,7 +63,7 @@ class CommandTable(click.Group):
         args: Sequence[str] | None = None,
         prog_name: str | None = "lrcompress",
         complete_var: str | None = None,
-        standalone_mode: bool = True,
+        standalone_mode: bool = True,  # noqa: FBT001  # click's signature
         **extra: Any,
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
@@ -77,6 +77,7 @@ class CommandTable(click.Group):
 
 
 @click.group(
+    "lrcompress",
     cls=CommandTable,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

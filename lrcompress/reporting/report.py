@@ -65,9 +65,9 @@ class Divergence:
 @dataclass(frozen=True)
 class CheckReport:
     name: str
-    passed: bool
-    detail: str
     kind: str
+    passed: bool | None  # None: it could not run, and detail says why
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Report:
 
     @property
     def verified(self) -> bool:
-        return bool(self.checks) and all(check.passed for check in self.checks)
+        return bool(self.checks) and all(check.passed is not False for check in self.checks)
 
     def to_json(self) -> str:
         return json.dumps(to_json(self), indent=1, allow_nan=False)

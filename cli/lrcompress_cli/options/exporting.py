@@ -25,19 +25,25 @@ class ExportChoice:
         return ExportOptions(self.precision, self.opset, self.external_data)
 
 
+PRECISIONS = ("fp32", "fp16", "bf16")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+OPSET_RANGE = (20, 23)
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Number format of the ONNX graph, which a budget in bytes counts in.",
+)
+
 export_options = gathered(
     ExportChoice,
     "exporting",
-    click.option(
-        "--precision",
-        type=click.Choice(("fp32", "fp16", "bf16")),
-        default="fp32",
-        show_default=True,
-        help="Number format of the ONNX graph.",
-    ),
+    precision_option,
     click.option(
         "--opset",
-        type=click.IntRange(18, 23),
+        type=click.IntRange(*OPSET_RANGE),
         default=20,
         show_default=True,
         help="ONNX operator set.",
@@ -51,8 +57,14 @@ export_options = gathered(
 
 provider_option = click.option(
     "--provider",
-    type=click.Choice(("cpu", "cuda", "tensorrt")),
+    type=click.Choice(PROVIDERS),
     default="cpu",
     show_default=True,
     help="ONNX Runtime execution provider; never falls back to another one.",
+)
+
+pt2_option = click.option(
+    "--pt2/--no-pt2",
+    default=False,
+    help="Write a .pt2 too, which torch alone reloads.",
 )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 
 from lrcompress_cli.options.gather import gathered
 from lrcompress_cli.options.sizes import ByteSize
 
-# Literal, so that --help need not load torch; a test compares them with the library's tables.
-METRIC_NAMES = ("plain", "diagonal", "input-weighted", "two-sided")
+if TYPE_CHECKING:
+    from lrcompress.profiling.collect import ProfileOptions
+
+# Literal as in planning.py, so that --help loads no torch.
 OBJECTIVE_NAMES = ("kl", "cosine", "squared")
 
 
@@ -21,12 +24,18 @@ class MeasureChoice:
     probes: int
     max_memory: int | None
 
+    def options(self, seed: int, metric: str | None) -> ProfileOptions:
+        from lrcompress.profiling.collect import ProfileOptions
 
-metric_option = click.option(
-    "--metric",
-    type=click.Choice(METRIC_NAMES),
-    help="Norm of a layer's error; two-sided with data, else plain.",
-)
+        return ProfileOptions(
+            objective=self.objective,
+            pooling=None if self.pooling == "none" else self.pooling,
+            metric=metric,
+            probes=self.probes,
+            max_memory=self.max_memory,
+            seed=seed,
+        )
+
 
 measuring_options = gathered(
     MeasureChoice,

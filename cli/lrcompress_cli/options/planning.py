@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from lrcompress_cli.options.gather import gathered
 
 if TYPE_CHECKING:
+    from lrcompress.planning.budget import Budget
     from lrcompress.planning.plan import PlanOptions
 
-    from lrcompress.planning.budget import Budget
-
+# Literal, so that --help need not load torch; a test compares them with the library's tables.
 ALLOCATOR_NAMES = ("global", "uniform", "energy", "scaled-stable-rank")
+METRIC_NAMES = ("plain", "diagonal", "input-weighted", "two-sided")
 SCOPE_NAMES = ("total", "compressible")
 BYTES_PER_PARAM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
@@ -22,12 +23,13 @@ BYTES_PER_PARAM = {"fp32": 4, "fp16": 2, "bf16": 2}
 @dataclass(frozen=True)
 class PlanChoice:
     budget: str | None
-    scope: str
-    allocator: str
+    scope: Literal["total", "compressible"]
+    allocator: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
     multiple_of: int
     min_rank: int
+    metric: str | None
 
     def parsed_budget(self) -> Budget | None:
         """Raises a usage error that names the accepted forms."""
@@ -41,12 +43,18 @@ class PlanChoice:
         except PlanError as error:
             raise click.UsageError(f"--budget: {error}", click.get_current_context()) from error
 
-    def options(self, *, metric: str | None, precision: str = "fp32") -> PlanOptions:
+    def required_budget(self) -> Budget:
+        budget = self.parsed_budget()
+        if budget is None:
+            raise click.UsageError("say how small: --budget 50%", click.get_current_context())
+        return budget
+
+    def options(self, precision: str) -> PlanOptions:
         from lrcompress.planning.plan import PlanOptions
 
         return PlanOptions(
             allocator=self.allocator,
-            metric=metric,
+            metric=self.metric,
             multiple_of=self.multiple_of,
             min_rank=self.min_rank,
             include=self.include,
@@ -54,6 +62,12 @@ class PlanChoice:
             bytes_per_param=BYTES_PER_PARAM[precision],
         )
 
+
+metric_option = click.option(
+    "--metric",
+    type=click.Choice(METRIC_NAMES),
+    help="Norm of a layer's error; two-sided with data, else plain.",
+)
 
 planning_options = gathered(
     PlanChoice,
@@ -73,10 +87,10 @@ planning_options = gathered(
     click.option(
         "--allocator",
         type=click.Choice(ALLOCATOR_NAMES),
-        default="global",
-        show_default=True,
-        help="Who decides each layer's rank; global is optimal, the others are for comparison.",
+        help="How the budget is shared out; global, which is optimal, where the metric makes "
+        "losses of layers comparable, else uniform.",
     ),
+    metric_option,
     click.option(
         "--include",
         multiple=True,

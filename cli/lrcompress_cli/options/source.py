@@ -11,10 +11,10 @@ import click
 from lrcompress_cli.options.gather import FILE, gathered
 
 if TYPE_CHECKING:
+    from lrcompress.pipeline import SourceOptions
+    from lrcompress.profiling.batches import Batch
     from lrcompress.sources.data import DataOptions
     from lrcompress.sources.models import LoadedModel
-
-    from lrcompress.profiling.batches import Batch
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,18 @@ class ModelChoice:
             allow_pickle=self.allow_pickle,
         )
 
+    def source(self, data: DataChoice, seed: int) -> SourceOptions:
+        from lrcompress.pipeline import SourceOptions
+
+        return SourceOptions(
+            self.model,
+            self.weights,
+            self.trust_remote_code,
+            self.allow_pickle,
+            data.data,
+            data.options(seed),
+        )
+
 
 @dataclass(frozen=True)
 class DataChoice:
@@ -47,10 +59,13 @@ class DataChoice:
 
         return DataOptions(self.batch_size, self.max_length, self.max_examples, seed)
 
-    def load(self, model: LoadedModel, seed: int) -> list[Batch] | None:
-        from lrcompress.sources.data import load_batches
+    def example(self, model: LoadedModel, seed: int) -> Batch:
+        """One batch of the data, or one made up from the model's config."""
+        from lrcompress.sources.data import example_batch, load_batches
 
-        return None if self.data is None else load_batches(self.data, model, self.options(seed))
+        if self.data is None:
+            return example_batch(model)
+        return load_batches(self.data, model, self.options(seed))[0]
 
 
 trust_options = (
@@ -72,6 +87,19 @@ trust_options = (
 )
 
 model_options = gathered(ModelChoice, "model", click.argument("model"), *trust_options)
+
+reference_options = gathered(
+    ModelChoice,
+    "reference",
+    click.option(
+        "--reference",
+        "model",
+        default="",
+        metavar="MODEL",
+        help="Model that the file should compute.",
+    ),
+    *trust_options,
+)
 
 data_options = gathered(
     DataChoice,
@@ -101,24 +129,3 @@ data_options = gathered(
         help="Examples used of the data; all by default.",
     ),
 )
-
-seed_option = click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Seed of everything drawn at random.",
-)
-
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="CPU threads to compute with; torch's own choice by default.",
-)
-
-
-def use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)

@@ -67,8 +67,9 @@ function drawHead() {
       `${report.layers.length} layers that can be compressed.`;
   }
   if (report.checks.length) {
-    const failed = report.checks.filter((check) => !check.passed).length;
-    badge(failed ? `${failed} of ${report.checks.length} checks failed` : `verified: ${report.checks.length} checks passed`, failed ? "bad" : "good");
+    const run = report.checks.filter((check) => check.passed !== null);
+    const failed = run.filter((check) => !check.passed).length;
+    badge(failed ? `${failed} of ${run.length} checks failed` : `verified: ${run.length} checks passed`, failed ? "bad" : "good");
   }
   if (report.budget) badge(`budget ${report.budget}`);
   badge(`${report.metric} metric`);
@@ -309,7 +310,7 @@ function drawTables() {
   if (report.checks.length) {
     fillTable("checks", [
       { title: "check", text: (c) => c.name },
-      { title: "result", text: (c) => (c.passed ? "✓ passed" : "✗ failed"), className: (c) => (c.passed ? "passed" : "failed") },
+      { title: "result", text: (c) => ({ true: "✓ passed", false: "✗ failed", null: "– not run" })[c.passed], className: (c) => ({ true: "passed", false: "failed", null: "" })[c.passed] },
       { title: "detail", text: (c) => c.detail, className: () => "wide" },
     ], report.checks);
   }

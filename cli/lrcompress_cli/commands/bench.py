@@ -1,0 +1,108 @@
+"""`lrcompress bench`: dense against compressed, in one run."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from lrcompress_cli.options.exporting import provider_option
+from lrcompress_cli.options.gather import FILE, NEW_FILE
+from lrcompress_cli.options.lists import Numbers
+from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
+from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+if TYPE_CHECKING:
+    from lrcompress.progress import Progress
+
+
+@click.command()
+@model_options
+@click.argument("onnx", type=FILE, nargs=-1, required=True)
+@data_options
+@click.option(
+    "--batches",
+    type=Numbers(),
+    default="1,8",
+    show_default=True,
+    help="Batch sizes to time.",
+)
+@click.option(
+    "--lengths",
+    type=Numbers(),
+    default="128",
+    show_default=True,
+    help="Sequence lengths to time, where an input has a free length.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Timed runs of each model, batch and length.",
+)
+@provider_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads of one operator; ONNX Runtime's own choice by default.",
+)
+@click.option("-o", "--output", type=NEW_FILE, help="Write the JSON object here too.")
+@reporting
+def command(
+    terminal: Terminal,
+    *,
+    model: ModelChoice,
+    onnx: tuple[Path, ...],
+    data: DataChoice,
+    batches: tuple[int, ...],
+    lengths: tuple[int, ...],
+    runs: int,
+    provider: Literal["cpu", "cuda", "tensorrt"],
+    threads: int | None,
+    output: Path | None,
+) -> Outcome:
+    """Time a dense against compressed models.
+
+    MODEL is an ONNX file, or a model that is exported first; every ONNX file is measured
+    against it, taking turns.
+    """
+    from lrcompress.export.bench import BenchSettings, BenchTarget, bench
+    from lrcompress.storage import write_json
+    from lrcompress_cli.tables.bench import BenchTable
+
+    settings = BenchSettings(batches, lengths, provider, runs, threads=threads)
+    with _dense_graph(model, data, terminal.progress) as dense:
+        names = _names([dense, *onnx])
+        targets = [BenchTarget(*pair) for pair in zip(names, [dense, *onnx], strict=True)]
+        report = bench(targets, settings, progress=terminal.progress)
+    if output is not None:
+        write_json(output, report.to_json())
+    return Outcome(report.to_json(), [BenchTable(report)])
+
+
+@contextmanager
+def _dense_graph(model: ModelChoice, data: DataChoice, progress: Progress) -> Iterator[Path]:
+    """MODEL itself if it is a graph, else an export of it that is gone afterwards."""
+    if model.model.endswith(".onnx"):
+        yield Path(model.model)
+        return
+    from lrcompress.export.onnx import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "dense.onnx"
+        with progress.stage("export of the dense model", 1) as step:
+            loaded = model.load()
+            export_onnx(loaded.module, data.example(loaded, seed=0), path)
+            step.advance()
+        yield path
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """File names where they differ, whole paths where not."""
+    short = ["dense", *(path.name for path in paths[1:])]
+    return short if len(set(short)) == len(short) else ["dense", *map(str, paths[1:])]

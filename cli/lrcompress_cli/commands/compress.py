@@ -1,0 +1,131 @@
+"""`lrcompress compress`: the whole pipeline, from a model to a smaller, verified ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from lrcompress_cli.exit_codes import of_checks
+from lrcompress_cli.options.exporting import (
+    ExportChoice,
+    export_options,
+    provider_option,
+    pt2_option,
+)
+from lrcompress_cli.options.gather import FILE, FOLDER, NEW_FOLDER
+from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
+from lrcompress_cli.options.planning import PlanChoice, planning_options
+from lrcompress_cli.options.running import RunChoice, running_options
+from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
+from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+
+@click.command()
+@model_options
+@data_options
+@planning_options
+@measuring_options
+@click.option(
+    "--plan",
+    "plan_file",
+    type=FILE,
+    help="Follow this plan.json, edited by hand or not, instead of a budget.",
+)
+@click.option(
+    "--profile",
+    "profile_folder",
+    type=FOLDER,
+    help="Take the profile from here instead of measuring it again.",
+)
+@click.option(
+    "--refit/--no-refit",
+    default=None,
+    help="Refit each layer to what the ones before it now give; by default if it helps on "
+    "held-out data.",
+)
+@export_options
+@pt2_option
+@provider_option
+@click.option("-o", "--output", type=NEW_FOLDER, help="Run folder to write.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Profile and plan, show the plan, and write nothing.",
+)
+@running_options
+@reporting
+def command(
+    terminal: Terminal,
+    *,
+    model: ModelChoice,
+    data: DataChoice,
+    planning: PlanChoice,
+    measuring: MeasureChoice,
+    plan_file: Path | None,
+    profile_folder: Path | None,
+    refit: bool | None,
+    exporting: ExportChoice,
+    provider: Literal["cpu", "cuda", "tensorrt"],
+    pt2: bool,
+    output: Path | None,
+    dry_run: bool,
+    running: RunChoice,
+) -> Outcome:
+    """Profile, plan, compress, export and verify in one run.
+
+    MODEL is a Hugging Face folder, pkg.module:factory, or an earlier run folder. Rerunning the
+    same command after an interruption goes on where it stopped.
+    """
+    running.use_threads()
+    budget = planning.parsed_budget()
+    _check_together(planning, plan_file, output, dry_run=dry_run)
+
+    from lrcompress.compression.compress import CompressOptions
+    from lrcompress.pipeline import RunOptions, preview, run
+    from lrcompress_cli.records import compress_record, preview_record
+    from lrcompress_cli.tables.plan import PlanTable
+    from lrcompress_cli.tables.summary import Summary
+
+    options = RunOptions(
+        source=model.source(data, running.seed),
+        folder=running.folder(output or Path()),
+        budget=budget,
+        plan_file=plan_file,
+        profile_folder=profile_folder,
+        profile=measuring.options(running.seed, planning.metric),
+        plan=planning.options(exporting.precision),
+        compress=CompressOptions(refit=refit),
+        export=exporting.options(),
+        provider=provider,
+        pt2=pt2,
+    )
+    if dry_run:
+        seen = preview(options, terminal.progress)
+        return Outcome(preview_record(seen), [PlanTable(seen.plan)])
+    result = run(options, terminal.progress)
+    failed = [check for check in result.report.checks if check.passed is False]
+    return Outcome(
+        compress_record(result),
+        [Summary(result)],
+        of_checks(result.report.checks),
+        [f"{check.name}: {check.detail}" for check in failed],
+    )
+
+
+def _check_together(
+    planning: PlanChoice, plan_file: Path | None, output: Path | None, *, dry_run: bool
+) -> None:
+    """Raises a usage error for options that need or exclude each other."""
+    context = click.get_current_context()
+    if (planning.budget is None) == (plan_file is None):
+        both = planning.budget is not None
+        raise click.UsageError(
+            "--budget and --plan exclude each other"
+            if both
+            else "say how small: --budget 50%, or --plan plan.json",
+            context,
+        )
+    if output is None and not dry_run:
+        raise click.UsageError("name the run folder: -o out/", context)

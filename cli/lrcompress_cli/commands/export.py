@@ -1,0 +1,64 @@
+"""`lrcompress export`: another ONNX file from the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lrcompress_cli.options.exporting import ExportChoice, export_options, pt2_option
+from lrcompress_cli.options.gather import NEW_FILE
+from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
+from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+
+@click.command()
+@model_options
+@data_options
+@export_options
+@pt2_option
+@click.option(
+    "-o",
+    "--output",
+    type=NEW_FILE,
+    help="File to write; by default model-PRECISION.onnx in MODEL's folder.",
+)
+@reporting
+def command(
+    terminal: Terminal,
+    *,
+    model: ModelChoice,
+    data: DataChoice,
+    exporting: ExportChoice,
+    pt2: bool,
+    output: Path | None,
+) -> Outcome:
+    """Write a model as an ONNX graph.
+
+    MODEL is the run folder of a `compress`, or any model that lrcompress reads: a dense one gives
+    the graph to compare with.
+    """
+    path = output or _default(model.model, exporting.precision)
+
+    from lrcompress.export.onnx import export_onnx
+    from lrcompress.records import to_json
+    from lrcompress.storage import save_pt2
+    from lrcompress_cli.tables.export import export_table
+
+    loaded = model.load()
+    batch = data.example(loaded, seed=0)
+    with terminal.progress.stage("export", 1 + pt2) as step:
+        report = export_onnx(loaded.module, batch, path, exporting.options())
+        step.advance()
+        if pt2:
+            save_pt2(loaded.module, batch, path.with_suffix(".pt2"))
+            step.advance()
+    record = {**to_json(report), "pt2": str(path.with_suffix(".pt2")) if pt2 else None}
+    return Outcome(record, [export_table(report)])
+
+
+def _default(model: str, precision: str) -> Path:
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        raise click.UsageError("name the file: -o model.onnx", click.get_current_context())
+    return folder / f"model-{precision}.onnx"

@@ -1,0 +1,51 @@
+"""`lrcompress plan`: ranks for a budget, from a profile that is already there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from lrcompress_cli.options.exporting import precision_option
+from lrcompress_cli.options.gather import FOLDER, NEW_FILE
+from lrcompress_cli.options.planning import PlanChoice, planning_options
+from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@planning_options
+@precision_option
+@click.option(
+    "-o",
+    "--output",
+    type=NEW_FILE,
+    help="Write the plan here, to read, edit and hand to `compress --plan`.",
+)
+@reporting
+def command(
+    terminal: Terminal,
+    *,
+    folder: Path,
+    planning: PlanChoice,
+    precision: str,
+    output: Path | None,
+) -> Outcome:
+    """Decide the ranks that meet a budget.
+
+    FOLDER is a profile that `lrcompress profile` wrote, or the run folder of a `compress`.
+    """
+    from lrcompress.pipeline import find_profile
+    from lrcompress.planning.plan import plan, plan_to_json
+    from lrcompress.storage import load_profile, write_text
+    from lrcompress_cli.records import plan_record
+    from lrcompress_cli.tables.plan import PlanTable
+
+    budget = planning.required_budget()
+    decided = plan(load_profile(find_profile(folder)), budget, planning.options(precision))
+    written = []
+    if output is not None:
+        write_text(output, plan_to_json(decided))
+        written.append(f"\nwritten: {output}")
+    record = {"file": None if output is None else str(output), "plan": plan_record(decided)}
+    return Outcome(record, [PlanTable(decided), *written])

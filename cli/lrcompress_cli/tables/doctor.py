@@ -1,0 +1,24 @@
+"""A diagnosis, one line a check, with what to do about it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+from rich.text import Text
+
+from lrcompress.doctor import DoctorReport
+
+MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
+
+
+def doctor_table(report: DoctorReport) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, collapse_padding=True)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in report.checks:
+        mark, style = MARKS[check.status]
+        detail = Text(check.detail)
+        if check.next_step:
+            detail.append(f"\n→ {check.next_step}", style="cyan")
+        table.add_row(Text(mark, style=style), check.name, detail)
+    return table

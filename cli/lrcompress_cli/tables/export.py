@@ -1,0 +1,32 @@
+"""What was exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from lrcompress.export.onnx import ExportReport, Port
+from lrcompress_cli.tables.numbers import size
+
+
+def export_table(report: ExportReport) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, collapse_padding=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    folder = Path(report.path).parent
+    for name, bytes_ in report.files.items():
+        table.add_row("file", Text(f"{folder / name}  ({size(bytes_)})"))
+    table.add_row("format", f"{report.precision}, opset {report.opset}")
+    for label, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
+        table.add_row(label, Text("\n".join(_port(port) for port in ports)))
+    nodes = ", ".join(f"{count} {name}" for name, count in list(report.node_counts.items())[:8])
+    table.add_row("nodes", f"{sum(report.node_counts.values())}: {nodes} …")
+    for note in report.notes:
+        table.add_row("note", Text(note))
+    return table
+
+
+def _port(port: Port) -> str:
+    return f"{port.name}: {port.dtype} ({', '.join(map(str, port.axes))})"

@@ -1,0 +1,42 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+
+def count(value: float) -> str:
+    return _scaled(value, ("", " k", " M", " G", " T"))
+
+
+def size(value: float) -> str:
+    return _scaled(value, (" B", " kB", " MB", " GB", " TB"))
+
+
+def flops(value: float) -> str:
+    return _scaled(value, (" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"))
+
+
+def share(part: float, whole: float) -> str:
+    return "-" if whole == 0 else f"{100 * part / whole:.1f} %"
+
+
+def real(value: float) -> str:
+    """Three digits or more, an exponent only for the very small and large."""
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def milliseconds(value: float) -> str:
+    return f"{value:.3g} ms"
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    step = 0
+    while abs(value) >= 999.5 and step < len(units) - 1:
+        value /= 1000
+        step += 1
+    shown = f"{value:.0f}" if step == 0 or abs(value) >= 100 else f"{value:.3g}"
+    return shown + units[step]

@@ -1,0 +1,85 @@
+"""The profile, layer by layer."""
+
+from __future__ import annotations
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress_cli.tables.names import without_common_prefix
+from lrcompress_cli.tables.numbers import count, flops, real, share, size
+
+WIDE = 110  # columns from which every measure has its own
+
+
+class ProfileTable:
+    """Narrow terminals drop the measures that others stand for; the report has them all."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        profile = self._profile
+        wide = options.max_width >= WIDE
+        prefix, names = without_common_prefix([layer.name for layer in profile.layers])
+        table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+        table.add_column(f"layer {prefix}…" if prefix else "layer", overflow="fold", min_width=16)
+        headings = _HEADINGS if wide else [h for h in _HEADINGS if h not in _WIDE_ONLY]
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for layer, name in zip(profile.layers, names, strict=True):
+            cells = _cells(layer, profile.metric)
+            table.add_row(Text(name), *(cells[heading] for heading in headings))
+        yield _head(profile)
+        yield table
+        yield _foot(profile)
+
+
+_HEADINGS = (
+    "shape", "stable", "effect.", "numer.", "e90", "e99", "MP", "even", "sensit.",
+)  # fmt: skip
+_WIDE_ONLY = ("numer.", "MP")
+
+
+def _cells(layer: LayerProfile, metric: str) -> dict[str, str]:
+    spec, measures = layer.spec, layer.measures
+    groups = f"{spec.groups}*" if spec.groups > 1 else ""
+    return {
+        "shape": f"{groups}{spec.out_features}x{spec.in_features}",
+        "stable": f"{measures.stable_rank:.1f}",
+        "effect.": f"{measures.effective_rank:.0f}",
+        "numer.": str(measures.numerical_rank),
+        "e90": str(measures.e90),
+        "e99": str(measures.e99),
+        "MP": str(measures.above_noise),
+        "even": str(spec.break_even_rank),
+        "sensit.": real(layer.loss_of_removal(metric)),
+    }
+
+
+def _head(profile: Profile) -> Text:
+    compressible = sum(layer.spec.weight_params for layer in profile.layers)
+    data = (
+        f"{profile.examples} examples, {profile.tokens} tokens"
+        if profile.examples
+        else "no data: the plain metric"
+    )
+    return Text(
+        f"{count(profile.total_params)} parameters ({share(compressible, profile.total_params)} "
+        f"in {len(profile.layers)} compressible layers), {size(profile.total_bytes)}, "
+        f"{flops(profile.total_flops_per_example)} per example; {data}\n"
+    )
+
+
+def _foot(profile: Profile) -> Text:
+    unit = "plain" if profile.objective == "none" else f"{profile.metric}, {profile.objective}"
+    text = (
+        "\nstable, effect(ive), numer(ical): ranks of the weight; e90, e99: directions with 90, "
+        "99 % of its energy; MP: above the noise edge; even: break-even rank; "
+        f"sensit(ivity): loss of a zero weight ({unit})"
+    )
+    if profile.left_alone:
+        params = sum(item.params for item in profile.left_alone)
+        text += f"\n{len(profile.left_alone)} modules with {count(params)} parameters left alone"
+    return Text(text, style="dim")

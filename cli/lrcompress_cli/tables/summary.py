@@ -1,0 +1,77 @@
+"""What a run came to: before and after, predicted and measured, checks, files."""
+
+from __future__ import annotations
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from lrcompress.pipeline import RunResult
+from lrcompress.reporting.report import Cost, Report
+from lrcompress_cli.tables.checks import check_table
+from lrcompress_cli.tables.numbers import count, flops, real, share, size
+
+
+class Summary:
+    def __init__(self, result: RunResult) -> None:
+        self._result = result
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        report = self._result.report
+        assert report.after is not None  # a run's report
+        yield _costs(report.before, report.after)
+        yield Text("")
+        yield _plan_line(self._result)
+        if report.divergences:
+            yield Text("")
+            yield _divergences(report)
+        yield Text("")
+        yield check_table(report.checks)
+        yield Text("")
+        yield _files(self._result)
+
+
+def _costs(before: Cost, after: Cost) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column("")
+    for heading in ("before", "after", "kept"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for label, dense, kept, shown in (
+        ("parameters", before.params, after.params, count),
+        ("size", before.bytes, after.bytes, size),
+        ("work per example", before.flops_per_example, after.flops_per_example, flops),
+    ):
+        table.add_row(label, shown(dense), Text(shown(kept), style="bold"), share(kept, dense))
+    return table
+
+
+def _plan_line(result: RunResult) -> Text:
+    plan = result.plan
+    changed = sum(layer.params < layer.dense_params for layer in plan.layers)
+    gap = plan.optimality_gap
+    proven = "" if gap is None else f", at most {100 * gap:.2g} % above the optimum"
+    return Text(
+        f"budget {plan.budget}: {changed} of {len(plan.layers)} layers factored "
+        f"({plan.metric} metric, {plan.allocator} allocation{proven})"
+    )
+
+
+def _divergences(report: Report) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column(f"{report.objective} divergence")
+    for heading in ("predicted", "measured"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.divergences:
+        table.add_row(row.where, real(row.predicted), real(row.measured))
+    for name, value in (report.fidelity or {}).items():
+        table.add_row(name, "", real(value))
+    return table
+
+
+def _files(result: RunResult) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False, collapse_padding=True)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    for file in result.report.files:
+        table.add_row(Text(str(result.folder / file.name)), size(file.bytes))
+    return table

@@ -1,0 +1,30 @@
+"""The whole way from a model to a verified ONNX file, over a folder that any run can resume."""
+
+from __future__ import annotations
+
+from lrcompress.pipeline.exporting import budget_facts
+from lrcompress.pipeline.measuring import find_profile
+from lrcompress.pipeline.options import (
+    FolderOptions,
+    Preview,
+    ProfileResult,
+    RunOptions,
+    RunResult,
+    SourceOptions,
+)
+from lrcompress.pipeline.run import preview, promised_budget, run, run_profile
+
+__all__ = [
+    "FolderOptions",
+    "Preview",
+    "ProfileResult",
+    "RunOptions",
+    "RunResult",
+    "SourceOptions",
+    "budget_facts",
+    "find_profile",
+    "preview",
+    "promised_budget",
+    "run",
+    "run_profile",
+]

@@ -1,0 +1,114 @@
+"""The compress stage, with a checkpoint after every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lrcompress.compression.checkpoint import FolderStore
+from lrcompress.compression.compress import CompressReport, compress_
+from lrcompress.compression.measure import Divergence as Measured
+from lrcompress.errors import DataError
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.folder import RunFolder
+from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.loading import Loaded
+from lrcompress.pipeline.options import RunOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.profile import Profile
+from lrcompress.progress import Progress
+from lrcompress.records import from_json, to_json
+from lrcompress.reporting.report import Divergence
+from lrcompress.storage import save_compressed
+
+STAGE = "compress"
+WEIGHTS_NAME, RECORD_NAME = "model.safetensors", "lrcompress.json"
+
+
+@dataclass(frozen=True)
+class CompressFacts:
+    """Of a CompressReport, what the run's report shows."""
+
+    divergences: tuple[Divergence, ...]
+    fidelity: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+def compressed(
+    folder: RunFolder,
+    loaded: Loaded,
+    profile: Profile,
+    plan: Plan,
+    options: RunOptions,
+    upstream: str,
+    clock: Clock,
+    progress: Progress,
+) -> tuple[CompressFacts, str]:
+    """The compressed model in the run folder, and the stage's key."""
+    inputs = {"data": loaded.data_fingerprint, "options": options.compress}
+    key = stage_key(STAGE, upstream, inputs)
+    known = folder.finished(STAGE, key)
+    if known is not None:
+        clock.reused(STAGE)
+        return from_json(CompressFacts, known, STAGE, DataError), key
+    folder.begin(STAGE)
+    with clock.stage(STAGE):
+        report = compress_(
+            loaded.model.module,
+            plan,
+            profile,
+            batches=loaded.batches,
+            options=options.compress,
+            progress=progress,
+            store=FolderStore(folder.work(key)),
+        )
+        facts = _facts(report)
+        extra = {"plan": _summary(plan), "compress": to_json(facts)}
+        save_compressed(loaded.model.module, plan, loaded.model, folder.root, extra=extra)
+        folder.finish(STAGE, key, _files(loaded), to_json(facts))
+    return facts, key
+
+
+def _files(loaded: Loaded) -> list[str]:
+    source = loaded.model.folder
+    companions = [path.relative_to(source).as_posix() for path in loaded.model.companions if source]
+    return [WEIGHTS_NAME, RECORD_NAME, *companions]
+
+
+def _summary(plan: Plan) -> dict[str, Any]:
+    return {
+        "budget": str(plan.budget),
+        "scope": plan.budget.scope,
+        "metric": plan.metric,
+        "allocator": plan.allocator,
+        "params": plan.params,
+        "dense_params": plan.dense_params,
+        "predicted_loss": plan.predicted_loss,
+    }
+
+
+def _facts(report: CompressReport) -> CompressFacts:
+    predicted = report.predicted_divergence
+    places = (("calibration", report.calibration), ("held-out", report.held_out))
+    measured = [(where, found) for where, found in places if found is not None]
+    fidelity: dict[str, float] = {}
+    for where, found in measured:
+        fidelity |= {f"{name}, {where}": v for name, v in _fidelity(report, found).items()}
+    if report.refit is not None:
+        fidelity["held-out divergence without refit"] = report.refit.before
+        fidelity["held-out divergence with refit"] = report.refit.after
+    return CompressFacts(
+        tuple(Divergence(where, predicted, found.mean) for where, found in measured),
+        fidelity,
+        report.warnings,
+    )
+
+
+def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:
+    """The divergence in words that people use, where there are such."""
+    if report.objective == "cosine":
+        return {"mean cosine": 1 - found.mean}
+    if found.top1_agreement is not None:
+        return {"same first choice": found.top1_agreement}
+    return {}

@@ -1,0 +1,117 @@
+"""The plan stage."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lrcompress.errors import PlanError
+from lrcompress.export.onnx import export_onnx
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.folder import RunFolder
+from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.loading import Loaded
+from lrcompress.pipeline.options import RunOptions
+from lrcompress.planning.budget import Budget
+from lrcompress.planning.plan import Plan, plan, plan_from_json, plan_to_json
+from lrcompress.profiling.profile import Profile
+from lrcompress.storage import write_text
+
+STAGE = "plan"
+PLAN_NAME = "plan.json"
+BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a plan depends on."""
+
+    loaded: Loaded
+    profile: Profile
+    options: RunOptions
+
+    @property
+    def inputs(self) -> Mapping[str, object]:
+        """For the stage's key. A plan that is handed in counts as what it decides."""
+        options = self.options
+        if options.plan_file is None:
+            return {
+                "budget": options.budget,
+                "options": options.plan,
+                "precision": options.export.precision,
+            }
+        text = plan_to_json(read_plan(options.plan_file, self.profile))
+        return {"plan": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def decided(folder: RunFolder, question: Question, upstream: str, clock: Clock) -> tuple[Plan, str]:
+    """The plan of a run, in its plan.json, and its stage's key.
+
+    Raises:
+        PlanError: the run's own plan.json was edited, and the run was not told to follow it.
+    """
+    path = folder.path(PLAN_NAME)
+    if question.options.plan_file is None and folder.is_edited(STAGE, PLAN_NAME):
+        raise PlanError(
+            f"{path}: edited since it was made; follow it with --plan {path}, "
+            "or delete it to plan anew"
+        )
+    key = stage_key(STAGE, upstream, question.inputs)
+    if folder.finished(STAGE, key) is not None:
+        clock.reused(STAGE)
+    else:
+        with clock.stage(STAGE):
+            made = chosen(question)  # before anything is forgotten: it may not be possible
+            folder.begin(STAGE)
+            write_text(path, plan_to_json(made))
+            folder.finish(STAGE, key, [PLAN_NAME], {})
+    result = read_plan(path, question.profile)
+    for warning in result.warnings:
+        log.warning("%s", warning)
+    return result, key
+
+
+def chosen(question: Question) -> Plan:
+    """The plan that the options ask for, from the file or for the budget."""
+    options = question.options
+    if options.plan_file is not None:
+        return read_plan(options.plan_file, question.profile)
+    assert options.budget is not None  # RunOptions has seen to it
+    asked = options.plan
+    if options.budget.kind == "bytes":
+        asked = replace(asked, overhead_bytes=file_overhead(question))
+    return plan(question.profile, options.budget, asked)
+
+
+def read_plan(path: Path, profile: Profile) -> Plan:
+    """Raises PlanError, naming the file, for what cannot be read or does not fit the model."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read as text; give a plan.json") from error
+    try:
+        return plan_from_json(text, profile)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+
+
+def file_overhead(question: Question) -> int:
+    """Bytes of the ONNX file beyond the weights that the plan counts.
+
+    Measured on an export of the dense model, since only the exporter knows what its graph holds;
+    the compressed one has a node more for each layer that is split.
+    """
+    profile, options = question.profile, question.options
+    loaded = question.loaded
+    everything = plan(profile, Budget("bytes", 1.0, relative=True), options.plan)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "dense.onnx"
+        report = export_onnx(loaded.model.module, loaded.example(), path, options.export)
+    beyond = max(report.bytes - everything.dense_bytes, 0)
+    return beyond + BYTES_PER_SPLIT * len(profile.layers)

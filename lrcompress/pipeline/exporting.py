@@ -1,0 +1,125 @@
+"""The export and verify stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from torch import nn
+
+from lrcompress.errors import DataError
+from lrcompress.export.onnx import ExportOptions, export_onnx
+from lrcompress.export.session import ProviderName
+from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.folder import RunFolder
+from lrcompress.pipeline.ledger import stage_key
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.batches import Batch
+from lrcompress.progress import Progress
+from lrcompress.records import from_json, to_json
+from lrcompress.reporting.report import CheckReport
+from lrcompress.storage import save_pt2
+
+EXPORT, VERIFY = "export", "verify"
+ONNX_NAME, PT2_NAME = "model.onnx", "model.pt2"
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """The compressed module as it was read back, and what it is exported with."""
+
+    module: nn.Module
+    batch: Batch
+    plan: Plan
+
+
+def exported(
+    folder: RunFolder,
+    product: Product,
+    options: ExportOptions,
+    upstream: str,
+    clock: Clock,
+    progress: Progress,
+    *,
+    pt2: bool,
+) -> tuple[Mapping[str, Any], str]:
+    """model.onnx (and model.pt2 if asked for); the facts of its export and the stage's key."""
+    options = replace(options, metadata={**options.metadata, **_provenance(product.plan)})
+    key = stage_key(EXPORT, upstream, {"options": options, "pt2": pt2})
+    facts = folder.finished(EXPORT, key)
+    if facts is not None:
+        clock.reused(EXPORT)
+        return facts, key
+    folder.begin(EXPORT)
+    with clock.stage(EXPORT), progress.stage(EXPORT, 1 + pt2) as step:
+        report = export_onnx(product.module, product.batch, folder.path(ONNX_NAME), options)
+        step.advance()
+        files = list(report.files)
+        if pt2:
+            save_pt2(product.module, product.batch, folder.path(PT2_NAME))
+            step.advance()
+            files.append(PT2_NAME)
+        facts = {"bytes": report.bytes, "nodes": dict(report.node_counts), "notes": report.notes}
+        folder.finish(EXPORT, key, files, facts)
+    return facts, key
+
+
+def verified(
+    folder: RunFolder,
+    product: Product,
+    provider: ProviderName,
+    upstream: str,
+    clock: Clock,
+    progress: Progress,
+) -> tuple[CheckReport, ...]:
+    """Every check of the file. A run that failed one is checked again when it is rerun."""
+    key = stage_key(VERIFY, upstream, {"provider": provider, "onnxruntime": _onnxruntime()})
+    facts = folder.finished(VERIFY, key)
+    if facts is not None:
+        clock.reused(VERIFY)
+        return from_json(tuple[CheckReport, ...], facts["checks"], VERIFY, DataError)
+    folder.begin(VERIFY)
+    options = VerifyOptions(provider, budget_facts(product.plan))
+    with clock.stage(VERIFY), progress.stage(VERIFY, 1) as step:
+        report = verify(folder.path(ONNX_NAME), product.module, product.batch, options)
+        step.advance()
+        checks = tuple(
+            CheckReport(check.name, check.kind, check.passed, check.detail)
+            for check in report.checks
+        )
+        if report.ok:
+            folder.finish(VERIFY, key, (), {"checks": to_json(checks)})
+    return checks
+
+
+def budget_facts(plan: Plan) -> BudgetFacts:
+    """What the file may hold: what the plan needs, and what it left of its budget.
+
+    FLOPs are no property of the file; the plan has counted them.
+    """
+    room = plan.limit - plan.cost
+    if plan.budget.kind == "params":
+        return BudgetFacts(params=plan.params + room)
+    if plan.budget.kind == "bytes":
+        return BudgetFacts(bytes=plan.bytes + room)
+    return BudgetFacts(params=plan.params)
+
+
+def _provenance(plan: Plan) -> dict[str, str]:
+    return {
+        "source_fingerprint": plan.model_fingerprint,
+        "budget": str(plan.budget),
+        "params": str(plan.params),
+    }
+
+
+def _onnxruntime() -> str:
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            continue
+    return "none"

@@ -1,0 +1,170 @@
+"""The run folder: who may write into it, and what is finished there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lrcompress.errors import LrcompressError
+from lrcompress.pipeline.ledger import Ledger, StageRecord
+from lrcompress.pipeline.lock import LOCK_NAME, locked
+from lrcompress.records import to_json
+from lrcompress.storage import TEMPORARY_GLOB, write_atomically
+
+LEDGER_NAME = "stages.json"
+WORK_NAME = "work"  # checkpoints; gone at the end
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A locked folder with its ledger. Made by `open_run_folder`."""
+
+    def __init__(self, root: Path, ledger: Ledger) -> None:
+        self.root = root
+        self._ledger = ledger
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def work(self, key: str) -> Path:
+        """Where the stage of that key keeps its checkpoint; those of other keys are dropped."""
+        own = self.root / WORK_NAME / key[:16]
+        if own.parent.is_dir():
+            for stale in own.parent.iterdir():
+                if stale != own:
+                    shutil.rmtree(stale, ignore_errors=True)
+        own.mkdir(parents=True, exist_ok=True)
+        return own
+
+    def record(self, stage: str) -> StageRecord | None:
+        return self._ledger.stages.get(stage)
+
+    def finished(self, stage: str, key: str) -> Mapping[str, Any] | None:
+        """The facts of a stage whose key and files are as they should be, else None."""
+        record = self.record(stage)
+        if record is None or record.key != key:
+            return None
+        changed = [name for name, digest in record.files.items() if not self._is(name, digest)]
+        if changed:
+            log.warning("%s: missing or changed; made again", self.path(changed[0]))
+            return None
+        return record.facts
+
+    def is_edited(self, stage: str, name: str) -> bool:
+        """Whether a stage's file is there and is not what the stage wrote."""
+        record = self.record(stage)
+        digest = record.files.get(name) if record is not None else None
+        return digest is not None and self.path(name).is_file() and not self._is(name, digest)
+
+    def begin(self, stage: str) -> None:
+        """Forget the stage and its followers before their files are touched."""
+        self.save(self._ledger.before(stage))
+
+    def finish(self, stage: str, key: str, files: Sequence[str], facts: Mapping[str, Any]) -> None:
+        digests = {name: file_digest(self.path(name)) for name in files}
+        self.save(self._ledger.with_stage(stage, StageRecord(key, digests, to_json(facts))))
+
+    def save(self, ledger: Ledger) -> None:
+        text = ledger.to_json()
+        write_atomically(
+            self.root / LEDGER_NAME, lambda path: path.write_text(text, encoding="utf-8")
+        )
+        self._ledger = ledger
+
+    def clean(self) -> None:
+        """Remove checkpoints, and what a killed run left under temporary names."""
+        shutil.rmtree(self.root / WORK_NAME, ignore_errors=True)
+        remove_temporaries(self.root)
+
+    def _is(self, name: str, digest: str) -> bool:
+        path = self.path(name)
+        return path.is_file() and file_digest(path) == digest
+
+
+def refuse_foreign(root: Path, *, force: bool) -> None:
+    """Raises LrcompressError if the folder holds other things than a run."""
+    if root.exists() and not root.is_dir():
+        raise LrcompressError(f"{root}: is a file; name a folder for the output")
+    if force or not root.is_dir():
+        return
+    names = {entry.name for entry in root.iterdir()} - {LOCK_NAME}
+    temporary = {entry.name for entry in root.glob(TEMPORARY_GLOB)}
+    if names - temporary and LEDGER_NAME not in names:
+        raise LrcompressError(
+            f"{root}: not empty and not a run folder; choose another output folder, "
+            "or --force to write into it"
+        )
+
+
+@contextmanager
+def open_run_folder(
+    root: Path, *, model: str, model_fingerprint: str, force: bool
+) -> Iterator[RunFolder]:
+    """Lock the folder and read its ledger, or start one.
+
+    Raises:
+        LrcompressError: the folder is foreign, of another model, in use, or cannot be written.
+    """
+    refuse_foreign(root, force=force)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LrcompressError(
+            f"{root}: cannot be created ({error.strerror}); choose another output folder"
+        ) from error
+    with locked(root):
+        remove_temporaries(root)
+        ledger = _ledger_of(root, model, model_fingerprint, force=force)
+        folder = RunFolder(root, ledger)
+        folder.save(ledger)  # marks the folder as a run's, and shows that it can be written
+        yield folder
+
+
+def read_ledger(root: Path) -> Ledger | None:
+    path = root / LEDGER_NAME
+    if not path.is_file():
+        return None
+    return Ledger.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -> Ledger:
+    fresh = Ledger(model, model_fingerprint)
+    try:
+        found = read_ledger(root)
+    except LrcompressError:
+        if force:
+            return fresh
+        raise
+    if found is None:
+        return fresh
+    if found.model_fingerprint == model_fingerprint:
+        return found
+    if force:
+        return fresh
+    raise LrcompressError(
+        f"{root}: holds a run of {found.model} with other weights; choose another output folder, "
+        "or --force to replace it"
+    )
+
+
+def remove_temporaries(root: Path) -> None:
+    for left in root.rglob(TEMPORARY_GLOB):
+        left.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def finished_key(root: Path, stage: str) -> str | None:
+    """The key of a stage that the folder says is finished; nothing is locked or written."""
+    ledger = read_ledger(root)
+    record = None if ledger is None else ledger.stages.get(stage)
+    return None if record is None else record.key

@@ -1,0 +1,132 @@
+"""The profile stage: measured here, taken over from an earlier run, or handed in."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from lrcompress.errors import DataError, ModelError
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.folder import RunFolder, file_digest
+from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.loading import Loaded
+from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.profile import Profile
+from lrcompress.progress import Progress
+from lrcompress.storage import MomentsWriter, load_profile, save_profile, write_atomically
+
+STAGE = "profile"
+PROFILE_NAME = "profile.json"
+FOLDER_NAME = "profile"  # inside the folder of a whole run
+PATTERNS = (PROFILE_NAME, "spectra.safetensors", "moments-*.safetensors")
+
+log = logging.getLogger(__name__)
+
+
+def find_profile(folder: Path) -> Path:
+    """The profile's own folder, be it `folder` or a run folder's part.
+
+    Raises:
+        DataError: there is none.
+    """
+    for candidate in (folder, folder / FOLDER_NAME):
+        if (candidate / PROFILE_NAME).is_file():
+            return candidate
+    raise DataError(f"{folder}: holds no {PROFILE_NAME}; make one with `lrcompress profile`")
+
+
+def measured(
+    folder: RunFolder,
+    where: str,
+    loaded: Loaded,
+    options: ProfileOptions,
+    clock: Clock,
+    progress: Progress,
+) -> tuple[Profile, str]:
+    """The profile in the subfolder `where` of the run, and its stage's key.
+
+    It is always read back from the disk, so that a resumed run sees what an unbroken one sees.
+    """
+    options = with_pooling(options, loaded)
+    key = profile_key(loaded, options)
+    target = folder.path(where)
+    if folder.finished(STAGE, key) is not None:
+        clock.reused(STAGE)
+    else:
+        folder.begin(STAGE)
+        with clock.stage(STAGE):
+            sink = MomentsWriter(target)
+            module, batches = loaded.model.module, loaded.batches
+            found = profile(module, batches, options, progress, sink)
+            for warning in found.warnings:
+                log.warning("%s", warning)
+            save_profile(found, target)
+            folder.finish(STAGE, key, _names(folder.root, target), {})
+    return load_profile(target), key
+
+
+def profile_key(loaded: Loaded, options: ProfileOptions) -> str:
+    inputs = {
+        "model": loaded.model_fingerprint,
+        "data": loaded.data_fingerprint,
+        "options": options,
+    }
+    return stage_key(STAGE, "", inputs)
+
+
+def handed_in(
+    folder: RunFolder, where: str, loaded: Loaded, source: Path, clock: Clock
+) -> tuple[Profile, str]:
+    """A profile made before, copied into the run.
+
+    Raises:
+        DataError: it cannot be read. ModelError: it is of another model.
+    """
+    source, target = find_profile(source), folder.path(where)
+    given = check_profile(source, loaded)
+    names = [path.name for path in _files(source)]
+    key = stage_key(STAGE, "", {"files": {name: file_digest(source / name) for name in names}})
+    if source.resolve() == target.resolve():
+        return given, key
+    if folder.finished(STAGE, key) is not None:
+        clock.reused(STAGE)
+    else:
+        folder.begin(STAGE)
+        with clock.stage(STAGE):
+            for stale in _files(target):
+                stale.unlink()
+            for name in names:
+                _copy(source / name, target / name)
+            folder.finish(STAGE, key, _names(folder.root, target), {})
+    return load_profile(target), key
+
+
+def check_profile(source: Path, loaded: Loaded) -> Profile:
+    """The profile of `source`; ModelError if it is of another model."""
+    given = load_profile(find_profile(source))
+    if given.model_fingerprint != loaded.model_fingerprint:
+        raise ModelError(
+            f"{source}: profiles another model, or other weights of it; profile this one"
+        )
+    return given
+
+
+def with_pooling(options: ProfileOptions, loaded: Loaded) -> ProfileOptions:
+    """ "auto" pooling is what the model's folder says."""
+    if options.pooling != "auto":
+        return options
+    return replace(options, pooling=loaded.model.pooling)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
+
+
+def _names(root: Path, target: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in _files(target)]
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))

@@ -1,0 +1,85 @@
+"""What a run is asked for, and what it hands back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lrcompress.compression.compress import CompressOptions
+from lrcompress.errors import PlanError
+from lrcompress.export.onnx import ExportOptions
+from lrcompress.export.session import ProviderName
+from lrcompress.planning.budget import Budget
+from lrcompress.planning.plan import Plan, PlanOptions
+from lrcompress.profiling.collect import ProfileOptions
+from lrcompress.profiling.profile import Profile
+from lrcompress.reporting.report import Report
+from lrcompress.sources.data import DataOptions
+
+AUTO_POOLING = ProfileOptions(pooling="auto")  # as the model's folder says
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """The model, the calibration data, and how far to trust them."""
+
+    model: str
+    weights: Path | None = None
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    data: str | None = None
+    data_options: DataOptions = field(default_factory=DataOptions)
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """Where the results go. `command` is what the report says made them."""
+
+    output: Path
+    command: str = ""
+    report: bool = True
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Exactly one of `budget` and `plan_file` says how small; the rest has defaults."""
+
+    source: SourceOptions
+    folder: FolderOptions
+    budget: Budget | None = None
+    plan_file: Path | None = None
+    profile_folder: Path | None = None
+    profile: ProfileOptions = AUTO_POOLING
+    plan: PlanOptions = field(default_factory=PlanOptions)
+    compress: CompressOptions = field(default_factory=CompressOptions)
+    export: ExportOptions = field(default_factory=ExportOptions)
+    provider: ProviderName = "cpu"
+    pt2: bool = False  # write model.pt2 too
+
+    def __post_init__(self) -> None:
+        if (self.budget is None) == (self.plan_file is None):
+            raise PlanError("a run needs a budget or a plan.json, and only one of them")
+
+
+@dataclass(frozen=True, eq=False)
+class ProfileResult:
+    folder: Path
+    profile: Profile
+    report: Report
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    folder: Path
+    profile: Profile
+    plan: Plan
+    report: Report
+
+
+@dataclass(frozen=True, eq=False)
+class Preview:
+    """What a run would do."""
+
+    profile: Profile
+    plan: Plan

@@ -1,0 +1,104 @@
+"""The last stage: report.json and report.html, from what the others found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.folder import LEDGER_NAME
+from lrcompress.pipeline.lock import LOCK_NAME
+from lrcompress.pipeline.options import FolderOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.profile import Profile
+from lrcompress.reporting.collect import dense_cost, layer_reports, left_alone_reports
+from lrcompress.reporting.environment import describe_environment
+from lrcompress.reporting.html import render_html
+from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
+from lrcompress.storage import write_text
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the stages after the profile found."""
+
+    plan: Plan
+    onnx_bytes: int
+    divergences: tuple[Divergence, ...]
+    fidelity: dict[str, float]
+    checks: tuple[CheckReport, ...]
+    warnings: tuple[str, ...]
+
+
+def profile_report(model: str, profile: Profile, options: FolderOptions, clock: Clock) -> Report:
+    """Of a profile alone."""
+    return Report(
+        model=model,
+        command=options.command,
+        metric=profile.metric,
+        objective=profile.objective,
+        examples=profile.examples,
+        tokens=profile.tokens,
+        before=dense_cost(profile),
+        layers=layer_reports(profile, None),
+        left_alone=left_alone_reports(profile.left_alone),
+        environment=_environment("cpu"),
+        stages=tuple(clock.stages),
+        files=output_files(options.output),
+        warnings=profile.warnings,
+    )
+
+
+def run_report(
+    model: str,
+    profile: Profile,
+    found: Findings,
+    options: FolderOptions,
+    clock: Clock,
+    provider: str,
+) -> Report:
+    """Of a whole run."""
+    plan = found.plan
+    return Report(
+        model=model,
+        command=options.command,
+        metric=plan.metric,
+        objective=profile.objective,
+        examples=profile.examples,
+        tokens=profile.tokens,
+        before=dense_cost(profile),
+        after=Cost(plan.params, found.onnx_bytes, plan.flops_per_example),
+        budget=str(plan.budget),
+        allocator=plan.allocator,
+        optimality_gap=plan.optimality_gap,
+        divergences=found.divergences,
+        fidelity=found.fidelity,
+        layers=layer_reports(profile, plan),
+        left_alone=left_alone_reports(profile.left_alone),
+        checks=found.checks,
+        environment=_environment(provider),
+        stages=tuple(clock.stages),
+        files=output_files(options.output),
+        warnings=(*profile.warnings, *plan.warnings, *found.warnings),
+    )
+
+
+def write_report(report: Report, options: FolderOptions) -> None:
+    write_text(options.output / REPORT_JSON, report.to_json() + "\n")
+    if options.report:
+        write_text(options.output / REPORT_HTML, render_html(report))
+
+
+def output_files(root: Path) -> tuple[Output, ...]:
+    """What lies in the run folder, the run's own books left out."""
+    books = {LEDGER_NAME, LOCK_NAME, REPORT_JSON, REPORT_HTML}
+    found = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in books)
+    return tuple(Output(path.relative_to(root).as_posix(), path.stat().st_size) for path in found)
+
+
+def _environment(provider: str) -> dict[str, str]:
+    return describe_environment(device="cpu", provider=provider, threads=torch.get_num_threads())

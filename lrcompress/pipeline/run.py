@@ -1,0 +1,159 @@
+"""The verbs of a run: load → profile → plan → compress → export → verify → report."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from lrcompress.export.verify import BudgetFacts
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.compressing import compressed
+from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
+from lrcompress.pipeline.exporting import Product, budget_facts, exported, verified
+from lrcompress.pipeline.folder import RunFolder, finished_key, open_run_folder, refuse_foreign
+from lrcompress.pipeline.loading import Loaded, load_sources
+from lrcompress.pipeline.measuring import (
+    FOLDER_NAME,
+    PROFILE_NAME,
+    STAGE,
+    check_profile,
+    handed_in,
+    measured,
+    profile_key,
+    with_pooling,
+)
+from lrcompress.pipeline.options import (
+    AUTO_POOLING,
+    FolderOptions,
+    Preview,
+    ProfileResult,
+    RunOptions,
+    RunResult,
+    SourceOptions,
+)
+from lrcompress.pipeline.reporting import Findings, profile_report, run_report, write_report
+from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.profile import Profile
+from lrcompress.progress import SILENT, Progress
+from lrcompress.reporting.html import require_plotly
+from lrcompress.storage import load, load_profile
+
+
+def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
+    """Take a model to a smaller, verified ONNX file in a run folder.
+
+    Interrupted at any moment and called again with the same options, it goes on where it stopped,
+    and the files end up the same to the bit.
+
+    Raises:
+        LrcompressError: an input cannot be read, the budget cannot be met, the folder is foreign,
+            in use or cannot be written. A check that fails is in the result's report.
+    """
+    where, source = options.folder, options.source
+    clock = Clock()
+    loaded = _loaded(source, where, clock, progress)
+    with _opened(where, source, loaded) as folder:
+        if options.profile_folder is None:
+            found, key = measured(folder, FOLDER_NAME, loaded, options.profile, clock, progress)
+        else:
+            found, key = handed_in(folder, FOLDER_NAME, loaded, options.profile_folder, clock)
+        plan, key = decided(folder, Question(loaded, found, options), key, clock)
+        batch = loaded.example()
+        outcome, key = compressed(folder, loaded, found, plan, options, key, clock, progress)
+        del loaded  # the dense weights; what follows works on what was written
+        product = Product(
+            load(folder.root, trust_remote_code=source.trust_remote_code), batch, plan
+        )
+        facts, key = exported(
+            folder, product, options.export, key, clock, progress, pt2=options.pt2
+        )
+        checks = verified(folder, product, options.provider, key, clock, progress)
+        folder.clean()
+        findings = Findings(
+            plan,
+            facts["bytes"],
+            outcome.divergences,
+            dict(outcome.fidelity),
+            checks,
+            (*outcome.warnings, *facts["notes"]),
+        )
+        report = run_report(source.model, found, findings, where, clock, options.provider)
+        write_report(report, where)
+    return RunResult(folder.root, found, plan, report)
+
+
+def run_profile(
+    source: SourceOptions,
+    where: FolderOptions,
+    options: ProfileOptions = AUTO_POOLING,
+    progress: Progress = SILENT,
+) -> ProfileResult:
+    """Measure a model into a folder of its own.
+
+    Raises:
+        LrcompressError: as `run`.
+    """
+    clock = Clock()
+    loaded = _loaded(source, where, clock, progress)
+    with _opened(where, source, loaded) as folder:
+        found, _ = measured(folder, ".", loaded, options, clock, progress)
+        folder.clean()
+        report = profile_report(source.model, found, where, clock)
+        write_report(report, where)
+    return ProfileResult(folder.root, found, report)
+
+
+def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
+    """The plan that `run` would carry out. Nothing is written; a finished profile is read.
+
+    Raises:
+        LrcompressError: as `run`.
+    """
+    loaded = load_sources(options.source)
+    found = _known_profile(options, loaded)
+    if found is None:
+        measuring = with_pooling(options.profile, loaded)
+        found = profile(loaded.model.module, loaded.batches, measuring, progress)
+    return Preview(found, chosen(Question(loaded, found, options)))
+
+
+def promised_budget(onnx: Path) -> BudgetFacts:
+    """What the run folder that an ONNX file lies in promises of it; nothing elsewhere."""
+    root = onnx.parent
+    plan, measured_in = root / PLAN_NAME, root / FOLDER_NAME
+    if not plan.is_file() or not (measured_in / PROFILE_NAME).is_file():
+        return BudgetFacts()
+    return budget_facts(read_plan(plan, load_profile(measured_in)))
+
+
+def _loaded(
+    source: SourceOptions, where: FolderOptions, clock: Clock, progress: Progress
+) -> Loaded:
+    """What needs no long work fails first."""
+    refuse_foreign(where.output, force=where.force)
+    if where.report:
+        require_plotly()
+    with clock.stage("load"), progress.stage("load", 1) as step:
+        loaded = load_sources(source)
+        step.advance()
+    return loaded
+
+
+def _opened(
+    where: FolderOptions, source: SourceOptions, loaded: Loaded
+) -> AbstractContextManager[RunFolder]:
+    return open_run_folder(
+        where.output,
+        model=source.model,
+        model_fingerprint=loaded.model_fingerprint,
+        force=where.force,
+    )
+
+
+def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
+    """Handed in, or finished in the run folder under the key that it would have."""
+    if options.profile_folder is not None:
+        return check_profile(options.profile_folder, loaded)
+    root = options.folder.output
+    key = profile_key(loaded, with_pooling(options.profile, loaded))
+    return load_profile(root / FOLDER_NAME) if finished_key(root, STAGE) == key else None

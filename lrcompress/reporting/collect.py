@@ -1,0 +1,88 @@
+"""From what the stages exchanged to the report's rows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from lrcompress.layers import LeftAlone
+from lrcompress.planning.plan import Plan, PlannedLayer
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.reporting.report import Cost, LayerReport, LeftAloneReport, Spectrum
+from lrcompress.structures import Dense, LowRank, Structure
+
+POINTS = 200  # of a spectrum; more than a plot can show
+HEAD = 64  # of them the largest, one by one
+
+
+def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...]:
+    planned = {} if plan is None else {layer.name: layer for layer in plan.layers}
+    metric = profile.metric if plan is None else plan.metric
+    return tuple(_layer(layer, metric, planned.get(layer.name)) for layer in profile.layers)
+
+
+def left_alone_reports(left_alone: tuple[LeftAlone, ...]) -> tuple[LeftAloneReport, ...]:
+    return tuple(LeftAloneReport(x.name, x.kind, x.params, x.reason) for x in left_alone)
+
+
+def dense_cost(profile: Profile) -> Cost:
+    return Cost(profile.total_params, profile.total_bytes, profile.total_flops_per_example)
+
+
+def in_words(structure: Structure) -> str:
+    if isinstance(structure, LowRank):
+        return f"rank {structure.rank}"
+    return "dense" if isinstance(structure, Dense) else str(structure)
+
+
+def rank_of(structure: Structure) -> int | None:
+    rank = getattr(structure, "rank", None)
+    return rank if isinstance(rank, int) else None
+
+
+def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> LayerReport:
+    spec, measures = layer.spec, layer.measures
+    shown = dict.fromkeys(name for name in ("plain", metric) if name in layer.spectra)
+    report = LayerReport(
+        name=spec.name,
+        kind=spec.kind,
+        out_features=spec.out_features,
+        in_features=spec.in_features,
+        groups=spec.groups,
+        params=spec.weight_params,
+        stable_rank=measures.stable_rank,
+        effective_rank=measures.effective_rank,
+        numerical_rank=measures.numerical_rank,
+        e90=measures.e90,
+        e99=measures.e99,
+        above_noise=measures.above_noise,
+        break_even_rank=spec.break_even_rank,
+        sensitivity=layer.loss_of_removal(metric),
+        spectra=tuple(thinned(name, layer.spectra[name]) for name in shown),
+    )
+    return report if planned is None else _with_decision(report, planned)
+
+
+def _with_decision(report: LayerReport, planned: PlannedLayer) -> LayerReport:
+    return replace(
+        report,
+        structure=in_words(planned.structure),
+        rank=rank_of(planned.structure),
+        params_kept=planned.params,
+        predicted_loss=planned.predicted_loss,
+        note=planned.structure.reason if isinstance(planned.structure, Dense) else "",
+    )
+
+
+def thinned(metric: str, singular_values: Tensor) -> Spectrum:
+    """At most POINTS singular values, in 5 digits."""
+    values: list[float] = singular_values.tolist()
+    index = list(range(len(values)))
+    if len(values) > POINTS:
+        rest = POINTS - HEAD
+        step = (len(values) - 1 - HEAD) / (rest - 1)
+        index = [*range(HEAD), *(HEAD + round(k * step) for k in range(rest))]
+    return Spectrum(
+        metric, tuple(i + 1 for i in index), tuple(float(f"{values[i]:.5g}") for i in index)
+    )
