@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from lrcompress.errors import ModelError
@@ -88,15 +89,16 @@ def describe(module: nn.Module) -> ModelLayers:
     """List the layers of `module` that may change and everything that may not.
 
     Raises:
-        ModelError: a weight is on the meta device (declared but never loaded).
+        ModelError: a weight was declared but never loaded (on the meta device, or lazy).
     """
     owners: dict[int, list[str]] = defaultdict(list)
     modules: dict[str, nn.Module] = {}
     for name, child in module.named_modules():
         modules[name] = child
         for parameter in child.parameters(recurse=False):
-            if parameter.is_meta:
-                raise ModelError(f"{name}: its weights are not loaded; load them before profiling")
+            if parameter.is_meta or is_lazy(parameter):
+                where = name or type(child).__name__
+                raise ModelError(f"{where}: its weights are not loaded; load them before profiling")
             owners[id(parameter)].append(name)
 
     read_directly = _weights_read_by_parent(modules)
@@ -117,6 +119,9 @@ def describe(module: nn.Module) -> ModelLayers:
             rest = [p for p in rest if p is not getattr(child, "bias", None)]
         if rest:
             params = sum(p.numel() for p in rest)
+            embedding = next((spec.name for spec in layers if name in spec.tied), None)
+            if embedding is not None:
+                reason = f"the bias of an output head that is tied to {embedding}"
             left_alone.append(LeftAlone(name, type(child).__name__, params, reason or "no matrix"))
     total = sum(p.numel() for p in module.parameters())
     return ModelLayers(tuple(layers), tuple(left_alone), total)
@@ -137,6 +142,12 @@ def _spec(name: str, layer: nn.Module, tied: tuple[str, ...]) -> LayerSpec:
     return LayerSpec(name, kind, m, n, groups, bias, tied)
 
 
+_CONVOLUTIONS: dict[Kind, type[nn.Conv1d | nn.Conv2d]] = {
+    "conv1d": nn.Conv1d,
+    "conv2d": nn.Conv2d,
+}
+
+
 def layer_kind(layer: nn.Module) -> Kind | None:
     """The kind of a layer whose forward is the standard one, or None."""
     forward = type(layer).forward
@@ -144,10 +155,10 @@ def layer_kind(layer: nn.Module) -> Kind | None:
         return "linear"
     if forward is nn.Embedding.forward:
         return "embedding"
-    if forward is nn.Conv1d.forward:
-        return "conv1d"
-    if forward is nn.Conv2d.forward:
-        return "conv2d"
+    for kind, conv in _CONVOLUTIONS.items():
+        inner = getattr(type(layer), "_conv_forward", None)  # a subclass may change this alone
+        if forward is conv.forward and inner is conv._conv_forward:
+            return kind
     # transformers' Conv1D (GPT-2), told by its shape so that transformers need not be installed
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
         return "transposed_linear"
@@ -158,9 +169,9 @@ def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
     kind = layer_kind(layer)
     if kind is None:
         return f"{type(layer).__name__} has no matrix form here"
-    if parametrize.is_parametrized(layer) or hasattr(layer, "weight_g"):
-        return "its weight is computed by a parametrisation"
     weight = _weight(layer)
+    if parametrize.is_parametrized(layer) or not isinstance(weight, nn.Parameter):
+        return "its weight is computed from other parameters (a norm, pruning, quantisation)"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
@@ -269,9 +280,14 @@ def replace_(module: nn.Module, name: str, replacement: nn.Module) -> None:
 
 @torch.no_grad()
 def first_nonfinite(module: nn.Module) -> str | None:
-    """Name of the first parameter or buffer that holds NaN or infinity, if any."""
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+    """Name of the first parameter that holds NaN or infinity, or buffer that holds NaN, if any.
+
+    A buffer may be an attention mask, whose infinities are meant.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+            return name
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
             return name
     return None
