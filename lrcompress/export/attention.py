@@ -1,0 +1,85 @@
+"""Scaled dot-product attention as plain ONNX operators, for opsets before Attention (23).
+
+    softmax(scale Q K^T + mask) V;  Q: (..., t, e)  K: (..., s, e)  V: (..., s, v)
+
+A position that a boolean mask allows no key gives zero, as in torch. The usual graph tests every
+probability for NaN to get there; here masked scores are the lowest finite number, so that no NaN
+arises, and the few forbidden rows are zeroed in the result, which is (t, v) instead of (t, s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+import torch
+
+
+def attention_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The entry of torch.onnx's custom translation table."""
+    return {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,  # noqa: FBT001  # the signature is torch's
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    from onnxscript import opset18 as op
+
+    if dropout_p:
+        raise ValueError("attention drops out even in evaluation mode; pass dropout_p=0 there")
+    rank = len(query.shape)
+    if scale is None:
+        scale = 1.0 / sqrt(query.shape[-1])
+    if enable_gqa and query.shape[-3] != key.shape[-3]:
+        repeats = query.shape[-3] // key.shape[-3]
+        key, value = _repeat_heads(op, key, repeats), _repeat_heads(op, value, repeats)
+    transposed = [*range(rank - 2), rank - 1, rank - 2]
+    scores = op.MatMul(
+        op.Mul(query, op.CastLike(scale, query)), op.Transpose(key, perm=transposed)
+    )  # (..., t, s)
+    mask = _causal(op, query, key) if is_causal else attn_mask
+    if mask is None:
+        return op.MatMul(op.Softmax(scores, axis=-1), value)
+    if not is_causal and mask.dtype.name != "BOOL":
+        # Any additive mask, -inf included: only here a row can become NaN.
+        probabilities = op.Softmax(op.Add(scores, mask), axis=-1)
+        safe = op.Where(op.IsNaN(probabilities), op.CastLike(0.0, query), probabilities)
+        return op.MatMul(safe, value)
+    lowest = torch.finfo(_TORCH_DTYPES[query.dtype.name]).min
+    bias = op.Where(mask, op.CastLike(0.0, query), op.CastLike(lowest, query))
+    attended = op.MatMul(op.Softmax(op.Add(scores, bias), axis=-1), value)
+    if is_causal:  # every position sees itself
+        return attended
+    # in float32, as ONNX Runtime has no bfloat16 ReduceMax on CUDA
+    any_key = op.ReduceMax(op.Cast(mask, to=1), op.Constant(value_ints=[-1]), keepdims=1)
+    return op.Mul(attended, op.CastLike(any_key, query))  # (..., t, v)
+
+
+_TORCH_DTYPES = {
+    "FLOAT": torch.float32,
+    "FLOAT16": torch.float16,
+    "BFLOAT16": torch.bfloat16,
+    "DOUBLE": torch.float64,
+}
+
+
+def _causal(op: Any, query: Any, key: Any) -> Any:
+    """(t, s), true where the key does not lie behind the query."""
+    shape = op.Concat(op.Shape(query, start=-2, end=-1), op.Shape(key, start=-2, end=-1), axis=0)
+    return op.Cast(op.Trilu(op.Expand(op.Constant(value_float=1.0), shape), upper=0), to=9)
+
+
+def _repeat_heads(op: Any, x: Any, repeats: int) -> Any:
+    """(batch, heads, s, e) -> (batch, heads * repeats, s, e), each head beside its copies."""
+    copies = op.Concat(*[op.Unsqueeze(x, op.Constant(value_ints=[2]))] * repeats, axis=2)
+    heads, width = x.shape[1], x.shape[3]
+    return op.Reshape(copies, op.Constant(value_ints=[0, heads * repeats, -1, width]))

@@ -1,0 +1,113 @@
+"""Checks of a file by itself: its form, its kernels, its placement, its size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from math import prod
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from lrcompress.errors import ModelError
+from lrcompress.export.check import Check, Subject, listed
+from lrcompress.export.kernels import missing_kernels
+from lrcompress.export.placement import placement
+from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
+
+
+def readable(path: Path) -> onnx.ModelProto:
+    """The graph without its external data.
+
+    Raises:
+        ModelError: there is no such file, or it is no ONNX graph.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such ONNX file; check the path")
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, or the system's
+        raise ModelError(
+            f"{path}: not a readable ONNX file (truncated or corrupt?); export it again"
+        ) from error
+    if not graph.graph.node:
+        raise ModelError(f"{path}: holds no graph (empty or truncated?); export it again")
+    return graph
+
+
+def well_formed(subject: Subject) -> Check:
+    try:
+        onnx.checker.check_model(str(subject.path), full_check=True)
+    except Exception as error:  # the checker's errors share no base below Exception
+        return Check("checker", "graph", False, str(error).strip().split("\n")[0][:300])
+    nodes = Counter(node.op_type for node in subject.graph.graph.node)
+    detail = f"{sum(nodes.values())} nodes of {len(nodes)} operators"
+    return Check("checker", "graph", True, detail, {"nodes": dict(nodes.most_common())})
+
+
+def kernels(subject: Subject) -> Check:
+    missing = missing_kernels(subject.graph, subject.precision)
+    numbers = {"missing": [str(kernel) for kernel in missing]}
+    if not missing:
+        detail = f"every node has a CUDA kernel in {subject.precision}"
+        return Check("kernels", "graph", True, detail, numbers)
+    detail = f"{len(missing)} nodes have no CUDA kernel: {listed(numbers['missing'])}"
+    if subject.provider == "cpu":
+        return Check("kernels", "graph", None, f"{detail}; it matters on a GPU only", numbers)
+    return Check("kernels", "graph", False, detail, numbers)
+
+
+def placed(subject: Subject) -> Check:
+    if subject.provider == "cpu":
+        return Check("placement", "placement", None, "no GPU provider was asked for")
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            session = open_session(
+                subject.path,
+                subject.provider,
+                optimized_path=Path(folder) / "optimised.onnx",
+                record_assignment=True,
+            )
+            report = placement(session)
+    except ProviderUnavailable as error:
+        return Check("placement", "placement", False, str(error))
+    left = [str(node) for node in report.compute_nodes_off(subject.provider)]
+    numbers = {"counts": report.counts, "left": left}
+    if left:
+        detail = f"{len(left)} compute nodes are not on {subject.provider}: {listed(left)}"
+        return Check("placement", "placement", False, detail, numbers)
+    on = ", ".join(f"{count} on {provider}" for provider, count in report.counts.items())
+    return Check("placement", "placement", True, f"every compute node is placed: {on}", numbers)
+
+
+def budget(subject: Subject, params: int | None, size_bytes: int | None) -> Check:
+    found = {"params": parameters(subject.graph, subject.module), "bytes": file_bytes(subject.path)}
+    allowed = {"params": params, "bytes": size_bytes}
+    numbers = {**found, **{f"allowed_{k}": v for k, v in allowed.items() if v is not None}}
+    parts = [f"{found['params']:,} parameters", f"{found['bytes']:,} bytes"]
+    if params is None and size_bytes is None:
+        return Check("budget", "budget", None, f"no budget was given: {', '.join(parts)}", numbers)
+    held = [
+        f"{found[key]:,} {key} of {most:,} allowed"
+        for key, most in allowed.items()
+        if most is not None
+    ]
+    passed = all(most is None or found[key] <= most for key, most in allowed.items())
+    return Check("budget", "budget", passed, ", ".join(held), numbers)
+
+
+def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
+    """Floating-point weights in the file, stored constants of the arithmetic left out.
+
+    With the network at hand, its buffers (positions, frequencies) are left out too.
+    """
+    buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
+    floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
+    return sum(
+        prod(tensor.dims)
+        for tensor in graph.graph.initializer
+        if tensor.data_type in floating
+        and prod(tensor.dims) > 1
+        and tensor.name.removesuffix(".T") not in buffers
+    )

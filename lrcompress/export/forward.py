@@ -1,0 +1,127 @@
+"""A network as an exporter sees it: tensors in by position, named tensors out, one dtype inside."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import ExportError
+from lrcompress.profiling.batches import Batch
+
+CACHES = ("past_key_values", "mems")  # state of a decoder between calls; the graph has none
+
+_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+
+
+def named_outputs(raw: object) -> dict[str, Tensor]:
+    """The tensors of a network's output by the names that its field knows.
+
+    A mapping or a dataclass keeps its keys, a tuple counts from ``output_0``, a bare tensor is
+    ``output``; nested ones join their names with ``_``. Caches are dropped.
+    """
+    if isinstance(raw, Tensor):
+        return {"output": raw}
+    return dict(_flatten(raw, "output" if isinstance(raw, tuple | list) else ""))
+
+
+def _flatten(raw: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
+    if isinstance(raw, Tensor):
+        yield prefix, raw
+        return
+    parts: Iterable[tuple[object, object]]
+    if isinstance(raw, Mapping):
+        parts = raw.items()
+    elif dataclasses.is_dataclass(raw) and not isinstance(raw, type):
+        parts = ((field.name, getattr(raw, field.name)) for field in dataclasses.fields(raw))
+    elif isinstance(raw, tuple | list):
+        parts = enumerate(raw)
+    else:
+        return
+    for key, value in parts:
+        if key not in CACHES:
+            yield from _flatten(value, f"{prefix}_{key}" if prefix else str(key))
+
+
+class NamedForward(nn.Module):
+    """Calls `module` with named tensors and returns its named outputs as a tuple.
+
+    `dtype` is what the module computes in. With `keep_io` floating-point tensors cross the border
+    as float32, otherwise in `dtype`.
+    """
+
+    def __init__(
+        self, module: nn.Module, inputs: Sequence[str], dtype: torch.dtype, *, keep_io: bool
+    ) -> None:
+        super().__init__()
+        self.module = module
+        self.inputs = tuple(inputs)
+        self.dtype = dtype
+        self.border_dtype = torch.float32 if keep_io else dtype
+
+    def crossing(self, batch: Batch) -> Batch:
+        """The batch in the dtype of the border."""
+        return {name: _to(batch[name], self.border_dtype) for name in self.inputs}
+
+    def outputs(self, *values: Tensor) -> dict[str, Tensor]:
+        arguments = {
+            name: _to(value, self.dtype) for name, value in zip(self.inputs, values, strict=True)
+        }
+        named = named_outputs(self.module(**arguments))
+        return {name: _to(value, self.border_dtype) for name, value in named.items()}
+
+    def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.outputs(*values).values())
+
+
+def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def check_arguments(module: nn.Module, batch: Batch) -> None:
+    """Raise ExportError if the forward does not take exactly such named tensors."""
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(**batch)
+    except TypeError as error:
+        takes = ", ".join(signature.parameters) or "nothing"
+        raise ExportError(
+            f"{type(module).__name__}.forward: {error} (given: {', '.join(batch) or 'nothing'}; "
+            f"it takes: {takes}); name the data's tensors as the arguments of forward"
+        ) from None
+
+
+def copy_structure(
+    module: _AnyModule,
+    tensor: Callable[[str, Tensor], Tensor],
+) -> _AnyModule:
+    """A copy whose parameters and buffers are `tensor(name, original)`; ties stay ties.
+
+    Nothing is copied that `tensor` hands back as it is, so the copy of a large model is small.
+    """
+    memo: dict[int, Any] = {}
+    for name, parameter in module.named_parameters():
+        values = tensor(name, parameter.detach())
+        memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
+    for name, buffer in module.named_buffers():
+        memo[id(buffer)] = tensor(name, buffer)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # whatever a module's attributes raise when they are copied
+        raise ExportError(
+            f"{type(module).__name__} cannot be copied for export ({error}); "
+            "remove the attribute that refuses copy.deepcopy"
+        ) from error
+
+
+def without_cache_(module: nn.Module) -> None:
+    """Tell every part that has a configuration not to return its key-value cache."""
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # type: ignore[union-attr]  # it has the attribute

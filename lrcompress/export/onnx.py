@@ -1,0 +1,186 @@
+"""A network as an ONNX file: named inputs and outputs, free batch and sequence, one precision."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrcompress import __version__
+from lrcompress.errors import ExportError
+from lrcompress.export.example import Axes, free_axes, tracing_example
+from lrcompress.export.forward import NamedForward, check_arguments
+from lrcompress.export.precision import (
+    TORCH_DTYPES,
+    Precision,
+    cast_copy,
+    computed_tables,
+    mixes_dtypes,
+)
+from lrcompress.export.rewrites import REWRITES, RewriteResult, apply_rewrites_
+from lrcompress.export.tracing import quiet, trace
+from lrcompress.export.write import write_model
+from lrcompress.profiling.batches import Batch
+
+OPSETS = (20, 21, 22, 23)
+SCHEMA_VERSION = 1
+METADATA_PREFIX = "lrcompress."
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    precision: Precision = "fp32"
+    opset: int = 20
+    external_data: bool | None = None  # None: only where the weights exceed 2 GB
+    keep_io: bool = True  # floating-point inputs and outputs stay float32
+    static_sequence: bool = False  # trace with the batch's own length, and fix it
+    dynamic: Axes = field(default_factory=dict)  # further free axes: input -> axis -> name
+    metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the graph. Free axes have names, the others sizes."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    path: str
+    files: Mapping[str, int]  # file name -> bytes
+    bytes: int
+    parameter_bytes: int  # of the weights alone
+    opset: int
+    precision: Precision
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    axis_limits: Mapping[str, tuple[int, int | None]]  # sizes that the network's code allows
+    node_counts: Mapping[str, int]
+    rewrites: Mapping[str, int]
+    notes: tuple[str, ...]
+    seconds: float
+    schema_version: int = SCHEMA_VERSION
+
+
+def export_onnx(
+    module: nn.Module, batch: Batch, path: Path, options: ExportOptions | None = None
+) -> ExportReport:
+    """Write `module` as an ONNX file at `path`; the module itself is left as it is.
+
+    The inputs are the batch's tensors under their names, axis 0 free as "batch", axis 1 of ids
+    and masks as "sequence". Outputs are named as the network names them (see named_outputs).
+
+    Raises:
+        ExportError: the network cannot be traced so, or the file cannot be written.
+    """
+    options = options or ExportOptions()
+    started = time.perf_counter()
+    _check_offered(options)
+    check_arguments(module, batch)
+    axes = free_axes(batch, options.dynamic, static_sequence=options.static_sequence)
+    example = tracing_example(module, batch, axes)
+    model, limits, notes = _traced(module, example, axes, options)
+    rewrites = apply_rewrites_(model, REWRITES)
+    _describe_(model, options, limits)
+    files = write_model(model, Path(path), external_data=options.external_data)
+    sizes = {file.name: file.stat().st_size for file in files}
+    return ExportReport(
+        path=str(path),
+        files=sizes,
+        bytes=sum(sizes.values()),
+        parameter_bytes=sum(v.const_value.nbytes for v in model.graph.initializers.values()),
+        opset=options.opset,
+        precision=options.precision,
+        inputs=tuple(_port(value) for value in model.graph.inputs),
+        outputs=tuple(_port(value) for value in model.graph.outputs),
+        axis_limits=limits,
+        node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
+        rewrites=_counts(rewrites),
+        notes=notes,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_offered(options: ExportOptions) -> None:
+    if options.opset not in OPSETS:
+        known = ", ".join(map(str, OPSETS))
+        raise ExportError(f"opset {options.opset} is not offered; choose one of {known}")
+    if options.precision not in TORCH_DTYPES:
+        known = ", ".join(TORCH_DTYPES)
+        raise ExportError(f"precision {options.precision!r} is unknown; choose one of {known}")
+
+
+def _traced(
+    module: nn.Module, example: Batch, axes: Axes, options: ExportOptions
+) -> tuple[Any, dict[str, tuple[int, int | None]], tuple[str, ...]]:
+    """The graph, what its axes may be, and what was done beyond what was asked for."""
+    names = _output_names(module, example)
+
+    def attempt(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+        dtype = TORCH_DTYPES[options.precision]
+        copied = cast_copy(module, options.precision, tables=tables)
+        forward = NamedForward(copied, list(example), dtype, keep_io=options.keep_io).eval()
+        crossing = forward.crossing(example)
+        return trace(forward, crossing, axes, names, opset=options.opset)
+
+    model, limits = attempt(tables=False)
+    if options.precision == "fp32" or not mixes_dtypes(model):
+        return model, limits, ()
+    # It takes float32 tables into its activations, so it only works in one dtype.
+    note = f"tables cast to {options.precision}: {', '.join(computed_tables(module))}"
+    return *attempt(tables=True), (note,)
+
+
+def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
+    """By running it once, which also tells a wrong input from what a tracer cannot do."""
+    forward = NamedForward(
+        cast_copy(module, "fp32"), list(example), torch.float32, keep_io=True
+    ).eval()
+    try:
+        with torch.no_grad(), quiet():
+            outputs = forward.outputs(*example.values())
+    except Exception as error:  # the network's own code
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in example.items())
+        raise ExportError(
+            f"{type(module).__name__} fails on inputs {shapes}: {first[:300]}; "
+            "give an example batch that it accepts, or ask for a static sequence"
+        ) from error
+    if not outputs:
+        raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
+    return tuple(outputs)
+
+
+def _describe_(
+    model: Any, options: ExportOptions, limits: Mapping[str, tuple[int, int | None]]
+) -> None:
+    """What a reader of the file alone should know."""
+    model.producer_name, model.producer_version = "lrcompress", __version__
+    model.graph.name = "lrcompress"
+    facts = {
+        "version": __version__,
+        "precision": options.precision,
+        "axis_limits": json.dumps(limits),
+        **options.metadata,
+    }
+    for key, value in facts.items():
+        model.metadata_props[METADATA_PREFIX + key] = str(value)
+
+
+def _port(value: Any) -> Port:
+    axes = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
+    return Port(value.name, value.dtype.name.lower(), axes)
+
+
+def _counts(results: tuple[RewriteResult, ...]) -> dict[str, int]:
+    return {result.name: result.changes for result in results}

@@ -1,0 +1,20 @@
+"""Edits of an exported graph: one a file, applied in the order of REWRITES."""
+
+from __future__ import annotations
+
+from lrcompress.export.rewrites.base import Rewrite, RewriteResult, apply_rewrites_
+from lrcompress.export.rewrites.divide_by_root import divide_by_root_
+from lrcompress.export.rewrites.forget_tracing import forget_tracing_
+from lrcompress.export.rewrites.name_weights import name_weights_
+from lrcompress.export.rewrites.share_transposed import share_transposed_
+from lrcompress.export.rewrites.static_reshapes import static_reshapes_
+
+REWRITES: tuple[Rewrite, ...] = (
+    name_weights_,
+    share_transposed_,
+    static_reshapes_,
+    divide_by_root_,
+    forget_tracing_,
+)
+
+__all__ = ["REWRITES", "Rewrite", "RewriteResult", "apply_rewrites_"]

@@ -1,0 +1,138 @@
+"""torch.onnx, made quiet, with its errors in one line and its promises checked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from lrcompress.errors import ExportError
+from lrcompress.export.example import Axes
+from lrcompress.export.forward import NamedForward
+from lrcompress.profiling.batches import Batch
+
+_LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx_diagnostic", "transformers")
+_ATTENTION_OPSET = 23  # has an Attention operator of its own
+
+
+def trace(
+    forward: NamedForward,
+    example: Batch,
+    axes: Axes,
+    output_names: tuple[str, ...],
+    *,
+    opset: int,
+) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+    """The onnx_ir.Model, and for each free axis the sizes that the network's code allows.
+
+    Raises:
+        ExportError: the network cannot be traced, or turns a free axis into a constant.
+    """
+    from lrcompress.export.attention import attention_translation
+
+    names = sorted({label for per_input in axes.values() for label in per_input.values()})
+    dims = {label: torch.export.Dim(label) for label in names}
+    shapes = tuple({axis: dims[label] for axis, label in axes[name].items()} for name in example)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.onnx.export(
+                forward,
+                tuple(example.values()),
+                dynamo=True,
+                opset_version=opset,
+                dynamic_shapes=(shapes,),
+                input_names=list(example),
+                output_names=list(output_names),
+                custom_translation_table=(
+                    attention_translation() if opset < _ATTENTION_OPSET else None
+                ),
+                optimize=False,
+                verbose=False,
+            )
+            assert program is not None
+            model = _simplified(program.model)
+    except Exception as error:  # torch.export, torch.onnx and the network's own code
+        raise ExportError(_explained(error, forward)) from error
+    if model.opset_imports.get("") != opset:
+        raise ExportError(
+            f"torch.onnx wrote opset {model.opset_imports.get('')} where {opset} was asked for; "
+            "ask for that one"
+        )
+    _check_free(model, axes, forward)
+    return model, _ranges(program.exported_program, axes, list(example))
+
+
+def _simplified(model: Any) -> Any:
+    """Fold constants and drop what is unused. torch.onnx's own pass would also fuse operators of
+    opset 23, and its RotaryEmbedding fails for more than one example."""
+    from onnxscript.optimizer import optimize
+
+    return optimize(model)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep a tracer's progress and advice off stdout and stderr."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    sink = io.StringIO()
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(sink),
+        contextlib.redirect_stderr(sink),
+    ):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _explained(error: Exception, forward: NamedForward) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip(" -*") for line in str(cause).splitlines() if line.strip(" -*")]
+    telling = [line for line in lines if re.search(r"specif|inferred|not valid|constant", line)]
+    reason = (telling or lines or [type(cause).__name__])[0][:300]
+    advice = "simplify its forward so that torch.export accepts it"
+    if re.search(r"static shape|inferred to be a constant|specializ", str(cause)):
+        advice = "ask for a static sequence, or remove the dependence on its length"
+    return f"{type(forward.module).__name__} cannot be traced: {reason}; {advice}"
+
+
+def _check_free(model: Any, axes: Axes, forward: NamedForward) -> None:
+    """torch.export may turn a named axis into a constant without an error."""
+    for value in model.graph.inputs:
+        for axis, label in axes.get(value.name, {}).items():
+            if isinstance(value.shape[axis], int):
+                raise ExportError(
+                    f"{type(forward.module).__name__}: axis {axis} ({label}) of input {value.name} "
+                    f"cannot vary: its code fixes the size {value.shape[axis]} of the example; "
+                    f"ask for a static {label}, or remove the dependence on its size"
+                )
+
+
+def _ranges(exported: Any, axes: Axes, inputs: list[str]) -> dict[str, tuple[int, int | None]]:
+    if exported is None:
+        return {}
+    limits: Mapping[Any, Any] = exported.range_constraints
+    placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+    found: dict[str, tuple[int, int | None]] = {}
+    for name, argument in zip(inputs, exported.graph_signature.user_inputs, strict=True):
+        shape = placeholders[argument].meta["val"].shape
+        for axis, label in axes[name].items():
+            bound = limits.get(getattr(getattr(shape[axis], "node", None), "expr", None))
+            if bound is not None:
+                upper = int(bound.upper) if bound.upper.is_Integer else None
+                found[label] = (max(1, int(bound.lower)), upper)
+    return found

@@ -1,0 +1,101 @@
+"""Write a graph, and its weights beside it where they must be, so that no half-written file stays.
+
+Everything is written and checked in a temporary folder beside the target, then moved: weights
+first, then the graph that names them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lrcompress.errors import ExportError
+
+PROTOBUF_LIMIT_BYTES = 2**31 - 1
+GRAPH_ROOM_BYTES = 64 * 2**20  # for nodes and names, beside the weights
+EMBED_BELOW_BYTES = 1024  # smaller tensors stay in the graph: shapes and axes must be readable
+
+
+def weight_bytes(model: Any) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values())
+
+
+def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[Path, ...]:
+    """Write an onnx_ir.Model and return its files, the graph first.
+
+    external_data: weights into `<name>.data` beside the graph; None where they exceed what a
+        protobuf file may hold (2 GB).
+
+    Raises:
+        ExportError: the folder cannot be written, or the ONNX checker refuses the graph.
+    """
+    beyond = weight_bytes(model) > PROTOBUF_LIMIT_BYTES - GRAPH_ROOM_BYTES
+    if beyond and external_data is False:
+        raise ExportError(
+            f"{path}: weights of {weight_bytes(model) / 1e9:.1f} GB do not fit into one ONNX file; "
+            "leave external_data to its default"
+        )
+    external = beyond if external_data is None else external_data
+    data = path.with_name(path.name + ".data")
+    try:
+        stale = not external and _names_external_data(path, data.name)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            _save(model, written, data.name if external else None)
+            _check(written)
+            if external:
+                written.with_name(data.name).replace(data)
+            written.replace(path)
+        if stale:
+            data.unlink(missing_ok=True)
+    except OSError as error:
+        raise ExportError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "check that the folder exists, is writable, and has room"
+        ) from error
+    return (path, data) if external else (path,)
+
+
+def _save(model: Any, path: Path, data_name: str | None) -> None:
+    import onnx_ir as ir
+
+    needed = weight_bytes(model)
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise OSError(28, f"no room: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+    if data_name is None:
+        ir.save(model, path)
+    else:
+        ir.save(model, path, external_data=data_name, size_threshold_bytes=EMBED_BELOW_BYTES)
+
+
+def _check(path: Path) -> None:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # the checker's errors share no base below Exception
+        first = str(error).strip().split("\n")[0]
+        advice = "export in fp32, or ask for another opset"
+        if "bfloat16" in first:
+            advice = "ONNX allows bfloat16 in more operators from opset 22 on; ask for that one"
+        raise ExportError(f"the ONNX checker refuses the graph: {first}; {advice}") from error
+
+
+def _names_external_data(path: Path, data_name: str) -> bool:
+    """Whether an earlier graph at `path` keeps its weights in `data_name`."""
+    import onnx
+
+    if not path.is_file():
+        return False
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except Exception:  # not a readable graph: nothing of ours lies beside it
+        return False
+    return any(
+        entry.key == "location" and entry.value == data_name
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+    )
