@@ -343,7 +343,8 @@ def test_a_profile_without_moments_comes_back(tmp_path: Path) -> None:
         (("layers", 1, "measures", "e90"), 1.5, "measures.e90"),
         (("left_alone", 0, "params"), None, "left_alone[0].params"),
         (("moments",), None, "moments"),
-        (("moments", "shards", 0), "gone.safetensors", "gone.safetensors"),
+        (("moments", "shards", 0), "moments-00007.safetensors", "moments-00007.safetensors"),
+        (("moments", "shards", 0), "../elsewhere.safetensors", "moments.shards"),
         (("moments", "shards"), [], "a.query"),
         (("moments", "layers", "conv", "rows"), "3", "moments.layers.conv.rows"),
         (("moments", "layers", "conv", "input_group"), "x", "conv"),
@@ -777,7 +778,9 @@ def test_a_program_reloads_in_an_environment_that_has_torch_alone(
             source = Path(str(distribution(name).locate_file(entry)))
             if entry != ".." and source.exists() and not (packages / entry).exists():
                 (packages / entry).symlink_to(source)
-    absent = subprocess.run([python, "-c", "import lrcompress"], capture_output=True, check=False)
+    absent = subprocess.run(
+        [python, "-I", "-c", "import lrcompress"], capture_output=True, check=False
+    )
     assert b"ModuleNotFoundError" in absent.stderr
     _reload(str(python), tmp_path, "bert")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lrcompress.errors import ModelError
 from lrcompress.sources.companions import read_json
 from lrcompress.sources.tensors import opened_safetensors, read_state
-from lrcompress.wording import listed
+from lrcompress.wording import label, listed
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
@@ -53,5 +53,5 @@ def _shards(index: Path) -> dict[Path, list[str]]:
         shards.setdefault(index.parent / file, []).append(name)
     for shard in shards:
         if not shard.is_file():
-            raise ModelError(f"{shard}: this shard is missing; copy or download it")
+            raise ModelError(f"{label(str(shard))}: this shard is missing; copy or download it")
     return dict(sorted(shards.items()))

@@ -7,6 +7,7 @@ moment. The counts are in profile.json, which is written last: shards without it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -23,6 +24,7 @@ from lrcompress.wording import label, one_line
 
 PROFILE_NAME = "profile.json"
 SHARD_PATTERN = "moments-*.safetensors"
+SHARD_NAME = re.compile(r"moments-\d{5,}\.safetensors")
 SHARD_BYTES = 256 * 2**20
 SHARED = ("input", "input_mean", "input_abs_mean")
 OWN = ("input", "output", "input_mean", "bias")  # of a Sensitivity; the last two may be absent
@@ -105,7 +107,7 @@ class DiskMoments(Mapping[str, LayerMoments]):
         self.index = index
         self._shard_of: dict[str, Path] = {}
         for shard in index.shards:
-            path = folder / Path(shard).name
+            path = folder / shard
             with opened_safetensors(path, DataError) as file:
                 self._shard_of.update(dict.fromkeys(file.keys(), path))
         for name, entry in index.layers.items():

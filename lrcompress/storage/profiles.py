@@ -19,8 +19,14 @@ from lrcompress.records import fields_from_json, from_json, to_json
 from lrcompress.sources.companions import read_json
 from lrcompress.sources.tensors import opened_safetensors
 from lrcompress.storage.files import write_json, write_tensors
-from lrcompress.storage.moments import PROFILE_NAME, DiskMoments, MomentsIndex, MomentsWriter
-from lrcompress.wording import label
+from lrcompress.storage.moments import (
+    PROFILE_NAME,
+    SHARD_NAME,
+    DiskMoments,
+    MomentsIndex,
+    MomentsWriter,
+)
+from lrcompress.wording import label, shown
 
 SPECTRA_NAME = "spectra.safetensors"
 APART_IN_PROFILE = ("layers", "left_alone", "moments")
@@ -77,6 +83,9 @@ def load_profile(folder: Path) -> Profile:
     if twice:
         raise DataError(f"{path}: {label(twice[0])} is listed twice; {AGAIN}")
     index = from_json(MomentsIndex, value.get("moments"), f"{path}: moments", DataError)
+    strange = [shard for shard in index.shards if not SHARD_NAME.fullmatch(shard)]
+    if strange:
+        raise DataError(f"{path}: moments.shards: {shown(strange[0])} is no shard's name; {AGAIN}")
     moments = DiskMoments(folder, index)
     for layer in layers:
         if layer.name in moments:
