@@ -45,7 +45,8 @@ def install_(
         assert isinstance(built, FactorizedEmbedding)
         head_bias = head.bias
         assert head_bias is None or isinstance(head_bias, nn.Parameter)
-        done.append(Replacement(name, head, TiedFactorizedHead(built, head_bias)))
+        tied = TiedFactorizedHead(built, head_bias).train(head.training)
+        done.append(Replacement(name, head, tied))
         replace_(module, name, done[-1].replacement)
     return tuple(done)
 

@@ -48,7 +48,7 @@ class Structure(ABC):
     def build(
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
-        """The module that takes the layer's place, in the layer's dtype and on its device."""
+        """The module that takes the layer's place: its dtype, device, mode, need of gradients."""
 
     @abstractmethod
     def empty_factors(self, spec: LayerSpec) -> Factors:

@@ -2,7 +2,8 @@
 
 Each is made of plain torch layers, so adapters, optimisers and exporters see what they know. The
 `weight` property forms the dense matrix for code that reads a layer's dtype or shape; no forward
-here uses it (ONNX Runtime would fold a product of constants back to the dense weight).
+here uses it (ONNX Runtime would fold a product of constants back to the dense weight). Forwards
+name their argument as torch's layers do, and the sizes of the replaced layer can be asked for.
 """
 
 from __future__ import annotations
@@ -21,12 +22,21 @@ def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
     )
 
 
-def _linear(weight: Tensor, bias: Tensor | None, like: Tensor) -> nn.Linear:
-    """An nn.Linear that holds the given values; made on meta so that nothing is drawn twice."""
+def _bias(values: Tensor | None, layer: nn.Module) -> nn.Parameter | None:
+    """Apart from the layer's own bias in memory; one that is gained takes after the weight."""
+    if values is None:
+        return None
+    like = layer.weight if layer.bias is None else layer.bias
+    assert isinstance(like, Tensor)
+    return _parameter(values.clone(), like)
+
+
+def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """An nn.Linear of the given parameters; made on meta so that nothing is drawn in vain."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = _parameter(weight, like)
+    layer.weight = weight
     if bias is not None:
-        layer.bias = _parameter(bias, like)
+        layer.bias = bias
     return layer
 
 
@@ -43,7 +53,8 @@ class FactorizedLinear(nn.Module):
     def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        return cls(_linear(right, None, weight), _linear(left, bias, weight))
+        down = _linear(_parameter(right, weight), None)
+        return cls(down, _linear(_parameter(left, weight), _bias(bias, layer)))
 
     @property
     def weight(self) -> Tensor:
@@ -53,8 +64,8 @@ class FactorizedLinear(nn.Module):
     def bias(self) -> Tensor | None:
         return self.up.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.up(self.down(x))
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self.up(self.down(input))
         return out
 
 
@@ -75,14 +86,14 @@ class FactorizedEmbedding(nn.Module):
             right.shape[1], right.shape[0], padding_idx=layer.padding_idx, device="meta"
         )
         codes.weight = _parameter(right.mT, layer.weight)
-        return cls(codes, _linear(left, None, layer.weight))
+        return cls(codes, _linear(_parameter(left, layer.weight), None))
 
     @property
     def weight(self) -> Tensor:
         return self.codes.weight @ self.up.weight.mT
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        out: Tensor = self.up(self.codes(tokens))
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self.up(self.codes(input))
         return out
 
 
@@ -101,8 +112,8 @@ class TiedFactorizedHead(nn.Module):
     def weight(self) -> Tensor:
         return self.codes.weight @ self.up.weight.mT
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x @ self.up.weight, self.codes.weight, self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input @ self.up.weight, self.codes.weight, self.bias)
 
 
 class FactorizedConv(nn.Module):
@@ -115,6 +126,10 @@ class FactorizedConv(nn.Module):
         super().__init__()
         self.down = down
         self.up = up
+        self.in_channels, self.out_channels = down.in_channels, up.out_channels
+        self.kernel_size, self.stride, self.padding = down.kernel_size, down.stride, down.padding
+        self.dilation, self.groups = down.dilation, down.groups
+        self.padding_mode = down.padding_mode
 
     @classmethod
     def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
@@ -140,7 +155,7 @@ class FactorizedConv(nn.Module):
         ones = (1,) * len(layer.kernel_size)
         up.weight = _parameter(left.reshape(groups * m, rank, *ones), layer.weight)
         if bias is not None:
-            up.bias = _parameter(bias, layer.weight)
+            up.bias = _bias(bias, layer)
         return cls(down, up)
 
     @property
@@ -154,6 +169,6 @@ class FactorizedConv(nn.Module):
     def bias(self) -> Tensor | None:
         return self.up.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.up(self.down(x))
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self.up(self.down(input))
         return out

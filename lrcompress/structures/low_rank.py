@@ -65,11 +65,14 @@ class LowRank(Structure):
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
         left, right = factors["left"], factors["right"]
+        built: nn.Module
         if spec.kind == "embedding":
-            return FactorizedEmbedding.like(layer, left[0], right[0])
-        if spec.kind in ("linear", "transposed_linear"):
-            return FactorizedLinear.like(layer, left[0], right[0], bias)
-        return FactorizedConv.like(layer, left, right, bias)
+            built = FactorizedEmbedding.like(layer, left[0], right[0])
+        elif spec.kind in ("linear", "transposed_linear"):
+            built = FactorizedLinear.like(layer, left[0], right[0], bias)
+        else:
+            built = FactorizedConv.like(layer, left, right, bias)
+        return built.train(layer.training)
 
     def empty_factors(self, spec: LayerSpec) -> Factors:
         return {

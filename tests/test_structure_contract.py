@@ -1,0 +1,407 @@
+"""What every structure promises, for every kind of layer: a new structure adds a row to SIZES."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_moments import random_moments
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.pytorch_utils import Conv1D
+
+from lrcompress.compression.replace import install_
+from lrcompress.errors import FitError, PlanError
+from lrcompress.fingerprint import distinct_state
+from lrcompress.layers import LayerSpec, describe, output_rows, weight_matrix
+from lrcompress.metrics import METRICS, Whitening
+from lrcompress.profiling.spectrum import loss_curve
+from lrcompress.structures import STRUCTURES, Dense, Factors, LowRank, Structure
+
+# Sums of a few hundred float64 products of order one.
+FP64 = {"rtol": 1e-10, "atol": 1e-11}
+# Whitening divides by roots down to sqrt(RELATIVE_FLOOR) of the largest, which multiplies
+# rounding by up to 3e4 on each side: 3e4^2 * 2e-16 relative to the loss of a zero weight.
+LOSS_TOLERANCE = 2e-7
+
+
+def _low_ranks(spec: LayerSpec) -> list[Structure]:
+    largest = min(spec.out_features, spec.in_features)
+    return [LowRank(rank) for rank in range(1, largest + 1)]
+
+
+# Structures of a type from the smallest to the one that can hold any weight.
+SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
+    "dense": lambda spec: [Dense()],
+    "low_rank": _low_ranks,
+}
+
+
+class Host(nn.Module):
+    """A network of one layer, with an output head tied to it if asked for."""
+
+    def __init__(self, layer: nn.Module, *, tied: bool = False) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head = nn.Linear(layer.weight.shape[1], layer.weight.shape[0]) if tied else None
+        if self.head is not None:
+            self.head.weight = layer.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out if self.head is None else self.head(out)
+
+
+@dataclass(frozen=True)
+class Case:
+    make: Callable[[], nn.Module]
+    shape: tuple[int, ...]  # of an input; tokens for embeddings
+    tied: bool = False
+
+    def host(self, dtype: torch.dtype = torch.float64) -> Host:
+        torch.manual_seed(0)
+        return Host(self.make(), tied=self.tied).to(dtype).eval()
+
+    def inputs(self, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(self.make(), nn.Embedding):
+            return torch.randint(12, self.shape, generator=generator)
+        return torch.randn(self.shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+IMAGE = (2, 4, 7, 6)
+KINDS: dict[str, Case] = {
+    "linear": Case(lambda: nn.Linear(7, 5), (2, 3, 7)),
+    "linear without bias": Case(lambda: nn.Linear(5, 7, bias=False), (3, 5)),
+    "gpt2 conv1d": Case(lambda: Conv1D(6, 4), (2, 3, 4)),
+    "embedding": Case(lambda: nn.Embedding(12, 5, padding_idx=0), (2, 3)),
+    "tied embedding": Case(lambda: nn.Embedding(12, 5), (2, 3), tied=True),
+    "conv1d": Case(lambda: nn.Conv1d(4, 6, 3, stride=2, padding=1), (2, 4, 9)),
+    "conv1d circular": Case(
+        lambda: nn.Conv1d(4, 6, 3, padding=2, padding_mode="circular", groups=2), (2, 4, 9)
+    ),
+    "conv2d strided": Case(lambda: nn.Conv2d(4, 6, 3, stride=(2, 1), padding=(1, 2)), IMAGE),
+    "conv2d grouped": Case(lambda: nn.Conv2d(4, 6, (2, 3), groups=2, bias=False), IMAGE),
+    "conv2d same": Case(lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=(2, 1)), IMAGE),
+    "conv2d reflect": Case(lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), IMAGE),
+    "conv2d circular same": Case(
+        lambda: nn.Conv2d(4, 6, (3, 1), padding="same", padding_mode="circular"), IMAGE
+    ),
+    "conv2d without a batch": Case(lambda: nn.Conv2d(4, 6, 3), IMAGE[1:]),
+}
+
+every_structure = pytest.mark.parametrize("structure_type", STRUCTURES)
+every_kind = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+def _spec(host: Host) -> LayerSpec:
+    (spec,) = describe(host).layers
+    return spec
+
+
+def _fit(host: Host, structure: Structure) -> Factors:
+    return structure.fit(weight_matrix(host.layer), Whitening())
+
+
+def _installed(host: Host, structure: Structure) -> Host:
+    """A copy of the host with the structure fitted, plainly, in its layer's place."""
+    host = copy.deepcopy(host)
+    bias = getattr(host.layer, "bias", None)
+    bias = None if bias is None else bias.detach()
+    install_(host, _spec(host), structure, _fit(host, structure), bias)
+    return host
+
+
+def _sizes(structure_type: str, host: Host) -> list[Structure]:
+    return SIZES[structure_type](_spec(host))
+
+
+def test_every_structure_is_under_contract() -> None:
+    assert SIZES.keys() == STRUCTURES.keys()
+    assert {name: structure.type_name for name, structure in STRUCTURES.items()} == {
+        name: name for name in STRUCTURES
+    }
+
+
+@every_structure
+@every_kind
+def test_parameters_counted_are_those_of_the_built_module(structure_type: str, case: Case) -> None:
+    host = case.host()
+    spec = _spec(host)
+    biases = sum(p.numel() for name, p in host.named_parameters() if name.endswith("bias"))
+    for structure in _sizes(structure_type, host):
+        held = sum(p.numel() for p in _installed(host, structure).parameters())
+        assert structure.weight_params(spec) + biases == held
+
+
+@every_structure
+@every_kind
+def test_operations_counted_are_those_that_torch_counts(structure_type: str, case: Case) -> None:
+    host = case.host()
+    spec, x = _spec(host), case.inputs()
+    rows = output_rows(host.layer, host.layer(x)).shape[:-2].numel()
+    for structure in _sizes(structure_type, host):
+        built = _installed(host, structure)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            built(x)
+        assert counter.get_total_flops() == structure.flops_per_row(spec) * rows
+
+
+@every_structure
+@every_kind
+def test_the_largest_size_is_the_layer_itself(structure_type: str, case: Case) -> None:
+    host, x = case.host(), case.inputs()
+    built = _installed(host, _sizes(structure_type, host)[-1])
+    torch.testing.assert_close(built(x), host(x), **FP64)
+
+
+@every_structure
+@every_kind
+def test_the_module_computes_what_its_dense_weight_would(structure_type: str, case: Case) -> None:
+    host, x = case.host(), case.inputs()
+    for structure in _sizes(structure_type, host):
+        stand_in = copy.deepcopy(host)
+        dense = structure.dense(_fit(host, structure))
+        weight_matrix(stand_in.layer).copy_(dense)  # a view of the weight
+        torch.testing.assert_close(_installed(host, structure)(x), stand_in(x), **FP64)
+
+
+@every_structure
+@every_kind
+@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_dtype_device_mode_and_need_of_gradients_are_kept(
+    structure_type: str, case: Case, dtype: torch.dtype, *, trainable: bool
+) -> None:
+    host = case.host(dtype)
+    for name, parameter in host.named_parameters():
+        # A bias that trains beside a frozen weight, and the other way round
+        parameter.requires_grad_(trainable if "weight" in name else not trainable)
+    built = _installed(host, _sizes(structure_type, host)[0])
+    assert not any(m.training for m in built.modules())
+    for name, parameter in built.named_parameters():
+        assert parameter.dtype is dtype
+        assert parameter.device == next(host.parameters()).device
+        assert parameter.requires_grad == (trainable if "weight" in name else not trainable), name
+    assert built(case.inputs(dtype)).dtype is dtype
+
+
+@every_structure
+@every_kind
+def test_gradients_reach_every_factor(structure_type: str, case: Case) -> None:
+    host, x = case.host(), case.inputs()
+    for structure in _sizes(structure_type, host):
+        built = _installed(host, structure)
+        built(x).square().sum().backward()
+        for name, parameter in built.named_parameters():
+            assert parameter.grad is not None, name
+            assert float(parameter.grad.abs().sum()) > 0, name
+
+
+@every_structure
+@every_kind
+@every_metric
+def test_error_never_grows_with_size(structure_type: str, case: Case, metric: str) -> None:
+    host = case.host()
+    spec, weight = _spec(host), weight_matrix(host.layer)
+    whitening = METRICS[metric].whitening(random_moments(spec), shrinkage=0.1)
+    losses = []
+    for structure in _sizes(structure_type, host):
+        dense = structure.dense(structure.fit(weight, whitening))
+        losses.append(float(whitening.loss(weight - dense)))
+    slack = LOSS_TOLERANCE * float(whitening.loss(weight))
+    assert all(after <= before + slack for before, after in pairwise(losses))
+    assert losses[-1] <= slack
+
+
+@every_structure
+@every_kind
+def test_factors_are_as_empty_ones_are_shaped(structure_type: str, case: Case) -> None:
+    host = case.host()
+    for structure in _sizes(structure_type, host):
+        factors, empty = _fit(host, structure), structure.empty_factors(_spec(host))
+        assert {k: v.shape for k, v in factors.items()} == {k: v.shape for k, v in empty.items()}
+
+
+@every_structure
+@every_kind
+def test_a_state_dict_carries_the_whole_module(structure_type: str, case: Case) -> None:
+    host, x = case.host(), case.inputs()
+    for structure in _sizes(structure_type, host)[:2]:
+        built = _installed(host, structure)
+        file = BytesIO()
+        torch.save(distinct_state(built), file)
+        file.seek(0)
+        state = torch.load(file, weights_only=True)  # tensors alone: nothing to unpickle
+        fresh = case.host()
+        spec, bias = _spec(fresh), getattr(fresh.layer, "bias", None)
+        bias = None if bias is None else torch.zeros_like(bias)
+        install_(fresh, spec, structure, structure.empty_factors(spec), bias)
+        missing, unexpected = fresh.load_state_dict(state, strict=False)
+        assert not unexpected
+        # A tensor under a second name comes with the first
+        assert {id(fresh.state_dict(keep_vars=True)[name]) for name in missing} <= {
+            id(fresh.state_dict(keep_vars=True)[name]) for name in state
+        }
+        torch.testing.assert_close(fresh(x), built(x), rtol=0, atol=0)
+
+
+@every_structure
+@every_kind
+def test_a_copy_is_equal_and_apart(structure_type: str, case: Case) -> None:
+    host, x = case.host(), case.inputs()
+    built = _installed(host, _sizes(structure_type, host)[0])
+    other = copy.deepcopy(built)
+    before = built(x).detach()
+    torch.testing.assert_close(other(x), before, rtol=0, atol=0)
+    for parameter in other.parameters():
+        parameter.data.add_(1)
+    torch.testing.assert_close(built(x), before, rtol=0, atol=0)
+
+
+@every_structure
+@every_kind
+def test_the_bias_is_kept(structure_type: str, case: Case) -> None:
+    host = case.host()
+    built = _installed(host, _sizes(structure_type, host)[0])
+    for name in ("layer", "head"):
+        before = getattr(getattr(host, name), "bias", None)
+        after = getattr(getattr(built, name), "bias", None)
+        assert (before is None) == (after is None)
+        if before is not None:
+            torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@every_structure
+@every_kind
+def test_the_module_can_be_called_and_asked_as_the_layer_was(
+    structure_type: str, case: Case
+) -> None:
+    host, x = case.host(), case.inputs()
+    built = _installed(host, _sizes(structure_type, host)[0])
+    if not isinstance(host.layer, Conv1D):  # which calls its argument x, and is called by place
+        torch.testing.assert_close(built.layer(input=x), built.layer(x), rtol=0, atol=0)
+    asked = ("in_features", "out_features", "num_embeddings", "embedding_dim", "padding_idx")
+    conv = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+    for attribute in (*asked, *conv):
+        if hasattr(host.layer, attribute):
+            assert getattr(built.layer, attribute) == getattr(host.layer, attribute), attribute
+    assert built.layer.weight.dtype is host.layer.weight.dtype
+    matrix = built.layer.weight
+    if not isinstance(host.layer, Conv1D):  # which stores its transpose
+        assert matrix.shape == host.layer.weight.shape
+
+
+@every_structure
+def test_a_structure_is_a_value(structure_type: str) -> None:
+    spec = LayerSpec("l", "linear", 5, 7, 1, bias=True)
+    for structure in SIZES[structure_type](spec):
+        again = copy.deepcopy(structure)
+        assert {structure: "found"}[again] == "found"
+        assert type(structure).__name__ in repr(structure)
+
+
+@every_structure
+@every_kind
+def test_every_size_passes_its_check(structure_type: str, case: Case) -> None:
+    spec = _spec(case.host())
+    for structure in SIZES[structure_type](spec):
+        structure.check(spec)
+
+
+@every_kind
+@pytest.mark.parametrize("beyond", [-1, 0, 1])
+def test_a_rank_that_the_layer_lacks_is_refused_by_name(case: Case, beyond: int) -> None:
+    spec = _spec(case.host())
+    rank = beyond if beyond < 1 else min(spec.out_features, spec.in_features) + beyond
+    with pytest.raises(PlanError, match=rf"layer: rank {rank} ") as refusal:
+        LowRank(rank).check(spec)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_never_fitted(value: float) -> None:
+    weight = torch.ones(1, 4, 3, dtype=torch.float64)
+    weight[0, 1, 2] = value
+    with pytest.raises(FitError, match="not finite"):
+        LowRank(2).fit(weight, Whitening())
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(2, 5, 4), torch.ones(2, 5, 4)], ids=["0", "1"])
+def test_constant_weights_are_fitted_exactly(weight: Tensor) -> None:
+    for rank in range(1, 5):
+        structure = LowRank(rank)
+        dense = structure.dense(structure.fit(weight, Whitening()))
+        torch.testing.assert_close(dense, weight.double(), **FP64)
+
+
+@every_kind
+@every_metric
+@pytest.mark.parametrize("examples", [40, 2], ids=["many examples", "two examples"])
+@pytest.mark.parametrize("centred", [False, True], ids=["", "centred"])
+def test_low_rank_loses_the_tail_of_the_spectrum(
+    case: Case, metric: str, examples: int, *, centred: bool
+) -> None:
+    host = case.host()
+    spec, weight = _spec(host), weight_matrix(host.layer)
+    moments = random_moments(spec, examples=examples)
+    whitening = METRICS[metric].whitening(moments, centred=centred)
+    curve = loss_curve(torch.linalg.svdvals(whitening.whiten(weight)).square().sum(0).sqrt())
+    for structure in SIZES["low_rank"](spec):
+        assert isinstance(structure, LowRank)
+        dense = structure.dense(structure.fit(weight, whitening))
+        loss = float(whitening.loss(weight - dense))
+        assert abs(loss - float(curve[structure.rank])) <= LOSS_TOLERANCE * float(curve[0])
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    groups=st.integers(1, 2),
+    m=st.integers(2, 8),
+    n=st.integers(2, 8),
+    rank=st.integers(1, 7),
+    examples=st.integers(1, 12),
+    metric=st.sampled_from(sorted(METRICS)),
+    seed=st.integers(0, 2**16),
+)
+def test_no_other_weight_of_that_rank_loses_less(
+    groups: int, m: int, n: int, rank: int, examples: int, metric: str, seed: int
+) -> None:
+    rank = min(rank, m, n)
+    spec = LayerSpec("l", "linear", m, n, groups, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(groups, *shape, generator=generator, dtype=torch.float64)
+
+    weight = draw(m, n)
+    whitening = METRICS[metric].whitening(random_moments(spec, seed, examples=examples))
+    fitted = LowRank(rank).fit(weight, whitening)
+    left, right = fitted["left"], fitted["right"]
+    best = float(whitening.loss(weight - left @ right))
+    slack = LOSS_TOLERANCE * float(whitening.loss(weight))
+    for step in (1e-4, 1e-2, 1.0):  # near the fit, where only a true optimum resists
+        near_left = left + step * left.abs().max() * draw(m, rank)
+        near_right = right + step * right.abs().max() * draw(rank, n)
+        assert float(whitening.loss(weight - near_left @ near_right)) >= best - slack
+    for _ in range(5):  # and anywhere, at the candidate's best scale
+        candidate = draw(m, rank) @ draw(rank, n)
+        a, b = whitening.whiten(weight), whitening.whiten(candidate)
+        candidate = candidate * ((a * b).sum() / b.square().sum().clamp_min(1e-300))
+        assert float(whitening.loss(weight - candidate)) >= best - slack
+
+
+def test_a_tied_head_uses_the_very_factors_of_its_embedding() -> None:
+    host = KINDS["tied embedding"].host()
+    built = _installed(host, LowRank(3))
+    assert built.head is not None
+    assert built.head.codes.weight is built.layer.codes.weight
+    assert built.head.up.weight is built.layer.up.weight
