@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as plain ONNX operators, for opsets before Attention (23).
+"""Scaled dot-product attention: plain ONNX operators, or the Attention operator of opset 23.
 
     softmax(scale Q K^T + mask) V;  Q: (..., t, e)  K: (..., s, e)  V: (..., s, v)
 
@@ -10,18 +10,22 @@ arises, and the few forbidden rows are zeroed in the result, which is (t, v) ins
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import sqrt
 from typing import Any
 
 import torch
 
+_HAS_ATTENTION = 23
 
-def attention_translation() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The entry of torch.onnx's custom translation table."""
-    return {torch.ops.aten.scaled_dot_product_attention.default: _attention}
+
+def attention_translation(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """The entry of torch.onnx's custom translation table; torch's own takes four axes only."""
+    return {torch.ops.aten.scaled_dot_product_attention.default: partial(_attention, opset)}
 
 
 def _attention(
+    opset: int,
     query: Any,
     key: Any,
     value: Any,
@@ -39,6 +43,12 @@ def _attention(
     rank = len(query.shape)
     if scale is None:
         scale = 1.0 / sqrt(query.shape[-1])
+    if opset >= _HAS_ATTENTION and rank == 4:
+        from onnxscript import opset23
+
+        return opset23.Attention(
+            query, key, value, attn_mask, scale=scale, is_causal=int(is_causal)
+        )[0]
     if enable_gqa and query.shape[-3] != key.shape[-3]:
         repeats = query.shape[-3] // key.shape[-3]
         key, value = _repeat_heads(op, key, repeats), _repeat_heads(op, value, repeats)

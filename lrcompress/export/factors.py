@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def factors_check(subject: Subject) -> Check:
             upcast(subject.path, source)
         open_session(source, optimized_path=optimised)
         report = factors_kept(_weights(optimised), subject.module, layers, subject.precision)
-    numbers = {"layers": report.layers, "factors": report.factors}
+    numbers = asdict(report)
     if report.kept:
         detail = f"all {report.factors} factors of {report.layers} layers are in it, optimised"
         return Check("factors", "graph", True, detail, numbers)

