@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,6 +173,15 @@ def test_the_empty_module_has_the_same_tensors(kind: str, folders: dict[str, Pat
     shapes = [(name, p.shape) for name, p in loaded.module.named_parameters()]
     assert [(name, p.shape) for name, p in empty.named_parameters()] == shapes
     assert describe(empty) == describe(loaded.module)
+
+
+def test_importing_loads_neither_transformers_nor_onnx() -> None:
+    code = (
+        "import sys, lrcompress.sources.data, lrcompress.sources.models, lrcompress.storage\n"
+        "print(sorted({'transformers', 'onnx', 'onnxruntime', 'PIL'} & set(sys.modules)))"
+    )
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert printed.strip() == "[]"
 
 
 # --- folders that cannot be read
@@ -415,6 +425,10 @@ def failing_batches():
     yield batches[0]
     raise KeyError("column")
 no_batches = lambda: []
+class Masked(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 3)
+        self.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
 beyond = [{"ids": torch.tensor([[1, 2, 11]])}]
 """
 
@@ -446,6 +460,10 @@ def test_a_factory_takes_its_weights_and_keeps_its_ties(mine: Path, name: str) -
 def test_a_factory_without_weights_draws_the_same_ones_each_time(mine: Path) -> None:
     first, second = (load_model("mine:build").module.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_infinities_of_an_attention_mask_are_no_fault(mine: Path) -> None:
+    assert load_model("mine:Masked").module.mask.isinf().any()
 
 
 def test_half_precision_weights_are_widened_to_the_factory_dtype(mine: Path) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from lrcompress import __version__
 from lrcompress.errors import LrcompressError
 from lrcompress.fingerprint import distinct_state
-from lrcompress.planning.plan import Plan
+from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_folder import load_run
 from lrcompress.sources.run_record import (
@@ -47,7 +47,7 @@ def save_compressed(
         reference=reference,
         source_fingerprint=plan.model_fingerprint,
         precision=precision(module),
-        layers=(*earlier, *(_layer(module, planned.name, planned) for planned in plan.layers)),
+        layers=(*earlier, *(_layer(module, planned) for planned in plan.layers)),
         extra=extra,
     )
     write_tensors(folder / WEIGHTS_NAME, distinct_state(module), {"format": "pt"})
@@ -75,9 +75,9 @@ def precision(module: nn.Module) -> str:
     return kinds.pop() if len(kinds) == 1 else "mixed"
 
 
-def _layer(module: nn.Module, name: str, planned: Any) -> RunLayer:
-    bias = getattr(module.get_submodule(name), "bias", None)
-    return RunLayer(name, planned.structure, bias is not None)
+def _layer(module: nn.Module, planned: PlannedLayer) -> RunLayer:
+    bias = getattr(module.get_submodule(planned.name), "bias", None)
+    return RunLayer(planned.name, planned.structure, bias is not None)
 
 
 def _copy(source: Path, target: Path) -> None:
