@@ -13,10 +13,10 @@ from torch import Tensor
 class Sensitivity:
     """Kronecker factors of the layer's Gauss-Newton matrix, H = input (x) output.
 
-    From the gradients J = sum_t g_t x_t^T of one example and one probe: input = E[J^T J],
-    output = E[J J^T] / tr. `input_mean` is what a bias can take up: E[J^T j] / E[j^T j] with the
-    bias's own gradient j = sum_t g_t, and `bias` = E[j^T j]; a layer that is read by several
-    weights has none.
+    From the gradients g_t of an example's rows, under one probe of the output's curvature:
+    input = E[J^T J] with J = sum_t g_t x_t^T, output = E[sum_t g_t g_t^T] / trace. `input_mean` is
+    what a bias can take up: E[J^T j] / E[j^T j] with the bias's own gradient j = sum_t g_t, and
+    `bias` = E[j^T j]; an embedding has none.
     """
 
     input: Tensor  # (g, n, n) or diagonal (g, n); per example

@@ -98,9 +98,11 @@ def _with_data(
     progress: Progress,
     sink: MomentSink,
 ) -> Profile:
-    if not batches or any(batch_size(batch) == 0 for batch in batches):
+    if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
     metric = options.metric or "two-sided"
+    if metric not in METRICS:
+        raise DataError(f"metric {metric!r} is unknown; choose {', '.join(METRICS)}")
     examples = sum(batch_size(batch) for batch in batches)
     with torch.no_grad():
         raw = call(module, batches[0])
@@ -116,7 +118,7 @@ def _with_data(
         with progress.stage("spectra", len(chunk)) as step:
             for spec in chunk:
                 moments = take_moments(spec, collector, examples=examples, probes=options.probes)
-                reason = _unreached(moments, needs_outputs=METRICS[metric].needs_outputs)
+                reason = _unreached(spec, moments, collector)
                 if moments is None or reason is not None:
                     left_alone.append(_left(spec, reason or ""))
                     continue
@@ -126,7 +128,11 @@ def _with_data(
                 sink.add(spec.name, group, moments)
                 step.advance()
     if not layers:
-        raise ModelError("the calibration data reached no layer; check the data and the model")
+        reason = left_alone[-1].reason
+        raise ModelError(
+            f"{left_alone[-1].name}: {reason}, and so with every layer; check the data and the "
+            "model's forward, or use --metric input-weighted, which needs no gradient"
+        )
     middle = batches[len(batches) // 2]
     flops = total_flops_per_example(
         module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
@@ -160,7 +166,7 @@ def _collected(
     progress: Progress,
     name: str,
 ) -> Collector:
-    """One pass; a second, without shared inputs, for a network that changes its path."""
+    """One pass; a second, every layer with its own copy of its input, where sharing is unsafe."""
     watches = [
         Watch(used, module.get_submodule(used))
         for spec in chunk
@@ -249,12 +255,14 @@ def _over_groups(spectrum: torch.Tensor) -> torch.Tensor:
     return spectrum.square().sum(0).sqrt()
 
 
-def _unreached(moments: LayerMoments | None, *, needs_outputs: bool) -> str | None:
+def _unreached(spec: LayerSpec, moments: LayerMoments | None, collector: Collector) -> str | None:
     if moments is None:
         return "the calibration data never reaches it, or its weight is read without a call"
-    if needs_outputs and moments.sensitivity is None:
-        return "the measured output does not depend on it"
-    return None
+    if not collector.with_sensitivity or moments.sensitivity is not None:
+        return None
+    if spec.name in collector.without_gradient:
+        return "no gradient reaches it: the model's forward runs it under torch.no_grad"
+    return "no gradient reaches it: the measured output does not depend on it"
 
 
 def _left(spec: LayerSpec, reason: str) -> LeftAlone:

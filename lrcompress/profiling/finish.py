@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lrcompress.errors import ModelError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import LayerMoments, Sensitivity
 from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector
@@ -18,6 +19,9 @@ def take_moments(
     """The moments of one layer, or None if the calibration data never reached it.
 
     Its running sensitivity is taken out of the collector: nothing else needs it, and memory does.
+
+    Raises:
+        ModelError: the layer's inputs or gradients are not finite, naming it.
     """
     own = collector.inputs.get(collector.leaders.get(spec.name, spec.name))
     if own is None or own.second is None or own.first is None or own.absolute is None:
@@ -27,8 +31,14 @@ def take_moments(
     sensitivity = _sensitivity(collector, spec.name, examples, probes)
     for head in spec.tied:
         sensitivity = _with_head(sensitivity, _sensitivity(collector, head, examples, probes), spec)
+    second = (own.second / examples).float()
+    if not bool(torch.isfinite(second).all()):
+        raise ModelError(
+            f"{spec.name}: its inputs on the calibration data are NaN, infinite or too large for "
+            "float32; check the weights and the data"
+        )
     return LayerMoments(
-        input=(own.second / examples).float(),
+        input=second,
         input_mean=(own.first / own.rows).float(),
         input_abs_mean=(own.absolute / own.rows).float(),
         rows=own.rows,
@@ -39,7 +49,15 @@ def take_moments(
 
 def _sensitivity(collector: Collector, name: str, examples: int, probes: int) -> Sensitivity | None:
     joint = collector.joints.pop(name, None)
-    return None if joint is None else joint.finish(examples, probes)
+    if joint is None:
+        return None
+    sums = (joint.input, joint.output)
+    if not all(s is None or bool(torch.isfinite(s).all()) for s in sums):
+        raise ModelError(
+            f"{name}: its gradients on the calibration data are NaN or infinite; check the "
+            "model's forward, or use --metric input-weighted, which needs no gradient"
+        )
+    return joint.finish(examples, probes)
 
 
 def _with_head(

@@ -7,7 +7,8 @@ dropped. Layers that receive the very same tensor share one input moment.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -69,8 +70,9 @@ class Watch:
 class Collector:
     """Hooks on the watched modules; `inputs` and `joints` hold their running moments.
 
-    `leaders` says whose input moment a layer shares. It is learnt on the first batch; a network
-    that takes another path later makes `consistent` false, and is profiled without sharing.
+    `leaders` says whose input moment a layer shares. It is learnt on the first batch. A network
+    that takes another path later, or that overwrites a layer's input once the layer has read it,
+    makes `consistent` false; without `share_inputs` every layer has its own copy of its input.
     """
 
     watches: Sequence[Watch]
@@ -80,6 +82,9 @@ class Collector:
     joints: dict[str, RunningJoint] = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
     consistent: bool = True
+    without_gradient: set[str] = field(default_factory=set)  # layers run under torch.no_grad
+    _uses: Counter[str] = field(default_factory=Counter)  # calls in this batch
+    _pending: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = field(default_factory=dict)
     _seen: list[tuple[Tensor, Hashable, str]] = field(default_factory=list)
     _mask: Tensor | None = None
     _examples: int = 1
@@ -87,7 +92,8 @@ class Collector:
     @contextmanager
     def watching(self) -> Iterator[None]:
         handles = [
-            w.module.register_forward_hook(partial(self._on_forward, w.name)) for w in self.watches
+            w.module.register_forward_hook(partial(self._on_forward, w.name), with_kwargs=True)
+            for w in self.watches
         ]
         try:
             yield
@@ -101,20 +107,47 @@ class Collector:
         self._mask = None if mask is None or mask.dim() != 2 else mask.bool()
         self._examples = batch_size(batch)
         self._seen.clear()
+        self._uses.clear()
+
+    def end_probe(self) -> None:
+        """A layer that a forward pass calls more than once has one gradient: its uses add up."""
+        for name, uses in self._pending.items():
+            module = uses[0][0]
+            if len({len(rows) for _, _, rows in uses}) == 1:
+                inputs = torch.cat([inputs for _, inputs, _ in uses], 1)
+                uses = [(module, inputs, torch.cat([rows for _, _, rows in uses], 1))]
+            for _, inputs, rows in uses:
+                self._add_joint(name, module, inputs, rows)
+        self._pending.clear()
+
+    def end_batch(self) -> None:
+        """Layers that share a moment must have been called equally often."""
+        if any(self._uses[name] != self._uses[leader] for name, leader in self.leaders.items()):
+            self.consistent = False
 
     def _on_forward(
-        self, name: str, module: nn.Module, args: tuple[object, ...], output: Tensor
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[object, ...],
+        named: Mapping[str, object],
+        output: Tensor,
     ) -> Tensor | None:
-        x = args[0]
+        x = args[0] if args else next(iter(named.values()))
         assert isinstance(x, Tensor)
-        self._add_input(name, module, x.detach())
-        if not self.with_sensitivity or not torch.is_grad_enabled():
+        x = x.detach() if self.share_inputs else x.detach().clone()
+        self._uses[name] += 1
+        self._add_input(name, module, x)
+        if not self.with_sensitivity:
+            return None
+        if not torch.is_grad_enabled():
+            self.without_gradient.add(name)
             return None
         if not output.requires_grad:
             # Parameters are frozen, so the graph starts here. A clone, not the leaf itself:
             # the network may go on to change its activations in place.
             output = output.detach().requires_grad_().clone()
-        hook = partial(self._on_gradient, name, module, x.detach())
+        hook = partial(self._on_gradient, name, module, x, _version(x))
         output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
 
@@ -135,16 +168,26 @@ class Collector:
         else:
             moment.add(self._without_padding(rows, rows.shape[:-2]))
 
-    def _on_gradient(self, name: str, module: nn.Module, x: Tensor, gradient: Tensor) -> None:
-        joint = self.joints.setdefault(name, RunningJoint())
+    def _on_gradient(
+        self, name: str, module: nn.Module, x: Tensor, version: int, gradient: Tensor
+    ) -> None:
+        if _version(x) != version:
+            self.consistent = False  # x no longer holds what the layer read
         rows = self._by_example(output_rows(module, gradient), 2)  # (e, t, g, m)
         if self._mask is not None and self._mask.shape == rows.shape[:2]:
-            rows = rows * self._mask[..., None, None]
-        if isinstance(module, nn.Embedding):
-            tokens = self._by_example(x, 0)
-            joint.add_tokens(tokens, rows, module.num_embeddings)
+            rows = rows * self._mask.to(rows.device)[..., None, None]
+        trailing = 0 if isinstance(module, nn.Embedding) else 2
+        inputs = self._by_example(input_rows(module, x), trailing)  # (e, t) or (e, t, g, n)
+        if self._uses[name] > 1:
+            self._pending.setdefault(name, []).append((module, inputs, rows))
         else:
-            inputs = self._by_example(input_rows(module, x), 2)  # (e, t, g, n)
+            self._add_joint(name, module, inputs, rows)
+
+    def _add_joint(self, name: str, module: nn.Module, inputs: Tensor, rows: Tensor) -> None:
+        joint = self.joints.setdefault(name, RunningJoint())
+        if isinstance(module, nn.Embedding):
+            joint.add_tokens(inputs, rows, module.num_embeddings)
+        else:
             joint.add(inputs, rows, full_limit=FULL_MOMENT_LIMIT)
 
     def _by_example(self, rows: Tensor, trailing: int) -> Tensor:
@@ -167,7 +210,7 @@ class Collector:
         mask = self._mask
         if mask is None or (mask.shape != positions and (mask.numel(),) != tuple(positions)):
             return flat
-        return flat[mask.flatten()]
+        return flat[mask.flatten().to(flat.device)]
 
 
 def _identity(module: nn.Module, x: Tensor) -> Hashable:
@@ -178,4 +221,9 @@ def _identity(module: nn.Module, x: Tensor) -> Hashable:
         reading = (*reading, module.groups, module.padding_mode)
     elif not reading:
         reading = module
-    return (reading, x.data_ptr(), x.shape, x.stride(), x._version)
+    return (reading, x.data_ptr(), x.shape, x.stride(), _version(x))
+
+
+def _version(x: Tensor) -> int:
+    """Counts what was written to x in place; tensors of inference mode do not tell."""
+    return 0 if x.is_inference() else x._version

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import DataError, ModelError
+from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.profiling.batches import Batch, Batches
 from lrcompress.profiling.moments import Collector
 from lrcompress.profiling.readout import Readout
@@ -41,7 +41,9 @@ def call(module: nn.Module, batch: Batch) -> object:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     try:
         return module(**{name: value.to(device) for name, value in batch.items()})
-    except (TypeError, IndexError, ValueError, RuntimeError) as cause:
+    except LrcompressError:
+        raise
+    except Exception as cause:  # whatever the user's own forward may raise
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise DataError(
@@ -64,36 +66,37 @@ def collect(
     network profiled in several passes (for want of memory) sees the same ones.
 
     Raises:
-        ModelError: no gradient reaches the measured output; an output is NaN or infinite.
+        DataError: a batch does not fit the network's forward.
+        ModelError: an output is NaN or infinite.
     """
     with collector.watching():
         for index, batch in enumerate(batches):
             collector.begin_batch(batch)
-            if collector.with_sensitivity:
-                with torch.enable_grad():
-                    outputs, weights = readout(call(module, batch), batch)
-                _backpropagate(outputs, weights, readout, probes, seed + 7919 * index)
-            else:
-                with torch.no_grad():
-                    outputs, _ = readout(call(module, batch), batch)
+            with torch.set_grad_enabled(collector.with_sensitivity):
+                outputs, weights = readout(call(module, batch), batch)
             if not bool(torch.isfinite(outputs).all()):
                 raise ModelError(
                     f"the model's output on calibration batch {index} is NaN or infinite; "
                     "check the weights and this batch"
                 )
+            # Where no watched layer reaches the output there is nothing to learn from it
+            if collector.with_sensitivity and outputs.requires_grad:
+                generator = torch.Generator().manual_seed(seed + 7919 * index)
+                _backpropagate(outputs, weights, readout, probes, generator, collector)
+            collector.end_batch()
             step.advance()
 
 
 def _backpropagate(
-    outputs: Tensor, weights: Tensor, readout: Readout, probes: int, seed: int
+    outputs: Tensor,
+    weights: Tensor,
+    readout: Readout,
+    probes: int,
+    generator: torch.Generator,
+    collector: Collector,
 ) -> None:
-    if not outputs.requires_grad:
-        raise ModelError(
-            "no gradient reaches the model's output (does its forward use torch.no_grad?); "
-            "use --metric input-weighted, which needs none"
-        )
-    generator = torch.Generator().manual_seed(seed)
     dense = outputs.detach().cpu()
     for probe in range(probes):
         v = readout.objective.probe(dense, weights.detach().cpu(), generator)
         (outputs * v.to(outputs)).sum().backward(retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
+        collector.end_probe()

@@ -37,7 +37,7 @@ class Readout:
         mask = batch.get("attention_mask")
         positions = outputs.shape[:-1]
         if mask is not None and mask.shape == positions:
-            weights = mask.to(outputs.dtype)
+            weights = mask.to(outputs)
         else:
             weights = outputs.new_ones(positions)
         if self.pooling == "mean" and outputs.dim() == 3:
@@ -69,7 +69,8 @@ def choose_readout(
         elif outputs.dim() >= 2 and outputs.shape[-1] >= 2:
             name = "kl"
             if key not in LOGITS:
-                note = "the output has no name: taken for logits (--objective squared for others)"
+                which = "the output has no name:" if key is None else f"output {key!r} is"
+                note = f"{which} taken for logits (--objective squared for others)"
         else:
             name = "squared"
     pooled = pooling if key in HIDDEN or key is None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
 from lrcompress.metrics import LayerMoments, MomentStore
@@ -22,9 +23,11 @@ class MemorySink:
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerMoments] = {}
+        self._groups: dict[str, LayerMoments] = {}
 
     def add(self, name: str, input_group: str, moments: LayerMoments) -> None:
-        self._layers[name] = moments
+        first = self._groups.setdefault(input_group, moments)
+        self._layers[name] = replace(first, sensitivity=moments.sensitivity)
 
     def finish(self) -> MomentStore:
         return self._layers
