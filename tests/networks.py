@@ -20,7 +20,7 @@ def feature_batches(batches: int, examples: int, *shape: int, seed: int = 0) -> 
 
 
 def token_batches(batches: int, examples: int, length: int, seed: int = 0) -> list[Batch]:
-    """Batches of random tokens, padded on the right to different lengths."""
+    """Batches of random tokens, padded on the right to different lengths from two."""
     generator = torch.Generator().manual_seed(seed)
     made = []
     for _ in range(batches):
@@ -97,15 +97,20 @@ class InPlaceConvNet(nn.Module):
 class InPlaceResidual(nn.Module):
     """The layer's own input is changed in place after the layer has read it."""
 
+    in_place = True
+
     def __init__(self, width: int = 5) -> None:
         super().__init__()
         self.first = nn.Linear(width, width)
         self.second = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.tanh(self.first(x))
-        x += self.second(x)
-        return x
+        x = self.first(x)
+        if self.in_place:
+            x += self.second(x)
+        else:
+            x = x + self.second(x)
+        return torch.tanh(x)
 
 
 class Twice(nn.Module):

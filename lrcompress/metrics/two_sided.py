@@ -34,13 +34,18 @@ class TwoSided(Metric):
             raise DataError(
                 "the moments hold no output sensitivity; profile again with --metric two-sided"
             )
-        inputs = _blend(sensitivity.input, moments.input)
+        sensitive, inputs = sensitivity.input, moments.input
+        # One scale with and without the mean, so that moving the bias only ever takes away
+        scale = INPUT_SHARE * _ratio(sensitive, inputs)
         if centred and sensitivity.input_mean is not None and sensitivity.bias is not None:
-            mean, weight = sensitivity.input_mean, sensitivity.bias
-            inputs = _blend(without_mean(sensitivity.input, mean, weight), moments.centred_input)
+            sensitive = without_mean(sensitive, sensitivity.input_mean, sensitivity.bias)
+            inputs = moments.centred_input
         return Whitening(
             output=root_of(sensitivity.output, shrinkage=shrinkage),
-            input=root_of(inputs, shrinkage=shrinkage),
+            input=root_of(
+                (1 - INPUT_SHARE) * sensitive + _scaled(inputs, scale, like=sensitive),
+                shrinkage=shrinkage,
+            ),
         )
 
     def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
@@ -50,12 +55,21 @@ class TwoSided(Metric):
         return torch.einsum("gmn,gn->gm", difference, mean)
 
 
-def _blend(sensitive: Tensor, inputs: Tensor) -> Tensor:
-    """Both of the same form; the trace is that of the sensitive factor."""
-    scale = _trace(sensitive) / _trace(inputs).clamp_min(1e-300)
-    return (1 - INPUT_SHARE) * sensitive + INPUT_SHARE * scale * inputs
+def _ratio(sensitive: Tensor, inputs: Tensor) -> Tensor:
+    """tr(sensitive) / tr(inputs) of each group: (g,); 0 where there was no input."""
+    over, under = _trace(sensitive), _trace(inputs)
+    return torch.where(under > 0, over / under, 0.0)
 
 
 def _trace(moment: Tensor) -> Tensor:
     moment = moment.to(torch.float64)
-    return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum().float()
+    return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum(-1)
+
+
+def _scaled(moment: Tensor, scale: Tensor, *, like: Tensor) -> Tensor:
+    """The moment times (g,), full where `like` is: one of one-hot tokens is held as its diagonal,
+    while that of a head tied to their embedding need not be."""
+    if like.dim() == 3:
+        moment = torch.diag_embed(moment) if moment.dim() == 2 else moment
+        return scale[:, None, None] * moment
+    return scale[:, None] * moment

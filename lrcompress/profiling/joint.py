@@ -66,9 +66,10 @@ class RunningJoint:
         """None where the output does not depend on the layer."""
         if self.input is None or self.output is None:
             return None
-        trace = _trace(self.output)
-        if not float(trace) > 0.0:
+        trace = _trace(self.output)  # (g,)
+        if not bool((trace > 0).any()):
             return None
+        trace = trace.clamp_min(1e-300).reshape(-1, *(1,) * (self.output.dim() - 1))
         per_example = 1.0 / (examples * probes)
         mean = None
         if self.input_mean is not None and self.bias is not None:
@@ -96,6 +97,5 @@ def _plus(total: Tensor | None, term: Tensor) -> Tensor:
 
 
 def _trace(moment: Tensor) -> Tensor:
-    if moment.dim() == 2:
-        return moment.sum()
-    return moment.diagonal(dim1=-2, dim2=-1).sum()
+    """(g,)."""
+    return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum(-1)

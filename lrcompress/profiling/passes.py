@@ -67,7 +67,7 @@ def collect(
 
     Raises:
         DataError: a batch does not fit the network's forward.
-        ModelError: an output is NaN or infinite.
+        ModelError: an output is NaN or infinite, or no gradient can be taken.
     """
     with collector.watching():
         for index, batch in enumerate(batches):
@@ -82,7 +82,8 @@ def collect(
             # Where no watched layer reaches the output there is nothing to learn from it
             if collector.with_sensitivity and outputs.requires_grad:
                 generator = torch.Generator().manual_seed(seed + 7919 * index)
-                _backpropagate(outputs, weights, readout, probes, generator, collector)
+                with torch.enable_grad():
+                    _backpropagate(outputs, weights, readout, probes, generator, collector)
             collector.end_batch()
             step.advance()
 
@@ -98,5 +99,11 @@ def _backpropagate(
     dense = outputs.detach().cpu()
     for probe in range(probes):
         v = readout.objective.probe(dense, weights.detach().cpu(), generator)
-        (outputs * v.to(outputs)).sum().backward(retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
+        try:
+            (outputs * v.to(outputs)).sum().backward(retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
+        except RuntimeError as cause:
+            raise ModelError(
+                f"no gradient can be taken through the model: {str(cause).splitlines()[0]}; use "
+                "--metric input-weighted, which needs none"
+            ) from cause
         collector.end_probe()
