@@ -6,6 +6,7 @@ first asked for, so that importing the package is quick.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from lrcompress.structures import Dense, LowRank
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless somebody listens
 
 _HOMES: dict[str, str] = {
     "BenchReport": "export.bench",

@@ -12,7 +12,7 @@ from lrcompress.pipeline.options import (
     RunResult,
     SourceOptions,
 )
-from lrcompress.pipeline.run import preview, promised_budget, run, run_profile
+from lrcompress.pipeline.verbs import preview, promised_budget, run, run_profile
 
 __all__ = [
     "FolderOptions",

@@ -33,6 +33,11 @@ def milliseconds(value: float) -> str:
     return f"{value:.3g} ms"
 
 
+def optimality(gap: float) -> str:
+    """Beyond six digits the gap is rounding."""
+    return "proven optimal" if gap < 1e-6 else f"at most {100 * gap:.2g} % above the optimum"
+
+
 def _scaled(value: float, units: tuple[str, ...]) -> str:
     step = 0
     while abs(value) >= 999.5 and step < len(units) - 1:

@@ -9,7 +9,7 @@ from rich.text import Text
 from lrcompress.planning.plan import Plan
 from lrcompress.reporting.collect import in_words
 from lrcompress_cli.tables.names import without_common_prefix
-from lrcompress_cli.tables.numbers import count, flops, real, share, size
+from lrcompress_cli.tables.numbers import count, flops, optimality, real, share, size
 
 
 class PlanTable:
@@ -54,6 +54,6 @@ def totals(plan: Plan) -> Table:
     table.add_row("budget", f"{plan.budget} of the {plan.budget.scope} model")
     loss = f"{real(plan.predicted_loss)} ({plan.metric} metric, {plan.allocator} allocation"
     if plan.optimality_gap is not None:
-        loss += f", at most {100 * plan.optimality_gap:.2g} % above the optimum"
+        loss += f", {optimality(plan.optimality_gap)}"
     table.add_row("pred. loss", loss + ")")
     return table

@@ -9,7 +9,7 @@ from rich.text import Text
 from lrcompress.pipeline import RunResult
 from lrcompress.reporting.report import Cost, Report
 from lrcompress_cli.tables.checks import check_table
-from lrcompress_cli.tables.numbers import count, flops, real, share, size
+from lrcompress_cli.tables.numbers import count, flops, optimality, real, share, size
 
 
 class Summary:
@@ -49,7 +49,7 @@ def _plan_line(result: RunResult) -> Text:
     plan = result.plan
     changed = sum(layer.params < layer.dense_params for layer in plan.layers)
     gap = plan.optimality_gap
-    proven = "" if gap is None else f", at most {100 * gap:.2g} % above the optimum"
+    proven = "" if gap is None else f", {optimality(gap)}"
     return Text(
         f"budget {plan.budget}: {changed} of {len(plan.layers)} layers factored "
         f"({plan.metric} metric, {plan.allocator} allocation{proven})"

@@ -15,6 +15,7 @@ const bytes = (v) => scaled(v, 1000, [" B", " kB", " MB", " GB"]);
 const flops = (v) => scaled(v, 1000, [" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"]);
 const milliseconds = (v) => `${v.toPrecision(3)} ms`;
 const percent = (v) => (v > 0 && v < 0.001 ? "< 0.1 %" : `${(100 * v).toFixed(v > 0 && v < 0.0995 ? 1 : 0)} %`);
+const gap = (v) => (v < 1e-6 ? "proven optimal" : `proven within ${(100 * v).toPrecision(2)} % of the optimum`);
 function real(v) {
   if (v === 0) return "0";
   const size = Math.abs(v);
@@ -74,7 +75,7 @@ function drawHead() {
   if (report.budget) badge(`budget ${report.budget}`);
   badge(`${report.metric} metric`);
   if (report.allocator) badge(`${report.allocator} allocation`);
-  if (report.optimality_gap !== null) badge(`optimality gap ${(100 * report.optimality_gap).toPrecision(2)} %`);
+  if (report.optimality_gap !== null) badge(gap(report.optimality_gap));
   badge(report.examples ? `${report.examples.toLocaleString("en")} examples, ${report.tokens.toLocaleString("en")} tokens` : "no calibration data");
 }
 function card(label, before, after, format) {
@@ -116,7 +117,7 @@ function layout(extra) {
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: css("--sans"), size: 13, color: css("--ink") },
-    margin: { l: 64, r: 44, t: 24, b: 48 },
+    margin: { l: 64, r: 44, t: 24, b: 58 },
     modebar: { orientation: "v", bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
     hoverlabel: { bgcolor: css("--card"), bordercolor: css("--line"), font: { color: css("--ink") } },
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom" },
@@ -141,6 +142,21 @@ const MEASURES = {
 };
 let measureName = "Rank";
 
+// One tick for each numbered block: up to the first number of a name, or its first part.
+function blockOf(name) {
+  const parts = name.split(".");
+  const number = parts.findIndex((part) => /^\d+$/.test(part));
+  return parts.slice(Math.max(0, number - 1), number < 0 ? 1 : number + 1).join(".");
+}
+function blockTicks() {
+  const runs = [];
+  report.layers.forEach((layer, i) => {
+    const text = blockOf(layer.name);
+    const last = runs[runs.length - 1];
+    if (last && last.text === text) last.end = i; else runs.push({ text, start: i, end: i });
+  });
+  return { tickvals: runs.map((run) => (run.start + run.end) / 2), ticktext: runs.map((run) => run.text) };
+}
 function withoutCommonPrefix(names) {
   const split = names.map((name) => name.split("."));
   let shared = 0;
@@ -151,7 +167,6 @@ function drawPlan() {
   const measure = MEASURES[measureName];
   const { key, keys } = colouring();
   const labels = keys.length > 1 ? withoutCommonPrefix(keys) : keys;
-  const ticks = withoutCommonPrefix(report.layers.map((layer) => layer.name));
   const traces = keys.map((name, k) => {
     const chosen = report.layers.map((layer, i) => [layer, i]).filter(([layer]) => key(layer) === name);
     return {
@@ -161,13 +176,9 @@ function drawPlan() {
       hovertemplate: "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
     };
   });
-  const depth = { range: [-0.7, report.layers.length - 0.3], showgrid: false, zeroline: false };
-  const few = report.layers.length <= 48;
   Plotly.react("plan-plot", traces, layout({
     bargap: 0.25, barmode: "overlay", hovermode: "closest", showlegend: keys.length > 1,
-    xaxis: few
-      ? { ...depth, tickvals: ticks.map((_, i) => i), ticktext: ticks, tickangle: -60, tickfont: { size: 10 } }
-      : { ...depth, title: { text: "layer, in the model's order" } },
+    xaxis: { ...blockTicks(), range: [-0.7, report.layers.length - 0.3], showgrid: false, zeroline: false, tickfont: { size: 11 } },
     yaxis: { title: { text: measure.axis }, tickformat: measure.format, rangemode: "tozero" },
   }), config);
 }
@@ -182,9 +193,9 @@ function drawPlanControls() {
     at("plan-measure").append(button);
   }
   const dense = report.layers.filter((layer) => layer.rank === null).length;
-  const gap = report.optimality_gap === null ? "" : ` The sum of the predicted losses is within ${(100 * report.optimality_gap).toPrecision(2)} % of the smallest possible at this budget.`;
+  const proof = report.optimality_gap === null ? "" : ` The sum of predicted losses is ${gap(report.optimality_gap)} at this budget.`;
   at("plan-words").textContent =
-    `${report.layers.length - dense} of ${report.layers.length} layers are factored; the ${dense} pale bars stay dense.${gap}`;
+    `${report.layers.length - dense} of ${report.layers.length} layers are factored; the ${dense} pale bars stay dense.${proof}`;
 }
 
 let shownLayer = 0;

@@ -1,0 +1,451 @@
+"""A run over its folder: stopped anywhere, resumed, edited, shared, and equal to the bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lrcompress
+from lrcompress.errors import DataError, LrcompressError, ModelError, PlanError
+from lrcompress.pipeline import (
+    FolderOptions,
+    RunOptions,
+    RunResult,
+    SourceOptions,
+    find_profile,
+    preview,
+    promised_budget,
+    run,
+    run_profile,
+)
+from lrcompress.pipeline import folder as folders
+from lrcompress.pipeline.lock import LOCK_NAME, locked
+from lrcompress.planning.budget import Budget
+
+TESTS = Path(__file__).parent
+SOURCE = SourceOptions("small_network:build", data="small_network:batches")
+STAGES = ["load", "profile", "plan", "compress", "export", "verify"]
+
+
+def options(output: Path, budget: str | None = "60%", **changes: Any) -> RunOptions:
+    fields: dict[str, Any] = {
+        "source": SOURCE,
+        "folder": FolderOptions(output, command="lrcompress compress ...", report=False),
+        "budget": None if budget is None else Budget.parse(budget),
+    }
+    return RunOptions(**{**fields, **changes})
+
+
+def digests(root: Path) -> dict[str, str]:
+    """sha256 of every file but the report, which holds seconds."""
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name not in ("report.json", "report.html")
+    }
+
+
+def reused(result: RunResult) -> list[str]:
+    return [stage.name for stage in result.report.stages if stage.reused]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _here() -> Iterator[None]:
+    """The factory is found in the current directory, as for a user."""
+    before = Path.cwd()
+    os.chdir(TESTS)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
+    output = tmp_path_factory.mktemp("runs") / "unbroken"
+    return output, run(options(output))
+
+
+def copied(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
+
+
+# ---- what a run is --------------------------------------------------------------------------
+
+
+def test_a_run_is_verified_and_meets_its_budget(unbroken: tuple[Path, RunResult]) -> None:
+    output, result = unbroken
+    assert [stage.name for stage in result.report.stages] == STAGES
+    assert reused(result) == []
+    assert result.report.verified
+    assert result.plan.params <= 0.6 * result.plan.dense_params
+    module = lrcompress.load(output)
+    assert sum(p.numel() for p in module.parameters()) == result.plan.params
+    (measured,) = [d for d in result.report.divergences if d.where == "calibration"]
+    assert measured.measured > 0
+
+
+def test_two_runs_give_the_same_bits(unbroken: tuple[Path, RunResult], tmp_path: Path) -> None:
+    run(options(tmp_path / "again"))
+    assert digests(tmp_path / "again") == digests(unbroken[0])
+
+
+def test_a_finished_run_is_reused_whole(unbroken: tuple[Path, RunResult], tmp_path: Path) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    before = digests(output)
+    result = run(options(output))
+    assert reused(result) == STAGES[1:]
+    assert digests(output) == before
+    assert result.report.after == unbroken[1].report.after
+    assert result.report.checks == unbroken[1].report.checks
+
+
+def test_another_budget_redoes_the_plan_and_what_follows(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    result = run(options(output, "70%"))
+    assert reused(result) == ["profile"]
+    assert result.plan.params > unbroken[1].plan.params
+
+
+def test_another_precision_redoes_the_export_only(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    export = replace(options(output).export, precision="fp16")
+    result = run(options(output, export=export))
+    assert reused(result)[:1] == ["profile"]
+    assert "export" not in reused(result)
+    assert result.report.verified
+
+
+def test_a_file_that_was_lost_or_damaged_is_made_again(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    before = digests(output)
+    (output / "model.onnx").write_bytes(b"damaged")
+    (output / "model.safetensors").unlink()
+    result = run(options(output))
+    assert reused(result) == ["profile", "plan"]
+    assert digests(output) == before
+
+
+def test_reports_name_the_command_and_time_each_stage(unbroken: tuple[Path, RunResult]) -> None:
+    record = json.loads((unbroken[0] / "report.json").read_text())
+    assert record["command"] == "lrcompress compress ..."
+    assert all(stage["seconds"] > 0 for stage in record["stages"] if stage["name"] != "load")
+    assert not (unbroken[0] / "report.html").exists()
+
+
+def test_nothing_temporary_is_left(unbroken: tuple[Path, RunResult]) -> None:
+    names = {path.name for path in unbroken[0].rglob("*")}
+    assert not [name for name in names if name.startswith(".") or name == "work"]
+
+
+# ---- killed ---------------------------------------------------------------------------------
+
+
+DYING = """
+import os, signal, sys
+import torch, lrcompress.pipeline, onnxruntime, torch.onnx, lrcompress.export.tracing
+from lrcompress.storage import files
+from test_pipeline import Path, options, run
+
+def in_child(output, dies_at):
+    child = os.fork()  # before any thread has started, so that the child may start its own
+    if child:
+        return os.waitpid(child, 0)[1]
+    count, flush = 0, files._flush
+    def dying(path):
+        global count
+        count += path.is_file()
+        if count == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)  # the file is written, its name is not
+        flush(path)
+    files._flush = dying
+    run(options(Path(output)))
+    os._exit(0)
+
+count = 0
+for number, output in enumerate(sys.argv[2:], int(sys.argv[1])):
+    print(number, os.WIFSIGNALED(in_child(output, number)), in_child(output, -1), flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "numbers", [range(4, 6), pytest.param(range(1, 14), marks=pytest.mark.slow)]
+)
+def test_a_run_killed_at_any_write_resumes_to_the_same_bits(
+    numbers: range, unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    outputs = [tmp_path / str(number) for number in numbers]
+    command = [sys.executable, "-c", DYING, str(numbers[0]), *map(str, outputs)]
+    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:-1] == [f"{number} True 0" for number in numbers]
+    for output in outputs:
+        assert digests(output) == digests(unbroken[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_ten_random_times_a_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    def command(output: Path) -> list[str]:
+        arguments = ["compress", SOURCE.model, "--data", str(SOURCE.data), "--budget", "60%"]
+        program = [sys.executable, "-m", "lrcompress_cli.main", *arguments]
+        return [*program, "--no-report", "--quiet", "--threads", "1", "-o", str(output)]
+
+    unbroken = tmp_path / "unbroken"
+    started = time.monotonic()
+    subprocess.run(command(unbroken), cwd=TESTS, check=True)
+    whole_s = time.monotonic() - started
+
+    draw = random.Random(0)
+    deaths = 0
+    for attempt in range(10):
+        output = tmp_path / str(attempt)
+        # One in each tenth of the run, so that every stage is struck
+        after_s = whole_s * (attempt + draw.random()) / 10
+        process = subprocess.Popen(command(output), cwd=TESTS)
+        try:
+            process.wait(timeout=after_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            deaths += process.wait() == -signal.SIGKILL
+        subprocess.run(command(output), cwd=TESTS, check=True)
+        assert digests(output) == digests(unbroken), f"killed after {after_s:.1f} s"
+    assert deaths >= 5, "the runs ended before they could be killed"
+
+
+def test_an_interrupt_leaves_a_folder_that_resumes(
+    unbroken: tuple[Path, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lrcompress.compression import compress
+
+    fit = compress.fit_layer
+    fitted: list[str] = []
+
+    def interrupted(*arguments: object) -> object:
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append("layer")
+        return fit(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(compress, "fit_layer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(options(tmp_path / "out"))
+    monkeypatch.setattr(compress, "fit_layer", lambda *a: (fitted.append("again"), fit(*a))[1])
+    result = run(options(tmp_path / "out"))
+    assert reused(result) == ["profile", "plan"]
+    factored = sum(layer.params < layer.dense_params for layer in result.plan.layers)
+    assert fitted.count("again") <= factored - 2 + fitted_by_refit(result)
+    assert digests(tmp_path / "out") == digests(unbroken[0])
+
+
+def fitted_by_refit(result: RunResult) -> int:
+    """A refit fits layers again, whatever the checkpoint holds."""
+    return len(result.plan.layers) if "refit" in json.dumps(result.report.fidelity) else 0
+
+
+# ---- plans by hand --------------------------------------------------------------------------
+
+
+def edited(plan: Path, target: Path, change: Callable[[list[dict[str, object]]], None]) -> Path:
+    value = json.loads(plan.read_text())
+    change(value["layers"])
+    target.write_text(json.dumps(value))
+    return target
+
+
+def test_a_rank_changed_by_hand_is_honoured(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    def change(layers: list[dict[str, object]]) -> None:
+        layers[0]["structure"] = {"type": "low_rank", "rank": 2}
+
+    plan = edited(unbroken[0] / "plan.json", tmp_path / "mine.json", change)
+    asked = options(tmp_path / "out", None, plan_file=plan, profile_folder=unbroken[0])
+    result = run(asked)
+    assert result.plan.layers[0].structure == lrcompress.LowRank(2)
+    module = lrcompress.load(tmp_path / "out")
+    factors = module.get_submodule(result.plan.layers[0].name)
+    assert factors.get_submodule("down").weight.shape[0] == 2
+    assert reused(run(asked)) == STAGES[1:]
+
+
+def test_a_run_does_not_overwrite_its_plan_that_somebody_edited(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    def change(layers: list[dict[str, object]]) -> None:
+        layers[1]["structure"] = {"type": "dense"}
+
+    output = copied(unbroken[0], tmp_path / "moved")
+    own = edited(output / "plan.json", output / "plan.json", change)
+    with pytest.raises(PlanError, match=r"edited since it was made; follow it with --plan"):
+        run(options(output))
+    result = run(options(output, None, plan_file=own))
+    assert isinstance(result.plan.layers[1].structure, lrcompress.Dense)
+    assert not result.plan.within_budget or result.report.verified
+
+
+def test_a_run_needs_a_budget_or_a_plan(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="a budget or a plan"):
+        options(tmp_path, None)
+    with pytest.raises(PlanError, match="a budget or a plan"):
+        options(tmp_path, plan_file=tmp_path / "plan.json")
+
+
+# ---- profiles -------------------------------------------------------------------------------
+
+
+def test_a_profile_of_its_own_gives_the_same_run(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    where = FolderOptions(tmp_path / "profile", report=False)
+    made = run_profile(SOURCE, where)
+    assert made.report.after is None
+    assert find_profile(tmp_path / "profile") == tmp_path / "profile"
+    assert find_profile(unbroken[0]) == unbroken[0] / "profile"
+    run(options(tmp_path / "out", profile_folder=tmp_path / "profile"))
+    mine, theirs = digests(tmp_path / "out"), digests(unbroken[0])
+    assert mine["model.onnx"] == theirs["model.onnx"]
+    assert mine["model.safetensors"] == theirs["model.safetensors"]
+
+
+def test_a_profile_of_another_model_is_refused(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    source = replace(SOURCE, model="networks:Mlp", data=None)
+    run_profile(source, FolderOptions(tmp_path / "profile", report=False))
+    with pytest.raises(ModelError, match="profiles another model"):
+        run(options(tmp_path / "out", profile_folder=tmp_path / "profile"))
+    with pytest.raises(DataError, match=r"holds no profile\.json"):
+        find_profile(tmp_path / "nothing")
+
+
+def test_a_preview_writes_nothing_and_sees_the_run_s_plan(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    seen = preview(options(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+    assert seen.plan == unbroken[1].plan
+
+
+def test_a_preview_reads_the_profile_that_is_there(
+    unbroken: tuple[Path, RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("profiled again")
+
+    monkeypatch.setattr("lrcompress.pipeline.verbs.profile", never)
+    before = digests(unbroken[0])
+    assert preview(options(unbroken[0], "80%")).plan.params > unbroken[1].plan.params
+    assert digests(unbroken[0]) == before
+
+
+# ---- budgets in bytes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_budget_in_bytes_is_that_of_the_file(tmp_path: Path, precision: str) -> None:
+    asked = options(tmp_path / "out", "bytes=36kB")
+    export = replace(asked.export, precision=precision)
+    plan = replace(asked.plan, bytes_per_param=4 if precision == "fp32" else 2)
+    result = run(replace(asked, export=export, plan=plan))
+    size = (tmp_path / "out" / "model.onnx").stat().st_size
+    assert size <= 36_000
+    assert size >= 0.9 * 36_000 or result.plan.params == result.plan.dense_params
+    assert result.report.verified
+
+
+def test_the_promise_of_a_run_folder_is_its_budget(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    promised = promised_budget(unbroken[0] / "model.onnx")
+    assert promised.params == unbroken[1].plan.limit
+    assert promised_budget(tmp_path / "model.onnx").params is None
+
+
+# ---- folders --------------------------------------------------------------------------------
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(LrcompressError, match="not empty and not a run folder"):
+        run(options(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_force_writes_beside_other_things(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    where = FolderOptions(tmp_path, report=False, force=True)
+    run(options(tmp_path, folder=where))
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "model.onnx").is_file()
+
+
+def test_a_run_of_another_model_is_refused(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    before = digests(output)
+    other = replace(SOURCE, model="networks:Mlp", data=None)
+    with pytest.raises(LrcompressError, match="holds a run of small_network:build with other"):
+        run(options(output, source=other))
+    assert digests(output) == before
+
+
+def test_a_run_folder_cannot_be_compressed_into_itself(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    with pytest.raises(LrcompressError, match="with other weights"):
+        run(options(output, source=replace(SOURCE, model=str(output))))
+
+
+def test_a_compressed_model_can_be_compressed_further(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    again = replace(SOURCE, model=str(unbroken[0]))
+    result = run(options(tmp_path / "smaller", "95%", source=again))
+    assert result.report.verified
+    batch = {"x": torch.randn(2, 24, generator=torch.Generator().manual_seed(1))}
+    assert lrcompress.load(tmp_path / "smaller")(**batch).shape == (2, 7)
+
+
+def test_one_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(LrcompressError, match=rf"another run \(process {os.getpid()}\)"),
+    ):
+        run(options(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_of_a_killed_run_does_not_hold(tmp_path: Path) -> None:
+    (tmp_path / LOCK_NAME).write_text("4711")
+    with locked(tmp_path):
+        pass
+    assert not (tmp_path / LOCK_NAME).exists()
+
+
+def test_a_damaged_ledger_is_named(unbroken: tuple[Path, RunResult], tmp_path: Path) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    for text in ("{", "[]", '{"schema_version": 7}', '{"schema_version": 1, "stages": {"a": 1}}'):
+        (output / folders.LEDGER_NAME).write_text(text)
+        with pytest.raises(DataError, match=r"stages\.json"):
+            run(options(output))
