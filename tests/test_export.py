@@ -507,3 +507,10 @@ def test_failed_export_keeps_the_earlier_file(tmp_path: Path, monkeypatch):
         export(Tower().eval(), batch, path)
     assert path.read_bytes() == earlier
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_mask_that_allows_everything_leaves_no_trace(exported):
+    _, path, report = exported("vit")
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert report.rewrites["trivial_masks"] == 2  # a sum and a product in its one layer
+    assert not operators & {"Where", "IsNaN", "ReduceMax"}

@@ -105,24 +105,28 @@ def _fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
 
 def _row_error(got: NDArray[Any], wanted: Tensor, batch: Batch) -> float | str:
     """Worst row's error; padding does not count, except that it may not turn into NaN."""
-    theirs, ours = torch.from_numpy(np.asarray(got, np.float64)), wanted.detach().cpu().double()
+    theirs, ours = torch.from_numpy(np.asarray(got)), wanted.detach().cpu()
     if theirs.shape != ours.shape:
         return f"has shape {tuple(theirs.shape)} where the network gives {tuple(ours.shape)}"
-    if not bool(torch.isfinite(theirs)[torch.isfinite(ours)].all()):
-        return "holds NaN or infinity where the network does not"
-    if ours.numel() == 0:
-        return 0.0
     if ours.dim() < 2:
         theirs, ours = theirs.reshape(-1, 1), ours.reshape(-1, 1)
     masks = [t for name, t in batch.items() if name.endswith(MASK) and t.shape == ours.shape[:2]]
-    if masks and ours.dim() == 3:
-        real = masks[-1].bool()  # a decoder's comes after its encoder's
-        theirs, ours = theirs[real], ours[real]
-    ours = torch.nan_to_num(ours, posinf=0.0, neginf=0.0)
-    theirs = torch.where(torch.isfinite(theirs), theirs, ours)
-    scale = float(ours.square().sum(-1).mean().sqrt())
-    worst = float((theirs - ours).square().sum(-1).max().sqrt())
-    return worst / scale if scale > 0 else worst
+    mask = masks[-1].bool() if masks and ours.dim() == 3 else None  # a decoder's comes last
+    worst = total = 0.0
+    rows = 0
+    for index in range(len(ours)):  # one example at a time: logits in float64 are large
+        a, b = theirs[index].double(), ours[index].double()
+        meant = torch.isfinite(b)
+        if not bool(torch.isfinite(a)[meant].all()):
+            return "holds NaN or infinity where the network does not"
+        a, b = torch.where(meant, a, 0.0), torch.where(meant, b, 0.0)
+        if mask is not None:
+            a, b = a[mask[index]], b[mask[index]]
+        a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        worst = max(worst, float((a - b).square().sum(-1).amax())) if len(b) else worst
+        total, rows = total + float(b.square().sum()), rows + len(b)
+    scale = sqrt(total / rows) if rows else 0.0
+    return sqrt(worst) / scale if scale > 0 else sqrt(worst)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,10 +8,12 @@ from lrcompress.export.rewrites.forget_tracing import forget_tracing_
 from lrcompress.export.rewrites.name_weights import name_weights_
 from lrcompress.export.rewrites.share_transposed import share_transposed_
 from lrcompress.export.rewrites.static_reshapes import static_reshapes_
+from lrcompress.export.rewrites.trivial_masks import trivial_masks_
 
 REWRITES: tuple[Rewrite, ...] = (
     name_weights_,
     share_transposed_,
+    trivial_masks_,
     static_reshapes_,
     divide_by_root_,
     forget_tracing_,
