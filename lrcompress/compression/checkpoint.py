@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -61,7 +62,8 @@ class FolderStore:
             save_file({key: value.contiguous() for key, value in factors.items()}, part)
             part.replace(path)
         except (SafetensorError, OSError) as cause:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise FitError(
                 f"{path}: cannot be written ({cause}); free some space or choose another folder"
             ) from cause

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from lrcompress.compression.checkpoint import FactorStore, NoStore
-from lrcompress.compression.fit import BIAS, fit_layer
+from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Divergence, measure_divergence
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport
 from lrcompress.errors import PlanError
+from lrcompress.fingerprint import model_fingerprint
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.passes import call
@@ -56,6 +57,8 @@ def compress_(
     """
     if plan.model_fingerprint != profile.model_fingerprint:
         raise PlanError("the plan is for another model than the profile; plan again")
+    if model_fingerprint(module) != plan.model_fingerprint:
+        raise PlanError("the plan is for another model than this one; profile and plan again")
     readout = _readout(module, profile, batches)
     replacements: list[Replacement] = []
     done: list[CompressedLayer] = []
@@ -98,7 +101,7 @@ def _compress_layer_(
             held[BIAS] = fitted.bias
         store.put(layer.name, held)
     factors = {name: value for name, value in held.items() if name not in (BIAS, LOSS)}
-    bias = held.get(BIAS)
+    bias, before = held.get(BIAS), layer_bias(original)
     replacements = install_(module, layer.spec, planned.structure, factors, bias)
     row = CompressedLayer(
         name=layer.name,
@@ -107,7 +110,7 @@ def _compress_layer_(
         params=planned.params,
         predicted_loss=planned.predicted_loss,
         fitted_loss=float(held[LOSS]),
-        bias_moved=bias is not None and layer.centred and moments is not None,
+        bias_moved=bias is not None and before is not None and not bias.to(before).equal(before),
     )
     return replacements, row
 

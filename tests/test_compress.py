@@ -1,0 +1,481 @@
+"""Claims of compressing: the plan is carried out, measured, and goes on after a stop."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import networks
+import pytest
+import tiny_models
+import torch
+import transformers
+from networks import Function, feature_batches, token_batches
+from torch import Tensor, nn
+
+from lrcompress.compression import fit
+from lrcompress.compression.checkpoint import FolderStore
+from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+from lrcompress.errors import FitError, ModelError, PlanError
+from lrcompress.layers import describe
+from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Dense, Factors, LowRank, Structure
+
+# Without the refit every claim about the plan's own fit is exact.
+NO_REFIT = CompressOptions(refit=False)
+# Factors are rounded to float32: two roundings of 2^-24, through a few layers of width ten.
+FP32 = 1e-4
+
+
+def attention(*, tied: bool = True) -> nn.Module:
+    torch.manual_seed(0)
+    return networks.Attention(tied=tied).eval()
+
+
+def tokens() -> list[Batch]:
+    return token_batches(3, 4, 6)
+
+
+def with_structures(
+    found: Profile, structure_of: Callable[[str], Structure | None], budget: str = "90%"
+) -> Plan:
+    """A plan edited by hand; None leaves a layer as the plan has it."""
+    record = json.loads(plan_to_json(plan(found, budget)))
+    for row in record["layers"]:
+        structure = structure_of(row["name"])
+        if isinstance(structure, LowRank):
+            row["structure"] = {"type": "low_rank", "rank": structure.rank}
+        elif structure is not None:
+            row["structure"] = {"type": "dense"}
+    return plan_from_json(json.dumps(record), found)
+
+
+def full_rank(found: Profile) -> Plan:
+    """Beyond what a plan may ask for: more parameters than the dense model's."""
+    chosen = plan(found, "90%")
+    layers = (
+        replace(row, structure=LowRank(min(row.spec.out_features, row.spec.in_features)))
+        for row in chosen.layers
+    )
+    return replace(chosen, layers=tuple(layers))
+
+
+def compressed(
+    module: nn.Module, batches: list[Batch] | None, budget: str, **fields: object
+) -> tuple[nn.Module, Plan, CompressReport]:
+    found = profile(module, batches)
+    chosen = plan(found, budget)
+    module = copy.deepcopy(module)
+    options = CompressOptions(refit=False)
+    report = compress_(module, chosen, found, batches=batches, options=options, **fields)  # type: ignore[arg-type]
+    return module, chosen, report
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, batch: Batch) -> Tensor:
+    out = module(**batch)
+    if isinstance(out, Tensor):
+        return out
+    tensor = out["logits"] if "logits" in out else out["last_hidden_state"]
+    assert isinstance(tensor, Tensor)
+    return tensor
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], list[Batch]]]] = {
+    "mlp": (networks.Mlp, lambda: feature_batches(2, 8, 6)),
+    "tied attention": (attention, tokens),
+    "convolutions": (networks.InPlaceConvNet, lambda: feature_batches(2, 4, 2, 8, 8)),
+    "called twice": (networks.Twice, lambda: feature_batches(2, 4, 5)),
+    "gpt2": (tiny_models.gpt2, tokens),
+    "llama": (tiny_models.llama, tokens),
+}
+every_model = pytest.mark.parametrize(("make", "batches"), MODELS.values(), ids=MODELS.keys())
+
+
+@every_model
+def test_full_rank_changes_nothing(
+    make: Callable[[], nn.Module], batches: Callable[[], list[Batch]]
+) -> None:
+    torch.manual_seed(0)
+    module, data = make().eval(), batches()
+    # Plain: a weighted metric forgets the directions that no calibration row has
+    found = profile(module, data, ProfileOptions(metric="plain"))
+    expected = [outputs(module, batch) for batch in data]
+    report = compress_(module, full_rank(found), found, batches=data, options=NO_REFIT)
+    assert len(report.layers) == len(found.layers)
+    for before, batch in zip(expected, data, strict=True):
+        scale = float(before.abs().max())
+        torch.testing.assert_close(outputs(module, batch), before, rtol=0, atol=FP32 * scale)
+    assert report.calibration is not None
+    assert report.calibration.mean <= FP32
+    assert report.calibration.examples == found.examples
+    if found.objective == "kl":
+        assert report.calibration.top1_agreement == 1.0
+
+
+@every_model
+@pytest.mark.parametrize("budget", ["90%", "60%"])
+def test_the_module_holds_the_parameters_that_the_plan_promised(
+    make: Callable[[], nn.Module], batches: Callable[[], list[Batch]], budget: str
+) -> None:
+    torch.manual_seed(0)
+    module, chosen, report = compressed(make().eval(), batches(), budget)
+    assert sum(p.numel() for p in module.parameters()) == chosen.params
+    assert chosen.params < chosen.dense_params
+    assert report.layers
+    for batch in batches():
+        assert bool(torch.isfinite(outputs(module, batch)).all())
+
+
+@every_model
+@pytest.mark.parametrize("metric", ["plain", "diagonal", "input-weighted", "two-sided"])
+def test_every_layer_loses_what_the_plan_predicted(
+    make: Callable[[], nn.Module], batches: Callable[[], list[Batch]], metric: str
+) -> None:
+    torch.manual_seed(0)
+    module = make().eval()
+    found = profile(module, batches())
+    chosen = plan(found, "70%", PlanOptions(metric=metric))
+    report = compress_(module, chosen, found, options=NO_REFIT)
+    for row in report.layers:
+        whole = found[row.name].loss_of_removal(metric)
+        # Roots down to sqrt(1e-9) of the largest multiply float64's rounding on both sides
+        assert row.fitted_loss == pytest.approx(row.predicted_loss, rel=1e-6, abs=2e-7 * whole)
+        assert row.params == chosen[row.name].params
+    assert report.predicted_divergence == chosen.predicted_loss
+
+
+def test_a_larger_budget_diverges_less_and_as_predicted_when_little_is_lost() -> None:
+    module, data = attention(tied=False), token_batches(4, 16, 6)
+    measured = []
+    for budget in ("97%", "85%", "60%"):
+        _, _, report = compressed(module, data, budget)
+        assert report.calibration is not None
+        measured.append(report.calibration.mean)
+        if budget == "97%":  # the second-order prediction holds where the change is small
+            assert 0.3 < report.calibration.mean / report.predicted_divergence < 3
+    assert 0 < measured[0] < measured[1] < measured[2]
+
+
+def test_layers_that_the_plan_leaves_dense_are_the_very_same() -> None:
+    module, data = attention(tied=False), tokens()
+    found = profile(module, data)
+    chosen = with_structures(found, lambda name: LowRank(2) if name == "out" else Dense())
+    before = dict(module.named_modules())
+    report = compress_(module, chosen, found, batches=data, options=NO_REFIT)
+    assert [row.name for row in report.layers] == ["out"]
+    for name, child in module.named_modules():
+        if name and not name.startswith("out"):
+            assert child is before[name]
+    assert type(module.out).__name__ == "FactorizedLinear"
+
+
+@pytest.mark.parametrize("kind", ["attention", "gpt2", "llama"])
+def test_tied_heads_stay_tied(kind: str) -> None:
+    torch.manual_seed(0)
+    module = attention() if kind == "attention" else tiny_models.MODELS[kind]().eval()
+    (spec,) = [spec for spec in describe(module).layers if spec.tied]
+    data = tokens()
+    found = profile(module, data)
+    chosen = with_structures(found, lambda name: LowRank(3) if name == spec.name else Dense())
+    compress_(module, chosen, found, batches=data, options=NO_REFIT)
+    embedding, head = module.get_submodule(spec.name), module.get_submodule(spec.tied[0])
+    assert head.codes.weight.data_ptr() == embedding.codes.weight.data_ptr()
+    assert head.up.weight.data_ptr() == embedding.up.weight.data_ptr()
+    torch.testing.assert_close(head.weight, embedding.weight, rtol=0, atol=0)
+    assert sum(p.numel() for p in module.parameters()) == chosen.params
+
+
+def test_a_bias_shared_with_a_module_that_never_uses_it_stays_counted_once() -> None:
+    config = transformers.BertConfig(
+        vocab_size=networks.VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=12,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    module, chosen, _ = compressed(transformers.BertForMaskedLM(config).eval(), tokens(), "70%")
+    assert sum(p.numel() for p in module.parameters()) == chosen.params
+
+
+def test_a_module_under_two_names_is_replaced_under_both() -> None:
+    linear = nn.Linear(6, 6)
+    layers = nn.ModuleDict({"a": linear, "b": linear})
+    network = Function(layers, lambda f, x: f["b"](torch.tanh(f["a"](x))))
+    data = feature_batches(2, 8, 6)
+    found = profile(network, data)
+    chosen = with_structures(found, lambda name: LowRank(2))
+    compress_(network, chosen, found, batches=data, options=NO_REFIT)
+    assert layers["a"] is layers["b"]
+    assert isinstance(chosen.layers[0].structure, LowRank)
+    assert type(layers["a"]).__name__ == "FactorizedLinear"
+
+
+def test_moving_the_bias_takes_up_the_mean_of_the_error() -> None:
+    torch.manual_seed(0)
+    network = Function(nn.Linear(6, 5), lambda f, x: f(x))
+    data = [{"x": batch["x"] + 2} for batch in feature_batches(4, 16, 6)]
+    x = torch.cat([batch["x"] for batch in data])
+    errors = {}
+    for compensated in (True, False):
+        options = ProfileOptions(
+            metric="input-weighted", objective="squared", bias_compensation=compensated
+        )
+        found = profile(network, data, options)
+        module = copy.deepcopy(network)
+        chosen = with_structures(found, lambda name: LowRank(2))
+        report = compress_(module, chosen, found, batches=data, options=NO_REFIT)
+        assert report.layers[0].bias_moved == compensated
+        error = (network(x) - module(x)).detach()
+        errors[compensated] = float(error.square().mean())
+        if compensated:
+            mean = error.mean(0).abs().max()
+            assert float(mean) <= FP32 * float(error.abs().max())
+    assert errors[True] < errors[False]
+
+
+def test_the_plain_metric_moves_no_bias_and_says_so() -> None:
+    module = networks.Mlp().eval()
+    found = profile(module, feature_batches(2, 8, 6))
+    before = module.first.bias.detach().clone()
+    chosen = plan(found, "70%", PlanOptions(metric="plain"))
+    report = compress_(module, chosen, found, options=NO_REFIT)
+    assert not any(row.bias_moved for row in report.layers)
+    torch.testing.assert_close(module.first.bias, before, rtol=0, atol=0)
+
+
+def test_without_data_the_weights_are_fitted_and_nothing_is_measured() -> None:
+    _, _, report = compressed(networks.Mlp().eval(), None, "70%")
+    assert report.metric == "plain"
+    assert report.calibration is None
+    assert report.layers
+
+
+def test_mode_and_gradients_are_left_as_they_were() -> None:
+    module, data = networks.Mlp().train(), feature_batches(2, 8, 6)
+    module.second.requires_grad_(requires_grad=False)
+    found = profile(module, data)
+    compress_(module, plan(found, "70%"), found, batches=data, options=NO_REFIT)
+    assert all(m.training for m in module.modules())
+    for name, parameter in module.named_parameters():
+        assert parameter.requires_grad == name.startswith("first")
+        assert parameter.grad is None
+    assert not any(m._forward_hooks for m in module.modules())
+
+
+def test_torchs_own_encoder_computes_the_same_on_its_fast_path() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    network = Function(encoder, lambda f, x: f(x))
+    data = feature_batches(2, 4, 5, 8)
+    module, _, report = compressed(network, data, "90%")
+    assert report.layers
+    x = data[0]["x"]
+    with torch.no_grad():
+        fast = module(x)  # reads the weights of its layers
+    slow = module(x.clone().requires_grad_())
+    torch.testing.assert_close(fast, slow, rtol=0, atol=FP32)
+
+
+# --- stopping and going on -----------------------------------------------------------------------
+
+
+class Counted:
+    """Counts the fits, and stops the run before the one numbered `until`."""
+
+    def __init__(self, until: int | None = None) -> None:
+        self.fitted: list[str] = []
+        self.until = until
+        self._fit_layer = fit.fit_layer
+
+    def __call__(self, layer: object, *args: object) -> fit.FittedLayer:
+        if self.until is not None and len(self.fitted) == self.until:
+            raise KeyboardInterrupt
+        self.fitted.append(layer.name)  # type: ignore[attr-defined]
+        return self._fit_layer(layer, *args)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counted]:
+    def count(until: int | None = None) -> Counted:
+        counter = Counted(until)
+        counter._fit_layer = fit.fit_layer
+        monkeypatch.setattr("lrcompress.compression.compress.fit_layer", counter)
+        return counter
+
+    return count
+
+
+def run(folder: Path, data: list[Batch]) -> dict[str, Tensor]:
+    """Compress the same network into the folder; the state of what came out."""
+    module = attention()
+    found = profile(module, data)
+    store = FolderStore(folder)
+    compress_(module, plan(found, "70%"), found, batches=data, options=NO_REFIT, store=store)
+    return module.state_dict()
+
+
+def assert_bit_identical(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_stopped_run_goes_on_where_it_was_and_ends_with_the_same_bits(
+    tmp_path: Path, counted: Callable[..., Counted]
+) -> None:
+    data = tokens()
+    whole = counted()
+    expected = run(tmp_path / "unbroken", data)
+    for stop in range(len(whole.fitted)):
+        folder = tmp_path / f"stopped {stop}"
+        counted(until=stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, data)
+        rest = counted()
+        assert_bit_identical(run(folder, data), expected)
+        assert rest.fitted == whole.fitted[stop:]
+        assert not list(folder.glob("*.part"))
+
+
+def test_a_finished_run_fits_nothing_again(tmp_path: Path, counted: Callable[..., Counted]) -> None:
+    data = tokens()
+    expected = run(tmp_path, data)
+    again = counted()
+    assert_bit_identical(run(tmp_path, data), expected)
+    assert again.fitted == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"\xff" * 64),
+        lambda path: path.unlink(),
+    ],
+    ids=["truncated", "empty", "garbage", "removed"],
+)
+def test_a_damaged_checkpoint_is_fitted_again(
+    tmp_path: Path, counted: Callable[..., Counted], damage: Callable[[Path], object]
+) -> None:
+    data = tokens()
+    expected = run(tmp_path, data)
+    victim = sorted(tmp_path.iterdir())[0]
+    damage(victim)
+    again = counted()
+    assert_bit_identical(run(tmp_path, data), expected)
+    assert len(again.fitted) == 1
+
+
+def test_names_that_no_file_may_have_are_kept_apart(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    names = ["a/b", "a.b", "../a", "a" * 400, "ä\x00"]
+    for value, name in enumerate(names):
+        store.put(name, {"left": torch.full((2,), float(value))})
+    for value, name in enumerate(names):
+        held = store.get(name)
+        assert held is not None
+        assert torch.equal(held["left"], torch.full((2,), float(value)))
+    assert store.get("b") is None
+    assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {tmp_path}
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(FitError, match="cannot be written") as refusal:
+        FolderStore(blocked / "work").put("layer", {"left": torch.zeros(2)})
+    assert "\n" not in str(refusal.value)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    data = feature_batches(2, 8, 6)
+    torch.manual_seed(0)
+    one, other = networks.Mlp(), networks.Mlp()
+    found = profile(one, data)
+    with pytest.raises(PlanError, match="another model"):
+        compress_(one, plan(profile(other, data), "70%"), found)
+    with pytest.raises(PlanError, match="another model"):
+        compress_(other, plan(found, "70%"), found)
+    assert type(one.first) is nn.Linear
+    assert type(other.first) is nn.Linear
+
+
+def test_a_model_that_was_compressed_already_is_refused() -> None:
+    module, data = networks.Mlp(), feature_batches(2, 8, 6)
+    found = profile(module, data)
+    chosen = plan(found, "70%")
+    compress_(module, chosen, found, options=NO_REFIT)
+    assert type(module.first).__name__ == "FactorizedLinear"
+    with pytest.raises(PlanError, match="another model"):
+        compress_(module, chosen, found, options=NO_REFIT)
+
+
+def test_a_model_that_is_a_single_layer_is_refused() -> None:
+    module = nn.Linear(6, 5)
+    found = profile(module, [{"input": torch.randn(8, 6)}])
+    with pytest.raises(ModelError, match=r"nn\.Sequential"):
+        compress_(module, plan(found, "70%"), found, options=NO_REFIT)
+
+
+def test_factors_that_their_type_cannot_hold_are_refused_by_the_layers_name() -> None:
+    class Enormous(LowRank):
+        def fit(self, weight: Tensor, whitening: object) -> Factors:
+            factors = super().fit(weight, whitening)  # type: ignore[arg-type]
+            return {**factors, "left": factors["left"] * 1e6}
+
+    module = networks.Mlp().half()
+    found = profile(module, None)
+    with pytest.raises(FitError, match=r"first: its factors overflow torch\.float16"):
+        fit.fit_layer(found["first"], module.first, Enormous(2), "plain", None)
+
+
+def test_moments_that_are_missing_are_said_with_the_layers_name() -> None:
+    module = networks.Mlp()
+    found = profile(module, None)
+    with pytest.raises(FitError, match="first: the profile holds no moments"):
+        fit.fit_layer(found["first"], module.first, LowRank(2), "two-sided", None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_models_are_compressed_in_their_type(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    module = networks.Mlp().to(dtype).eval()
+    data = [{"x": batch["x"].to(dtype)} for batch in feature_batches(2, 8, 6)]
+    small, _, report = compressed(module, data, "80%")
+    assert all(p.dtype is dtype for p in small.parameters())
+    assert report.calibration is not None
+    assert report.calibration.mean < 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda module: module.first.weight.data.zero_(),
+        lambda module: module.first.weight.data.fill_(0.3),
+        lambda module: module.second.weight.data[:, 1:].zero_(),
+    ],
+    ids=["zero", "constant", "dead channels"],
+)
+@pytest.mark.parametrize("examples", [1, 8])
+def test_degenerate_layers_are_compressed_to_finite_factors(
+    damage: Callable[[networks.Mlp], object], examples: int
+) -> None:
+    torch.manual_seed(0)
+    module = networks.Mlp().eval()
+    damage(module)
+    small, _, report = compressed(module, feature_batches(1, examples, 6), "70%")
+    assert all(bool(torch.isfinite(p).all()) for p in small.parameters())
+    assert report.calibration is not None
