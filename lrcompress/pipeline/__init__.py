@@ -12,6 +12,7 @@ from lrcompress.pipeline.options import (
     RunResult,
     SourceOptions,
 )
+from lrcompress.pipeline.reporting import record_latency
 from lrcompress.pipeline.verbs import preview, promised_budget, run, run_profile
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "find_profile",
     "preview",
     "promised_budget",
+    "record_latency",
     "run",
     "run_profile",
 ]

@@ -23,8 +23,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
     handle = _open_locked(path, folder)
     try:
-        os.ftruncate(handle, 0)
-        os.write(handle, str(os.getpid()).encode())
+        _sign(handle, folder)
         yield
     finally:
         with suppress(OSError):
@@ -37,9 +36,7 @@ def _open_locked(path: Path, folder: Path) -> int:
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise LrcompressError(
-                f"{folder}: cannot be written ({error.strerror}); choose another output folder"
-            ) from error
+            raise _unwritable(folder, error) from error
         try:
             _lock(handle)
         except OSError as error:
@@ -53,6 +50,21 @@ def _open_locked(path: Path, folder: Path) -> int:
         if _is_still(handle, path):
             return handle
         os.close(handle)
+
+
+def _sign(handle: int, folder: Path) -> None:
+    """Our process, for whoever finds the folder locked."""
+    try:
+        os.ftruncate(handle, 0)
+        os.write(handle, str(os.getpid()).encode())
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> LrcompressError:
+    return LrcompressError(
+        f"{folder}: cannot be written ({error.strerror}); choose another output folder"
+    )
 
 
 def _is_still(handle: int, path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -102,3 +102,20 @@ def output_files(root: Path) -> tuple[Output, ...]:
 
 def _environment(provider: str) -> dict[str, str]:
     return describe_environment(device="cpu", provider=provider, threads=torch.get_num_threads())
+
+
+def record_latency(root: Path, dense_ms: float, compressed_ms: float) -> bool:
+    """Put a bench's medians into a run's report; returns whether there is one."""
+    path = root / REPORT_JSON
+    if not path.is_file():
+        return False
+    report = Report.from_json(path.read_text(encoding="utf-8"), path)
+    if report.after is None:
+        return False
+    report = replace(
+        report,
+        before=replace(report.before, latency_ms=dense_ms),
+        after=replace(report.after, latency_ms=compressed_ms),
+    )
+    write_report(report, FolderOptions(root, report=(root / REPORT_HTML).is_file()))
+    return True
