@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -311,3 +312,240 @@ def test_the_process_ends_with_130_on_an_interrupt(tmp_path: Path) -> None:
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.strip() == "interrupted; rerun the same command to resume"
+
+
+# ---- what commands print --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run folder of a small network; the factory is found in the current directory."""
+    before = Path.cwd()
+    os.chdir(Path(__file__).parent)
+    output = tmp_path_factory.mktemp("runs") / "out"
+    result = CliRunner().invoke(main.main, [*COMPRESS, "-o", str(output), "--json"])
+    assert result.exit_code == 0, result.stderr
+    (output.parent / "record.json").write_text(result.stdout)
+    yield output
+    os.chdir(before)
+
+
+COMPRESS = ["compress", "small_network:build", "--data", "small_network:batches", "--budget", "60%"]
+
+
+def printed(*arguments: str | Path) -> dict[str, object]:
+    """The one object on stdout."""
+    result = CliRunner().invoke(main.main, [*map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert isinstance(record, dict)
+    return record
+
+
+def documented(name: str) -> dict[str, object]:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = text.split(f"## lrcompress {name}\n")[1].split("\n## ")[0]
+    record = json.loads(section.split("```json")[1].split("```")[0])
+    assert isinstance(record, dict)
+    return record
+
+
+def keys(value: object) -> object:
+    """Names at every depth; of a list, its first row stands for all."""
+    if isinstance(value, dict):
+        return {key: keys(item) for key, item in value.items() if key not in FREE}
+    return [keys(item) for item in value[:1]] if isinstance(value, list) else None
+
+
+# Objects whose keys are names of files, operators, measures or axes
+FREE = {
+    "structure",
+    "files",
+    "node_counts",
+    "rewrites",
+    "fidelity",
+    "axis_limits",
+    "numbers",
+    "warnings",
+}
+
+
+def test_the_object_of_compress_is_the_documented_one(finished: Path) -> None:
+    record = json.loads((finished.parent / "record.json").read_text())
+    shown = documented("compress")
+    assert keys(record | {"checks": record["checks"][:1]}) == keys(shown)
+    assert record["verified"] is True
+    assert record["files"]["model.onnx"] == (finished / "model.onnx").stat().st_size
+    assert "report.html" not in record["files"]
+    assert (finished / "report.html").is_file()
+
+
+def test_a_rerun_prints_the_same_result(finished: Path) -> None:
+    first = json.loads((finished.parent / "record.json").read_text())
+    again = printed(*COMPRESS, "-o", finished)
+    assert again | {"stages": 0} == first | {"stages": 0}
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(finished: Path, tmp_path: Path) -> None:
+    record = printed(*COMPRESS, "--dry-run", "-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    plan = record["plan"]
+    assert isinstance(plan, dict)
+    assert keys(plan) == keys(documented("plan")["plan"])
+    run = json.loads((finished.parent / "record.json").read_text())
+    assert plan["planned"]["params"] == run["compressed"]["params"]
+
+
+def test_the_object_of_profile_is_the_documented_one(finished: Path, tmp_path: Path) -> None:
+    arguments = [*COMPRESS[1:4], "--no-report", "-o", tmp_path / "profile"]
+    record = printed("profile", *arguments)
+    assert keys(record) == keys(documented("profile"))
+    record = printed("plan", tmp_path / "profile", "--budget", "60%")
+    assert record["file"] is None
+
+
+def test_the_object_of_plan_is_the_documented_one(finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "plan.json"
+    record = printed("plan", finished, "--budget", "70%", "-o", target)
+    assert keys(record) == keys(documented("plan"))
+    assert record["file"] == str(target)
+    assert json.loads(target.read_text())["budget"] == "params=70%"
+
+
+def test_the_object_of_export_is_the_documented_one(finished: Path, tmp_path: Path) -> None:
+    target = tmp_path / "model-fp16.onnx"
+    data = ["--data", "small_network:batches"]
+    record = printed("export", finished, *data, "--precision", "fp16", "-o", target)
+    assert keys(record) == keys(documented("export"))
+    assert record["bytes"] == target.stat().st_size
+    assert record["precision"] == "fp16"
+
+
+def test_the_object_of_verify_is_the_documented_one(finished: Path) -> None:
+    data = ["--data", "small_network:batches"]
+    record = printed("verify", finished / "model.onnx", *data)
+    assert keys(record) == keys(documented("verify"))
+    checks = record["checks"]
+    assert isinstance(checks, list)
+    held = {check["name"]: check["passed"] for check in checks}
+    assert held["parity"] is held["factors"] is held["budget"] is True
+
+
+def test_the_object_of_bench_is_the_documented_one(finished: Path, tmp_path: Path) -> None:
+    data = ["--data", "small_network:batches", "--runs", "2", "--batches", "1,3"]
+    target = tmp_path / "bench.json"
+    record = printed("bench", "small_network:build", finished / "model.onnx", *data, "-o", target)
+    assert keys(record) == keys(documented("bench"))
+    assert json.loads(target.read_text()) == record
+    report = json.loads((finished / "report.json").read_text())
+    latencies = record["latencies"]
+    assert isinstance(latencies, list)
+    assert report["before"]["latency_ms"] == latencies[0]["p50_ms"]
+    assert report["after"]["latency_ms"] == latencies[1]["p50_ms"]
+
+
+def test_the_object_of_doctor_is_the_documented_one() -> None:
+    result = CliRunner().invoke(main.main, ["doctor", "--json"])
+    assert result.exit_code in (ExitCode.OK, ExitCode.PLACEMENT)
+    record = json.loads(result.stdout)
+    assert keys(record) == keys(documented("doctor"))
+    assert (result.exit_code == ExitCode.OK) == record["healthy"]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_tables_fit_the_terminal(
+    finished: Path, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    data = ["--data", "small_network:batches"]
+    for arguments in (
+        [*COMPRESS, "-o", str(finished), "--no-report"],
+        ["plan", str(finished), "--budget", "70%"],
+        ["verify", str(finished / "model.onnx"), *data],
+        ["doctor"],
+    ):
+        shown = CliRunner().invoke(main.main, arguments).stdout
+        assert shown
+        assert max(map(len, shown.splitlines())) <= columns
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_long_layer_names_stay_on_one_line(finished: Path, columns: int) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from lrcompress.planning.plan import plan
+    from lrcompress.storage import load_profile
+    from lrcompress_cli.tables.plan import PlanTable
+    from lrcompress_cli.tables.profile import ProfileTable
+
+    profile = load_profile(finished / "profile")
+    layers = tuple(
+        replace(layer, spec=replace(layer.spec, name=f"model.encoder.layers.{k}.attention.q_proj"))
+        for k, layer in enumerate(profile.layers)
+    )
+    profile = replace(profile, layers=layers)
+    for table in (ProfileTable(profile), PlanTable(plan(profile, "70%"))):
+        console = Console(width=columns, file=StringIO())
+        console.print(table)
+        assert isinstance(console.file, StringIO)
+        lines = console.file.getvalue().splitlines()
+        assert sum("q_proj" in line for line in lines) == len(layers)
+        assert max(map(len, lines)) <= columns
+
+
+def test_names_are_shortened_from_the_left() -> None:
+    from lrcompress_cli.tables.names import fitted
+
+    name = "encoder.layer.0.attention.self.query"
+    assert fitted(name, 36) == name
+    assert fitted(name, 30) == "e.layer.0.attention.self.query"
+    assert fitted(name, 20) == "e.l.0.a.self.query"
+    assert fitted(name, 1) == "e.l.0.a.s.query"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (999.4, "999"), (999.6, "1 k"), (147456, "147 k"), (8.04e6, "8.04 M"), (9.5, "10")],
+)
+def test_counts_have_three_digits(value: float, text: str) -> None:
+    from lrcompress_cli.tables.numbers import count
+
+    assert count(value) == text
+
+
+# ---- progress -------------------------------------------------------------------------------
+
+
+def test_only_stages_that_take_their_time_show_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    from io import StringIO
+    from threading import Event
+
+    from rich.console import Console
+
+    from lrcompress_cli import progress
+
+    shown = StringIO()
+    bars = progress.TerminalProgress(Console(file=shown, force_terminal=True, width=80))
+    with bars.stage("quick", 2) as step:
+        step.advance(2)
+    assert shown.getvalue() == ""
+
+    monkeypatch.setattr(progress, "PATIENCE_SECONDS", 0.0)
+    visible = Event()
+    show = bars._show
+    monkeypatch.setattr(bars, "_show", lambda task: (show(task), visible.set()))
+    with bars.stage("patient", 2) as step:
+        assert visible.wait(10)
+        step.advance(2)
+    assert "patient" in shown.getvalue()
+    assert "2/2" in shown.getvalue()
+    assert "quick" not in shown.getvalue()
+
+
+def test_no_bars_where_stderr_is_no_terminal() -> None:
+    from lrcompress.progress import SILENT
+
+    assert Terminal(json_output=False, quiet=False).progress is SILENT
+    assert Terminal(json_output=False, quiet=True).progress is SILENT

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--batches",
     type=Numbers(),
+    metavar="LIST",
     default="1,8",
     show_default=True,
     help="Batch sizes to time.",
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--lengths",
     type=Numbers(),
+    metavar="LIST",
     default="128",
     show_default=True,
     help="Sequence lengths to time, where an input has a free length.",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs",
     type=click.IntRange(min=1),
+    metavar="N",
     default=30,
     show_default=True,
     help="Timed runs of each model, batch and length.",
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
+    metavar="N",
     help="Threads of one operator; ONNX Runtime's own choice by default.",
 )
 @click.option("-o", "--output", type=NEW_FILE, help="Write the JSON object here too.")

@@ -23,11 +23,13 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
     help="Largest error allowed, of the outputs' scale; derived from the precision by default.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
+    metavar="N",
     default=0,
     show_default=True,
     help="Seed of the random inputs.",

@@ -44,6 +44,7 @@ export_options = gathered(
     click.option(
         "--opset",
         type=click.IntRange(*OPSET_RANGE),
+        metavar="N",
         default=20,
         show_default=True,
         help="ONNX operator set.",

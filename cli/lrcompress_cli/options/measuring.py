@@ -57,6 +57,7 @@ measuring_options = gathered(
     click.option(
         "--probes",
         type=click.IntRange(min=1),
+        metavar="N",
         default=1,
         show_default=True,
         help="Backward passes per batch that estimate the output sensitivity.",

@@ -106,6 +106,7 @@ planning_options = gathered(
     click.option(
         "--multiple-of",
         type=click.IntRange(min=1),
+        metavar="N",
         default=1,
         show_default=True,
         help="Ranks are multiples of this; 8 suits a GPU.",
@@ -113,6 +114,7 @@ planning_options = gathered(
     click.option(
         "--min-rank",
         type=click.IntRange(min=1),
+        metavar="N",
         default=1,
         show_default=True,
         help="Smallest rank that a layer may get.",

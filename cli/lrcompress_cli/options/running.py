@@ -52,6 +52,7 @@ running_options = gathered(
     click.option(
         "--seed",
         type=click.IntRange(min=0),
+        metavar="N",
         default=0,
         show_default=True,
         help="Seed of everything drawn at random.",
@@ -59,6 +60,7 @@ running_options = gathered(
     click.option(
         "--threads",
         type=click.IntRange(min=1),
+        metavar="N",
         help="CPU threads to compute with; torch's own choice by default.",
     ),
 )

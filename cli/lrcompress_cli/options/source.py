@@ -106,12 +106,14 @@ data_options = gathered(
     "data",
     click.option(
         "--data",
+        metavar="DATA",
         help="Calibration data: .txt, .jsonl, .npz, .safetensors, an image folder, or "
         "pkg.module:batches. Without it the plain metric is all there is.",
     ),
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
+        metavar="N",
         default=8,
         show_default=True,
         help="Examples in one forward pass.",
@@ -119,6 +121,7 @@ data_options = gathered(
     click.option(
         "--max-length",
         type=click.IntRange(min=1),
+        metavar="N",
         default=128,
         show_default=True,
         help="Tokens kept of each text.",
@@ -126,6 +129,7 @@ data_options = gathered(
     click.option(
         "--max-examples",
         type=click.IntRange(min=1),
+        metavar="N",
         help="Examples used of the data; all by default.",
     ),
 )

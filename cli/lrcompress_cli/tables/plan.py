@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from lrcompress.planning.plan import Plan
 from lrcompress.reporting.collect import in_words
-from lrcompress_cli.tables.names import without_common_prefix
+from lrcompress_cli.tables.names import fitted
 from lrcompress_cli.tables.numbers import count, flops, optimality, real, share, size
+
+WIDE = 100  # columns from which there is room for a bar
+BAR = 20
+FIGURES, FIGURES_WIDE = 38, 59  # columns that the figures take
 
 
 class PlanTable:
@@ -18,24 +22,28 @@ class PlanTable:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         plan = self._plan
-        prefix, names = without_common_prefix([layer.name for layer in plan.layers])
+        wide = options.max_width >= WIDE
+        room = options.max_width - (FIGURES_WIDE if wide else FIGURES)
         table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-        table.add_column(f"layer {prefix}…" if prefix else "layer", overflow="fold", min_width=16)
+        table.add_column("layer", overflow="fold", min_width=16)
         table.add_column("decision", no_wrap=True)
         for heading in ("params", "of dense", "pred. loss"):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)
-        for layer, name in zip(plan.layers, names, strict=True):
-            kept = layer.params / layer.dense_params
+        if wide:
+            table.add_column("", no_wrap=True)
+        for layer in plan.layers:
             dense = layer.params == layer.dense_params
-            table.add_row(
-                Text(name),
-                in_words(layer.structure),
+            cells: list[RenderableType] = [
+                Text(fitted(layer.name, room)),
+                Text(in_words(layer.structure), style="dim" if dense else ""),
                 count(layer.params),
                 share(layer.params, layer.dense_params),
                 real(layer.predicted_loss),
-                Text("█" * round(10 * kept), style="dim" if dense else "cyan"),
-            )
+            ]
+            if wide:
+                blocks = "█" * round(BAR * layer.params / layer.dense_params)
+                cells.append(Text(blocks, style="dim" if dense else "cyan"))
+            table.add_row(*cells)
         yield table
         yield Text("")
         yield totals(plan)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress_cli.tables.names import without_common_prefix
+from lrcompress_cli.tables.names import fitted
 from lrcompress_cli.tables.numbers import count, flops, real, share, size
 
 WIDE = 110  # columns from which every measure has its own
+FIGURES, FIGURES_WIDE = 48, 60  # columns that the measures take
 
 
 class ProfileTable:
@@ -22,18 +25,18 @@ class ProfileTable:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         profile = self._profile
         wide = options.max_width >= WIDE
-        prefix, names = without_common_prefix([layer.name for layer in profile.layers])
         table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-        table.add_column(f"layer {prefix}…" if prefix else "layer", overflow="fold", min_width=16)
+        table.add_column("layer", overflow="fold", min_width=16)
         headings = _HEADINGS if wide else [h for h in _HEADINGS if h not in _WIDE_ONLY]
         for heading in headings:
             table.add_column(heading, justify="right", no_wrap=True)
-        for layer, name in zip(profile.layers, names, strict=True):
+        room = options.max_width - (FIGURES_WIDE if wide else FIGURES)
+        for layer in profile.layers:
             cells = _cells(layer, profile.metric)
-            table.add_row(Text(name), *(cells[heading] for heading in headings))
+            table.add_row(Text(fitted(layer.name, room)), *(cells[heading] for heading in headings))
         yield _head(profile)
         yield table
-        yield _foot(profile)
+        yield _foot(profile, headings)
 
 
 _HEADINGS = (
@@ -65,20 +68,29 @@ def _head(profile: Profile) -> Text:
         if profile.examples
         else "no data: the plain metric"
     )
+    example = "example" if profile.examples else "row"  # without data lengths are unknown
     return Text(
         f"{count(profile.total_params)} parameters ({share(compressible, profile.total_params)} "
         f"in {len(profile.layers)} compressible layers), {size(profile.total_bytes)}, "
-        f"{flops(profile.total_flops_per_example)} per example; {data}\n"
+        f"{flops(profile.total_flops_per_example)} per {example}; {data}\n"
     )
 
 
-def _foot(profile: Profile) -> Text:
+_MEANINGS = {
+    "stable": "stable rank",
+    "effect.": "effective rank",
+    "numer.": "numerical rank",
+    "e90": "directions with 90 % of the energy",
+    "e99": "with 99 %",
+    "MP": "above the Marchenko-Pastur noise edge",
+    "even": "break-even rank",
+}
+
+
+def _foot(profile: Profile, headings: Sequence[str]) -> Text:
     unit = "plain" if profile.objective == "none" else f"{profile.metric}, {profile.objective}"
-    text = (
-        "\nstable, effect(ive), numer(ical): ranks of the weight; e90, e99: directions with 90, "
-        "99 % of its energy; MP: above the noise edge; even: break-even rank; "
-        f"sensit(ivity): loss of a zero weight ({unit})"
-    )
+    meanings = [f"{name} {text}" for name, text in _MEANINGS.items() if name in headings]
+    text = f"\n{'; '.join(meanings)}; sensit. loss of a zero weight ({unit})"
     if profile.left_alone:
         params = sum(item.params for item in profile.left_alone)
         text += f"\n{len(profile.left_alone)} modules with {count(params)} parameters left alone"
