@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import DataError
 from lrcompress.layers import LayerSpec
-from lrcompress.metrics import METRICS, LayerMoments
+from lrcompress.metrics import METRICS, LayerMoments, Sensitivity
 from lrcompress.metrics.root import RELATIVE_FLOOR, root_of
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.objective import OBJECTIVES
@@ -228,7 +228,7 @@ def test_a_diagonal_moment_weighs_as_the_full_one_with_its_diagonal(
         return torch.diag_embed(moment) if moment.dim() == 2 else moment
 
     apart = replace(
-        moments, input_mean=mean, sensitivity=replace(sensitivity, input_mean=mean.double())
+        moments, input_mean=mean, sensitivity=replace(sensitivity, cross=mean.double())
     )
     whole = replace(
         apart,
@@ -237,7 +237,7 @@ def test_a_diagonal_moment_weighs_as_the_full_one_with_its_diagonal(
             sensitivity,
             input=full(sensitivity.input),
             output=full(sensitivity.output),
-            input_mean=mean.double(),
+            cross=mean.double(),
         ),
     )
     difference = _difference(SPEC)
@@ -261,7 +261,7 @@ def test_inputs_that_are_all_zero_weigh_nothing_and_break_nothing(metric: str) -
         sensitivity=replace(
             sensitivity,
             input=0 * sensitivity.input,
-            input_mean=0 * moments.input_mean.double(),
+            cross=0 * moments.input_mean.double(),
         ),
     )
     for centred in (False, True):
@@ -303,3 +303,25 @@ def test_where_the_kronecker_form_is_exact_the_two_sided_loss_is_the_divergence(
         actual = float(OBJECTIVES["squared"].divergence(dense, other, weights).mean())
         # Sample moments of 64 * 40 probes: each factor is off by sqrt(2 / 2560) = 3 %; five sigma
         assert predicted == pytest.approx(actual, rel=0.15)
+
+
+def test_a_bias_that_the_output_ignores_moves_by_the_plain_mean() -> None:
+    """Attention does not see the key's bias: its gradient is rounding, and must not be divided by."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(64, 5, generator=generator) + 1.0
+    second = (rows.mT @ rows)[None] / 16
+    noise = 1e-9 * torch.randn(1, 5, generator=generator)
+    moments = LayerMoments(
+        input=second,
+        input_mean=rows.mean(0)[None],
+        input_abs_mean=rows.abs().mean(0)[None],
+        rows=64,
+        examples=16,
+        sensitivity=Sensitivity(second, torch.eye(3)[None] / 3, noise, torch.tensor([1e-12])),
+    )
+    difference = torch.randn(1, 3, 5, generator=generator)
+    moved = METRICS["two-sided"].error_mean(moments, difference)
+    assert moved is not None
+    plain = METRICS["input-weighted"].error_mean(moments, difference)
+    # the noise is 1e-9 of a mean of one, float32 adds its own rounding
+    torch.testing.assert_close(moved, plain, rtol=1e-5, atol=1e-6)

@@ -40,7 +40,7 @@ def assert_same_moments(one: LayerMoments, other: LayerMoments, tolerance: float
     for part in ("input", "input_mean", "input_abs_mean"):
         assert_same(getattr(one, part), getattr(other, part), tolerance)
     assert (one.sensitivity is None) == (other.sensitivity is None)
-    for part in ("input", "output", "input_mean", "bias"):
+    for part in ("input", "output", "cross", "bias"):
         first, second = getattr(one.sensitivity, part, None), getattr(other.sensitivity, part, None)
         assert (first is None) == (second is None)
         if first is not None:
@@ -221,9 +221,9 @@ def test_sensitivities_are_those_of_whole_example_gradients(name: str, objective
         assert_same(_full(sensitivity.output), expected.output / traces)
         if found[layer].spec.bias:
             assert sensitivity.bias is not None
-            assert sensitivity.input_mean is not None
+            assert sensitivity.cross is not None
             assert_same(sensitivity.bias, expected.bias / draws)
-            assert_same(sensitivity.input_mean * sensitivity.bias[:, None], expected.mean / draws)
+            assert_same(sensitivity.cross, expected.mean / draws)
 
 
 @pytest.mark.parametrize("full_limit", [100, 6, 3])
@@ -238,7 +238,7 @@ def test_few_positions_and_many_are_summed_alike(full_limit: int) -> None:
         torch.cat([gradient, padding.expand(-1, -1, -1, 5)], 1),
         full_limit=full_limit,
     )
-    for part in ("input", "output", "input_mean", "bias"):
+    for part in ("input", "output", "cross", "bias"):
         assert_same(getattr(few, part), getattr(many, part))
 
 
@@ -415,7 +415,8 @@ def test_equal_values_in_different_tensors_are_not_taken_for_one_input() -> None
     assert [layer.input_group for layer in found.layers] == ["layer.a", "layer.b"]
 
 
-def test_an_input_overwritten_between_two_reads_is_two_inputs() -> None:
+@pytest.mark.parametrize("metric", ["input-weighted", "two-sided"])
+def test_an_input_overwritten_between_two_reads_is_two_inputs(metric: str) -> None:
     module = nn.ModuleDict({"a": nn.Linear(5, 4), "b": nn.Linear(5, 4)})
 
     def forward(f: nn.Module, x: Tensor) -> Tensor:
@@ -424,12 +425,14 @@ def test_an_input_overwritten_between_two_reads_is_two_inputs() -> None:
         x.mul_(2)
         return y + f["b"](x)
 
-    found = profile(Function(module, forward), feature_batches(2, 3, 5))
+    options = ProfileOptions(metric=metric)
+    found = profile(Function(module, forward), feature_batches(2, 3, 5), options)
     a, b = found.moments["layer.a"], found.moments["layer.b"]
     assert_same(b.input, 4 * a.input)
-    assert a.sensitivity is not None
-    assert b.sensitivity is not None
-    assert_same(b.sensitivity.input, 4 * a.sensitivity.input)
+    if metric == "two-sided":
+        assert a.sensitivity is not None
+        assert b.sensitivity is not None
+        assert_same(b.sensitivity.input, 4 * a.sensitivity.input)
 
 
 def test_a_network_that_changes_its_path_is_profiled_without_sharing() -> None:

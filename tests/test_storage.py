@@ -176,7 +176,7 @@ def _moments(spec: LayerSpec, shared: LayerMoments | None = None) -> LayerMoment
     g, m, n = spec.groups, spec.out_features, spec.in_features
     sensitivity = Sensitivity(_moment(g, n), _moment(g, m), torch.randn(g, n), torch.rand(g))
     if shared is not None:  # such a layer's bias is read elsewhere too
-        sensitivity = dataclasses.replace(sensitivity, input_mean=None, bias=None)
+        sensitivity = dataclasses.replace(sensitivity, cross=None, bias=None)
         return dataclasses.replace(shared, sensitivity=sensitivity)
     return LayerMoments(_moment(g, n), torch.randn(g, n), torch.rand(g, n), 30, 10, sensitivity)
 

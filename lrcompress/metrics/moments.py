@@ -14,14 +14,14 @@ class Sensitivity:
     """Kronecker factors of the layer's Gauss-Newton matrix, H = input (x) output.
 
     From the gradients g_t of an example's rows, under one probe of the output's curvature:
-    input = E[J^T J] with J = sum_t g_t x_t^T, output = E[sum_t g_t g_t^T] / trace. `input_mean` is
-    what a bias can take up: E[J^T j] / E[j^T j] with the bias's own gradient j = sum_t g_t, and
-    `bias` = E[j^T j]; an embedding has none.
+    input = E[J^T J] with J = sum_t g_t x_t^T, output = E[sum_t g_t g_t^T] / trace. `cross` and
+    `bias` extend the input factor by the layer's bias, whose gradient is j = sum_t g_t: E[J^T j]
+    and E[j^T j]. An embedding has none.
     """
 
     input: Tensor  # (g, n, n) or diagonal (g, n); per example
-    output: Tensor  # (g, m, m) or diagonal (g, m); trace 1 in each group
-    input_mean: Tensor | None = None  # (g, n)
+    output: Tensor  # (g, m, m) or diagonal (g, m); trace 1 over all groups
+    cross: Tensor | None = None  # (g, n)
     bias: Tensor | None = None  # (g,)
 
 

@@ -10,12 +10,14 @@ text of another kind than the calibration text).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
 from lrcompress.metrics.metric import Metric, Whitening
-from lrcompress.metrics.moments import LayerMoments, without_mean
+from lrcompress.metrics.moments import LayerMoments, Sensitivity, without_mean
 from lrcompress.metrics.root import root_of
 
 INPUT_SHARE = 0.1
@@ -34,25 +36,60 @@ class TwoSided(Metric):
             raise DataError(
                 "the moments hold no output sensitivity; profile again with --metric two-sided"
             )
-        sensitive, inputs = sensitivity.input, moments.input
-        # One scale with and without the mean, so that moving the bias only ever takes away
-        scale = INPUT_SHARE * _ratio(sensitive, inputs)
-        if centred and sensitivity.input_mean is not None and sensitivity.bias is not None:
-            sensitive = without_mean(sensitive, sensitivity.input_mean, sensitivity.bias)
-            inputs = moments.centred_input
+        factor = _input_factor(sensitivity, moments)
         return Whitening(
             output=root_of(sensitivity.output, shrinkage=shrinkage),
-            input=root_of(
-                (1 - INPUT_SHARE) * sensitive + _scaled(inputs, scale, like=sensitive),
-                shrinkage=shrinkage,
-            ),
+            input=root_of(factor.centred if centred else factor.input, shrinkage=shrinkage),
         )
 
     def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
-        if moments.sensitivity is None or moments.sensitivity.input_mean is None:
+        if moments.sensitivity is None:
             return None
-        mean = moments.sensitivity.input_mean.to(difference.dtype)
-        return torch.einsum("gmn,gn->gm", difference, mean)
+        factor = _input_factor(moments.sensitivity, moments)
+        if factor.cross is None:
+            return None
+        return torch.einsum("gmn,gn->gm", difference, factor.mean.to(difference.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class _InputFactor:
+    """The blended input factor, bordered by the constant input that a bias multiplies."""
+
+    input: Tensor  # (g, n, n) or diagonal (g, n)
+    cross: Tensor | None = None  # (g, n)
+    constant: Tensor | None = None  # (g,)
+
+    @property
+    def mean(self) -> Tensor:
+        """What the bias takes up, per unit of dW: (g, n)."""
+        assert self.cross is not None and self.constant is not None
+        return self.cross / self.constant.clamp_min(1e-30).unsqueeze(-1)
+
+    @property
+    def centred(self) -> Tensor:
+        """The Schur complement: the factor that is left once the bias has moved."""
+        if self.cross is None or self.constant is None:
+            return self.input
+        return without_mean(self.input, self.mean, self.constant)
+
+
+def _input_factor(sensitivity: Sensitivity, moments: LayerMoments) -> _InputFactor:
+    """The sensitive factor and the plain moment at one trace, borders included.
+
+    The plain part also settles what the sensitive one leaves open: attention ignores the key's
+    bias, so there `cross` and `bias` are rounding alone.
+    """
+    sensitive = sensitivity.input
+    scale, keep = INPUT_SHARE * _ratio(sensitive, moments.input), 1 - INPUT_SHARE
+    blended = keep * sensitive + _scaled(moments.input, scale, like=sensitive)
+    if sensitivity.cross is None or sensitivity.bias is None:
+        return _InputFactor(blended)
+    scale = scale * (moments.rows / max(moments.examples, 1))
+    return _InputFactor(
+        blended,
+        keep * sensitivity.cross + scale[:, None] * moments.input_mean,
+        keep * sensitivity.bias + scale,
+    )
 
 
 def _ratio(sensitive: Tensor, inputs: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class RunningJoint:
 
     input: Tensor | None = None  # sum J^T J: (g, n, n) or diagonal (g, n)
     output: Tensor | None = None  # sum g g^T: (g, m, m) or diagonal (g, m)
-    input_mean: Tensor | None = None  # sum J^T j: (g, n)
+    cross: Tensor | None = None  # sum J^T j: (g, n)
     bias: Tensor | None = None  # sum j^T j: (g,)
     count: int = 0  # examples times probes
 
@@ -43,8 +43,7 @@ class RunningJoint:
         self.output = _plus(self.output, _product(gradient, gradient, full_limit))
         j = gradient.sum(-2)  # (e, g, m)
         # J^T j = sum_t x_t (g_t . j)
-        mean = (x * (gradient @ j.unsqueeze(-1))).sum((0, 2))  # (g, n)
-        self.input_mean = _plus(self.input_mean, mean)
+        self.cross = _plus(self.cross, (x * (gradient @ j.unsqueeze(-1))).sum((0, 2)))
         self.bias = _plus(self.bias, j.square().sum((0, 2)))
         self.count += x.shape[0]
 
@@ -71,13 +70,10 @@ class RunningJoint:
             return None
         trace = trace.clamp_min(1e-300).reshape(-1, *(1,) * (self.output.dim() - 1))
         per_example = 1.0 / (examples * probes)
-        mean = None
-        if self.input_mean is not None and self.bias is not None:
-            mean = self.input_mean / self.bias.clamp_min(1e-300).unsqueeze(-1)
         return Sensitivity(
             input=self.input * per_example,
             output=self.output / trace,
-            input_mean=mean,
+            cross=None if self.cross is None else self.cross * per_example,
             bias=None if self.bias is None else self.bias * per_example,
         )
 

@@ -27,8 +27,7 @@ SHARD_PATTERN = "moments-*.safetensors"
 SHARD_NAME = re.compile(r"moments-\d{5,}\.safetensors")
 SHARD_BYTES = 256 * 2**20
 SHARED = ("input", "input_mean", "input_abs_mean")
-OWN = ("input", "output", "input_mean", "bias")  # of a Sensitivity; the last two may be absent
-SENSITIVITY = tuple(f"sensitivity.{field.name}" for field in fields(Sensitivity))
+OWN = tuple(field.name for field in fields(Sensitivity))  # the last two may be absent
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,10 @@ class MomentsWriter:
             for part in SHARED:
                 self._hold(f"{part}/{input_group}", getattr(moments, part))
         if moments.sensitivity is not None:
-            for part in SENSITIVITY:
-                tensor = getattr(moments.sensitivity, part.partition(".")[2])
+            for part in OWN:
+                tensor = getattr(moments.sensitivity, part)
                 if tensor is not None:
-                    self._hold(f"{part}/{name}", tensor)
+                    self._hold(f"sensitivity.{part}/{name}", tensor)
         self._layers[name] = MomentsEntry(input_group, moments.rows, moments.examples)
         if sum(tensor.nbytes for tensor in self._held.values()) >= self._shard_bytes:
             self._write()
@@ -160,18 +159,6 @@ class DiskMoments(Mapping[str, LayerMoments]):
     def _read_input(self, group: str) -> tuple[Tensor, Tensor, Tensor]:
         moment, mean, absolute = (self._read(f"{part}/{group}") for part in SHARED)
         return moment, mean, absolute
-
-    def _read_sensitivity(self, name: str) -> Sensitivity | None:
-        parts = {
-            part.partition(".")[2]: self._read(f"{part}/{name}")
-            for part in SENSITIVITY
-            if f"{part}/{name}" in self._shard_of
-        }
-        if not parts:
-            return None
-        if "input" not in parts or "output" not in parts:
-            raise DataError(f"{self.folder}: half of {label(name)}'s sensitivity; profile again")
-        return Sensitivity(**parts)
 
     def _read(self, key: str) -> Tensor:
         path = self._shard_of[key]

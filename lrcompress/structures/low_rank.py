@@ -53,10 +53,9 @@ class LowRank(Structure):
         if not bool(torch.isfinite(whitened).all()):
             raise FitError("the weight or its moments are not finite; check the model and data")
         p, s, qt = torch.linalg.svd(whitened, full_matrices=False)
-        half = s[..., : self.rank].sqrt()
-        left = whitening.output.left_inverse(p[..., : self.rank] * half.unsqueeze(-2))
-        right = whitening.input.right_inverse(half.unsqueeze(-1) * qt[..., : self.rank, :])
-        return {"left": left, "right": right}
+        left = whitening.output.left_inverse(p[..., : self.rank] * s[..., None, : self.rank])
+        right = whitening.input.right_inverse(qt[..., : self.rank, :])
+        return _balanced(left, right)
 
     def dense(self, factors: Factors) -> Tensor:
         return factors["left"] @ factors["right"]
@@ -79,3 +78,19 @@ class LowRank(Structure):
             "left": torch.zeros(spec.groups, spec.out_features, self.rank),
             "right": torch.zeros(spec.groups, self.rank, spec.in_features),
         }
+
+
+def _balanced(left: Tensor, right: Tensor) -> Factors:
+    """The same product, split at the square roots of its own singular values.
+
+    Undoing a whitening multiplies by inverse roots, so the raw factors may be large where their
+    product is not, and lose digits to cancellation in float32 and range in float16.
+    """
+    q_left, r_left = torch.linalg.qr(left)
+    q_right, r_right = torch.linalg.qr(right.mT)
+    u, s, vt = torch.linalg.svd(r_left @ r_right.mT)
+    half = s.sqrt()
+    return {
+        "left": q_left @ (u * half.unsqueeze(-2)),
+        "right": (half.unsqueeze(-1) * vt) @ q_right.mT,
+    }
