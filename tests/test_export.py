@@ -355,6 +355,30 @@ def test_table_that_must_be_cast_is_reported(tmp_path: Path):
     assert report.notes == ("tables cast to fp16: table",)
 
 
+class WithMaskTable(nn.Module):
+    """Attention written out, with a table of infinities as its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Embedding(VOCABULARY, 16), nn.Linear(16, 16)
+        table = torch.full((32, 32), -torch.inf).triu(1)
+        self.register_buffer("future", table, persistent=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        x, length = self.embed(input_ids), input_ids.shape[1]
+        scores = x @ x.transpose(1, 2) + self.future[:length, :length]
+        out: Tensor = self.out(scores.softmax(-1) @ x)
+        return out
+
+
+def test_mask_table_of_infinities_is_no_overflow(tmp_path: Path):
+    module, batch = WithMaskTable().eval(), {"input_ids": torch.randint(VOCABULARY, (2, 9))}
+    report = export(module, batch, tmp_path / "model.onnx", precision="fp16")
+    assert report.notes == ("tables cast to fp16: future",)
+    got = run(tmp_path / "model.onnx", batch)["output"]
+    assert relative_error(got, module(**batch)) <= 4.9e-4 * 10**0.5
+
+
 def test_overflowing_weight_is_named(tmp_path: Path):
     module = Tower().eval()
     with torch.no_grad():

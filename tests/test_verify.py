@@ -262,6 +262,56 @@ def test_dense_neighbours_of_equal_shape_are_not_taken_for_folded(tmp_path: Path
     assert report["factors"].numbers["layers"] == 1
 
 
+class WithIdleLayers(nn.Module):
+    """A pooler that nobody reads, and positions that are the same in every call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.place = nn.Linear(12, WIDTH), nn.Embedding(16, WIDTH)
+        self.pooler, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 9)
+        self.register_buffer("positions", torch.arange(16)[None])
+
+    def forward(self, patches: Tensor) -> Tensor:
+        x = self.patch(patches) + self.place(self.positions)
+        self.pooler(x[:, 0])
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
+def test_layers_outside_the_graph_are_set_apart_not_missed(tmp_path: Path):
+    torch.manual_seed(0)
+    module, batch = factorise_(WithIdleLayers().eval(), 4), {"patches": torch.randn(2, 16, 12)}
+    path = export(module, batch, tmp_path / "model.onnx")
+    check = verify(path, module, batch)["factors"]
+    assert check.passed is True
+    assert check.numbers["layers"] == 2
+    assert check.numbers["unused"] == ("pooler",)
+    assert check.numbers["constant"] == ("place",)
+    assert "no output depends on pooler" in check.detail
+
+
+def test_outputs_that_nearly_cancel_are_not_blamed_on_the_file(tmp_path: Path):
+    """Rounding the weights moves them in torch as well; a wrong weight still shows."""
+
+    class Cancels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
+            with torch.no_grad():
+                self.second.weight.copy_(self.first.weight + 3e-4 * torch.randn(64, 64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.first(x) - self.second(x)
+            return out
+
+    torch.manual_seed(0)
+    module, batch = Cancels().eval(), {"x": torch.randn(4, 64)}
+    path = export(module, batch, tmp_path / "model.onnx", precision="fp16")
+    numbers = verify(path, module, batch)["parity"].numbers
+    assert verify(path, module, batch).ok
+    assert numbers["tolerance"] == 4 * numbers["rounding_of_weights"] > 0.05
+
+
 @pytest.mark.parametrize("change", [lambda w: 1.01 * w, lambda w: np.flip(w, 0).copy()])
 def test_changed_weight_is_a_numeric_failure(change, files, tmp_path: Path):
     path = edited(files(), tmp_path / "m.onnx", lambda m: replaced(m, "up.down.weight.T", change))

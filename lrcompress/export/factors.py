@@ -10,21 +10,20 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrcompress.export.check import Check, Subject, listed
 from lrcompress.export.forward import copy_structure
+from lrcompress.export.layer_use import layer_use
 from lrcompress.export.precision import TORCH_DTYPES
 from lrcompress.export.session import open_session
 from lrcompress.export.upcast import upcast
 from lrcompress.export.weight_keys import Shape, content_key, rounded, shape_key
-from lrcompress.profiling.batches import Batch
 
 _STRUCTURES = "lrcompress.structures."
 
@@ -44,24 +43,23 @@ class FactorReport:
     factors: int  # distinct ones; a factor shared by two layers is one
     missing: tuple[str, ...]  # layers of which a factor is not in the graph
     folded: tuple[str, ...]  # layers whose dense weight's shape is there without a cause
+    unused: tuple[str, ...] = ()  # layers on which no output depends: not looked for
+    constant: tuple[str, ...] = ()  # layers that read no input: computed when the file is opened
 
     @property
     def kept(self) -> bool:
         return not self.missing and not self.folded
 
 
-def structured_layers(module: nn.Module, batch: Batch | None = None) -> tuple[StructuredLayer, ...]:
-    """The layers of `module` made by a structure; with a batch, those that its forward calls."""
-    shapes = _dense_shapes(module)
-    called = _called(module, shapes, batch) if batch is not None else set(shapes)
+def structured_layers(module: nn.Module) -> tuple[StructuredLayer, ...]:
+    """The layers of `module` made by a structure."""
     return tuple(
         StructuredLayer(
             name,
             shape,
             tuple(p for p in module.get_submodule(name).parameters() if p.dim() > 1),
         )
-        for name, shape in shapes.items()
-        if name in called
+        for name, shape in _dense_shapes(module).items()
     )
 
 
@@ -77,23 +75,6 @@ def _dense_shapes(module: nn.Module) -> dict[str, Shape]:
         if any(base.__module__.startswith(_STRUCTURES) for base in type(part).__mro__)
         and isinstance(getattr(type(part), "weight", None), property)
     }
-
-
-def _called(module: nn.Module, names: Iterable[str], batch: Batch) -> set[str]:
-    called: set[str] = set()
-    hooks = [
-        module.get_submodule(name).register_forward_hook(
-            lambda _module, _inputs, _output, name=name: called.add(name)
-        )
-        for name in names
-    ]
-    try:
-        with torch.no_grad():
-            module(**batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called
 
 
 def factors_kept(
@@ -143,9 +124,12 @@ def factors_check(subject: Subject) -> Check:
     """The graph after all of ONNX Runtime's optimisations still multiplies by the factors."""
     if subject.module is None:
         return Check("factors", "graph", None, "no reference network was given")
-    layers = structured_layers(subject.module, subject.batch)
-    if not layers:
+    structured = structured_layers(subject.module)
+    if not structured:
         return Check("factors", "graph", None, "the reference network has no factorised layer")
+    assert subject.batch is not None
+    use = layer_use(subject.module, (layer.name for layer in structured), subject.batch)
+    layers = tuple(layer for layer in structured if layer.name in use.used)
     with tempfile.TemporaryDirectory() as folder:
         source, optimised = subject.path, Path(folder) / "optimised.onnx"
         if subject.precision == "bf16":
@@ -153,16 +137,21 @@ def factors_check(subject: Subject) -> Check:
             upcast(subject.path, source)
         open_session(source, optimized_path=optimised)
         report = factors_kept(_weights(optimised), subject.module, layers, subject.precision)
-    numbers = asdict(report)
+    report = replace(report, unused=use.unused, constant=use.constant)
+    apart = ""
+    if use.unused:
+        apart += f"; no output depends on {listed(use.unused)}"
+    if use.constant:
+        apart += f"; computed once, when the file is opened: {listed(use.constant)}"
     if report.kept:
         detail = f"all {report.factors} factors of {report.layers} layers are in it, optimised"
-        return Check("factors", "graph", True, detail, numbers)
+        return Check("factors", "graph", True, detail + apart, asdict(report))
     problems = []
     if report.missing:
         problems.append(f"factors are missing of {listed(report.missing)}")
     if report.folded:
         problems.append(f"a dense weight is back for {listed(report.folded)}")
-    return Check("factors", "graph", False, "; ".join(problems), numbers)
+    return Check("factors", "graph", False, "; ".join(problems) + apart, asdict(report))
 
 
 def _weights(path: Path) -> list[Any]:

@@ -133,12 +133,17 @@ def _traced(
         crossing = forward.crossing(example)
         return trace(forward, crossing, axes, names, opset=options.opset)
 
-    model, limits = attempt(tables=False)
-    if options.precision == "fp32" or not mixes_dtypes(model):
-        return model, limits, ()
+    tables = computed_tables(module) if options.precision != "fp32" else ()
+    try:
+        model, limits = attempt(tables=False)
+    except ExportError:
+        if not tables:
+            raise
+    else:
+        if not tables or not mixes_dtypes(model):
+            return model, limits, ()
     # It takes float32 tables into its activations, so it only works in one dtype.
-    note = f"tables cast to {options.precision}: {', '.join(computed_tables(module))}"
-    return *attempt(tables=True), (note,)
+    return *attempt(tables=True), (f"tables cast to {options.precision}: {', '.join(tables)}",)
 
 
 def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import onnx
 from lrcompress.export.check import Check, Subject, listed
 from lrcompress.export.draws import Case, cases
 from lrcompress.export.parity import compare, tolerance
+from lrcompress.export.precision import rounded_copy
 from lrcompress.export.session import ProviderUnavailable, Session, open_session
 from lrcompress.export.upcast import upcast
 from lrcompress.export.wiring import Wiring, wire
@@ -61,10 +62,14 @@ def _parity(
         return (interface, Check("parity", "numeric", None, "not run: inputs are missing"))
     chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject))
     bound = limit if limit is not None else tolerance(subject.precision, *_depth(subject.graph))
-    result = compare(session, module, batch, wiring, chosen, seed)
+    rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
+    result = compare(session, module, batch, wiring, chosen, seed, rounded)
+    if limit is None:
+        bound = max(bound, 4 * result.rounding)
     numbers = {
         "errors": dict(result.errors),
         "tolerance": bound,
+        "rounding_of_weights": result.rounding,
         "shapes": list(result.cases),
         "seed": seed,
     }

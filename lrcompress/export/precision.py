@@ -54,6 +54,17 @@ def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False)
     return copied
 
 
+def rounded_copy(module: _AnyModule, precision: str) -> _AnyModule:
+    """A copy that computes in float32 with its weights rounded to `precision`."""
+    dtype, kept = TORCH_DTYPES[precision], set(computed_tables(module))
+    return copy_structure(
+        module,
+        lambda name, tensor: (
+            tensor.to(dtype).float() if tensor.is_floating_point() and name not in kept else tensor
+        ),
+    )
+
+
 def computed_tables(module: nn.Module) -> tuple[str, ...]:
     """Float32 buffers outside the state dict: the module made them, nobody trained them."""
     state = module.state_dict(keep_vars=True)

@@ -1,0 +1,79 @@
+"""Which layers a graph of a network can hold: those whose result depends on an input and matters.
+
+A pooler whose output nobody returns is not in the graph. One that reads constants only (the
+embedding of a fixed number of positions) is computed when the file is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.export.draws import Case, draw
+from lrcompress.export.forward import named_outputs
+from lrcompress.profiling.batches import Batch
+
+_CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    used: frozenset[str]
+    unused: tuple[str, ...]  # no output depends on them
+    constant: tuple[str, ...]  # their input is always the same
+
+
+@dataclass
+class _Seen:
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+def layer_use(module: nn.Module, names: Iterable[str], batch: Batch) -> LayerUse:
+    """Run the network on two draws and follow its outputs back to the layers called `names`."""
+    names = tuple(names)
+    generator = torch.Generator().manual_seed(0)
+    runs = [_watched(module, names, draw(batch, case, {}, generator)) for case in _CASES]
+    matters = runs[0][1]
+    constant = tuple(
+        name
+        for name in names
+        if name in matters and _same(*(seen.inputs.get(name) for seen, _ in runs))
+    )
+    used = frozenset(matters) - frozenset(constant)
+    return LayerUse(used, tuple(name for name in names if name not in matters), constant)
+
+
+def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_Seen, set[str]]:
+    """What the layers saw, and which of them the outputs depend on."""
+    seen = _Seen()
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            seen.inputs[name] = inputs[0].detach()
+            seen.outputs[name] = output if output.requires_grad else output.requires_grad_()
+
+        return hook
+
+    hooks = [module.get_submodule(name).register_forward_hook(note(name)) for name in names]
+    try:
+        with torch.enable_grad():
+            outputs = named_outputs(module(**batch)).values()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ends = [output.sum() for output in outputs if output.requires_grad]
+    if not ends:  # its forward turns gradients off: all that is known is which layers it calls
+        return seen, set(seen.outputs)
+    total = torch.stack([end.double() for end in ends]).sum()
+    called = list(seen.outputs)
+    slopes = torch.autograd.grad(total, [seen.outputs[n] for n in called], allow_unused=True)
+    return seen, {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)
