@@ -227,9 +227,7 @@ def test_a_diagonal_moment_weighs_as_the_full_one_with_its_diagonal(
     def full(moment: Tensor) -> Tensor:
         return torch.diag_embed(moment) if moment.dim() == 2 else moment
 
-    apart = replace(
-        moments, input_mean=mean, sensitivity=replace(sensitivity, cross=mean.double())
-    )
+    apart = replace(moments, input_mean=mean, sensitivity=replace(sensitivity, cross=mean.double()))
     whole = replace(
         apart,
         input=full(apart.input),
@@ -306,7 +304,7 @@ def test_where_the_kronecker_form_is_exact_the_two_sided_loss_is_the_divergence(
 
 
 def test_a_bias_that_the_output_ignores_moves_by_the_plain_mean() -> None:
-    """Attention does not see the key's bias: its gradient is rounding, and must not be divided by."""
+    """Attention does not see the key's bias: nothing may be divided by its gradient's rounding."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(64, 5, generator=generator) + 1.0
     second = (rows.mT @ rows)[None] / 16

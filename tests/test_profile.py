@@ -356,6 +356,14 @@ class MaskedFeatures(nn.Module):
         return {"last_hidden_state": self.second(torch.tanh(self.first(x)))}
 
 
+class PositionsFirst(MaskedFeatures):
+    """The same, computed with positions before examples."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        hidden = self.second(torch.tanh(self.first(x.transpose(0, 1))))
+        return {"last_hidden_state": hidden.transpose(0, 1)}
+
+
 def _masked_features() -> list[Batch]:
     features = feature_batches(2, 3, 6, 4)
     masks = token_batches(2, 3, 6)
@@ -370,10 +378,11 @@ def _masked_features() -> list[Batch]:
     [
         (networks.Attention, token_batches(2, 3, 6)),
         (MaskedFeatures, _masked_features()),
+        (PositionsFirst, _masked_features()),
         (tiny_models.bert, token_batches(2, 3, 6)),
         (tiny_models.llama, token_batches(2, 3, 6)),
     ],
-    ids=["attention", "features", "bert", "llama"],
+    ids=["attention", "features", "positions first", "bert", "llama"],
 )
 @pytest.mark.parametrize("pooling", [None, "mean"])
 def test_padding_enters_no_moment(
@@ -387,6 +396,16 @@ def test_padding_enters_no_moment(
     for layer in clean.layers:
         one, other = clean.moments[layer.name], poisoned.moments[layer.name]
         assert_same_moments(one, other, tolerance=1e-6)
+
+
+def test_positions_before_examples_are_the_same_rows() -> None:
+    torch.manual_seed(0)
+    module, batches = MaskedFeatures(), _masked_features()
+    other = PositionsFirst()
+    other.load_state_dict(module.state_dict())
+    one, two = profile(module, batches), profile(other, batches)
+    for name in ("first", "second"):
+        assert_same_moments(one.moments[name], two.moments[name])
 
 
 def test_layers_of_one_input_share_its_moment_and_no_others_do() -> None:
@@ -625,9 +644,9 @@ def test_predicted_losses_follow_the_actual_divergence_of_small_changes() -> Non
             predicted.append(float(whitening.loss(weight_matrix(difference))))
             actual.append(_divergence(module, {f"{layer.name}.weight": weight + change}, batches))
     logs = torch.tensor([predicted, actual]).log()
-    assert float(torch.corrcoef(logs)[0, 1]) > 0.9
-    # In common units: no layer's changes are off by more than a factor of two on average
-    assert float((logs[0] - logs[1]).reshape(-1, 4).mean(1).abs().max()) < 0.7
+    assert float(torch.corrcoef(logs)[0, 1]) > 0.97
+    # In common units: no layer's changes are off by more than a factor of 1.6 on average
+    assert float((logs[0] - logs[1]).reshape(-1, 4).mean(1).abs().max()) < 0.47
 
 
 @torch.no_grad()

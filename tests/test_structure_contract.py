@@ -399,6 +399,16 @@ def test_no_other_weight_of_that_rank_loses_less(
         assert float(whitening.loss(weight - candidate)) >= best - slack
 
 
+@every_metric
+def test_low_rank_factors_share_their_singular_values(metric: str) -> None:
+    """Neither is large where the product is not, so rounding to a small type loses least."""
+    host = KINDS["conv2d grouped"].host()
+    whitening = METRICS[metric].whitening(random_moments(_spec(host), examples=2))
+    factors = LowRank(3).fit(weight_matrix(host.layer), whitening)
+    left, right = factors["left"], factors["right"]
+    torch.testing.assert_close(left.mT @ left, right @ right.mT, **FP64)
+
+
 def test_a_tied_head_uses_the_very_factors_of_its_embedding() -> None:
     host = KINDS["tied embedding"].host()
     built = _installed(host, LowRank(3))

@@ -20,7 +20,7 @@ class Sensitivity:
     """
 
     input: Tensor  # (g, n, n) or diagonal (g, n); per example
-    output: Tensor  # (g, m, m) or diagonal (g, m); trace 1 over all groups
+    output: Tensor  # (g, m, m) or diagonal (g, m); trace 1 in each group
     cross: Tensor | None = None  # (g, n)
     bias: Tensor | None = None  # (g,)
 

@@ -62,7 +62,8 @@ class _InputFactor:
     @property
     def mean(self) -> Tensor:
         """What the bias takes up, per unit of dW: (g, n)."""
-        assert self.cross is not None and self.constant is not None
+        assert self.cross is not None
+        assert self.constant is not None
         return self.cross / self.constant.clamp_min(1e-30).unsqueeze(-1)
 
     @property

@@ -197,8 +197,10 @@ class Collector:
         as one example: probes of different examples are independent, so their cross terms are
         zero on average.
         """
-        kept = rows.shape[rows.dim() - trailing :]
-        count = rows.shape[: rows.dim() - trailing].numel()
+        positions, kept = rows.shape[: rows.dim() - trailing], rows.shape[rows.dim() - trailing :]
+        if self._positions_first(positions):
+            rows = rows.transpose(0, 1)
+        count = positions.numel()
         examples = self._examples if count % self._examples == 0 else 1
         if rows.dim() - trailing > 1 and rows.shape[0] != self._examples:
             examples = 1
@@ -208,9 +210,16 @@ class Collector:
         """(*positions, ...) -> (kept, ...)."""
         flat = rows.reshape(positions.numel(), *rows.shape[len(positions) :])
         mask = self._mask
+        if mask is not None and self._positions_first(positions):
+            mask = mask.T
         if mask is None or (mask.shape != positions and (mask.numel(),) != tuple(positions)):
             return flat
         return flat[mask.flatten().to(flat.device)]
+
+    def _positions_first(self, positions: torch.Size) -> bool:
+        """Told by the mask alone: (positions, examples), as torch's recurrent layers have it."""
+        mask = self._mask
+        return mask is not None and mask.shape != positions and mask.T.shape == positions
 
 
 def _identity(module: nn.Module, x: Tensor) -> Hashable:
