@@ -72,7 +72,7 @@ def run_report(
         tokens=profile.tokens,
         before=dense_cost(profile),
         after=Cost(plan.params, found.onnx_bytes, plan.flops_per_example),
-        budget=str(plan.budget),
+        budget=_budget_in_words(plan),
         allocator=plan.allocator,
         optimality_gap=plan.optimality_gap,
         divergences=found.divergences,
@@ -85,6 +85,11 @@ def run_report(
         files=output_files(options.output),
         warnings=(*profile.warnings, *plan.warnings, *found.warnings),
     )
+
+
+def _budget_in_words(plan: Plan) -> str:
+    whole = plan.budget.scope == "total"
+    return str(plan.budget) if whole else f"{plan.budget} of the compressible layers"
 
 
 def write_report(report: Report, options: FolderOptions) -> None:

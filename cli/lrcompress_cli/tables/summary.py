@@ -51,7 +51,7 @@ def _plan_line(result: RunResult) -> Text:
     gap = plan.optimality_gap
     proven = "" if gap is None else f", {optimality(gap)}"
     return Text(
-        f"budget {plan.budget}: {changed} of {len(plan.layers)} layers factored "
+        f"budget {result.report.budget}: {changed} of {len(plan.layers)} layers factored "
         f"({plan.metric} metric, {plan.allocator} allocation{proven})"
     )
 

@@ -222,7 +222,7 @@ function drawSpectrum() {
   Plotly.react("spectrum-plot", traces, layout({
     hovermode: "x", annotations,
     shapes: marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, y0: 0, y1: 1, yref: "paper", line: { color: mark.color, width: 1.2, dash: mark.dash } })),
-    xaxis: { title: { text: "direction" }, range: [0, fullRank(layer) * 1.02] },
+    xaxis: { title: { text: "direction", standoff: 8 }, range: [0, fullRank(layer) * 1.02] },
     yaxis: { title: { text: "singular value / largest" }, type: "log", exponentformat: "power", dtick: 1 },
   }), config);
   at("spectrum-words").textContent =
@@ -251,7 +251,7 @@ function drawDivergence() {
   }));
   Plotly.react("divergence-plot", traces, layout({
     barmode: "group", bargap: 0.3, hovermode: "closest",
-    xaxis: { title: { text: `${report.objective} divergence per example` }, rangemode: "tozero" },
+    xaxis: { title: { text: `${report.objective} divergence per example`, standoff: 8 }, rangemode: "tozero" },
     yaxis: { autorange: "reversed" },
   }), config);
 }
