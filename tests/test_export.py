@@ -308,6 +308,13 @@ def test_exporter_is_silent_and_leaves_the_network_alone(tmp_path: Path, capfd, 
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
 
 
+def test_same_network_gives_the_same_bytes(tmp_path: Path):
+    module, batch = transformer("bert"), example("bert")
+    for name in ("first", "second"):
+        export(module, batch, tmp_path / name)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
 def test_report_is_json(tmp_path: Path):
     from dataclasses import asdict
 

@@ -13,8 +13,11 @@ from torch import nn
 from lrcompress.errors import ModelError
 from lrcompress.export.check import Check, Subject, listed
 from lrcompress.export.kernels import missing_kernels
+from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.placement import placement
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
+
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
 def readable(path: Path) -> onnx.ModelProto:
@@ -98,16 +101,14 @@ def budget(subject: Subject, params: int | None, size_bytes: int | None) -> Chec
 
 
 def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
-    """Floating-point weights in the file, stored constants of the arithmetic left out.
+    """Floating-point weights in the file. Stored constants of the arithmetic are none.
 
-    With the network at hand, its buffers (positions, frequencies) are left out too.
+    Our own files keep the network's names, which tell its parameters from all else; in others,
+    only single numbers and the network's buffers (positions, frequencies) are left out.
     """
+    weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
+    if module is not None and graph.producer_name == PRODUCER:
+        names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        return sum(prod(t.dims) for t in weights if t.name.removesuffix(".T") in names)
     buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
-    floating = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    return sum(
-        prod(tensor.dims)
-        for tensor in graph.graph.initializer
-        if tensor.data_type in floating
-        and prod(tensor.dims) > 1
-        and tensor.name.removesuffix(".T") not in buffers
-    )
+    return sum(prod(t.dims) for t in weights if prod(t.dims) > 1 and t.name not in buffers)

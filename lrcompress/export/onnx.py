@@ -32,6 +32,7 @@ from lrcompress.profiling.batches import Batch
 OPSETS = (20, 21, 22, 23)
 SCHEMA_VERSION = 1
 METADATA_PREFIX = "lrcompress."
+PRODUCER = "lrcompress"
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def _describe_(
     model: Any, options: ExportOptions, limits: Mapping[str, tuple[int, int | None]]
 ) -> None:
     """What a reader of the file alone should know."""
-    model.producer_name, model.producer_version = "lrcompress", __version__
+    model.producer_name, model.producer_version = PRODUCER, __version__
     model.graph.name = "lrcompress"
     facts = {
         "version": __version__,
