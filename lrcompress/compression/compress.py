@@ -11,8 +11,10 @@ from torch import nn
 from lrcompress.compression.checkpoint import FactorStore, NoStore
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Divergence, measure_divergence
+from lrcompress.compression.refit import Target
+from lrcompress.compression.refitting import PreparedRefit, prepare_refit, refit_
 from lrcompress.compression.replace import Replacement, install_
-from lrcompress.compression.report import CompressedLayer, CompressReport
+from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.errors import PlanError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.planning.plan import Plan, PlannedLayer
@@ -28,8 +30,7 @@ __all__ = ["CompressOptions", "CompressReport", "compress_"]
 
 @dataclass(frozen=True)
 class CompressOptions:
-    refit: bool | None = None  # None: keep the refit where it measures better on held-out batches
-    held_out_share: float = 0.1  # of the batches, kept from the refit to judge it
+    refit: bool | None = None  # None: where it is affordable; it only ever keeps what judges better
 
 
 DEFAULTS = CompressOptions()
@@ -60,6 +61,10 @@ def compress_(
     if model_fingerprint(module) != plan.model_fingerprint:
         raise PlanError("the plan is for another model than this one; profile and plan again")
     readout = _readout(module, profile, batches)
+    trial = None
+    if readout is not None and batches is not None and options.refit is not False:
+        trial = prepare_refit(module, plan, profile, batches, readout, asked=options.refit)
+    targets: list[Target] = []
     replacements: list[Replacement] = []
     done: list[CompressedLayer] = []
     with progress.stage("compress", len(plan.layers)) as step:
@@ -68,8 +73,12 @@ def compress_(
             if not isinstance(planned.structure, Dense):
                 made, row = _compress_layer_(module, layer, planned, plan, profile, store)
                 replacements += made
+                targets += [Target(layer, planned.structure, made[0])]
                 done.append(row)
             step.advance()
+    outcome: RefitTrial | None = None
+    if isinstance(trial, PreparedRefit):
+        outcome = refit_(module, trial, targets, replacements, plan, profile, progress)
     measured: Divergence | None = None
     if readout is not None and batches is not None:
         with progress.stage("measure", len(batches)) as step:
@@ -80,6 +89,8 @@ def compress_(
         objective=profile.objective,
         predicted_divergence=plan.predicted_loss,
         calibration=measured,
+        refit=outcome,
+        warnings=(trial,) if isinstance(trial, str) else (),
     )
 
 

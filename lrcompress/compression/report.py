@@ -21,14 +21,12 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class RefitTrial:
-    """Held-out divergence before and after refitting; the better one was kept."""
+    """Divergence on the examples that judged the refit, which it did not learn from."""
 
     before: float
     after: float
-
-    @property
-    def kept(self) -> bool:
-        return self.after < self.before
+    groups: int
+    accepted: int  # proposals that the judge took, two a group at most
 
 
 @dataclass(frozen=True)

@@ -32,15 +32,20 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def on_device(module: nn.Module, batch: Batch) -> Batch:
+    """The batch where the network's parameters are."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return {name: value.to(device) for name, value in batch.items()}
+
+
 def call(module: nn.Module, batch: Batch) -> object:
     """The network's raw output on the device of its parameters.
 
     Raises:
         DataError: the batch does not fit the network's forward.
     """
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
     try:
-        return module(**{name: value.to(device) for name, value in batch.items()})
+        return module(**on_device(module, batch))
     except LrcompressError:
         raise
     except Exception as cause:  # whatever the user's own forward may raise

@@ -1,0 +1,122 @@
+"""What quality is measured on: a dense network, its calibration data, and its own metric."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from lrcompress.profiling.batches import Batches
+from lrcompress.sources.data import DataOptions, load_batches
+from lrcompress.sources.models import load_model
+from sample_models import metrics, text
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """`headline` names the score that methods are compared by; `higher_is_better` says how."""
+
+    name: str
+    module: nn.Module
+    batches: Batches
+    evaluate: Evaluate
+    headline: str
+    higher_is_better: bool = True
+    include: tuple[str, ...] = ()
+    pooling: str | None = None
+    calibration: str = ""
+    evaluation: str = ""
+
+
+TEXTS: dict[str, Callable[[int, int], list[str]]] = {
+    "bible sentences": text.bible_sentences,
+    "bible paragraphs": text.bible_paragraphs,
+    "wordnet glosses": text.wordnet_glosses,
+    "python docs": text.python_doc_paragraphs,
+}
+
+
+def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
+    """all-MiniLM-L6-v2's encoder; the score is the mean cosine on text of other sources."""
+    from transformers import AutoTokenizer
+
+    from sample_models.minilm import prepare
+
+    folder = prepare(Path(tempfile.mkdtemp()) / "minilm")
+    loaded = load_model(str(folder))
+    texts = folder.parent / "calibration.txt"
+    texts.write_text("\n".join(TEXTS[calibration](count, 0)), encoding="utf-8")
+    batches = load_batches(str(texts), loaded, DataOptions(batch_size=16))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    held_out = {name: TEXTS[name](512, 1) for name in evaluations}
+    dense = {name: metrics.embed(loaded.module, tokenizer, rows) for name, rows in held_out.items()}
+
+    def evaluate(module: nn.Module) -> dict[str, float]:
+        scores: dict[str, float] = {}
+        for name, rows in held_out.items():
+            found = metrics.embedding_fidelity(dense[name], metrics.embed(module, tokenizer, rows))
+            scores[f"cosine, {name}"] = found.mean_cosine
+            scores[f"neighbours, {name}"] = found.neighbour_agreement
+            scores[f"Spearman, {name}"] = found.similarity_correlation
+        return scores
+
+    return Subject(
+        name=f"MiniLM, {count} {calibration}",
+        module=loaded.module,
+        batches=batches,
+        evaluate=evaluate,
+        headline=f"cosine, {evaluations[0]}",
+        include=("encoder.*",),
+        pooling=loaded.pooling,
+        calibration=f"{count} {calibration}",
+        evaluation=", ".join(evaluations),
+    )
+
+
+def text_gpt() -> Subject:
+    """The byte-level GPT; the score is nats per byte on a book that nothing was trained on."""
+    from sample_models.text_gpt import data
+    from sample_models.text_gpt.model import build
+    from sample_models.weights import load_weights
+
+    module = build()
+    load_weights(module, Path(data.__file__).parent / "model.safetensors")
+    return Subject(
+        name="GPT",
+        module=module.eval(),
+        batches=list(data.calibration()),
+        evaluate=data.evaluate_slice,
+        headline="nats_per_byte",
+        higher_is_better=False,
+        include=("blocks.*",),
+        calibration="committed slice",
+        evaluation="committed slice of Luke",
+    )
+
+
+def fashion(name: str) -> Subject:
+    """The Fashion-MNIST ViT or CNN; the score is the accuracy on test images."""
+    from importlib import import_module
+
+    from sample_models.weights import load_weights
+
+    data = import_module(f"sample_models.{name}.data")
+    module: nn.Module = import_module(f"sample_models.{name}.model").build()
+    load_weights(module, Path(data.__file__).parent / "model.safetensors")
+    whole = FASHION_MNIST.is_dir()
+    return Subject(
+        name=name,
+        module=module.eval(),
+        batches=list(data.calibration()),
+        evaluate=data.evaluate if whole else data.evaluate_slice,
+        headline="accuracy",
+        calibration="committed training images",
+        evaluation="10,000 test images" if whole else "512 committed test images",
+    )

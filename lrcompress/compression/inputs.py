@@ -1,0 +1,118 @@
+"""What a layer is fed in the dense and in the compressed network, example by example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.layers import input_rows
+from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.passes import call, frozen, on_device
+
+
+class Show(Protocol):
+    def __call__(self, *, dense: bool) -> None:
+        """Make the network compute with its dense or its compressed layers."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Centred moments over rows of x (dense) and x~ (compressed), per group, float64."""
+
+    cross: Tensor  # B = E[x x~^T]: (g, n, n)
+    compressed: Tensor  # C~ = E[x~ x~^T]: (g, n, n)
+    dense_mean: Tensor  # (g, n)
+    compressed_mean: Tensor  # (g, n)
+
+    def correction(self, damping: float) -> Tensor:
+        """B C~^-1 - I, damped towards zero where rows are few: (g, n, n)."""
+        n = self.compressed.shape[-1]
+        energy = self.compressed.diagonal(dim1=-2, dim2=-1).mean(-1)
+        eye = torch.eye(n, dtype=torch.float64, device=self.compressed.device)
+        ridge = damping * energy[:, None, None] * eye
+        change: Tensor = torch.linalg.solve(
+            self.compressed + ridge, (self.cross - self.compressed).mT
+        ).mT
+        return change
+
+
+class _Reached(Exception):  # not an error: the only way to leave a forward early
+    pass
+
+
+def layer_order(module: nn.Module, names: Sequence[str], batch: Batch) -> list[str]:
+    """The layers' names in the order in which they first compute; those never called are left."""
+    order: list[str] = []
+
+    def seen(name: str) -> Callable[..., None]:
+        return lambda *_: order.append(name)
+
+    handles = [module.get_submodule(n).register_forward_pre_hook(seen(n)) for n in names]
+    try:
+        with torch.no_grad(), frozen(module):
+            call(module, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(dict.fromkeys(order))
+
+
+def paired_inputs(
+    module: nn.Module, name: str, original: nn.Module, batches: Batches, show: Show
+) -> Inputs:
+    """Moments of the layer's inputs in both networks, over the rows that are not padding."""
+    sums: list[Tensor] | None = None
+    rows = 0
+    for batch in batches:
+        show(dense=True)
+        try:
+            dense = _captured(module, name, original, batch)
+        finally:
+            show(dense=False)
+        other = _captured(module, name, original, batch)
+        terms = [
+            torch.einsum("rgn,rgk->gnk", dense, other),
+            torch.einsum("rgn,rgk->gnk", other, other),
+            dense.sum(0),
+            other.sum(0),
+        ]
+        wide = [term.to(torch.float64) for term in terms]
+        sums = wide if sums is None else [a + b for a, b in zip(sums, wide, strict=True)]
+        rows += len(dense)
+    assert sums is not None
+    cross, second, dense_mean, other_mean = (total / max(rows, 1) for total in sums)
+    return Inputs(
+        cross=cross - dense_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
+        compressed=second - other_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
+        dense_mean=dense_mean,
+        compressed_mean=other_mean,
+    )
+
+
+def _captured(module: nn.Module, name: str, original: nn.Module, batch: Batch) -> Tensor:
+    """The rows of the layer's first call: (rows, g, n)."""
+    held: list[Tensor] = []
+
+    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        held.append(args[0].detach())
+        raise _Reached
+
+    handle = module.get_submodule(name).register_forward_pre_hook(capture)
+    try:
+        with torch.no_grad(), frozen(module), suppress(_Reached):
+            module(**on_device(module, batch))
+    finally:
+        handle.remove()
+    rows = input_rows(original, held[0])
+    positions = rows.shape[:-2]
+    flat = rows.reshape(positions.numel(), *rows.shape[-2:]).to(torch.float32)
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape == positions:
+        flat = flat[mask.flatten().bool()]
+    return flat

@@ -1,0 +1,51 @@
+"""The dense network's outputs on held-out examples, kept to compare candidates against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.profiling.batches import Batch, Batches, batch_size
+from lrcompress.profiling.passes import call, frozen
+from lrcompress.profiling.readout import Readout
+
+LARGEST_KEPT = 2**26  # output values: 256 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Mean output divergence of a network from the one that the judge was made with."""
+
+    readout: Readout
+    batches: tuple[Batch, ...]
+    outputs: tuple[tuple[Tensor, Tensor], ...]  # outputs and weights of each batch
+
+    @torch.no_grad()
+    def divergence(self, module: nn.Module) -> float:
+        """Infinite where the network's output is not finite, so that it is never chosen."""
+        total, examples = 0.0, 0
+        with frozen(module):
+            for batch, (dense, weights) in zip(self.batches, self.outputs, strict=True):
+                other, _ = self.readout(call(module, batch), batch)
+                total += float(self.readout.objective.divergence(dense, other, weights).sum())
+                examples += batch_size(batch)
+        return total / examples if total == total else float("inf")
+
+
+@torch.no_grad()
+def judge_by(module: nn.Module, batches: Batches, readout: Readout) -> Judge:
+    """A judge from `module` as it is now, over as many batches as may be kept."""
+    kept: list[Batch] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
+    size = 0
+    with frozen(module):
+        for batch in batches:
+            output, weights = readout(call(module, batch), batch)
+            size += output.numel()
+            if kept and size > LARGEST_KEPT:
+                break
+            kept.append(batch)
+            outputs.append((output, weights))
+    return Judge(readout, tuple(kept), tuple(outputs))

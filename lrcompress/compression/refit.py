@@ -1,0 +1,116 @@
+"""Refit: let later layers make up for what earlier ones lost, still without training.
+
+The compressed network feeds each layer shifted inputs x~ in place of x. With B = E[x x~^T] and
+C~ = E[x~ x~^T] the weight that best reproduces W x from x~ is W* = W B C~^-1 (method of SVD-LLM's
+and GPTQ's sequential updates), and the mean of what is left goes into the bias. Layers are visited
+in the order in which they compute. Least squares on a layer's output is not the network's output,
+so each group of layers only proposes, and what the network's own output says on held-out examples
+decides: the bias alone, the bias and the weight, or neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.compression.fit import layer_bias, layer_whitening
+from lrcompress.compression.inputs import Inputs, layer_order, paired_inputs
+from lrcompress.compression.judge import Judge
+from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.layers import LayerSpec, replace_, weight_matrix
+from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.progress import Progress
+from lrcompress.structures import Structure
+
+WEIGHT_STEP = 0.5  # of the way from W to W*: B is noisy, and upstream errors are not all linear
+DAMPING = 0.03  # of the mean input energy
+
+
+@dataclass
+class Target:
+    """A compressed layer that may be refitted, and what stands in its place now."""
+
+    layer: LayerProfile
+    structure: Structure
+    change: Replacement
+
+    @property
+    def spec(self) -> LayerSpec:
+        return self.layer.spec
+
+
+@dataclass
+class Refit:
+    """Refits `targets` of `module` in place; `accepted` counts the groups that changed."""
+
+    module: nn.Module
+    targets: Sequence[Target]
+    profile: Profile
+    metric: str
+    judge: Judge
+    replacements: list[Replacement]
+    accepted: int = 0
+
+    def run_(self, batches: Batches, progress: Progress) -> int:
+        """The number of groups that were visited."""
+        groups = list(self._groups(batches))
+        best = self.judge.divergence(self.module)
+        with progress.stage("refit", len(groups)) as step:
+            for group in groups:
+                seen = self._inputs(group[0].spec, batches)
+                for with_weight in (False, True):
+                    held = [target.change.replacement for target in group]
+                    for target in group:
+                        self._propose_(target, seen, with_weight=with_weight)
+                    divergence = self.judge.divergence(self.module)
+                    if divergence < best:
+                        best = divergence
+                        self.accepted += 1
+                    else:
+                        for target, replacement in zip(group, held, strict=True):
+                            self._put_(target, replacement)
+                step.advance()
+        return len(groups)
+
+    def _groups(self, batches: Batches) -> Iterator[list[Target]]:
+        """Targets by shared input, in order of computation; lookups have no shifted input."""
+        able = [t for t in self.targets if t.spec.kind != "embedding" and not t.spec.tied]
+        order = layer_order(self.module, [t.spec.name for t in able], batches[0])
+        by_name = {t.spec.name: t for t in able}
+        groups: dict[str, list[Target]] = {}
+        for name in order:
+            groups.setdefault(by_name[name].layer.input_group, []).append(by_name[name])
+        yield from groups.values()
+
+    def _inputs(self, spec: LayerSpec, batches: Batches) -> Inputs:
+        def show(*, dense: bool) -> None:
+            (show_originals_ if dense else show_replacements_)(self.module, self.replacements)
+
+        original = next(c.original for c in self.replacements if c.name == spec.name)
+        return paired_inputs(self.module, spec.name, original, batches, show)
+
+    def _propose_(self, target: Target, seen: Inputs, *, with_weight: bool) -> None:
+        original = target.change.original
+        weight = weight_matrix(original).to(torch.float64)
+        bias = layer_bias(original)
+        wanted = weight
+        if with_weight:
+            wanted = weight + WEIGHT_STEP * weight @ seen.correction(DAMPING)
+        moments = self.profile.moments.get(target.spec.name)
+        whitening = layer_whitening(target.layer, self.metric, moments)
+        factors = target.structure.fit(wanted, whitening)
+        if bias is not None:
+            lost = weight @ seen.dense_mean.unsqueeze(-1)
+            given = target.structure.dense(factors) @ seen.compressed_mean.unsqueeze(-1)
+            bias = (bias.to(torch.float64) + (lost - given).flatten()).to(bias.dtype)
+        self._put_(target, target.structure.build(original, target.spec, factors, bias))
+
+    def _put_(self, target: Target, replacement: nn.Module) -> None:
+        replace_(self.module, target.spec.name, replacement)
+        index = self.replacements.index(target.change)
+        target.change = Replacement(target.spec.name, target.change.original, replacement)
+        self.replacements[index] = target.change
