@@ -432,7 +432,7 @@ def test_the_object_of_verify_is_the_documented_one(finished: Path) -> None:
 
 
 def test_the_object_of_bench_is_the_documented_one(finished: Path, tmp_path: Path) -> None:
-    data = ["--data", "small_network:batches", "--runs", "2", "--batches", "1,3"]
+    data = ["--data", "small_network:batches", "--runs", "2", "--batch", "1,3"]
     target = tmp_path / "bench.json"
     record = printed("bench", "small_network:build", finished / "model.onnx", *data, "-o", target)
     assert keys(record) == keys(documented("bench"))

@@ -10,14 +10,11 @@ from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressReport, compress_
 from lrcompress.compression.measure import Divergence as Measured
 from lrcompress.errors import DataError
-from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.folder import RunFolder
+from lrcompress.pipeline.deciding import Question
+from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
-from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.plan import Plan
-from lrcompress.profiling.profile import Profile
-from lrcompress.progress import Progress
 from lrcompress.records import from_json, to_json
 from lrcompress.reporting.report import Divergence
 from lrcompress.storage import save_compressed
@@ -36,31 +33,25 @@ class CompressFacts:
 
 
 def compressed(
-    folder: RunFolder,
-    loaded: Loaded,
-    profile: Profile,
-    plan: Plan,
-    options: RunOptions,
-    upstream: str,
-    clock: Clock,
-    progress: Progress,
+    job: Job, question: Question, plan: Plan, upstream: str
 ) -> tuple[CompressFacts, str]:
     """The compressed model in the run folder, and the stage's key."""
+    folder, loaded, options = job.folder, question.loaded, question.options
     inputs = {"data": loaded.data_fingerprint, "options": options.compress}
     key = stage_key(STAGE, upstream, inputs)
     known = folder.finished(STAGE, key)
     if known is not None:
-        clock.reused(STAGE)
+        job.clock.reused(STAGE)
         return from_json(CompressFacts, known, STAGE, DataError), key
     folder.begin(STAGE)
-    with clock.stage(STAGE):
+    with job.clock.stage(STAGE):
         report = compress_(
             loaded.model.module,
             plan,
-            profile,
+            question.profile,
             batches=loaded.batches,
             options=options.compress,
-            progress=progress,
+            progress=job.progress,
             store=FolderStore(folder.work(key)),
         )
         facts = _facts(report)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from lrcompress.errors import PlanError
 from lrcompress.export.onnx import export_onnx
-from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.folder import RunFolder
+from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.pipeline.options import RunOptions
@@ -50,12 +49,13 @@ class Question:
         return {"plan": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def decided(folder: RunFolder, question: Question, upstream: str, clock: Clock) -> tuple[Plan, str]:
+def decided(job: Job, question: Question, upstream: str) -> tuple[Plan, str]:
     """The plan of a run, in its plan.json, and its stage's key.
 
     Raises:
         PlanError: the run's own plan.json was edited, and the run was not told to follow it.
     """
+    folder = job.folder
     path = folder.path(PLAN_NAME)
     if question.options.plan_file is None and folder.is_edited(STAGE, PLAN_NAME):
         raise PlanError(
@@ -64,9 +64,9 @@ def decided(folder: RunFolder, question: Question, upstream: str, clock: Clock) 
         )
     key = stage_key(STAGE, upstream, question.inputs)
     if folder.finished(STAGE, key) is not None:
-        clock.reused(STAGE)
+        job.clock.reused(STAGE)
     else:
-        with clock.stage(STAGE):
+        with job.clock.stage(STAGE):
             made = chosen(question)  # before anything is forgotten: it may not be possible
             folder.begin(STAGE)
             write_text(path, plan_to_json(made))

@@ -10,15 +10,14 @@ from typing import Any
 from torch import nn
 
 from lrcompress.errors import DataError
-from lrcompress.export.onnx import ExportOptions, export_onnx
+from lrcompress.export.onnx import export_onnx
 from lrcompress.export.session import ProviderName
 from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
-from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.folder import RunFolder
+from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
-from lrcompress.progress import Progress
 from lrcompress.records import from_json, to_json
 from lrcompress.reporting.report import CheckReport
 from lrcompress.storage import save_pt2
@@ -37,24 +36,19 @@ class Product:
 
 
 def exported(
-    folder: RunFolder,
-    product: Product,
-    options: ExportOptions,
-    upstream: str,
-    clock: Clock,
-    progress: Progress,
-    *,
-    pt2: bool,
+    job: Job, product: Product, asked: RunOptions, upstream: str
 ) -> tuple[Mapping[str, Any], str]:
     """model.onnx (and model.pt2 if asked for); the facts of its export and the stage's key."""
-    options = replace(options, metadata={**options.metadata, **_provenance(product.plan)})
+    folder, pt2 = job.folder, asked.pt2
+    metadata = {**asked.export.metadata, **_provenance(product.plan)}
+    options = replace(asked.export, metadata=metadata)
     key = stage_key(EXPORT, upstream, {"options": options, "pt2": pt2})
     facts = folder.finished(EXPORT, key)
     if facts is not None:
-        clock.reused(EXPORT)
+        job.clock.reused(EXPORT)
         return facts, key
     folder.begin(EXPORT)
-    with clock.stage(EXPORT), progress.stage(EXPORT, 1 + pt2) as step:
+    with job.clock.stage(EXPORT), job.progress.stage(EXPORT, 1 + pt2) as step:
         report = export_onnx(product.module, product.batch, folder.path(ONNX_NAME), options)
         step.advance()
         files = list(report.files)
@@ -68,22 +62,18 @@ def exported(
 
 
 def verified(
-    folder: RunFolder,
-    product: Product,
-    provider: ProviderName,
-    upstream: str,
-    clock: Clock,
-    progress: Progress,
+    job: Job, product: Product, provider: ProviderName, upstream: str
 ) -> tuple[CheckReport, ...]:
     """Every check of the file. A run that failed one is checked again when it is rerun."""
+    folder = job.folder
     key = stage_key(VERIFY, upstream, {"provider": provider, "onnxruntime": _onnxruntime()})
     facts = folder.finished(VERIFY, key)
     if facts is not None:
-        clock.reused(VERIFY)
+        job.clock.reused(VERIFY)
         return from_json(tuple[CheckReport, ...], facts["checks"], VERIFY, DataError)
     folder.begin(VERIFY)
     options = VerifyOptions(provider, budget_facts(product.plan))
-    with clock.stage(VERIFY), progress.stage(VERIFY, 1) as step:
+    with job.clock.stage(VERIFY), job.progress.stage(VERIFY, 1) as step:
         report = verify(folder.path(ONNX_NAME), product.module, product.batch, options)
         step.advance()
         checks = tuple(

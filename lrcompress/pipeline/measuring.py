@@ -8,13 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrcompress.errors import DataError, ModelError
-from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.folder import RunFolder, file_digest
+from lrcompress.pipeline.folder import file_digest
+from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
-from lrcompress.progress import Progress
 from lrcompress.storage import MomentsWriter, load_profile, save_profile, write_atomically
 
 STAGE = "profile"
@@ -37,29 +36,22 @@ def find_profile(folder: Path) -> Path:
     raise DataError(f"{folder}: holds no {PROFILE_NAME}; make one with `lrcompress profile`")
 
 
-def measured(
-    folder: RunFolder,
-    where: str,
-    loaded: Loaded,
-    options: ProfileOptions,
-    clock: Clock,
-    progress: Progress,
-) -> tuple[Profile, str]:
+def measured(job: Job, where: str, loaded: Loaded, options: ProfileOptions) -> tuple[Profile, str]:
     """The profile in the subfolder `where` of the run, and its stage's key.
 
     It is always read back from the disk, so that a resumed run sees what an unbroken one sees.
     """
-    options = with_pooling(options, loaded)
+    options, folder = with_pooling(options, loaded), job.folder
     key = profile_key(loaded, options)
     target = folder.path(where)
     if folder.finished(STAGE, key) is not None:
-        clock.reused(STAGE)
+        job.clock.reused(STAGE)
     else:
         folder.begin(STAGE)
-        with clock.stage(STAGE):
+        with job.clock.stage(STAGE):
             sink = MomentsWriter(target)
             module, batches = loaded.model.module, loaded.batches
-            found = profile(module, batches, options, progress, sink)
+            found = profile(module, batches, options, job.progress, sink)
             for warning in found.warnings:
                 log.warning("%s", warning)
             save_profile(found, target)
@@ -76,14 +68,13 @@ def profile_key(loaded: Loaded, options: ProfileOptions) -> str:
     return stage_key(STAGE, "", inputs)
 
 
-def handed_in(
-    folder: RunFolder, where: str, loaded: Loaded, source: Path, clock: Clock
-) -> tuple[Profile, str]:
+def handed_in(job: Job, where: str, loaded: Loaded, source: Path) -> tuple[Profile, str]:
     """A profile made before, copied into the run.
 
     Raises:
         DataError: it cannot be read. ModelError: it is of another model.
     """
+    folder = job.folder
     source, target = find_profile(source), folder.path(where)
     given = check_profile(source, loaded)
     names = [path.name for path in _files(source)]
@@ -91,10 +82,10 @@ def handed_in(
     if source.resolve() == target.resolve():
         return given, key
     if folder.finished(STAGE, key) is not None:
-        clock.reused(STAGE)
+        job.clock.reused(STAGE)
     else:
         folder.begin(STAGE)
-        with clock.stage(STAGE):
+        with job.clock.stage(STAGE):
             for stale in _files(target):
                 stale.unlink()
             for name in names:

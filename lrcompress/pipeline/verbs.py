@@ -11,6 +11,7 @@ from lrcompress.pipeline.compressing import compressed
 from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
 from lrcompress.pipeline.exporting import Product, budget_facts, exported, verified
 from lrcompress.pipeline.folder import RunFolder, finished_key, open_run_folder, refuse_foreign
+from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.loading import Loaded, load_sources
 from lrcompress.pipeline.measuring import (
     FOLDER_NAME,
@@ -53,21 +54,21 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
     with _opened(where, source, loaded) as folder:
+        job = Job(folder, progress, clock)
         if options.profile_folder is None:
-            found, key = measured(folder, FOLDER_NAME, loaded, options.profile, clock, progress)
+            found, key = measured(job, FOLDER_NAME, loaded, options.profile)
         else:
-            found, key = handed_in(folder, FOLDER_NAME, loaded, options.profile_folder, clock)
-        plan, key = decided(folder, Question(loaded, found, options), key, clock)
+            found, key = handed_in(job, FOLDER_NAME, loaded, options.profile_folder)
+        question = Question(loaded, found, options)
+        plan, key = decided(job, question, key)
         batch = loaded.example()
-        outcome, key = compressed(folder, loaded, found, plan, options, key, clock, progress)
-        del loaded  # the dense weights; what follows works on what was written
+        outcome, key = compressed(job, question, plan, key)
+        del loaded, question  # the dense weights; what follows works on what was written
         product = Product(
             load(folder.root, trust_remote_code=source.trust_remote_code), batch, plan
         )
-        facts, key = exported(
-            folder, product, options.export, key, clock, progress, pt2=options.pt2
-        )
-        checks = verified(folder, product, options.provider, key, clock, progress)
+        facts, key = exported(job, product, options, key)
+        checks = verified(job, product, options.provider, key)
         folder.clean()
         findings = Findings(
             plan,
@@ -96,7 +97,7 @@ def run_profile(
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
     with _opened(where, source, loaded) as folder:
-        found, _ = measured(folder, ".", loaded, options, clock, progress)
+        found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
         folder.clean()
         report = profile_report(source.model, found, where, clock)
         write_report(report, where)

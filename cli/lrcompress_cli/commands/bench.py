@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 @click.argument("onnx", type=FILE, nargs=-1, required=True)
 @data_options
 @click.option(
-    "--batches",
+    "--batch",
+    "batches",
     type=Numbers(),
     metavar="LIST",
     default="1,8",
     show_default=True,
-    help="Batch sizes to time.",
+    help="Batch sizes to time, separated by commas.",
 )
 @click.option(
-    "--lengths",
+    "--length",
+    "lengths",
     type=Numbers(),
     metavar="LIST",
     default="128",
     show_default=True,
-    help="Sequence lengths to time, where an input has a free length.",
+    help="Sequence lengths to time, where an input has a free length; separated by commas.",
 )
 @click.option(
     "--runs",
