@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -378,6 +379,8 @@ def test_the_object_of_compress_is_the_documented_one(finished: Path) -> None:
     assert record["files"]["model.onnx"] == (finished / "model.onnx").stat().st_size
     assert "report.html" not in record["files"]
     assert (finished / "report.html").is_file()
+    report = json.loads((finished / "report.json").read_text())
+    assert report["command"] == shlex.join(["lrcompress", *COMPRESS, "-o", str(finished), "--json"])
 
 
 def test_a_rerun_prints_the_same_result(finished: Path) -> None:

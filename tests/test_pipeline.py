@@ -357,6 +357,36 @@ def test_a_preview_reads_the_profile_that_is_there(
     assert digests(unbroken[0]) == before
 
 
+# ---- real folders ---------------------------------------------------------------------------
+
+
+def test_the_run_of_a_hugging_face_model_is_self_contained(tmp_path: Path) -> None:
+    import tiny_models
+
+    tiny_models.save("bert", tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on a mat\none dog saw the cat\nrun far away and saw a mat\n" * 8)
+    source = SourceOptions(str(tmp_path / "model"), data=str(text))
+    result = run(options(tmp_path / "out", "80%", source=source, pt2=True))
+    assert result.report.verified
+    assert result.report.objective == "cosine"
+    shutil.rmtree(tmp_path / "model")
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    module = lrcompress.load(moved)
+    assert (moved / "tokenizer.json").is_file()
+    batch = {
+        "input_ids": torch.tensor([[2, 5, 6, 3], [2, 7, 3, 0], [2, 3, 0, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]]),
+        "token_type_ids": torch.zeros(3, 4, dtype=torch.int64),
+    }
+    program = torch.export.load(moved / "model.pt2").module()
+    with torch.no_grad():
+        ours = module(**batch).last_hidden_state
+        theirs = program(**batch)["last_hidden_state"]
+    # the same float32 products, in another order at most
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
 # ---- budgets in bytes -----------------------------------------------------------------------
 
 

@@ -68,7 +68,14 @@ class CommandTable(click.Group):
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(arguments, prog_name, complete_var, standalone_mode=False, **extra)
+            code = super().main(
+                arguments,
+                prog_name,
+                complete_var,
+                standalone_mode=False,
+                obj=arguments,  # the report shows the exact command
+                **extra,
+            )
         except BaseException as error:
             entry = COMMANDS.get(arguments[0]) if arguments else None
             resumable = entry is not None and entry.resumable
