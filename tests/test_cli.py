@@ -237,8 +237,7 @@ def with_failing(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "disk",
             7,
-            "error: out/model.safetensors: No space left on device; free some space or choose "
-            "another place, and rerun",
+            "error: out/model.safetensors: No space left on device; free some space and rerun",
         ),
     ],
 )
@@ -516,6 +515,30 @@ def test_counts_have_three_digits(value: float, text: str) -> None:
     from lrcompress_cli.tables.numbers import count
 
     assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MB", 512 * 10**6), ("1.5GiB", 1610612736), ("2 gb", 2 * 10**9), ("4096", 4096)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    from lrcompress_cli.options.sizes import ByteSize
+
+    assert ByteSize().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "0GB", "much", "3 apples", "-1GB"])
+def test_sizes_that_are_none_are_usage_errors(text: str) -> None:
+    done = CliRunner().invoke(main.main, ["profile", "x", "--max-memory", text])
+    assert done.exit_code == 2
+    assert "512MB or 2GiB" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "0", "1,", "1;2", "a"])
+def test_lists_that_are_none_are_usage_errors(text: str) -> None:
+    done = CliRunner().invoke(main.main, ["bench", "x", __file__, "--batch", text])
+    assert done.exit_code == 2
+    assert "write 1,8" in done.stderr
 
 
 # ---- progress -------------------------------------------------------------------------------

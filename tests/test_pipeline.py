@@ -157,6 +157,32 @@ def test_nothing_temporary_is_left(unbroken: tuple[Path, RunResult]) -> None:
     assert not [name for name in names if name.startswith(".") or name == "work"]
 
 
+def test_what_a_killed_run_left_goes_with_the_next(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    left = [".model.onnx.part", ".tmpAb12Cd", "profile/.tmp3RRe88", "profile/.profile.json.part"]
+    for name in left:
+        (output / name).write_bytes(b"half")
+    mine = output / ".gitignore"
+    mine.touch()
+    run(options(output))
+    assert mine.exists()
+    assert not [name for name in left if (output / name).exists()]
+
+
+def test_force_removes_nothing_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / ".download.part").write_text("half a film")
+    run(options(tmp_path, folder=FolderOptions(tmp_path, report=False, force=True)))
+    assert (tmp_path / ".download.part").read_text() == "half a film"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
+def test_files_can_be_read_by_those_who_may(unbroken: tuple[Path, RunResult]) -> None:
+    modes = {path.stat().st_mode & 0o777 for path in unbroken[0].rglob("*") if path.is_file()}
+    assert len(modes) == 1
+
+
 # ---- killed ---------------------------------------------------------------------------------
 
 
@@ -324,6 +350,12 @@ def test_a_profile_of_its_own_gives_the_same_run(
     mine, theirs = digests(tmp_path / "out"), digests(unbroken[0])
     assert mine["model.onnx"] == theirs["model.onnx"]
     assert mine["model.safetensors"] == theirs["model.safetensors"]
+
+
+def test_a_run_may_follow_in_the_folder_of_its_profile(tmp_path: Path) -> None:
+    run_profile(SOURCE, FolderOptions(tmp_path / "out", report=False))
+    result = run(options(tmp_path / "out"))
+    assert result.report.verified
 
 
 def test_a_profile_of_another_model_is_refused(

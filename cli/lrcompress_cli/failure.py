@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -13,6 +14,8 @@ import click
 
 from lrcompress.errors import LrcompressError
 from lrcompress_cli.exit_codes import ExitCode, of_error
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def report_failure(error: BaseException, arguments: Sequence[str], *, resumable: bool) -> int:
@@ -53,8 +56,8 @@ def _message(error: BaseException, code: ExitCode, *, resumable: bool) -> str:
         return _one_line(str(error))
     if isinstance(error, OSError) and code is ExitCode.INPUT:
         where = f"{error.filename}: " if error.filename else ""
-        reason = error.strerror or str(error)
-        return _one_line(f"{where}{reason}; free some space or choose another place, and rerun")
+        step = "free some space" if error.errno in NO_SPACE else "choose another path"
+        return _one_line(f"{where}{error.strerror or error}; {step} and rerun")
     return _one_line(f"{type(error).__name__}: {error} (rerun with --traceback)")
 
 

@@ -17,7 +17,9 @@ from lrcompress.records import to_json
 from lrcompress.storage import TEMPORARY_GLOB, write_atomically
 
 LEDGER_NAME = "stages.json"
+PROFILE_FOLDER = "profile"  # inside the folder of a whole run
 WORK_NAME = "work"  # checkpoints; gone at the end
+SAFETENSORS_GLOB = ".tmp??????"
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +80,8 @@ class RunFolder:
         self._ledger = ledger
 
     def clean(self) -> None:
-        """Remove checkpoints, and what a killed run left under temporary names."""
+        """Remove the checkpoints."""
         shutil.rmtree(self.root / WORK_NAME, ignore_errors=True)
-        remove_temporaries(self.root)
 
     def _is(self, name: str, digest: str) -> bool:
         path = self.path(name)
@@ -119,7 +120,8 @@ def open_run_folder(
             f"{root}: cannot be created ({error.strerror}); choose another output folder"
         ) from error
     with locked(root):
-        remove_temporaries(root)
+        if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
+            remove_temporaries(root)
         ledger = _ledger_of(root, model, model_fingerprint, force=force)
         folder = RunFolder(root, ledger)
         folder.save(ledger)  # marks the folder as a run's, and shows that it can be written
@@ -154,8 +156,10 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
 
 
 def remove_temporaries(root: Path) -> None:
-    for left in root.rglob(TEMPORARY_GLOB):
-        left.unlink(missing_ok=True)
+    """What a killed run left beside its files: ours, and those that safetensors writes first."""
+    for folder in (root, root / PROFILE_FOLDER):
+        for left in [*folder.glob(TEMPORARY_GLOB), *folder.glob(SAFETENSORS_GLOB)]:
+            left.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrcompress.errors import DataError, ModelError
-from lrcompress.pipeline.folder import file_digest
+from lrcompress.pipeline.folder import PROFILE_FOLDER, file_digest
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
@@ -18,7 +18,6 @@ from lrcompress.storage import MomentsWriter, load_profile, save_profile, write_
 
 STAGE = "profile"
 PROFILE_NAME = "profile.json"
-FOLDER_NAME = "profile"  # inside the folder of a whole run
 PATTERNS = (PROFILE_NAME, "spectra.safetensors", "moments-*.safetensors")
 
 log = logging.getLogger(__name__)
@@ -30,7 +29,7 @@ def find_profile(folder: Path) -> Path:
     Raises:
         DataError: there is none.
     """
-    for candidate in (folder, folder / FOLDER_NAME):
+    for candidate in (folder, folder / PROFILE_FOLDER):
         if (candidate / PROFILE_NAME).is_file():
             return candidate
     raise DataError(f"{folder}: holds no {PROFILE_NAME}; make one with `lrcompress profile`")
@@ -42,7 +41,7 @@ def measured(job: Job, where: str, loaded: Loaded, options: ProfileOptions) -> t
     It is always read back from the disk, so that a resumed run sees what an unbroken one sees.
     """
     options, folder = with_pooling(options, loaded), job.folder
-    key = profile_key(loaded, options)
+    key = profile_key(loaded, options, where)
     target = folder.path(where)
     if folder.finished(STAGE, key) is not None:
         job.clock.reused(STAGE)
@@ -59,8 +58,9 @@ def measured(job: Job, where: str, loaded: Loaded, options: ProfileOptions) -> t
     return load_profile(target), key
 
 
-def profile_key(loaded: Loaded, options: ProfileOptions) -> str:
+def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
     inputs = {
+        "where": where,
         "model": loaded.model_fingerprint,
         "data": loaded.data_fingerprint,
         "options": options,

@@ -10,11 +10,16 @@ from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import compressed
 from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
 from lrcompress.pipeline.exporting import Product, budget_facts, exported, verified
-from lrcompress.pipeline.folder import RunFolder, finished_key, open_run_folder, refuse_foreign
+from lrcompress.pipeline.folder import (
+    PROFILE_FOLDER,
+    RunFolder,
+    finished_key,
+    open_run_folder,
+    refuse_foreign,
+)
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.loading import Loaded, load_sources
 from lrcompress.pipeline.measuring import (
-    FOLDER_NAME,
     PROFILE_NAME,
     STAGE,
     check_profile,
@@ -56,9 +61,9 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
         if options.profile_folder is None:
-            found, key = measured(job, FOLDER_NAME, loaded, options.profile)
+            found, key = measured(job, PROFILE_FOLDER, loaded, options.profile)
         else:
-            found, key = handed_in(job, FOLDER_NAME, loaded, options.profile_folder)
+            found, key = handed_in(job, PROFILE_FOLDER, loaded, options.profile_folder)
         question = Question(loaded, found, options)
         plan, key = decided(job, question, key)
         batch = loaded.example()
@@ -121,7 +126,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
 def promised_budget(onnx: Path) -> BudgetFacts:
     """What the run folder that an ONNX file lies in promises of it; nothing elsewhere."""
     root = onnx.parent
-    plan, measured_in = root / PLAN_NAME, root / FOLDER_NAME
+    plan, measured_in = root / PLAN_NAME, root / PROFILE_FOLDER
     if not plan.is_file() or not (measured_in / PROFILE_NAME).is_file():
         return BudgetFacts()
     return budget_facts(read_plan(plan, load_profile(measured_in)))
@@ -156,5 +161,5 @@ def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
     if options.profile_folder is not None:
         return check_profile(options.profile_folder, loaded)
     root = options.folder.output
-    key = profile_key(loaded, with_pooling(options.profile, loaded))
-    return load_profile(root / FOLDER_NAME) if finished_key(root, STAGE) == key else None
+    key = profile_key(loaded, with_pooling(options.profile, loaded), PROFILE_FOLDER)
+    return load_profile(root / PROFILE_FOLDER) if finished_key(root, STAGE) == key else None

@@ -34,7 +34,11 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            mode = temporary.stat().st_mode
             writer(temporary)
+            temporary.chmod(mode)  # safetensors makes its files for their owner only
             _flush(temporary)
             temporary.replace(path)
         except BaseException:
