@@ -24,11 +24,12 @@ demo: $(VENV)/installed
 	  --budget 50% --scope compressible --include 'encoder.*' --output $(OUT)/minilm-50
 	$(BIN)/lrcompress bench $(OUT)/minilm $(OUT)/minilm-50/model.onnx --batch 1 --length 128
 
+# One thread a process and a process a core: torch's threads spin where they outnumber the cores.
 test: $(VENV)/installed
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 slow: $(VENV)/installed
-	$(BIN)/pytest -m "slow and not gpu" --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --timeout 1800
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
