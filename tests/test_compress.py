@@ -140,7 +140,7 @@ def test_every_layer_loses_what_the_plan_predicted(
 ) -> None:
     torch.manual_seed(0)
     module = make().eval()
-    found = profile(module, batches())
+    found = profile(module, batches(), ProfileOptions(trials=False))
     chosen = plan(found, "70%", PlanOptions(metric=metric))
     report = compress_(module, chosen, found, options=NO_REFIT)
     for row in report.layers:

@@ -840,3 +840,32 @@ def test_a_single_token_is_enough() -> None:
 def test_a_model_without_a_layer_to_compress_is_refused() -> None:
     with pytest.raises(ModelError, match="no layer"):
         profile(nn.LayerNorm(4), feature_batches(1, 3, 4))
+
+
+# --- trials -----------------------------------------------------------------------------------
+
+
+def test_trials_hold_the_model_against_the_network_and_leave_it_as_it_was() -> None:
+    torch.manual_seed(0)
+    make, batches, _ = NETWORKS["features"]
+    module = make().eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    found = profile(module, batches, ProfileOptions(objective="squared", trials=True))
+    tried = [layer for layer in found.layers if layer.trials]
+    assert tried
+    for layer in tried:
+        assert [t.rank for t in layer.trials] == sorted({t.rank for t in layer.trials})
+        for trial in layer.trials:
+            assert trial.measured > 0
+            # at a trial's own rank the curve is corrected to what was measured, within its bounds
+            ratio = trial.measured / trial.predicted
+            assert layer.correction(trial.rank) == pytest.approx(min(max(ratio, 0.25), 4.0))
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_layer_without_trials_is_not_corrected() -> None:
+    torch.manual_seed(0)
+    make, batches, _ = NETWORKS["features"]
+    found = profile(make().eval(), batches, ProfileOptions(trials=False))
+    assert all(layer.trials == () and layer.correction(1) == 1.0 for layer in found.layers)

@@ -18,10 +18,10 @@ from torch import nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
 from lrcompress.compression.inputs import Inputs, layer_order, paired_inputs
-from lrcompress.compression.judge import Judge
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
 from lrcompress.structures import Structure

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lrcompress.compression.judge import Judge, judge_by
 from lrcompress.compression.refit import Refit, Target
 from lrcompress.compression.replace import Replacement
 from lrcompress.compression.report import RefitTrial
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch, Batches, batch_size
+from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.readout import Readout
 from lrcompress.progress import Progress

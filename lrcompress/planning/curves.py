@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from math import isfinite
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
+from lrcompress.metrics import METRICS
 from lrcompress.planning.budget import BudgetKind
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
@@ -89,7 +91,7 @@ def _choice(layer: LayerProfile, structure: Structure, loss: float, bytes_per_pa
 
 
 def _losses(layer: LayerProfile, metric: str) -> list[float]:
-    """Loss at rank 0, 1, 2, ..."""
+    """Loss at rank 0, 1, 2, ..., corrected by the layer's trials and never growing with rank."""
     spectrum = layer.spectra.get(metric)
     if spectrum is None:
         known = ", ".join(layer.spectra) or "no metric at all"
@@ -103,7 +105,10 @@ def _losses(layer: LayerProfile, metric: str) -> list[float]:
             f"{layer.name}: its loss in the metric {metric!r} is not finite; "
             "check the weight and the data, or --exclude the layer"
         )
-    return losses
+    if not (METRICS[metric].needs_outputs and layer.trials):
+        return losses
+    corrected = [loss * layer.correction(rank) for rank, loss in enumerate(losses)]
+    return list(accumulate(reversed(corrected), max))[::-1]
 
 
 def _reason_without_ranks(spec: LayerSpec, smallest: int) -> str:

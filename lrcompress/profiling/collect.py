@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -17,10 +18,11 @@ from lrcompress.layers import (
     first_nonfinite,
     weight_matrix,
 )
-from lrcompress.metrics import METRICS, LayerMoments, Whitening
+from lrcompress.metrics import METRICS, LayerMoments, Metric, Whitening
 from lrcompress.profiling.batches import Batches, batch_size
 from lrcompress.profiling.finish import take_moments
 from lrcompress.profiling.flops import total_flops_per_example
+from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector, Watch
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import call, collect, frozen
@@ -28,6 +30,7 @@ from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout, choose_readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.spectrum import measure
+from lrcompress.profiling.trials import AFFORDABLE_FLOPS, SHARES, trial_batches, try_ranks
 from lrcompress.progress import SILENT, Progress
 
 __all__ = ["ProfileOptions", "profile"]
@@ -109,9 +112,10 @@ def _with_data(
     readout, note = choose_readout(raw, objective=options.objective, pooling=options.pooling)
     warnings = [] if note is None else [note]
 
+    judge = _judge(module, found, batches, readout, options, METRICS[metric])
     layers: list[LayerProfile] = []
     left_alone = list(found.left_alone)
-    chunks = _chunks(found.layers, options.max_memory)
+    chunks = _chunks(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
         collector = _collected(module, chunk, batches, readout, metric, options, progress, name)
@@ -124,7 +128,19 @@ def _with_data(
                     continue
                 group = collector.leaders[spec.name] if not spec.tied else spec.name
                 rows = moments.rows / examples
-                layers.append(_profiled(module, spec, moments, group, rows, options))
+                layer = _profiled(module, spec, moments, group, rows, options)
+                if judge is not None:
+                    trials = try_ranks(
+                        module,
+                        spec,
+                        moments,
+                        METRICS[metric],
+                        judge,
+                        shrinkage=layer.shrinkage,
+                        centred=layer.centred,
+                    )
+                    layer = replace(layer, trials=trials)
+                layers.append(layer)
                 sink.add(spec.name, group, moments)
                 step.advance()
     if not layers:
@@ -154,6 +170,24 @@ def _with_data(
         warnings=tuple(warnings),
         moments=sink.finish(),
     )
+
+
+def _judge(
+    module: nn.Module,
+    found: ModelLayers,
+    batches: Batches,
+    readout: Readout,
+    options: ProfileOptions,
+    metric: Metric,
+) -> Judge | None:
+    """For the trials, which only a metric in the divergence's own unit can be held against."""
+    if options.trials is False or not metric.needs_outputs:
+        return None
+    chosen = trial_batches(batches)
+    flops = sum(spec.flops_per_row for spec in found.layers) * _tokens(chosen)
+    if options.trials is None and flops * len(found.layers) * len(SHARES) > AFFORDABLE_FLOPS:
+        return None
+    return judge_by(module, chosen, readout)
 
 
 def _collected(
@@ -189,12 +223,19 @@ def _collected(
     return collector
 
 
-def _chunks(layers: Sequence[LayerSpec], max_memory: int | None) -> list[list[LayerSpec]]:
-    """Layers whose running float64 moments fit together; a single one always goes."""
+def _chunks(
+    layers: Sequence[LayerSpec], max_memory: int | None, metric: Metric
+) -> list[list[LayerSpec]]:
+    """Layers whose running float64 moments fit together; a single one always goes.
+
+    Counted as if no two layers shared their input, which only a pass can tell.
+    """
     chunks: list[list[LayerSpec]] = [[]]
     held = 0
     for spec in layers:
-        size = 8 * spec.groups * (_moment_size(spec.in_features) + _moment_size(spec.out_features))
+        inputs, outputs = _moment_size(spec.in_features), _moment_size(spec.out_features)
+        features = 2 * inputs + outputs if metric.needs_outputs else inputs
+        size = 8 * spec.groups * features
         if max_memory is not None and chunks[-1] and held + size > max_memory:
             chunks.append([])
             held = 0

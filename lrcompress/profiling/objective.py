@@ -41,10 +41,12 @@ class KullbackLeibler(Objective):
         return pointwise.flatten(1).sum(1) if pointwise.dim() > 1 else pointwise
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        p = functional.softmax(dense.float(), -1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
-        onehot = torch.zeros_like(p).flatten(0, -2).scatter_(1, drawn, 1.0).view_as(p)
-        return (p - onehot) * weights.unsqueeze(-1)
+        v = functional.softmax(dense.float(), -1).contiguous()
+        rows = v.flatten(0, -2)  # (positions, classes)
+        drawn = torch.multinomial(rows, 1, generator=generator)
+        # p - onehot in place: over a large vocabulary every copy is hundreds of megabytes
+        rows.scatter_add_(1, drawn, rows.new_full((len(rows), 1), -1.0))
+        return v.mul_(weights.unsqueeze(-1))
 
 
 class Cosine(Objective):

@@ -89,6 +89,7 @@ def collect(
                 generator = torch.Generator().manual_seed(seed + 7919 * index)
                 with torch.enable_grad():
                     _backpropagate(outputs, weights, readout, probes, generator, collector)
+            del outputs, weights  # logits of a large vocabulary: not beside the next batch's
             collector.end_batch()
             step.advance()
 
@@ -105,7 +106,7 @@ def _backpropagate(
     for probe in range(probes):
         v = readout.objective.probe(dense, weights.detach().cpu(), generator)
         try:
-            (outputs * v.to(outputs)).sum().backward(retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
+            outputs.backward(v.to(outputs), retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
         except RuntimeError as cause:
             raise ModelError(
                 f"no gradient can be taken through the model: {str(cause).splitlines()[0]}; use "

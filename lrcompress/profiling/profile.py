@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import exp, isfinite, log
 
 from torch import Tensor
 
@@ -12,6 +13,16 @@ from lrcompress.metrics import MomentStore
 from lrcompress.profiling.spectrum import RankMeasures
 
 SCHEMA_VERSION = 1
+LARGEST_CORRECTION = log(4.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One layer truncated alone: output divergence per example, as modelled and as it came out."""
+
+    rank: int
+    predicted: float
+    measured: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +36,28 @@ class LayerProfile:
     input_group: str  # layers of one group see the same input, and share its moment
     shrinkage: float = 0.0  # of the moments behind the weighted spectra
     centred: bool = False  # the spectra assume that the bias takes up the mean error
+    trials: tuple[Trial, ...] = ()  # in the profile's own metric, by rank
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    def correction(self, rank: int) -> float:
+        """Measured over predicted loss at `rank`, log-linear between and beyond the trials."""
+        known = [
+            (trial.rank, log(trial.measured / trial.predicted))
+            for trial in self.trials
+            if trial.predicted > 0 and trial.measured > 0 and isfinite(trial.measured)
+        ]
+        if not known:
+            return 1.0
+        if len(known) == 1:
+            value = known[0][1]
+        else:
+            after = next((i for i, (r, _) in enumerate(known) if r >= rank), len(known) - 1)
+            (r0, v0), (r1, v1) = known[max(after, 1) - 1], known[max(after, 1)]
+            value = v0 + (v1 - v0) * (rank - r0) / (r1 - r0)
+        return exp(min(max(value, -LARGEST_CORRECTION), LARGEST_CORRECTION))
 
     def loss_of_removal(self, metric: str) -> float:
         """The loss of a zero weight: the layer's output sensitivity in that metric."""
