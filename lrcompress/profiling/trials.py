@@ -18,8 +18,8 @@ from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.profile import Trial
 from lrcompress.structures import LowRank
 
-SHARES = (0.25, 0.6, 0.9)  # of the break-even rank
-EXAMPLES = 48
+SHARES = (0.3, 0.85)  # of the break-even rank
+EXAMPLES = 24
 AFFORDABLE_FLOPS = 1e13  # a minute or two on two cores
 
 
