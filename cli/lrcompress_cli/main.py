@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from lrcompress_cli.failure import report_failure
+from lrcompress_cli.memory import give_back_freed_memory
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class CommandTable(click.Group):
         **extra: Any,
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
+        give_back_freed_memory()
         try:
             code = super().main(
                 arguments,

@@ -81,8 +81,8 @@ class RunningJoint:
 def _product(left: Tensor, right: Tensor, full_limit: int) -> Tensor:
     """sum_e L^T R: (g, k, k), or its diagonal (g, k); L, R: (e, g, t, k)."""
     groups, k = left.shape[1], left.shape[-1]
-    if k > full_limit:
-        return (left * right).sum((0, 2))
+    if k > full_limit:  # example by example: a vocabulary is wide
+        return torch.stack([(a * b).sum(1) for a, b in zip(left, right, strict=True)]).sum(0)
     left = left.transpose(0, 1).reshape(groups, -1, k)  # (g, e t, k)
     return left.mT @ right.transpose(0, 1).reshape(groups, -1, k)
 

@@ -43,8 +43,10 @@ class KullbackLeibler(Objective):
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         v = functional.softmax(dense.float(), -1).contiguous()
         rows = v.flatten(0, -2)  # (positions, classes)
-        drawn = torch.multinomial(rows, 1, generator=generator)
-        # p - onehot in place: over a large vocabulary every copy is hundreds of megabytes
+        # Over a large vocabulary every copy is hundreds of megabytes: drawing makes two of what
+        # it is given, and p - onehot is formed in place.
+        parts = torch.split(rows, 128)
+        drawn = torch.cat([torch.multinomial(part, 1, generator=generator) for part in parts])
         rows.scatter_add_(1, drawn, rows.new_full((len(rows), 1), -1.0))
         return v.mul_(weights.unsqueeze(-1))
 

@@ -22,7 +22,7 @@ class MeasureChoice:
     objective: str
     pooling: str
     probes: int
-    max_memory: int | None
+    max_memory: int
 
     def options(self, seed: int, metric: str | None) -> ProfileOptions:
         from lrcompress.profiling.collect import ProfileOptions
@@ -66,6 +66,9 @@ measuring_options = gathered(
         "--max-memory",
         type=ByteSize(),
         metavar="SIZE",
-        help="Moments beyond this much memory go to disk, for example 2GB.",
+        default="2GiB",
+        show_default=True,
+        help="Running moments held at a time; where they need more, the data is passed over "
+        "more than once.",
     ),
 )
