@@ -1,0 +1,58 @@
+"""What made a figure: machine, versions, provider, command. Every result file says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lrcompress.export.bench import device_name
+from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName
+from lrcompress.reporting.environment import describe_environment
+
+RESULTS = Path(__file__).parent / "results"
+SCHEMA_VERSION = 1
+
+
+def describe_machine(*, provider: ProviderName = "cpu", threads: int) -> dict[str, str]:
+    """Label → value. The load is what else kept the machine busy when it was asked."""
+    found = describe_environment(
+        device=device_name(provider), provider=EXECUTION_PROVIDERS[provider][0], threads=threads
+    )
+    return found | {"memory": memory(), "load before": load()}
+
+
+def memory() -> str:
+    """Of the whole machine."""
+    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+
+
+def load() -> str:
+    """Processes that wanted a core, averaged over the last minute."""
+    return f"{os.getloadavg()[0]:.2f}"
+
+
+def this_command() -> str:
+    """As it can be typed again in the repository's root."""
+    # __main__'s spec is there with `python -m`, where argv[0] would be a path of this machine
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    started = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
+    return shlex.join(["python", *started, *sys.argv[1:]])
+
+
+def write_result(path: Path, machine: Mapping[str, str], body: Mapping[str, Any]) -> None:
+    """`body` with the machine and the command; replaced as a whole."""
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "command": this_command(),
+        "machine": {**machine, "load after": load()},
+        **body,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
