@@ -488,3 +488,48 @@ def test_degenerate_layers_are_compressed_to_finite_factors(
     small, _, report = compressed(module, feature_batches(1, examples, 6), "70%")
     assert all(bool(torch.isfinite(p).all()) for p in small.parameters())
     assert report.calibration is not None
+
+
+def refitted(module: nn.Module, batches: list[Batch]) -> tuple[nn.Module, CompressReport]:
+    found = profile(module, batches)
+    options = CompressOptions(refit=True)
+    report = compress_(module, plan(found, "60%"), found, batches=batches, options=options)
+    return module, report
+
+
+class Routed(nn.Module):
+    """Calls its layers by keyword; sends each row to one of two, one of which may see none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.left, self.right = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(input=x))
+        chosen = hidden[:, 0] > 0.5
+        mixed = torch.zeros_like(hidden)
+        for rows, layer in ((chosen, self.left), (~chosen, self.right)):
+            if bool(rows.any()):
+                mixed[rows] = layer(input=hidden[rows])
+        out: Tensor = self.head(input=torch.tanh(mixed))
+        return out
+
+
+def test_a_refit_passes_over_rows_that_the_networks_route_differently() -> None:
+    torch.manual_seed(0)
+    _, report = refitted(Routed().eval(), feature_batches(10, 3, 6))
+    assert report.refit is not None
+    assert report.refit.after <= report.refit.before
+
+
+def test_a_refit_leaves_layers_whose_input_is_always_zero() -> None:
+    torch.manual_seed(0)
+    dead = nn.Linear(6, 8)
+    nn.init.constant_(dead.bias, -1e3)
+    module = nn.Sequential(dead, nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 5)).eval()
+    batches = [{"input": batch["x"]} for batch in feature_batches(10, 3, 6)]
+    small, report = refitted(module, batches)
+    assert report.refit is not None
+    assert all(bool(torch.isfinite(p).all()) for p in small.parameters())

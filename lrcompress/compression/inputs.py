@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from lrcompress.layers import input_rows
+from lrcompress.layers import input_rows, weight_matrix
 from lrcompress.profiling.batches import Batch, Batches
 from lrcompress.profiling.passes import call, frozen, on_device
 
@@ -35,6 +35,8 @@ class Inputs:
         n = self.compressed.shape[-1]
         energy = self.compressed.diagonal(dim1=-2, dim2=-1).mean(-1)
         eye = torch.eye(n, dtype=torch.float64, device=self.compressed.device)
+        # Dead inputs have no energy, and nothing to correct either
+        energy = torch.where(energy > 0, energy, 1.0)
         ridge = damping * energy[:, None, None] * eye
         change: Tensor = torch.linalg.solve(
             self.compressed + ridge, (self.cross - self.compressed).mT
@@ -66,8 +68,13 @@ def layer_order(module: nn.Module, names: Sequence[str], batch: Batch) -> list[s
 def paired_inputs(
     module: nn.Module, name: str, original: nn.Module, batches: Batches, show: Show
 ) -> Inputs:
-    """Moments of the layer's inputs in both networks, over the rows that are not padding."""
-    sums: list[Tensor] | None = None
+    """Moments of the layer's inputs in both networks, over the rows that are not padding.
+
+    Batches whose rows cannot be paired, since the networks route them differently, do not count.
+    """
+    groups, _, n = weight_matrix(original).shape
+    square, line = (groups, n, n), (groups, n)
+    sums = [torch.zeros(shape, dtype=torch.float64) for shape in (square, square, line, line)]
     rows = 0
     for batch in batches:
         show(dense=True)
@@ -76,16 +83,16 @@ def paired_inputs(
         finally:
             show(dense=False)
         other = _captured(module, name, original, batch)
+        if dense is None or other is None or dense.shape != other.shape:
+            continue
         terms = [
             torch.einsum("rgn,rgk->gnk", dense, other),
             torch.einsum("rgn,rgk->gnk", other, other),
             dense.sum(0),
             other.sum(0),
         ]
-        wide = [term.to(torch.float64) for term in terms]
-        sums = wide if sums is None else [a + b for a, b in zip(sums, wide, strict=True)]
+        sums = [total.to(term.device) + term for total, term in zip(sums, terms, strict=True)]
         rows += len(dense)
-    assert sums is not None
     cross, second, dense_mean, other_mean = (total / max(rows, 1) for total in sums)
     return Inputs(
         cross=cross - dense_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
@@ -95,20 +102,22 @@ def paired_inputs(
     )
 
 
-def _captured(module: nn.Module, name: str, original: nn.Module, batch: Batch) -> Tensor:
-    """The rows of the layer's first call: (rows, g, n)."""
+def _captured(module: nn.Module, name: str, original: nn.Module, batch: Batch) -> Tensor | None:
+    """The rows of the layer's first call: (rows, g, n); None if this batch never reaches it."""
     held: list[Tensor] = []
 
-    def capture(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        held.append(args[0].detach())
+    def capture(_: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+        held.append((args[0] if args else next(iter(named.values()))).detach())
         raise _Reached
 
-    handle = module.get_submodule(name).register_forward_pre_hook(capture)
+    handle = module.get_submodule(name).register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with torch.no_grad(), frozen(module), suppress(_Reached):
             module(**on_device(module, batch))
     finally:
         handle.remove()
+    if not held:
+        return None
     rows = input_rows(original, held[0])
     positions = rows.shape[:-2]
     flat = rows.reshape(positions.numel(), *rows.shape[-2:]).to(torch.float32)

@@ -53,13 +53,18 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
     seen = _Seen()
 
     def note(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen.inputs[name] = inputs[0].detach()
+        def hook(
+            _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> None:
+            seen.inputs[name] = (inputs[0] if inputs else next(iter(named.values()))).detach()
             seen.outputs[name] = output if output.requires_grad else output.requires_grad_()
 
         return hook
 
-    hooks = [module.get_submodule(name).register_forward_hook(note(name)) for name in names]
+    hooks = [
+        module.get_submodule(name).register_forward_hook(note(name), with_kwargs=True)
+        for name in names
+    ]
     try:
         with torch.enable_grad():
             outputs = named_outputs(module(**batch)).values()
