@@ -753,6 +753,15 @@ def test_programs_reload_without_us_at_any_size(
     _reload(sys.executable, tmp_path, *kinds)
 
 
+def test_a_program_carries_nothing_of_the_data_that_it_was_traced_with(tmp_path: Path) -> None:
+    batch = {"input": torch.randn(500, 6)}
+    save_pt2(nn.Sequential(nn.Linear(6, 6)), batch, tmp_path / "m.pt2")
+    program = torch.export.load(tmp_path / "m.pt2")
+    assert program.example_inputs is None
+    assert (tmp_path / "m.pt2").stat().st_size < batch["input"].nbytes + 10_000
+    assert program.module()(input=torch.ones(3, 6)).shape == (3, 6)
+
+
 def test_a_module_that_cannot_be_traced_is_one_line(tmp_path: Path) -> None:
     class Refuses(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from lrcompress.errors import DataError
 from lrcompress.export.onnx import export_onnx
 from lrcompress.export.session import ProviderName
+from lrcompress.export.tracing import quiet
 from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
@@ -53,7 +54,8 @@ def exported(
         step.advance()
         files = list(report.files)
         if pt2:
-            save_pt2(product.module, product.batch, folder.path(PT2_NAME))
+            with quiet():
+                save_pt2(product.module, product.batch, folder.path(PT2_NAME))
             step.advance()
             files.append(PT2_NAME)
         facts = {"bytes": report.bytes, "nodes": dict(report.node_counts), "notes": report.notes}

@@ -53,6 +53,7 @@ def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
         ) from cause
     finally:
         module.train(training)
+    program.example_inputs = None  # else the user's data would travel in the file
     write_atomically(path, lambda temporary: _save(program, temporary))
 
 
