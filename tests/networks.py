@@ -44,6 +44,10 @@ class Mlp(nn.Module):
         return out
 
 
+def mlp_batches() -> list[Batch]:
+    return feature_batches(2, 8, 6)
+
+
 class Attention(nn.Module):
     """One mask-aware block with q, k, v of one input and a gated feed-forward of another.
 

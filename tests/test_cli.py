@@ -433,6 +433,21 @@ def test_the_object_of_verify_is_the_documented_one(finished: Path) -> None:
     assert held["parity"] is held["factors"] is held["budget"] is True
 
 
+def test_a_run_is_verified_and_exported_without_data(finished: Path, tmp_path: Path) -> None:
+    assert printed("verify", finished / "model.onnx")["ok"] is True
+    printed("export", finished, "-o", tmp_path / "again.onnx")
+    assert printed("verify", tmp_path / "again.onnx", "--reference", finished)["ok"] is True
+
+
+def test_a_run_promises_nothing_about_another_reference(finished: Path) -> None:
+    data = ["--data", "small_network:batches", "--json"]
+    arguments = ["verify", finished / "model.onnx", "--reference", "small_network:build", *data]
+    result = CliRunner().invoke(main.main, [str(argument) for argument in arguments])
+    assert result.exit_code == 3  # the dense network computes something else
+    held = {check["name"]: check["passed"] for check in json.loads(result.stdout)["checks"]}
+    assert held["budget"] is None
+
+
 def test_the_object_of_bench_is_the_documented_one(finished: Path, tmp_path: Path) -> None:
     data = ["--data", "small_network:batches", "--runs", "2", "--batch", "1,3"]
     target = tmp_path / "bench.json"

@@ -369,6 +369,13 @@ def test_a_profile_of_another_model_is_refused(
         find_profile(tmp_path / "nothing")
 
 
+def test_inputs_that_nobody_knows_are_asked_for_before_any_work(tmp_path: Path) -> None:
+    source = replace(SOURCE, data=None)
+    with pytest.raises(DataError, match="its inputs are not known without data"):
+        run(options(tmp_path / "out", source=source))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_preview_writes_nothing_and_sees_the_run_s_plan(
     unbroken: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
@@ -465,7 +472,7 @@ def test_a_run_of_another_model_is_refused(
 ) -> None:
     output = copied(unbroken[0], tmp_path / "moved")
     before = digests(output)
-    other = replace(SOURCE, model="networks:Mlp", data=None)
+    other = replace(SOURCE, model="networks:Mlp", data="networks:mlp_batches")
     with pytest.raises(LrcompressError, match="holds a run of small_network:build with other"):
         run(options(output, source=other))
     assert digests(output) == before

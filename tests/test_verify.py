@@ -469,6 +469,36 @@ def test_output_of_another_meaning_is_not_compared(files, tmp_path: Path):
     assert "not compared: sentence_embedding" in report["interface"].detail
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_any_type_are_held_against_their_float32_file(dtype, tmp_path: Path):
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 5)).to(dtype).eval()
+    batch = {"input": torch.randn(3, 6).to(dtype)}
+    report = verify(export(module, batch, tmp_path / "m.onnx"), module, batch)
+    assert report.ok, report.failed
+    assert report["parity"].passed
+
+
+def test_layers_called_by_keyword_are_examined(tmp_path: Path):
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.layer(input=x)
+
+    module, batch = factorise_(Named().eval(), 4), {"x": torch.randn(3, 16)}
+    report = verify(export(module, batch, tmp_path / "m.onnx"), module, batch)
+    assert report["factors"].passed, report["factors"]
+
+
+def test_weights_are_counted_whatever_network_the_file_is_held_against(files):
+    counted = verify(files(), network(), tokens())["budget"].numbers["params"]
+    against_dense = verify(files(), network(None), tokens())["budget"].numbers["params"]
+    assert counted <= against_dense <= 1.05 * counted
+
+
 def test_static_axes_of_a_graph_are_respected(tmp_path: Path):
     path = export(network(), tokens(), tmp_path / "model.onnx", static_sequence=True)
     report = verify(path, network(), tokens())

@@ -104,11 +104,19 @@ def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
     """Floating-point weights in the file. Stored constants of the arithmetic are none.
 
     Our own files keep the network's names, which tell its parameters from all else; in others,
-    only single numbers and the network's buffers (positions, frequencies) are left out.
+    and those of another network, only single numbers and the network's buffers (positions,
+    frequencies) are left out.
     """
     weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
     if module is not None and graph.producer_name == PRODUCER:
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        return sum(prod(t.dims) for t in weights if t.name.removesuffix(".T") in names)
+        own = [t for t in weights if t.name.removesuffix(".T") in names]
+        if sum(_is_weight(t) for t in own) == sum(_is_weight(t) for t in weights):
+            return sum(prod(t.dims) for t in own)
     buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
     return sum(prod(t.dims) for t in weights if prod(t.dims) > 1 and t.name not in buffers)
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    name: str = tensor.name
+    return name.removesuffix(".T").endswith(".weight")

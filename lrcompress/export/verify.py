@@ -103,6 +103,8 @@ def verify(
     if module is not None and not batch:
         raise VerifyError("a reference network needs example inputs to run on; give data")
     reference = cast_copy(module, "fp32") if module is not None else None
+    if batch is not None:  # the reference computes in float32, whatever the network does
+        batch = {n: t.float() if t.is_floating_point() else t for n, t in batch.items()}
     subject = Subject(path, graph, precision_of(graph), options.provider, reference, batch)
     formed = well_formed(subject)
     if not formed.passed:

@@ -56,7 +56,14 @@ def compressed(
         )
         facts = _facts(report)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
-        save_compressed(loaded.model.module, plan, loaded.model, folder.root, extra=extra)
+        save_compressed(
+            loaded.model.module,
+            plan,
+            loaded.model,
+            folder.root,
+            example=loaded.example(),
+            extra=extra,
+        )
         folder.finish(STAGE, key, _files(loaded), to_json(facts))
     return facts, key
 

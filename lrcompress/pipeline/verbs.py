@@ -58,6 +58,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     where, source = options.folder, options.source
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
+    batch = loaded.example()  # before any long work: without data it may not be known
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
         if options.profile_folder is None:
@@ -66,7 +67,6 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
             found, key = handed_in(job, PROFILE_FOLDER, loaded, options.profile_folder)
         question = Question(loaded, found, options)
         plan, key = decided(job, question, key)
-        batch = loaded.example()
         outcome, key = compressed(job, question, plan, key)
         del loaded, question  # the dense weights; what follows works on what was written
         product = Product(

@@ -19,6 +19,15 @@ class ModelReference:
     details: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True)
+class InputRecord:
+    """What an input of a model looked like; enough to make another one up."""
+
+    dtype: str  # as torch names it
+    shape: tuple[int, ...]  # of one example
+    largest: int = 0  # of whole numbers
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A module in eval mode whose parameters ask for no gradient."""
@@ -28,3 +37,4 @@ class LoadedModel:
     companions: tuple[Path, ...] = ()  # config, tokenizer, pooling: carried into a run folder
     folder: Path | None = None  # where the tokenizer or image processor lies
     pooling: Literal["mean", "cls"] | None = None  # how a sentence encoder makes one vector
+    inputs: Mapping[str, InputRecord] = field(default_factory=dict)  # of the run that wrote it

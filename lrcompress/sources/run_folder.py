@@ -50,6 +50,7 @@ def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> Loa
         companions=companions(folder, remote_code=remote_code),
         folder=folder,
         pooling=pooling(folder),
+        inputs=record.inputs,
     )
 
 

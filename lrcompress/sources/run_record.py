@@ -10,7 +10,7 @@ from typing import Any
 from lrcompress.errors import ModelError, PlanError
 from lrcompress.records import from_json, to_json
 from lrcompress.sources.companions import read_json
-from lrcompress.sources.reference import ModelReference
+from lrcompress.sources.reference import InputRecord, ModelReference
 from lrcompress.structures import Structure
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label
@@ -18,6 +18,7 @@ from lrcompress.wording import label
 RECORD_NAME = "lrcompress.json"
 WEIGHTS_NAME = "model.safetensors"
 SCHEMA_VERSION = 1
+INPUT_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "bool")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class RunRecord:
     source_fingerprint: str  # of the module that was compressed
     precision: str  # dtype of the weights, or "mixed"
     layers: tuple[RunLayer, ...]
+    inputs: Mapping[str, InputRecord] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
@@ -56,6 +58,7 @@ class RunRecord:
                 }
                 for layer in self.layers
             ],
+            "inputs": to_json(self.inputs),
             "extra": to_json(self.extra),
         }
 
@@ -95,12 +98,19 @@ def read_record(folder: Path) -> RunRecord:
     layers, extra = value.get("layers"), value.get("extra", {})
     if not isinstance(layers, list) or not isinstance(extra, dict):
         raise ModelError(f"{path}: needs a list of layers and an object extra; compress again")
+    inputs = from_json(
+        dict[str, InputRecord], value.get("inputs", {}), f"{path}: inputs", ModelError
+    )
+    for name, seen in inputs.items():
+        if seen.dtype not in INPUT_DTYPES or min(seen.shape, default=1) < 1 or seen.largest < 0:
+            raise ModelError(f"{path}: inputs.{label(name)} is no input; compress again")
     return RunRecord(
         lrcompress=head.lrcompress,
         reference=head.reference,
         source_fingerprint=head.source_fingerprint,
         precision=head.precision,
         layers=tuple(_layer(item, f"{path}: layers[{i}]") for i, item in enumerate(layers)),
+        inputs=inputs,
         extra=extra,
     )
 

@@ -13,6 +13,8 @@ from lrcompress import __version__
 from lrcompress.errors import LrcompressError
 from lrcompress.fingerprint import distinct_state
 from lrcompress.planning.plan import Plan, PlannedLayer
+from lrcompress.profiling.batches import Batch
+from lrcompress.sources.example import record_inputs
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_folder import load_run
 from lrcompress.sources.run_record import (
@@ -26,12 +28,19 @@ from lrcompress.storage.files import write_atomically, write_json, write_tensors
 
 
 def save_compressed(
-    module: nn.Module, plan: Plan, loaded: LoadedModel, folder: Path, *, extra: Mapping[str, Any]
+    module: nn.Module,
+    plan: Plan,
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    example: Batch | None = None,
+    extra: Mapping[str, Any],
 ) -> None:
     """Write everything that `load` needs, lrcompress.json last: without it there is no run.
 
     Shared tensors are stored once. `loaded` is what `module` was before; if that was a run itself,
-    its layers come first in the record.
+    its layers come first in the record. Of `example` the names, types and sizes are kept, so that
+    the run can be exported and verified later without data.
 
     Raises:
         LrcompressError: the folder cannot be written.
@@ -48,6 +57,7 @@ def save_compressed(
         source_fingerprint=plan.model_fingerprint,
         precision=precision(module),
         layers=(*earlier, *(_layer(module, planned) for planned in plan.layers)),
+        inputs={} if example is None else record_inputs(example),
         extra=extra,
     )
     write_tensors(folder / WEIGHTS_NAME, distinct_state(module), {"format": "pt"})

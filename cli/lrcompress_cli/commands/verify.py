@@ -50,18 +50,20 @@ def command(
     ONNX may come from any exporter. In a run folder it is held against the compressed model and
     the plan that lie beside it, unless --reference names another model.
     """
-    from lrcompress.export.verify import VerifyOptions, verify
+    from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
     from lrcompress.pipeline import promised_budget
     from lrcompress_cli.tables.checks import check_table
 
     beside = onnx.parent / "lrcompress.json"
     if not reference.model and beside.is_file():
         reference = replace(reference, model=str(onnx.parent))
+    own = not reference.model or Path(reference.model).resolve() == onnx.parent.resolve()
+    promised = promised_budget(onnx) if own else BudgetFacts()
     module = batch = None
     if reference.model:
         loaded = reference.load()
         module, batch = loaded.module, data.example(loaded, seed)
-    options = VerifyOptions(provider, promised_budget(onnx), tolerance=tolerance, seed=seed)
+    options = VerifyOptions(provider, promised, tolerance=tolerance, seed=seed)
     with terminal.progress.stage("verify", 1) as step:
         report = verify(onnx, module, batch, options)
         step.advance()
