@@ -53,7 +53,7 @@ def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
     loaded = load_model(str(folder))
     texts = folder.parent / "calibration.txt"
     texts.write_text("\n".join(TEXTS[calibration](count, 0)), encoding="utf-8")
-    batches = load_batches(str(texts), loaded, DataOptions(batch_size=16))
+    batches = load_batches(str(texts), loaded, DataOptions())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = {name: TEXTS[name](512, 1) for name in evaluations}
     dense = {name: metrics.embed(loaded.module, tokenizer, rows) for name, rows in held_out.items()}

@@ -28,6 +28,7 @@ from lrcompress.sources.data import (
     load_batches,
 )
 from lrcompress.sources.models import LoadedModel, load_model, rebuild_empty
+from lrcompress.sources.options import BATCH_TOKENS
 
 KINDS = tuple(tiny_models.MODELS)
 # Two ways to add the same float32 numbers: a few units in the last place of activations near 1
@@ -571,6 +572,15 @@ def test_text_is_sorted_by_length_and_padded_where_the_mask_is_zero(
         assert set(batch) == {"input_ids", "attention_mask", "token_type_ids"}
         assert bool((batch["input_ids"][batch["attention_mask"] == 0] == 0).all())
         assert bool((batch["input_ids"][:, 0] == tiny_models.SPECIAL.index("[CLS]")).all())
+
+
+def test_short_texts_go_many_at_a_time_and_long_ones_few(bert: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "mixed.txt"
+    path.write_text("\n".join(["the cat"] * 300 + ["the cat sat " * 6] * 100))
+    shapes = [tuple(b["input_ids"].shape) for b in load_batches(str(path), bert, DataOptions())]
+    assert sum(rows for rows, _ in shapes) == 400
+    assert all(rows * length <= BATCH_TOKENS for rows, length in shapes)
+    assert shapes[0][0] > shapes[-2][0]  # the last one is what was left
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

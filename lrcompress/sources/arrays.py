@@ -24,8 +24,8 @@ def array_batches(path: Path, module: nn.Module, options: DataOptions) -> list[B
     count = len(next(iter(whole.values())))
     rows = options.draw(range(count))
     return [
-        {name: tensor[rows[start : start + options.batch_size]] for name, tensor in whole.items()}
-        for start in range(0, len(rows), options.batch_size)
+        {name: tensor[rows[start : start + options.examples]] for name, tensor in whole.items()}
+        for start in range(0, len(rows), options.examples)
     ]
 
 

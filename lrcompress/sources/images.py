@@ -29,8 +29,8 @@ def image_batches(folder: Path, model: LoadedModel, options: DataOptions) -> lis
     processor = _processor(model, folder)
     channels = getattr(getattr(model.module, "config", None), "num_channels", 3)
     batches: list[Batch] = []
-    for start in range(0, len(paths), options.batch_size):
-        part = paths[start : start + options.batch_size]
+    for start in range(0, len(paths), options.examples):
+        part = paths[start : start + options.examples]
         images = [_open(path, "L" if channels == 1 else "RGB") for path in part]
         with transformers_for(f"{part[0]}: its image processor", DataError):
             pixels = processor(images=images, return_tensors="np")["pixel_values"]

@@ -12,11 +12,19 @@ from lrcompress.errors import DataError
 Item = TypeVar("Item")
 
 
+BATCH_TOKENS = 1024
+EXAMPLES = 16
+
+
 @dataclass(frozen=True)
 class DataOptions:
-    """`max_length` counts tokens per example; `max_examples` None takes all."""
+    """`max_length` counts tokens per example; `max_examples` None takes all.
 
-    batch_size: int = 8
+    `batch_size` counts examples. None: as many texts as hold BATCH_TOKENS tokens with their
+    padding, or EXAMPLES of anything else, so that a pass is worth its overhead and fits in memory.
+    """
+
+    batch_size: int | None = None
     max_length: int = 128
     max_examples: int | None = None
     seed: int = 0  # of the draw that max_examples makes
@@ -26,6 +34,11 @@ class DataOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DataError(f"{name} is {value}; it must be 1 or more")
+
+    @property
+    def examples(self) -> int:
+        """Examples in a batch, where they are all of one size."""
+        return self.batch_size or EXAMPLES
 
     def draw(self, items: Iterable[Item]) -> list[Item]:
         """At most `max_examples` of the items, any of them equally likely, in their own order.

@@ -14,7 +14,7 @@ from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
 from lrcompress.sources.companions import TOKENIZER, holds_any
 from lrcompress.sources.forward import arguments, check_token_ids
-from lrcompress.sources.options import DataOptions
+from lrcompress.sources.options import BATCH_TOKENS, DataOptions
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.transformers_access import transformers_for
 from lrcompress.wording import listed
@@ -43,7 +43,7 @@ def text_batches(path: Path, model: LoadedModel, options: DataOptions) -> list[B
     fills = {"input_ids": _pad_id(tokenizer), **{name: TOKEN_INPUTS[name] for name in names}}
     batches = [
         {name: _padded([encoded[name][i] for i in part], fill) for name, fill in fills.items()}
-        for part in _portions(order, options.batch_size)
+        for part in _portions(order, encoded["input_ids"], options.batch_size)
     ]
     check_token_ids((batch["input_ids"] for batch in batches), model.module, str(path))
     return batches
@@ -123,9 +123,17 @@ def _pad_id(tokenizer: Any) -> int:
     return 0
 
 
-def _portions(order: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+def _portions(order: list[int], ids: list[list[int]], size: int | None) -> Iterator[list[int]]:
+    """`order` is by rising length, so the last example of a portion says how long its rows are."""
+    part: list[int] = []
+    for i in order:
+        full = len(part) == size if size else (len(part) + 1) * len(ids[i]) > BATCH_TOKENS
+        if part and full:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
 
 
 def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:

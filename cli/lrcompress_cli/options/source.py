@@ -50,7 +50,7 @@ class ModelChoice:
 @dataclass(frozen=True)
 class DataChoice:
     data: str | None
-    batch_size: int
+    batch_size: int | None
     max_length: int
     max_examples: int | None
 
@@ -114,9 +114,7 @@ data_options = gathered(
         "--batch-size",
         type=click.IntRange(min=1),
         metavar="N",
-        default=8,
-        show_default=True,
-        help="Examples in one forward pass.",
+        help="Examples in one forward pass; by default about 1,024 tokens of text, or 16 examples.",
     ),
     click.option(
         "--max-length",
