@@ -313,6 +313,22 @@ def test_a_rank_changed_by_hand_is_honoured(
     assert reused(run(asked)) == STAGES[1:]
 
 
+def test_an_edited_plan_beyond_its_budget_in_flops_misses_it(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    def change(layers: list[dict[str, object]]) -> None:
+        for layer in layers:
+            layer["structure"] = {"type": "dense"}
+
+    met = run(options(tmp_path / "met", "flops=60%", profile_folder=unbroken[0]))
+    assert met.report.verified
+    plan = edited(tmp_path / "met" / "plan.json", tmp_path / "mine.json", change)
+    asked = options(tmp_path / "out", None, plan_file=plan, profile_folder=unbroken[0])
+    failed = [check for check in run(asked).report.checks if check.passed is False]
+    assert [check.name for check in failed] == ["budget"]
+    assert "FLOPs per example of" in failed[0].detail
+
+
 def test_a_run_does_not_overwrite_its_plan_that_somebody_edited(
     unbroken: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
