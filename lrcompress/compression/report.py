@@ -21,7 +21,11 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class RefitTrial:
-    """Divergence on the examples that judged the refit, which it did not learn from."""
+    """Divergence on the examples that judged the refit.
+
+    The refit did not learn from them, but they chose among its proposals and are in the profile:
+    the gain is an upper estimate of what unseen examples would show.
+    """
 
     before: float
     after: float
@@ -38,6 +42,5 @@ class CompressReport:
     objective: str
     predicted_divergence: float
     calibration: Divergence | None = None
-    held_out: Divergence | None = None
     refit: RefitTrial | None = None
     warnings: tuple[str, ...] = ()

@@ -87,20 +87,16 @@ def _summary(plan: Plan) -> dict[str, Any]:
 
 
 def _facts(report: CompressReport) -> CompressFacts:
-    predicted = report.predicted_divergence
-    places = (("calibration", report.calibration), ("held-out", report.held_out))
-    measured = [(where, found) for where, found in places if found is not None]
+    measured: tuple[Divergence, ...] = ()
     fidelity: dict[str, float] = {}
-    for where, found in measured:
-        fidelity |= {f"{name}, {where}": v for name, v in _fidelity(report, found).items()}
+    found = report.calibration
+    if found is not None:
+        measured = (Divergence("calibration", report.predicted_divergence, found.mean),)
+        fidelity = {f"{name}, calibration": v for name, v in _fidelity(report, found).items()}
     if report.refit is not None:
-        fidelity["held-out divergence without refit"] = report.refit.before
-        fidelity["held-out divergence with refit"] = report.refit.after
-    return CompressFacts(
-        tuple(Divergence(where, predicted, found.mean) for where, found in measured),
-        fidelity,
-        report.warnings,
-    )
+        fidelity["examples judging the refit: without it"] = report.refit.before
+        fidelity["examples judging the refit: with it"] = report.refit.after
+    return CompressFacts(measured, fidelity, report.warnings)
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:

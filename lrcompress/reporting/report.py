@@ -57,7 +57,7 @@ class LayerReport:
 class Divergence:
     """Mean output divergence per example, in the objective's unit."""
 
-    where: str  # "calibration", "held-out"
+    where: str  # the data, such as "calibration"
     predicted: float
     measured: float
 
