@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from networks import Function, feature_batches, token_batches
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrcompress.errors import DataError, ModelError
@@ -869,3 +870,23 @@ def test_a_layer_without_trials_is_not_corrected() -> None:
     make, batches, _ = NETWORKS["features"]
     found = profile(make().eval(), batches, ProfileOptions(trials=False))
     assert all(layer.trials == () and layer.correction(1) == 1.0 for layer in found.layers)
+
+
+class Attends(nn.Module):
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fused, self.layer = fused, nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)[:, None]  # (examples, 1, positions, 16)
+        if self.fused:
+            return functional.scaled_dot_product_attention(y, y, y)[:, 0]
+        return ((y @ y.mT / 4).softmax(-1) @ y)[:, 0]
+
+
+def test_attention_counts_whichever_way_it_is_computed() -> None:
+    batches = networks.feature_batches(1, 3, 12, 16)
+    fused, plain = (profile(Attends(fused=kind).eval(), batches) for kind in (True, False))
+    assert fused.total_flops_per_example == plain.total_flops_per_example
+    assert plain.total_flops_per_example == 2 * 12 * 16 * 16 + 4 * 12 * 12 * 16
