@@ -110,6 +110,7 @@ def _with_data(
     with torch.no_grad():
         raw = call(module, batches[0])
     readout, note = choose_readout(raw, objective=options.objective, pooling=options.pooling)
+    del raw  # logits of a large vocabulary are not to lie here all the while
     warnings = [] if note is None else [note]
 
     judge = _judge(module, found, batches, readout, options, METRICS[metric])
@@ -130,15 +131,7 @@ def _with_data(
                 rows = moments.rows / examples
                 layer = _profiled(module, spec, moments, group, rows, options)
                 if judge is not None:
-                    trials = try_ranks(
-                        module,
-                        spec,
-                        moments,
-                        METRICS[metric],
-                        judge,
-                        shrinkage=layer.shrinkage,
-                        centred=layer.centred,
-                    )
+                    trials = try_ranks(module, layer, moments, METRICS[metric], judge)
                     layer = replace(layer, trials=trials)
                 layers.append(layer)
                 sink.add(spec.name, group, moments)

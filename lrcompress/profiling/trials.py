@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from lrcompress.errors import FitError
-from lrcompress.layers import LayerSpec, replace_, weight_matrix
+from lrcompress.layers import replace_, weight_matrix
 from lrcompress.metrics import LayerMoments, Metric
 from lrcompress.profiling.batches import Batch, Batches, batch_size
 from lrcompress.profiling.judge import Judge
-from lrcompress.profiling.profile import Trial
+from lrcompress.profiling.profile import LayerProfile, Trial
+from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import LowRank
 
 SHARES = (0.3, 0.85)  # of the break-even rank
@@ -31,19 +32,13 @@ def trial_batches(batches: Batches, examples: int = EXAMPLES) -> list[Batch]:
 
 
 def try_ranks(
-    module: nn.Module,
-    spec: LayerSpec,
-    moments: LayerMoments,
-    metric: Metric,
-    judge: Judge,
-    *,
-    shrinkage: float,
-    centred: bool,
+    module: nn.Module, profile: LayerProfile, moments: LayerMoments, metric: Metric, judge: Judge
 ) -> tuple[Trial, ...]:
     """Predicted and measured divergence of truncating this layer alone; the layer is put back.
 
     A layer with tied heads is not tried: its truncation changes two places at once.
     """
+    spec = profile.spec
     if spec.tied or not spec.name:
         return ()
     ranks = sorted({max(1, int(share * spec.break_even_rank)) for share in SHARES})
@@ -51,7 +46,8 @@ def try_ranks(
         return ()
     layer = module.get_submodule(spec.name)
     weight = weight_matrix(layer).to(torch.float64)
-    whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
+    whitening = metric.whitening(moments, shrinkage=profile.shrinkage, centred=profile.centred)
+    losses = loss_curve(profile.spectra[metric.name])
     trials = []
     for rank in ranks:
         structure = LowRank(rank)
@@ -59,10 +55,9 @@ def try_ranks(
             factors = structure.fit(weight, whitening)
         except FitError:
             return ()  # compressing will say why, naming the layer
-        difference = weight - structure.dense(factors)
         bias = getattr(layer, "bias", None) if spec.kind != "embedding" else None
-        if bias is not None and centred:
-            shift = metric.error_mean(moments, difference)
+        if bias is not None and profile.centred:
+            shift = metric.error_mean(moments, weight - structure.dense(factors))
             if shift is not None:
                 bias = (bias.detach().to(torch.float64) + shift.flatten()).to(bias.dtype)
         replace_(module, spec.name, structure.build(layer, spec, factors, bias))
@@ -71,5 +66,5 @@ def try_ranks(
         finally:
             # the layer hangs under the same name, now held by its stand-in
             replace_(module, spec.name, layer)
-        trials.append(Trial(rank, float(whitening.loss(difference)), measured))
+        trials.append(Trial(rank, float(losses[rank]), measured))
     return tuple(trials)

@@ -55,6 +55,7 @@ class LowRank(Structure):
         p, s, qt = torch.linalg.svd(whitened, full_matrices=False)
         left = whitening.output.left_inverse(p[..., : self.rank] * s[..., None, : self.rank])
         right = whitening.input.right_inverse(qt[..., : self.rank, :])
+        del whitened, qt  # a vocabulary is wide, and balancing makes copies of its own
         return _balanced(left, right)
 
     def dense(self, factors: Factors) -> Tensor:
