@@ -39,6 +39,9 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
         "wordnet glosses", 512, ("bible sentences", "python docs")
     ),
     "minilm-1200": lambda: minilm("bible paragraphs", 1200, OTHERS),
+    # how fidelity grows with calibration: the same source, more of it
+    "minilm-64": lambda: minilm("bible paragraphs", 64, OTHERS),
+    "minilm-256": lambda: minilm("bible paragraphs", 256, OTHERS),
     "gpt": text_gpt,
     "vit": lambda: fashion("fashion_vit"),
     "cnn": lambda: fashion("fashion_cnn"),
