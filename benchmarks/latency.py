@@ -144,6 +144,7 @@ def graph_flops(path: Path, batch: int, length: int | None) -> int:
         for axis, dim in enumerate(given.type.tensor_type.shape.dim):
             if dim.dim_param:
                 dim.dim_value = batch if axis == 0 else length or 1
+    del graph.graph.value_info[:]  # shapes by name, which inference would keep
     inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
     shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
     for value in (*inferred.input, *inferred.value_info, *inferred.output):
