@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # The main job on a real model: all-MiniLM-L6-v2's encoder to half its size, as a verified ONNX.
 demo: $(VENV)/installed
 	$(BIN)/python -m sample_models.minilm $(OUT)/minilm
-	$(BIN)/lrcompress compress $(OUT)/minilm --data sample_models/data/calibration.txt \
+	$(BIN)/lrcompress compress $(OUT)/minilm --data sample_models/data/sentences.txt \
 	  --budget 50% --scope compressible --include 'encoder.*' --output $(OUT)/minilm-50
 	$(BIN)/lrcompress bench $(OUT)/minilm $(OUT)/minilm-50/model.onnx --batch 1 --length 128
 
