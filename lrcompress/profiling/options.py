@@ -13,6 +13,6 @@ class ProfileOptions:
     probes: int = 1  # backward passes per batch
     shrinkage: float | None = None  # None: by the number of rows behind a moment
     bias_compensation: bool = True
-    max_memory: int | None = 2 * 2**30  # bytes of running moments at a time, in as many passes
+    max_memory: int | None = 2**30  # bytes of running moments at a time, in as many passes
     trials: bool | None = None  # try a few ranks of each layer; None: where it is affordable
     seed: int = 0

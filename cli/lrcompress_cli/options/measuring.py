@@ -66,7 +66,7 @@ measuring_options = gathered(
         "--max-memory",
         type=ByteSize(),
         metavar="SIZE",
-        default="2GiB",
+        default="1GiB",
         show_default=True,
         help="Running moments held at a time; where they need more, the data is passed over "
         "more than once.",
