@@ -66,7 +66,7 @@ def text_gpt(folder: Path) -> Subject:
         "sample_models.text_gpt.model:build", "--weights", str(place / "model.safetensors"),
         "--data", "sample_models.text_gpt.data:calibration", "--budget", "50%",
     )  # fmt: skip
-    return Subject("text_gpt", arguments, "50 % of all parameters; 547 windows of 256 bytes")
+    return Subject("text_gpt", arguments, "50 % of all parameters; windows of 256 bytes")
 
 
 def minilm(folder: Path) -> Subject:
@@ -74,7 +74,7 @@ def minilm(folder: Path) -> Subject:
         prepared("minilm", folder), "--data", str(DATA / "sentences.txt"), "--budget", "50%",
         "--scope", "compressible", "--include", "encoder.*",
     )  # fmt: skip
-    what = "50 % of the encoder's Linears; 500 sentences"
+    what = "50 % of the encoder's Linears; sentences"
     return Subject("minilm", arguments, what, most_seconds=180, most_bytes=2 * GB)
 
 
@@ -83,7 +83,7 @@ def antiberty(folder: Path) -> Subject:
     data = folder / "antibodies.txt"
     data.write_text("\n".join(" ".join(s) for s in germline_sequences(256, 1)) + "\n")
     arguments = (model, "--data", str(data), "--budget", "50%")
-    return Subject("antiberty", arguments, "50 % of all parameters; 256 antibody domains")
+    return Subject("antiberty", arguments, "50 % of all parameters; antibody domains")
 
 
 def smollm2(folder: Path) -> Subject:
@@ -92,7 +92,7 @@ def smollm2(folder: Path) -> Subject:
     data = folder / "joined.txt"  # about as many tokens as a window takes
     data.write_text("\n".join(" ".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
     arguments = (model, "--data", str(data), "--budget", "80%")
-    what = f"80 % of all parameters; {-(-len(lines) // 5)} windows of at most 128 tokens"
+    what = "80 % of all parameters; windows of at most 128 tokens"
     return Subject("smollm2", arguments, what, most_bytes=6 * GB, scored=model)
 
 
@@ -215,7 +215,8 @@ def report(subject: Subject, measured: Measured) -> dict[str, Any]:
         "peak_bytes": subject.most_bytes is None or measured.peak_bytes <= subject.most_bytes,
     }
     dense, after = record["dense"]["params"], record["compressed"]["params"]
-    print(f"\n{subject.name}: {dense / 1e6:.1f} M -> {after / 1e6:.1f} M; {subject.what}")
+    data = f"{record['examples']} examples, {record['tokens']} tokens"
+    print(f"\n{subject.name}: {dense / 1e6:.1f} M -> {after / 1e6:.1f} M; {subject.what}; {data}")
     print(f"  {'stage':10} {'seconds':>8} {'peak GB':>8}")
     for stage in dict.fromkeys((*measured.stage_seconds, *measured.stage_peak_bytes)):
         seconds, peak = measured.stage_seconds.get(stage), measured.stage_peak_bytes.get(stage)
