@@ -29,8 +29,9 @@ from torch import nn
 from benchmarks.machine import RESULTS, describe_machine, write_result
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.export.bench import BenchReport, BenchSettings, BenchTarget, bench
+from lrcompress.export.feeds import graph_inputs, id_limits, make_feed
 from lrcompress.export.onnx import export_onnx
-from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName
+from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName, open_session
 from lrcompress.layers import describe
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import PlanOptions, plan
@@ -134,31 +135,28 @@ def encoder_targets(model: Path, folder: Path) -> list[BenchTarget]:
 
 
 def graph_flops(path: Path, batch: int, length: int | None) -> int:
-    """Of the matrix products of a graph at one input shape.
-
-    Raises:
-        ValueError: a product's shape stays unknown.
-    """
+    """Of the matrix products of a graph at one input shape, from the shapes as they come out."""
     graph = onnx.load(path)
-    for given in graph.graph.input:
-        for axis, dim in enumerate(given.type.tensor_type.shape.dim):
-            if dim.dim_param:
-                dim.dim_value = batch if axis == 0 else length or 1
-    del graph.graph.value_info[:]  # shapes by name, which inference would keep
-    inferred = onnx.shape_inference.infer_shapes(graph, data_prop=True).graph
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in inferred.initializer}
-    for value in (*inferred.input, *inferred.value_info, *inferred.output):
-        shapes[value.name] = tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+    products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")]
+    constants = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}
+    asked = {name for node in products for name in (node.input[0], node.output[0])} - set(constants)
+    for name in sorted(asked):
+        graph.graph.node.append(onnx.helper.make_node("Shape", [name], [f"{name}.shape"]))
+        shape = onnx.helper.make_tensor_value_info(f"{name}.shape", onnx.TensorProto.INT64, None)
+        graph.graph.output.append(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = Path(folder) / "shapes.onnx"
+        onnx.save(graph, measured)
+        session = open_session(measured)
+        feed = make_feed(graph_inputs(session.get_inputs(), id_limits(measured)), batch, length, 0)
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(None, feed), strict=True))
+    shapes = {name: tuple(int(n) for n in found[f"{name}.shape"]) for name in asked} | constants
     flops = 0
-    for node in inferred.node:
-        if node.op_type not in ("MatMul", "Gemm"):
-            continue
-        left, out = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
+    for node in products:
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
-        inner = left[0 if transposed else -1] if left else 0
-        if not out or inner * prod(out) == 0:
-            raise ValueError(f"{path.name}: the shapes of {node.name} are unknown")
-        flops += 2 * inner * prod(out)
+        inner = shapes[node.input[0]][0 if transposed else -1]
+        flops += 2 * inner * prod(shapes[node.output[0]])
     return flops
 
 
