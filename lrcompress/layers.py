@@ -41,6 +41,8 @@ class LayerSpec:
     groups: int
     bias: bool
     tied: tuple[str, ...] = ()  # other layers that use this very weight (output heads)
+    kernel: tuple[int, ...] = ()  # of a convolution
+    stride: tuple[int, ...] = ()
 
     @property
     def weight_params(self) -> int:
@@ -133,13 +135,13 @@ def _spec(name: str, layer: nn.Module, tied: tuple[str, ...]) -> LayerSpec:
     weight = _weight(layer)
     bias = getattr(layer, "bias", None) is not None
     if kind == "linear":
-        m, n, groups = weight.shape[0], weight.shape[1], 1
-    elif kind in ("transposed_linear", "embedding"):
-        m, n, groups = weight.shape[1], weight.shape[0], 1
-    else:
-        groups = int(getattr(layer, "groups", 1))
-        m, n = weight.shape[0] // groups, prod(weight.shape[1:])
-    return LayerSpec(name, kind, m, n, groups, bias, tied)
+        return LayerSpec(name, kind, weight.shape[0], weight.shape[1], 1, bias, tied)
+    if kind in ("transposed_linear", "embedding"):
+        return LayerSpec(name, kind, weight.shape[1], weight.shape[0], 1, bias, tied)
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    m, n = weight.shape[0] // layer.groups, prod(weight.shape[1:])
+    kernel, stride = tuple(layer.kernel_size), tuple(layer.stride)
+    return LayerSpec(name, kind, m, n, layer.groups, bias, tied, kernel, stride)
 
 
 _CONVOLUTIONS: dict[Kind, type[nn.Conv1d | nn.Conv2d]] = {

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import networks
 import pytest
@@ -441,8 +442,8 @@ def test_a_model_that_is_a_single_layer_is_refused() -> None:
 
 def test_factors_that_their_type_cannot_hold_are_refused_by_the_layers_name() -> None:
     class Enormous(LowRank):
-        def fit(self, weight: Tensor, whitening: object) -> Factors:
-            factors = super().fit(weight, whitening)  # type: ignore[arg-type]
+        def fit(self, *arguments: Any, **named: Any) -> Factors:
+            factors = super().fit(*arguments, **named)
             return {**factors, "left": factors["left"] * 1e6}
 
     module = networks.Mlp().half()

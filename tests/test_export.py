@@ -37,7 +37,7 @@ def factorise_(module: nn.Module, rank: int) -> nn.Module:
         if rank > spec.break_even_rank:
             continue
         layer, structure = module.get_submodule(spec.name), LowRank(rank)
-        factors = structure.fit(weight_matrix(layer), Whitening())
+        factors = structure.fit(weight_matrix(layer), Whitening(), spec)
         replacement = structure.build(layer, spec, factors, getattr(layer, "bias", None))
         heads = [module.get_submodule(name) for name in spec.tied]
         replace_(module, spec.name, replacement)

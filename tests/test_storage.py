@@ -509,7 +509,7 @@ def _compress_(module: nn.Module, *, add_bias: bool = False) -> dict[str, Struct
             continue
         structure = LowRank(max(1, spec.break_even_rank // 2))
         layer = module.get_submodule(spec.name)
-        factors = structure.fit(weight_matrix(layer), Whitening())
+        factors = structure.fit(weight_matrix(layer), Whitening(), spec)
         bias = getattr(layer, "bias", None)
         if bias is None and add_bias and spec.kind != "embedding":
             bias = torch.linspace(0, 1, spec.groups * spec.out_features)

@@ -1,4 +1,4 @@
-"""What every structure promises, for every kind of layer: a new structure adds a row to SIZES."""
+"""What every structure promises, for every layer it suits: a new structure adds a row to SIZES."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def _low_ranks(spec: LayerSpec) -> list[Structure]:
     return [LowRank(rank) for rank in range(1, largest + 1)]
 
 
-# Structures of a type from the smallest to the one that can hold any weight.
+# Structures of a type from the smallest to the one that can hold any weight; none where the type
+# does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "dense": lambda spec: [Dense()],
     "low_rank": _low_ranks,
@@ -97,18 +98,28 @@ KINDS: dict[str, Case] = {
     "conv2d without a batch": Case(lambda: nn.Conv2d(4, 6, 3), IMAGE[1:]),
 }
 
-every_structure = pytest.mark.parametrize("structure_type", STRUCTURES)
-every_kind = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())
-every_metric = pytest.mark.parametrize("metric", METRICS)
-
 
 def _spec(host: Host) -> LayerSpec:
     (spec,) = describe(host).layers
     return spec
 
 
+every_structure = pytest.mark.parametrize("structure_type", STRUCTURES)
+every_pair = pytest.mark.parametrize(
+    ("structure_type", "case"),
+    [
+        pytest.param(structure_type, case, id=f"{structure_type}, {name}")
+        for structure_type in STRUCTURES
+        for name, case in KINDS.items()
+        if SIZES[structure_type](_spec(case.host()))
+    ],
+)
+every_kind = pytest.mark.parametrize("case", KINDS.values(), ids=KINDS.keys())
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
 def _fit(host: Host, structure: Structure) -> Factors:
-    return structure.fit(weight_matrix(host.layer), Whitening())
+    return structure.fit(weight_matrix(host.layer), Whitening(), _spec(host))
 
 
 def _installed(host: Host, structure: Structure) -> Host:
@@ -131,8 +142,7 @@ def test_every_structure_is_under_contract() -> None:
     }
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_parameters_counted_are_those_of_the_built_module(structure_type: str, case: Case) -> None:
     host = case.host()
     spec = _spec(host)
@@ -142,8 +152,7 @@ def test_parameters_counted_are_those_of_the_built_module(structure_type: str, c
         assert structure.weight_params(spec) + biases == held
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_operations_counted_are_those_that_torch_counts(structure_type: str, case: Case) -> None:
     host = case.host()
     spec, x = _spec(host), case.inputs()
@@ -155,27 +164,24 @@ def test_operations_counted_are_those_that_torch_counts(structure_type: str, cas
         assert counter.get_total_flops() == structure.flops_per_row(spec) * rows
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_the_largest_size_is_the_layer_itself(structure_type: str, case: Case) -> None:
     host, x = case.host(), case.inputs()
     built = _installed(host, _sizes(structure_type, host)[-1])
     torch.testing.assert_close(built(x), host(x), **FP64)
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_the_module_computes_what_its_dense_weight_would(structure_type: str, case: Case) -> None:
     host, x = case.host(), case.inputs()
     for structure in _sizes(structure_type, host):
         stand_in = copy.deepcopy(host)
-        dense = structure.dense(_fit(host, structure))
+        dense = structure.dense(_fit(host, structure), _spec(host))
         weight_matrix(stand_in.layer).copy_(dense)  # a view of the weight
         torch.testing.assert_close(_installed(host, structure)(x), stand_in(x), **FP64)
 
 
-@every_structure
-@every_kind
+@every_pair
 @pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_dtype_device_mode_and_need_of_gradients_are_kept(
@@ -194,8 +200,7 @@ def test_dtype_device_mode_and_need_of_gradients_are_kept(
     assert built(case.inputs(dtype)).dtype is dtype
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_gradients_reach_every_factor(structure_type: str, case: Case) -> None:
     host, x = case.host(), case.inputs()
     for structure in _sizes(structure_type, host):
@@ -206,24 +211,23 @@ def test_gradients_reach_every_factor(structure_type: str, case: Case) -> None:
             assert float(parameter.grad.abs().sum()) > 0, name
 
 
-@every_structure
-@every_kind
+@every_pair
 @every_metric
 def test_error_never_grows_with_size(structure_type: str, case: Case, metric: str) -> None:
     host = case.host()
     spec, weight = _spec(host), weight_matrix(host.layer)
     whitening = METRICS[metric].whitening(random_moments(spec), shrinkage=0.1)
-    losses = []
+    losses: list[float] = []
+    factors: Factors | None = None
     for structure in _sizes(structure_type, host):
-        dense = structure.dense(structure.fit(weight, whitening))
-        losses.append(float(whitening.loss(weight - dense)))
+        factors = structure.fit(weight, whitening, spec, start=factors)
+        losses.append(float(whitening.loss(weight - structure.dense(factors, spec))))
     slack = LOSS_TOLERANCE * float(whitening.loss(weight))
     assert all(after <= before + slack for before, after in pairwise(losses))
     assert losses[-1] <= slack
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_factors_are_as_empty_ones_are_shaped(structure_type: str, case: Case) -> None:
     host = case.host()
     for structure in _sizes(structure_type, host):
@@ -231,8 +235,7 @@ def test_factors_are_as_empty_ones_are_shaped(structure_type: str, case: Case) -
         assert {k: v.shape for k, v in factors.items()} == {k: v.shape for k, v in empty.items()}
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_a_state_dict_carries_the_whole_module(structure_type: str, case: Case) -> None:
     host, x = case.host(), case.inputs()
     for structure in _sizes(structure_type, host)[:2]:
@@ -254,8 +257,7 @@ def test_a_state_dict_carries_the_whole_module(structure_type: str, case: Case) 
         torch.testing.assert_close(fresh(x), built(x), rtol=0, atol=0)
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_a_copy_is_equal_and_apart(structure_type: str, case: Case) -> None:
     host, x = case.host(), case.inputs()
     built = _installed(host, _sizes(structure_type, host)[0])
@@ -267,8 +269,7 @@ def test_a_copy_is_equal_and_apart(structure_type: str, case: Case) -> None:
     torch.testing.assert_close(built(x), before, rtol=0, atol=0)
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_the_bias_is_kept(structure_type: str, case: Case) -> None:
     host = case.host()
     built = _installed(host, _sizes(structure_type, host)[0])
@@ -280,8 +281,7 @@ def test_the_bias_is_kept(structure_type: str, case: Case) -> None:
             torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_the_module_can_be_called_and_asked_as_the_layer_was(
     structure_type: str, case: Case
 ) -> None:
@@ -301,6 +301,18 @@ def test_the_module_can_be_called_and_asked_as_the_layer_was(
 
 
 @every_structure
+@every_kind
+def test_a_layer_that_it_does_not_suit_is_refused_by_name(structure_type: str, case: Case) -> None:
+    spec = _spec(case.host())
+    suited = (SIZES[structure_type](_spec(other.host())) for other in KINDS.values())
+    some = next(sizes for sizes in suited if sizes)[0]
+    if not SIZES[structure_type](spec):
+        assert STRUCTURES[structure_type].families(spec) == ()
+        with pytest.raises(PlanError, match=r"^layer: "):
+            some.check(spec)
+
+
+@every_structure
 def test_a_structure_is_a_value(structure_type: str) -> None:
     spec = LayerSpec("l", "linear", 5, 7, 1, bias=True)
     for structure in SIZES[structure_type](spec):
@@ -309,8 +321,7 @@ def test_a_structure_is_a_value(structure_type: str) -> None:
         assert type(structure).__name__ in repr(structure)
 
 
-@every_structure
-@every_kind
+@every_pair
 def test_every_size_passes_its_check(structure_type: str, case: Case) -> None:
     spec = _spec(case.host())
     for structure in SIZES[structure_type](spec):
@@ -331,15 +342,17 @@ def test_a_rank_that_the_layer_lacks_is_refused_by_name(case: Case, beyond: int)
 def test_a_weight_that_is_not_finite_is_never_fitted(value: float) -> None:
     weight = torch.ones(1, 4, 3, dtype=torch.float64)
     weight[0, 1, 2] = value
+    spec = LayerSpec("l", "linear", 4, 3, 1, bias=False)
     with pytest.raises(FitError, match="not finite"):
-        LowRank(2).fit(weight, Whitening())
+        LowRank(2).fit(weight, Whitening(), spec)
 
 
 @pytest.mark.parametrize("weight", [torch.zeros(2, 5, 4), torch.ones(2, 5, 4)], ids=["0", "1"])
 def test_constant_weights_are_fitted_exactly(weight: Tensor) -> None:
+    spec = LayerSpec("l", "conv1d", 5, 4, 2, bias=False)
     for rank in range(1, 5):
         structure = LowRank(rank)
-        dense = structure.dense(structure.fit(weight, Whitening()))
+        dense = structure.dense(structure.fit(weight, Whitening(), spec), spec)
         torch.testing.assert_close(dense, weight.double(), **FP64)
 
 
@@ -357,7 +370,7 @@ def test_low_rank_loses_the_tail_of_the_spectrum(
     curve = loss_curve(torch.linalg.svdvals(whitening.whiten(weight)).square().sum(0).sqrt())
     for structure in SIZES["low_rank"](spec):
         assert isinstance(structure, LowRank)
-        dense = structure.dense(structure.fit(weight, whitening))
+        dense = structure.dense(structure.fit(weight, whitening, spec), spec)
         loss = float(whitening.loss(weight - dense))
         assert abs(loss - float(curve[structure.rank])) <= LOSS_TOLERANCE * float(curve[0])
 
@@ -384,7 +397,7 @@ def test_no_other_weight_of_that_rank_loses_less(
 
     weight = draw(m, n)
     whitening = METRICS[metric].whitening(random_moments(spec, seed, examples=examples))
-    fitted = LowRank(rank).fit(weight, whitening)
+    fitted = LowRank(rank).fit(weight, whitening, spec)
     left, right = fitted["left"], fitted["right"]
     best = float(whitening.loss(weight - left @ right))
     slack = LOSS_TOLERANCE * float(whitening.loss(weight))
@@ -404,7 +417,7 @@ def test_low_rank_factors_share_their_singular_values(metric: str) -> None:
     """Neither is large where the product is not, so rounding to a small type loses least."""
     host = KINDS["conv2d grouped"].host()
     whitening = METRICS[metric].whitening(random_moments(_spec(host), examples=2))
-    factors = LowRank(3).fit(weight_matrix(host.layer), whitening)
+    factors = LowRank(3).fit(weight_matrix(host.layer), whitening, _spec(host))
     left, right = factors["left"], factors["right"]
     torch.testing.assert_close(left.mT @ left, right @ right.mT, **FP64)
 

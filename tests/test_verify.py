@@ -77,7 +77,7 @@ def factorise_(module: nn.Module, rank: int, *, only: str = "") -> nn.Module:
     for spec in describe(module).layers:
         if rank <= spec.break_even_rank and spec.name.startswith(only):
             layer = module.get_submodule(spec.name)
-            factors = LowRank(rank).fit(weight_matrix(layer), Whitening())
+            factors = LowRank(rank).fit(weight_matrix(layer), Whitening(), spec)
             bias = getattr(layer, "bias", None)
             replace_(module, spec.name, LowRank(rank).build(layer, spec, factors, bias))
     return module

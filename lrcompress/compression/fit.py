@@ -53,10 +53,10 @@ def fit_layer(
     whitening = layer_whitening(layer, metric, moments)
     weight = weight_matrix(module).to(torch.float64)
     try:
-        factors = structure.fit(weight, whitening)
+        factors = structure.fit(weight, whitening, layer.spec)
     except LrcompressError as cause:
         raise FitError(f"{layer.name}: {cause}") from cause
-    difference = weight - structure.dense(factors)
+    difference = weight - structure.dense(factors, layer.spec)
     loss = float(whitening.loss(difference))
     bias = layer_bias(module)
     if bias is not None and layer.centred and moments is not None:

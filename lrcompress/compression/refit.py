@@ -102,10 +102,12 @@ class Refit:
             wanted = weight + WEIGHT_STEP * weight @ seen.correction(DAMPING)
         moments = self.profile.moments.get(target.spec.name)
         whitening = layer_whitening(target.layer, self.metric, moments)
-        factors = target.structure.fit(wanted, whitening)
+        factors = target.structure.fit(wanted, whitening, target.spec)
         if bias is not None:
             lost = weight @ seen.dense_mean.unsqueeze(-1)
-            given = target.structure.dense(factors) @ seen.compressed_mean.unsqueeze(-1)
+            given = target.structure.dense(factors, target.spec) @ seen.compressed_mean.unsqueeze(
+                -1
+            )
             bias = (bias.to(torch.float64) + (lost - given).flatten()).to(bias.dtype)
         self._put_(target, target.structure.build(original, target.spec, factors, bias))
 

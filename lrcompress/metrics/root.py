@@ -29,6 +29,11 @@ class Root(ABC):
     def right_inverse(self, y: Tensor) -> Tensor:
         """Y (S^T)^+, back in the original features."""
 
+    @abstractmethod
+    def gram(self) -> Tensor | None:
+        """The moment M = S^T S, shrinkage included: (groups, k, k), or a diagonal one (groups, k);
+        None for the identity."""
+
     def left(self, x: Tensor) -> Tensor:
         """S X for X: (groups, k, columns)."""
         return self.right(x.mT).mT
@@ -45,6 +50,9 @@ class IdentityRoot(Root):
     def right_inverse(self, y: Tensor) -> Tensor:
         return y
 
+    def gram(self) -> Tensor | None:
+        return None
+
 
 @dataclass(frozen=True, eq=False)
 class DiagonalRoot(Root):
@@ -58,6 +66,9 @@ class DiagonalRoot(Root):
     def right_inverse(self, y: Tensor) -> Tensor:
         inverse = torch.where(self.values > 0, 1.0 / self.values, torch.zeros_like(self.values))
         return y * inverse.unsqueeze(-2)
+
+    def gram(self) -> Tensor | None:
+        return self.values.square()
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +84,10 @@ class FullRoot(Root):
     def right_inverse(self, y: Tensor) -> Tensor:
         inverse = torch.where(self.values > 0, 1.0 / self.values, torch.zeros_like(self.values))
         return (y * inverse.unsqueeze(-2)) @ self.vectors.mT
+
+    def gram(self) -> Tensor | None:
+        scaled = self.vectors * self.values.unsqueeze(-2)
+        return scaled @ scaled.mT
 
 
 def root_of(moment: Tensor, *, shrinkage: float = 0.0) -> Root:

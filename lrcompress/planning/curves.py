@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
-from math import isfinite
+from itertools import accumulate, pairwise
+from math import exp, isfinite, log
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
@@ -12,7 +13,7 @@ from lrcompress.metrics import METRICS
 from lrcompress.planning.budget import BudgetKind
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
-from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.structures import STRUCTURES, Dense, LowRank, Structure
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,31 @@ def layer_choices(
     multiple_of: int = 1,
     min_rank: int = 1,
     bytes_per_param: int = 4,
+    wanted: Collection[str] = tuple(STRUCTURES),
 ) -> tuple[Choice, ...]:
-    """Every low rank below break-even, then dense; ranks are multiples, at least `min_rank`.
+    """Every size below break-even of the structures `wanted` whose loss is known, then dense.
+
+    Ranks are multiples, and at least `min_rank`.
 
     Raises:
         PlanError: the profile lacks the metric, or the layer's loss is not finite.
     """
-    losses = _losses(layer, metric)
     spec = layer.spec
     smallest = -(-min_rank // multiple_of) * multiple_of
-    low_ranks: list[tuple[Structure, float]] = [
-        (LowRank(rank), losses[min(rank, len(losses) - 1)])
-        for rank in range(smallest, spec.break_even_rank + 1, multiple_of)
-    ]
-    dense = Dense() if low_ranks else Dense(_reason_without_ranks(spec, smallest))
+    found: list[tuple[Structure, float]] = []
+    if "low_rank" in wanted:
+        losses = _losses(layer, metric)
+        found += [
+            (LowRank(rank), losses[min(rank, len(losses) - 1)])
+            for rank in range(smallest, spec.break_even_rank + 1, multiple_of)
+        ]
+    for name, curve in _curves(layer, metric):
+        if name in wanted:
+            found += [x for x in curve.items() if _allowed(x[0], layer, multiple_of, min_rank)]
+    dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
     return tuple(
         _choice(layer, structure, loss, bytes_per_param)
-        for structure, loss in [*low_ranks, (dense, 0.0)]
+        for structure, loss in [*found, (dense, 0.0)]
     )
 
 
@@ -64,24 +73,36 @@ def choice_of(
     """What a given structure costs and loses in the layer's place, whoever chose it.
 
     Raises:
-        PlanError: the structure cannot stand there, or would hold more than the dense weight.
+        PlanError: the structure cannot stand there, would hold more than the dense weight, or the
+            profile does not tell what it loses.
     """
     structure.check(layer.spec)
     if isinstance(structure, Dense):
         return _choice(layer, structure, 0.0, bytes_per_param)
-    if not isinstance(structure, LowRank):
+    if isinstance(structure, LowRank):
+        if structure.rank > layer.spec.break_even_rank:
+            raise PlanError(
+                f"{layer.name}: rank {structure.rank} holds no fewer parameters than the dense "
+                f"weight; use a rank up to {layer.spec.break_even_rank}, or dense"
+            )
+        losses = _losses(layer, metric)
+        loss = losses[min(structure.rank, len(losses) - 1)]
+        return _choice(layer, structure, loss, bytes_per_param)
+    if structure.weight_params(layer.spec) >= layer.spec.weight_params:
         raise PlanError(
-            f"{layer.name}: the profile holds no loss curve for {structure.type_name}; "
-            "use low_rank or dense"
+            f"{layer.name}: {structure} holds no fewer parameters than the dense weight; "
+            "use a smaller one, or dense"
         )
-    if structure.rank > layer.spec.break_even_rank:
-        raise PlanError(
-            f"{layer.name}: rank {structure.rank} holds no fewer parameters than the dense "
-            f"weight; use a rank up to {layer.spec.break_even_rank}, or dense"
-        )
-    losses = _losses(layer, metric)
-    loss = losses[min(structure.rank, len(losses) - 1)]
-    return _choice(layer, structure, loss, bytes_per_param)
+    for _, curve in _curves(layer, metric):
+        if structure in curve:
+            return _choice(layer, structure, curve[structure], bytes_per_param)
+    known = [str(points[0]) for points in (list(curve) for _, curve in _curves(layer, metric))]
+    has = f"; it has curves that begin at {', '.join(known)}" if known else ""
+    raise PlanError(
+        f"{layer.name}: the profile does not tell what {structure} would lose in the metric "
+        f"{metric!r}{has}; profile again with --structures {structure.type_name}, or use "
+        "low_rank or dense"
+    )
 
 
 def _choice(layer: LayerProfile, structure: Structure, loss: float, bytes_per_param: int) -> Choice:
@@ -111,7 +132,39 @@ def _losses(layer: LayerProfile, metric: str) -> list[float]:
     return list(accumulate(reversed(corrected), max))[::-1]
 
 
-def _reason_without_ranks(spec: LayerSpec, smallest: int) -> str:
+def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Structure, float]]]:
+    """By structure's name, the loss of every size within a fitted curve.
+
+    Between two fitted sizes its logarithm is taken to be linear in the parameters. Low rank is what
+    trials were made of: a structure is corrected as the rank that would lose as much.
+    """
+    if metric != layer.curves_metric:
+        return
+    for curve in layer.curves:
+        losses: dict[Structure, float] = {}
+        for point, after in pairwise(curve):
+            losses[point.structure] = point.loss
+            low, high = (log(max(p.loss, 1e-300)) for p in (point, after))
+            ends = [p.structure.weight_params(layer.spec) for p in (point, after)]
+            for structure in point.structure.between(after.structure):
+                part = (structure.weight_params(layer.spec) - ends[0]) / (ends[1] - ends[0])
+                losses[structure] = exp(low + part * (high - low))
+        losses[curve[-1].structure] = curve[-1].loss
+        if METRICS[metric].needs_outputs and layer.trials:
+            losses = {s: x * layer.correction_of_loss(metric, x) for s, x in losses.items()}
+        yield curve[0].structure.type_name, losses
+
+
+def _allowed(structure: Structure, layer: LayerProfile, multiple_of: int, min_rank: int) -> bool:
+    rank = getattr(structure, "rank", None)
+    if isinstance(rank, int) and (rank % multiple_of or rank < min_rank):
+        return False
+    return structure.weight_params(layer.spec) < layer.spec.weight_params
+
+
+def _reason_without_choice(spec: LayerSpec, smallest: int, wanted: Collection[str]) -> str:
+    if "low_rank" not in wanted:
+        return f"no loss curve of {', '.join(wanted)} for a layer of this kind and shape"
     return (
         f"the smallest allowed rank, {smallest}, is not below break-even "
         f"({spec.out_features} x {spec.in_features}: rank {spec.break_even_rank})"

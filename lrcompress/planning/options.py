@@ -8,6 +8,7 @@ from lrcompress.errors import PlanError
 from lrcompress.metrics import METRICS
 from lrcompress.planning.allocate import ALLOCATORS
 from lrcompress.profiling.profile import Profile
+from lrcompress.structures import STRUCTURES
 from lrcompress.wording import shown
 
 
@@ -19,6 +20,7 @@ class PlanOptions:
     metric: str | None = None  # None: the profile's
     multiple_of: int = 1  # of every rank
     min_rank: int = 1
+    structures: tuple[str, ...] = ()  # that may be used; none: all that the profile has curves of
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     bytes_per_param: int = 4  # in the precision of the export
@@ -33,6 +35,10 @@ class PlanOptions:
         ):
             if not least <= value <= most:
                 raise PlanError(f"{name} must be from {least} to {most}, not {value}")
+        for name in self.structures:
+            if name not in STRUCTURES:
+                known = ", ".join(STRUCTURES)
+                raise PlanError(f"structure {shown(name)} is not one of {known}")
         if self.allocator is not None and self.allocator not in ALLOCATORS:
             known = ", ".join(ALLOCATORS)
             raise PlanError(f"allocator {shown(self.allocator)} is not one of {known}")

@@ -15,7 +15,7 @@ from lrcompress.planning.planned import Plan, PlannedLayer, assemble
 from lrcompress.planning.problem import pose
 from lrcompress.planning.selection import reasons_to_skip
 from lrcompress.profiling.profile import Profile
-from lrcompress.structures import Dense
+from lrcompress.structures import STRUCTURES, Dense
 
 __all__ = ["Plan", "PlanOptions", "PlannedLayer", "plan", "plan_from_json", "plan_to_json"]
 
@@ -48,6 +48,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
                 multiple_of=options.multiple_of,
                 min_rank=options.min_rank,
                 bytes_per_param=options.bytes_per_param,
+                wanted=options.structures or tuple(STRUCTURES),
             )
             for layer in open_layers
         ],

@@ -20,8 +20,10 @@ from lrcompress.layers import (
 )
 from lrcompress.metrics import METRICS, LayerMoments, Metric, Whitening
 from lrcompress.profiling.batches import Batches, batch_size
+from lrcompress.profiling.explore import structure_curves
 from lrcompress.profiling.finish import take_moments
 from lrcompress.profiling.flops import total_flops_per_example
+from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector, Watch
 from lrcompress.profiling.options import ProfileOptions
@@ -32,6 +34,7 @@ from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.spectrum import measure
 from lrcompress.profiling.trials import AFFORDABLE_FLOPS, SHARES, trial_batches, try_ranks
 from lrcompress.progress import SILENT, Progress
+from lrcompress.structures import STRUCTURES
 
 __all__ = ["ProfileOptions", "profile"]
 
@@ -55,6 +58,11 @@ def profile(
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
         DataError: batches that are empty or that the model cannot run.
     """
+    if options.metric is not None and options.metric not in METRICS:
+        raise DataError(f"metric {options.metric!r} is unknown; choose {', '.join(METRICS)}")
+    strange = [name for name in options.structures if name not in STRUCTURES]
+    if strange:
+        raise DataError(f"structure {strange[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
     bad = first_nonfinite(module)
     if bad is not None:
         raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
@@ -73,7 +81,7 @@ def _without_data(
     layers = []
     with progress.stage("spectra", len(found.layers)) as step:
         for spec in found.layers:
-            layers.append(_profiled(module, spec, None, spec.name, 1.0, options))
+            layers.append(_profiled(module, spec, None, spec.name, 1.0, options)[0])
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
     return Profile(
@@ -104,8 +112,6 @@ def _with_data(
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
     metric = options.metric or "two-sided"
-    if metric not in METRICS:
-        raise DataError(f"metric {metric!r} is unknown; choose {', '.join(METRICS)}")
     examples = sum(batch_size(batch) for batch in batches)
     with torch.no_grad():
         raw = call(module, batches[0])
@@ -120,6 +126,7 @@ def _with_data(
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
         collector = _collected(module, chunk, batches, readout, metric, options, progress, name)
+        give_back_freed_memory()
         with progress.stage("spectra", len(chunk)) as step:
             for spec in chunk:
                 moments = take_moments(spec, collector, examples=examples, probes=options.probes)
@@ -129,9 +136,9 @@ def _with_data(
                     continue
                 group = collector.leaders[spec.name] if not spec.tied else spec.name
                 rows = moments.rows / examples
-                layer = _profiled(module, spec, moments, group, rows, options)
+                layer, whitening = _profiled(module, spec, moments, group, rows, options)
                 if judge is not None:
-                    trials = try_ranks(module, layer, moments, METRICS[metric], judge)
+                    trials = try_ranks(module, layer, moments, METRICS[metric], whitening, judge)
                     layer = replace(layer, trials=trials)
                 layers.append(layer)
                 sink.add(spec.name, group, moments)
@@ -248,7 +255,8 @@ def _profiled(
     group: str,
     rows_per_example: float,
     options: ProfileOptions,
-) -> LayerProfile:
+) -> tuple[LayerProfile, Whitening]:
+    """The profile, and the whitening of the metric that is the default for planning."""
     weight = weight_matrix(module.get_submodule(spec.name)).to(torch.float64)
     plain = torch.linalg.svdvals(weight)  # (groups, k)
     shrinkage = options.shrinkage
@@ -256,13 +264,16 @@ def _profiled(
         shrinkage = 0.0 if moments is None else shrinkage_for(spec, moments.rows)
     centred = options.bias_compensation and spec.bias
     spectra = {"plain": _over_groups(plain)}
+    default, fitted_in = Whitening(), "plain"
     if moments is not None:
         for name, metric in METRICS.items():
             if name == "plain" or (metric.needs_outputs and moments.sensitivity is None):
                 continue
             whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
             spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
-    return LayerProfile(
+            if name == (options.metric or "two-sided"):
+                default, fitted_in = whitening, name
+    profiled = LayerProfile(
         spec=spec,
         measures=measure(spectra["plain"], spec.out_features, spec.in_features),
         spectra=spectra,
@@ -270,7 +281,10 @@ def _profiled(
         input_group=group,
         shrinkage=shrinkage,
         centred=centred,
+        curves=structure_curves(weight, default, spec, options.structures),
+        curves_metric=fitted_in,
     )
+    return profiled, default
 
 
 def shrinkage_for(spec: LayerSpec, rows: int) -> float:

@@ -15,4 +15,5 @@ class ProfileOptions:
     bias_compensation: bool = True
     max_memory: int | None = 2**30  # bytes of running moments at a time, in as many passes
     trials: bool | None = None  # try a few ranks of each layer; None: where it is affordable
+    structures: tuple[str, ...] = ("low_rank",)  # to measure loss curves of; low rank is free
     seed: int = 0

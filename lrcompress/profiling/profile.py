@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import MomentStore
-from lrcompress.profiling.spectrum import RankMeasures
+from lrcompress.profiling.spectrum import RankMeasures, loss_curve
+from lrcompress.structures import Structure
 
 SCHEMA_VERSION = 1
 LARGEST_CORRECTION = log(4.0)
@@ -25,6 +26,14 @@ class Trial:
     measured: float
 
 
+@dataclass(frozen=True)
+class CurvePoint:
+    """A structure that was fitted to the layer, and its loss in the profile's own metric."""
+
+    structure: Structure
+    loss: float
+
+
 @dataclass(frozen=True, eq=False)
 class LayerProfile:
     """One layer. Spectra by metric; those of a grouped layer are root-sum-squares over groups."""
@@ -37,6 +46,8 @@ class LayerProfile:
     shrinkage: float = 0.0  # of the moments behind the weighted spectra
     centred: bool = False  # the spectra assume that the bias takes up the mean error
     trials: tuple[Trial, ...] = ()  # in the profile's own metric, by rank
+    curves: tuple[tuple[CurvePoint, ...], ...] = ()  # of structures that have to be fitted to know
+    curves_metric: str = ""  # the norm in which they were fitted
 
     @property
     def name(self) -> str:
@@ -58,6 +69,11 @@ class LayerProfile:
             (r0, v0), (r1, v1) = known[max(after, 1) - 1], known[max(after, 1)]
             value = v0 + (v1 - v0) * (rank - r0) / (r1 - r0)
         return exp(min(max(value, -LARGEST_CORRECTION), LARGEST_CORRECTION))
+
+    def correction_of_loss(self, metric: str, loss: float) -> float:
+        """`correction` at the rank that would lose as much: what a trial of it would have shown."""
+        curve = loss_curve(self.spectra[metric])  # descending
+        return self.correction(int((curve > loss).sum()))
 
     def loss_of_removal(self, metric: str) -> float:
         """The loss of a zero weight: the layer's output sensitivity in that metric."""

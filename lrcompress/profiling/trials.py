@@ -12,7 +12,7 @@ from torch import nn
 
 from lrcompress.errors import FitError
 from lrcompress.layers import replace_, weight_matrix
-from lrcompress.metrics import LayerMoments, Metric
+from lrcompress.metrics import LayerMoments, Metric, Whitening
 from lrcompress.profiling.batches import Batch, Batches, batch_size
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.profile import LayerProfile, Trial
@@ -32,7 +32,12 @@ def trial_batches(batches: Batches, examples: int = EXAMPLES) -> list[Batch]:
 
 
 def try_ranks(
-    module: nn.Module, profile: LayerProfile, moments: LayerMoments, metric: Metric, judge: Judge
+    module: nn.Module,
+    profile: LayerProfile,
+    moments: LayerMoments,
+    metric: Metric,
+    whitening: Whitening,
+    judge: Judge,
 ) -> tuple[Trial, ...]:
     """Predicted and measured divergence of truncating this layer alone; the layer is put back.
 
@@ -46,18 +51,17 @@ def try_ranks(
         return ()
     layer = module.get_submodule(spec.name)
     weight = weight_matrix(layer).to(torch.float64)
-    whitening = metric.whitening(moments, shrinkage=profile.shrinkage, centred=profile.centred)
     losses = loss_curve(profile.spectra[metric.name])
     trials = []
     for rank in ranks:
         structure = LowRank(rank)
         try:
-            factors = structure.fit(weight, whitening)
+            factors = structure.fit(weight, whitening, spec)
         except FitError:
             return ()  # compressing will say why, naming the layer
         bias = getattr(layer, "bias", None) if spec.kind != "embedding" else None
         if bias is not None and profile.centred:
-            shift = metric.error_mean(moments, weight - structure.dense(factors))
+            shift = metric.error_mean(moments, weight - structure.dense(factors, spec))
             if shift is not None:
                 bias = (bias.detach().to(torch.float64) + shift.flatten()).to(bias.dtype)
         replace_(module, spec.name, structure.build(layer, spec, factors, bias))

@@ -4,25 +4,43 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
-from lrcompress.layers import LayerSpec
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
 
 Factors = Mapping[str, Tensor]
 """Factors of one layer by name; shapes are each structure's own."""
+
+ALL_KINDS: frozenset[Kind] = frozenset(
+    ("linear", "transposed_linear", "embedding", "conv1d", "conv2d")
+)
+LINEAR_KINDS: frozenset[Kind] = frozenset(("linear", "transposed_linear"))
 
 
 class Structure(ABC):
     """A frozen dataclass whose fields are the sizes of the factors."""
 
     type_name: ClassVar[str]  # in plan.json and in the STRUCTURES table
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # of layers that it can stand in for
 
-    @abstractmethod
     def check(self, spec: LayerSpec) -> None:
         """Raise PlanError, naming the layer, if the structure cannot stand in its place."""
+        if spec.kind not in self.kinds:
+            kinds = ", ".join(sorted(self.kinds))
+            raise PlanError(
+                f"{spec.name}: {self.type_name} stands in for {kinds}, not for {spec.kind}; "
+                "use low_rank or dense"
+            )
+        self.check_sizes(spec)
+
+    @abstractmethod
+    def check_sizes(self, spec: LayerSpec) -> None:
+        """The same, for a layer of the right kind."""
 
     @abstractmethod
     def weight_params(self, spec: LayerSpec) -> int:
@@ -33,15 +51,26 @@ class Structure(ABC):
         """Floating-point operations per row (2 per multiply-add), as LayerSpec.flops_per_row."""
 
     @abstractmethod
-    def fit(self, weight: Tensor, whitening: Whitening) -> Factors:
-        """Best factors for `weight` (groups, m, n) in the whitened Frobenius norm, in float64.
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        """Best factors for `weight` (groups, m, n) in the whitened Frobenius norm.
+
+        Deterministic. An iterative fit does fewer sweeps when `quick` (a point of a loss curve),
+        and may begin at `start`: factors of this structure or of a smaller one of its family.
 
         Raises:
             FitError: the weight or its whitening is not finite.
         """
 
     @abstractmethod
-    def dense(self, factors: Factors) -> Tensor:
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         """The weight that the factors stand for: (groups, m, n)."""
 
     @abstractmethod
@@ -53,3 +82,26 @@ class Structure(ABC):
     @abstractmethod
     def empty_factors(self, spec: LayerSpec) -> Factors:
         """Zero factors of the right shapes, to be filled from a file."""
+
+    @classmethod
+    def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        """Structures to fit for the loss curves of a layer, each family from small to large.
+
+        None where the loss curve has a closed form, or the structure does not suit the layer.
+        """
+        return ()
+
+    def between(self, larger: Structure) -> tuple[Structure, ...]:
+        """Structures of sizes between this one and the next of its family, without both.
+
+        Their losses are interpolated. By default every rank, where nothing else differs.
+        """
+        if not hasattr(self, "rank") or type(larger) is not type(self):
+            return ()
+        assert is_dataclass(self) and not isinstance(self, type)  # noqa: PT018
+        mine, theirs = ({f.name: getattr(x, f.name) for f in fields(self)} for x in (self, larger))
+        first, last = mine.pop("rank"), theirs.pop("rank")
+        if mine != theirs:
+            return ()
+        value = cast(Any, self)
+        return tuple(replace(value, rank=rank) for rank in range(first + 1, last))

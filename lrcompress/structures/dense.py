@@ -20,7 +20,7 @@ class Dense(Structure):
     reason: str = ""
     type_name: ClassVar[str] = "dense"
 
-    def check(self, spec: LayerSpec) -> None:
+    def check_sizes(self, spec: LayerSpec) -> None:
         pass
 
     def weight_params(self, spec: LayerSpec) -> int:
@@ -29,10 +29,18 @@ class Dense(Structure):
     def flops_per_row(self, spec: LayerSpec) -> int:
         return spec.flops_per_row
 
-    def fit(self, weight: Tensor, whitening: Whitening) -> Factors:
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
         return {"weight": weight.to(torch.float64)}
 
-    def dense(self, factors: Factors) -> Tensor:
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         return factors["weight"]
 
     def build(

@@ -32,7 +32,7 @@ class LowRank(Structure):
     rank: int
     type_name: ClassVar[str] = "low_rank"
 
-    def check(self, spec: LayerSpec) -> None:
+    def check_sizes(self, spec: LayerSpec) -> None:
         largest = min(spec.out_features, spec.in_features)
         if not 1 <= self.rank <= largest:
             raise PlanError(
@@ -48,7 +48,15 @@ class LowRank(Structure):
         own = 2 * self.rank * spec.out_features if spec.kind == "embedding" else product
         return own + product * len(spec.tied)
 
-    def fit(self, weight: Tensor, whitening: Whitening) -> Factors:
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
         whitened = whitening.whiten(weight)  # (groups, m', n')
         if not bool(torch.isfinite(whitened).all()):
             raise FitError("the weight or its moments are not finite; check the model and data")
@@ -58,7 +66,7 @@ class LowRank(Structure):
         del whitened, qt  # a vocabulary is wide, and balancing makes copies of its own
         return _balanced(left, right)
 
-    def dense(self, factors: Factors) -> Tensor:
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         return factors["left"] @ factors["right"]
 
     def build(
