@@ -91,7 +91,8 @@ def main() -> None:
     for name in options.subject or SUBJECTS:
         subject = SUBJECTS[name]()
         rows = compare(subject, methods, options.keep or [0.8, 0.6, 0.5, 0.4])
-        save(options.output, name, subject, rows)
+        chosen = "".join(f' --method "{m.name}"' for m in methods) if options.method else ""
+        save(options.output, f"--subject {name}{chosen}", name, subject, rows)
 
 
 def compare(subject: Subject, methods: list[Method], keeps: list[float]) -> list[Row]:
@@ -141,12 +142,12 @@ def _shown(subject: Subject, module: object) -> str:
     return ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
 
 
-def save(path: Path, name: str, subject: Subject, rows: list[Row]) -> None:
+def save(path: Path, asked: str, name: str, subject: Subject, rows: list[Row]) -> None:
     """Each subject's rows replace its earlier ones; the others stay."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(path.read_text()) if path.exists() else {}
     held[name] = {
-        "command": f"python -m benchmarks.quality --subject {name}",
+        "command": f"python -m benchmarks.quality {asked}",
         "calibration": subject.calibration,
         "evaluation": subject.evaluation,
         "environment": describe_environment(

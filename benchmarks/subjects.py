@@ -52,10 +52,13 @@ def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
     folder = prepare(Path(tempfile.mkdtemp()) / "minilm")
     loaded = load_model(str(folder))
     texts = folder.parent / "calibration.txt"
-    texts.write_text("\n".join(TEXTS[calibration](count, 0)), encoding="utf-8")
+    taught = TEXTS[calibration](count, 0)
+    texts.write_text("\n".join(taught), encoding="utf-8")
     batches = load_batches(str(texts), loaded, DataOptions())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = {name: TEXTS[name](512, 1) for name in evaluations}
+    others = [row for row in TEXTS[calibration](1024, 1) if row not in set(taught)]
+    held_out[f"other {calibration}"] = others[:512]
     dense = {name: metrics.embed(loaded.module, tokenizer, rows) for name, rows in held_out.items()}
 
     def evaluate(module: nn.Module) -> dict[str, float]:
@@ -76,7 +79,7 @@ def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
         include=("encoder.*",),
         pooling=loaded.pooling,
         calibration=f"{count} {calibration}",
-        evaluation=", ".join(evaluations),
+        evaluation=f"512 texts each of {', '.join(held_out)}",
     )
 
 
