@@ -1,0 +1,1 @@
+"""Fits of a BLAST weight: plain, weighted, and the published one for comparison."""

@@ -1,0 +1,92 @@
+"""The factors of a BLAST weight, and the blocks that they stand for.
+
+W_ij ~ U_i diag(s_ij) V_j^T over a grid of b_out x b_in blocks (Lee, Kwon, Qu, Kim, NeurIPS 2024,
+eq. 1). A weight that the grid does not divide is padded with zeros at its far edges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, eq=False)
+class BlastFactors:
+    """Of several weights of one shape: layers fitted at once, or the groups of one."""
+
+    left: Tensor  # U: (batch, b_out, p, r)
+    diag: Tensor  # s: (batch, b_out, b_in, r)
+    right: Tensor  # V: (batch, b_in, q, r)
+
+    @property
+    def rank(self) -> int:
+        return self.diag.shape[-1]
+
+    @property
+    def transposed(self) -> BlastFactors:
+        """Factors of W^T."""
+        return BlastFactors(self.right, self.diag.transpose(1, 2), self.left)
+
+    def dense(self, m: int, n: int) -> Tensor:
+        """The weights without their padding: (batch, m, n)."""
+        batch, b_out, p, rank = self.left.shape
+        b_in, q = self.right.shape[1:3]
+        # (batch, b_out, b_in, q, r), one row of blocks after the other: all at once would take
+        # r / p times the memory of the weight
+        weight = self.left.new_empty(batch, b_out * p, b_in * q)
+        for i in range(b_out):
+            scaled = self.right * self.diag[:, i, :, None]  # (batch, b_in, q, r)
+            flat = scaled.reshape(batch, b_in * q, rank)
+            weight[:, i * p : (i + 1) * p] = self.left[:, i] @ flat.mT
+        return weight[:, :m, :n]
+
+    def balanced(self) -> BlastFactors:
+        """The same weights; for each rank index s has mean square one, and every column of U and V
+        one norm.
+
+        The three scales are free up to their product, and an alternating fit leaves them anywhere:
+        a factor that is large where the product is not would lose range in float16.
+        """
+        left, right = (_norms(f) for f in (self.left, self.right))  # (batch, b, 1, r)
+        diag = self.diag * left * right.transpose(1, 2)  # (batch, b_out, b_in, r)
+        size = diag.square().mean((1, 2), keepdim=True).sqrt()  # (batch, 1, 1, r)
+        half = size.sqrt()
+        return BlastFactors(
+            self.left / _positive(left) * half,
+            diag / _positive(size),
+            self.right / _positive(right) * half,
+        )
+
+    def to(self, like: Tensor) -> BlastFactors:
+        return BlastFactors(self.left.to(like), self.diag.to(like), self.right.to(like))
+
+
+def block_length(length: int, blocks: int) -> int:
+    """Rows or columns of a block, padding included."""
+    return -(-length // blocks)
+
+
+def blocks_of(weight: Tensor, b_out: int, b_in: int) -> Tensor:
+    """(batch, m, n) -> (batch, b_out, b_in, p, q), with zeros beyond m and n."""
+    batch, m, n = weight.shape
+    p, q = block_length(m, b_out), block_length(n, b_in)
+    padded = functional.pad(weight, (0, b_in * q - n, 0, b_out * p - m))
+    return padded.reshape(batch, b_out, p, b_in, q).transpose(2, 3)
+
+
+def weight_of(blocks: Tensor, m: int, n: int) -> Tensor:
+    """The inverse of `blocks_of`: (batch, b_out, b_in, p, q) -> (batch, m, n)."""
+    batch, b_out, b_in, p, q = blocks.shape
+    return blocks.transpose(2, 3).reshape(batch, b_out * p, b_in * q)[:, :m, :n]
+
+
+def _norms(factor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(factor, dim=2, keepdim=True)
+
+
+def _positive(size: Tensor) -> Tensor:
+    """With one where there is nothing to divide."""
+    return torch.where(size > 0, size, torch.ones_like(size))
