@@ -23,6 +23,7 @@ from lrcompress.storage import write_text
 STAGE = "plan"
 PLAN_NAME = "plan.json"
 BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
+BYTES_PER_STRUCTURE = 8_000  # the same of a structure's dozen nodes and shapes
 
 log = logging.getLogger(__name__)
 
@@ -114,4 +115,5 @@ def file_overhead(question: Question) -> int:
         path = Path(scratch) / "dense.onnx"
         report = export_onnx(loaded.model.module, loaded.example(), path, options.export)
     beyond = max(report.bytes - everything.dense_bytes, 0)
-    return beyond + BYTES_PER_SPLIT * len(profile.layers)
+    structured = set(profile.structures) - {"dense", "low_rank"}
+    return beyond + (BYTES_PER_STRUCTURE if structured else BYTES_PER_SPLIT) * len(profile.layers)

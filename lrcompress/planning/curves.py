@@ -105,6 +105,16 @@ def choice_of(
     )
 
 
+def low_rank_loss(layer: LayerProfile, metric: str, params: int) -> float:
+    """What low rank would lose with at most so many parameters: the removal, where there is none
+    so small; nothing, from the dense weight's size on."""
+    if params >= layer.spec.weight_params:
+        return 0.0
+    rank = params // (layer.spec.groups * (layer.spec.out_features + layer.spec.in_features))
+    losses = _losses(layer, metric)
+    return losses[min(rank, len(losses) - 1)]
+
+
 def _choice(layer: LayerProfile, structure: Structure, loss: float, bytes_per_param: int) -> Choice:
     params = structure.weight_params(layer.spec)
     flops = float(round(structure.flops_per_row(layer.spec) * layer.rows_per_example))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from lrcompress.errors import BudgetError
+from lrcompress.errors import BudgetError, PlanError
 from lrcompress.planning.account import Account, open_account
 from lrcompress.planning.allocate import ALLOCATORS
 from lrcompress.planning.budget import Budget, amount_in_words
@@ -35,6 +35,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
     options = options.resolved(profile)
     assert options.metric is not None
     assert options.allocator is not None
+    _refuse_unmeasured(profile, options)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     account = open_account(profile, budget, options, skipped)
 
@@ -82,6 +83,30 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
         choices=[chosen[layer.name] for layer in profile.layers],
         lower_bound=allocation.lower_bound,
     )
+
+
+def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
+    """A structure that was asked for, but of which the profile has not even one curve."""
+    free = ("dense", "low_rank")
+    measured = {
+        points[0].structure.type_name
+        for layer in profile.layers
+        if layer.curves_metric == options.metric
+        for points in layer.curves
+    }
+    explored = {*free, *profile.structures}
+    for name in options.structures:
+        if name not in explored:
+            raise PlanError(
+                f"the profile has no loss curves of {name}, only of "
+                f"{', '.join(sorted(measured)) or 'low_rank'}; profile again with "
+                f"--structures {name.replace('_', '-')}"
+            )
+    if options.structures and not measured and not set(options.structures) & set(free):
+        raise PlanError(
+            f"no layer has a loss curve of {', '.join(options.structures)} in the metric "
+            f"{options.metric!r}; add low_rank, or leave --metric out"
+        )
 
 
 def _unreachable(

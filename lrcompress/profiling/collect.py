@@ -97,6 +97,7 @@ def _without_data(
         total_bytes=_stored_bytes(module),
         total_flops_per_example=float(flops),
         seed=options.seed,
+        structures=options.structures,
         warnings=("no data: errors are weighed by nothing but the weights (plain metric)",),
     )
 
@@ -166,6 +167,7 @@ def _with_data(
         total_bytes=_stored_bytes(module),
         total_flops_per_example=flops,
         seed=options.seed,
+        structures=options.structures,
         pooling=readout.pooling,
         warnings=tuple(warnings),
         moments=sink.finish(),

@@ -96,6 +96,7 @@ class Profile:
     total_bytes: int  # parameters and buffers, in the dtype that they are stored in
     total_flops_per_example: float
     seed: int
+    structures: tuple[str, ...] = ("low_rank",)  # that were explored
     pooling: str | None = None  # of token embeddings, before the divergence
     warnings: tuple[str, ...] = ()
     moments: MomentStore = field(default_factory=dict, repr=False)

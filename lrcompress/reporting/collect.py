@@ -7,10 +7,12 @@ from dataclasses import replace
 from torch import Tensor
 
 from lrcompress.layers import LeftAlone
+from lrcompress.planning.curves import low_rank_loss
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.reporting.report import Cost, LayerReport, LeftAloneReport, Spectrum
 from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.structures.serial import structure_to_json
 
 POINTS = 200  # of a spectrum; more than a plot can show
 HEAD = 64  # of them the largest, one by one
@@ -31,14 +33,18 @@ def dense_cost(profile: Profile) -> Cost:
 
 
 def in_words(structure: Structure) -> str:
-    if isinstance(structure, LowRank):
-        return f"rank {structure.rank}"
-    return "dense" if isinstance(structure, Dense) else str(structure)
+    """ "rank 48", "dense", "blast, rank 48, blocks 4"."""
+    if isinstance(structure, Dense):
+        return "dense"
+    sizes = {k: v for k, v in structure_to_json(structure).items() if k != "type"}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in sizes.items()]
+    if not isinstance(structure, LowRank):
+        words = [structure.type_name.replace("_", " "), *words]
+    return ", ".join(words)
 
 
 def rank_of(structure: Structure) -> int | None:
-    rank = getattr(structure, "rank", None)
-    return rank if isinstance(rank, int) else None
+    return structure.rank if isinstance(structure, LowRank) else None
 
 
 def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> LayerReport:
@@ -61,7 +67,17 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
         sensitivity=layer.loss_of_removal(metric),
         spectra=tuple(thinned(name, layer.spectra[name]) for name in shown),
     )
-    return report if planned is None else _with_decision(report, planned)
+    if planned is None:
+        return report
+    return replace(_with_decision(report, planned), saved=saved_loss(layer, metric, planned))
+
+
+def saved_loss(layer: LayerProfile, metric: str, planned: PlannedLayer) -> float | None:
+    """Share of the loss that the structure saves against low rank of as many parameters."""
+    if isinstance(planned.structure, Dense | LowRank):
+        return None
+    lost = low_rank_loss(layer, metric, planned.params)
+    return 1 - planned.predicted_loss / lost if lost > 0 else None
 
 
 def _with_decision(report: LayerReport, planned: PlannedLayer) -> LayerReport:

@@ -47,9 +47,10 @@ class LayerReport:
     sensitivity: float  # loss of a zero weight, in the plan's metric
     spectra: tuple[Spectrum, ...]
     structure: str = ""  # as a person reads it; "" before there is a plan
-    rank: int | None = None  # None where the layer stays dense
+    rank: int | None = None  # of low rank
     params_kept: int | None = None
     predicted_loss: float | None = None
+    saved: float | None = None  # share of the loss against low rank of as many parameters
     note: str = ""
 
 

@@ -94,7 +94,7 @@ def command(
         budget=budget,
         plan_file=plan_file,
         profile_folder=profile_folder,
-        profile=measuring.options(running.seed, planning.metric),
+        profile=measuring.options(running.seed, planning.metric, planning.structures),
         plan=planning.options(exporting.precision),
         compress=CompressOptions(refit=refit),
         export=exporting.options(),

@@ -11,6 +11,7 @@ from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
 from lrcompress_cli.options.planning import metric_option
 from lrcompress_cli.options.running import RunChoice, running_options
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
+from lrcompress_cli.options.structures import structures_option
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
 
@@ -18,6 +19,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @model_options
 @data_options
 @metric_option
+@structures_option
 @measuring_options
 @click.option(
     "-o",
@@ -35,6 +37,7 @@ def command(
     model: ModelChoice,
     data: DataChoice,
     metric: str | None,
+    structures: tuple[str, ...] | None,
     measuring: MeasureChoice,
     output: Path,
     running: RunChoice,
@@ -51,7 +54,7 @@ def command(
     result = run_profile(
         model.source(data, running.seed),
         running.folder(output),
-        measuring.options(running.seed, metric),
+        measuring.options(running.seed, metric, structures),
         terminal.progress,
     )
     return Outcome(profile_record(result), [ProfileTable(result.profile), f"\nwritten: {output}"])

@@ -24,7 +24,9 @@ class MeasureChoice:
     probes: int
     max_memory: int
 
-    def options(self, seed: int, metric: str | None) -> ProfileOptions:
+    def options(
+        self, seed: int, metric: str | None, structures: tuple[str, ...] | None
+    ) -> ProfileOptions:
         from lrcompress.profiling.collect import ProfileOptions
 
         return ProfileOptions(
@@ -33,6 +35,7 @@ class MeasureChoice:
             metric=metric,
             probes=self.probes,
             max_memory=self.max_memory,
+            structures=structures or ("low_rank",),
             seed=seed,
         )
 

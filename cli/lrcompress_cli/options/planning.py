@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from lrcompress_cli.options.gather import gathered
+from lrcompress_cli.options.structures import structures_option
 
 if TYPE_CHECKING:
     from lrcompress.planning.budget import Budget
@@ -30,6 +31,7 @@ class PlanChoice:
     multiple_of: int
     min_rank: int
     metric: str | None
+    structures: tuple[str, ...] | None
 
     def parsed_budget(self) -> Budget | None:
         """Raises a usage error that names the accepted forms."""
@@ -57,6 +59,7 @@ class PlanChoice:
             metric=self.metric,
             multiple_of=self.multiple_of,
             min_rank=self.min_rank,
+            structures=self.structures or (),
             include=self.include,
             exclude=self.exclude,
             bytes_per_param=BYTES_PER_PARAM[precision],
@@ -91,6 +94,7 @@ planning_options = gathered(
         "losses of layers comparable, else uniform.",
     ),
     metric_option,
+    structures_option,
     click.option(
         "--include",
         multiple=True,

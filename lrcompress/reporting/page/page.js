@@ -135,12 +135,20 @@ function colouring() {
   return { key: family, keys: families };
 }
 const fullRank = (layer) => Math.min(layer.out_features, layer.in_features);
+const isDense = (layer) => layer.structure === "dense";
+const isLowRank = (layer) => layer.rank !== null;
 const MEASURES = {
-  "Rank": { of: (l) => (l.rank === null ? 1 : l.rank / fullRank(l)), axis: "share of full rank", format: ".0%" },
   "Parameters": { of: (l) => l.params_kept / l.params, axis: "share of the weight's parameters", format: ".0%" },
+  "Rank": { of: (l) => (isLowRank(l) ? l.rank / fullRank(l) : isDense(l) ? 1 : null), axis: "share of full rank (low rank and dense)", format: ".0%" },
   "Predicted loss": { of: (l) => l.predicted_loss, axis: "predicted loss", format: ".2~g" },
 };
-let measureName = "Rank";
+let measureName = "Parameters";
+
+// What stands there, and why it is not low rank.
+function decision(layer) {
+  const why = layer.saved === null ? "" : ` (${percent(layer.saved)} less loss than low rank)`;
+  return `${layer.structure}${why}`;
+}
 
 // One tick for each numbered block: up to the first number of a name, or its first part.
 function blockOf(name) {
@@ -171,8 +179,11 @@ function drawPlan() {
     const chosen = report.layers.map((layer, i) => [layer, i]).filter(([layer]) => key(layer) === name);
     return {
       type: "bar", width: 0.78, name: labels[k], x: chosen.map(([, i]) => i), y: chosen.map(([l]) => measure.of(l)),
-      marker: { color: PALETTE[k % PALETTE.length], opacity: chosen.map(([l]) => (l.rank === null ? 0.35 : 1)) },
-      customdata: chosen.map(([l]) => [l.name, l.structure, `${count(l.params_kept)} of ${count(l.params)} parameters`, `${l.out_features} × ${l.in_features}, ${l.kind}`]),
+      marker: {
+        color: PALETTE[k % PALETTE.length], opacity: chosen.map(([l]) => (isDense(l) ? 0.35 : 1)),
+        pattern: { shape: chosen.map(([l]) => (isDense(l) || isLowRank(l) ? "" : "/")), fillmode: "overlay", size: 6 },
+      },
+      customdata: chosen.map(([l]) => [l.name, decision(l), `${count(l.params_kept)} of ${count(l.params)} parameters`, `${l.out_features} × ${l.in_features}, ${l.kind}`]),
       hovertemplate: "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
     };
   });
@@ -192,10 +203,12 @@ function drawPlanControls() {
     });
     at("plan-measure").append(button);
   }
-  const dense = report.layers.filter((layer) => layer.rank === null).length;
+  const dense = report.layers.filter(isDense).length;
+  const structured = report.layers.filter((layer) => !isDense(layer) && !isLowRank(layer)).length;
+  const others = structured ? ` ${structured} of them, hatched, lose less in another structure than as low rank of the same size.` : "";
   const proof = report.optimality_gap === null ? "" : ` The sum of predicted losses is ${gap(report.optimality_gap)} at this budget.`;
   at("plan-words").textContent =
-    `${report.layers.length - dense} of ${report.layers.length} layers are factored; the ${dense} pale bars stay dense.${proof}`;
+    `${report.layers.length - dense} of ${report.layers.length} layers are factored; the ${dense} pale bars stay dense.${others}${proof}`;
 }
 
 let shownLayer = 0;
@@ -273,7 +286,7 @@ const LAYER_COLUMNS = [
   { title: "kind", value: (l) => l.kind },
   { title: "shape", value: (l) => l.params, text: (l) => `${l.groups > 1 ? `${l.groups} × ` : ""}${l.out_features} × ${l.in_features}`, number: true },
   ...(planned ? [
-    { title: "decision", value: (l) => (l.rank === null ? Infinity : l.rank), text: (l) => l.structure },
+    { title: "decision", value: (l) => (isDense(l) ? Infinity : isLowRank(l) ? l.rank : l.params_kept / l.params), text: decision },
     { title: "kept", value: (l) => l.params_kept / l.params, text: (l) => percent(l.params_kept / l.params), number: true, help: "share of the weight's parameters" },
     { title: "loss", value: (l) => l.predicted_loss, text: (l) => real(l.predicted_loss), number: true, help: "predicted, in the plan's metric" },
   ] : []),

@@ -1,0 +1,41 @@
+"""Names of structures on the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+# Literal, so that --help need not load torch; a test compares it with the library's table.
+STRUCTURE_NAMES = ("low-rank",)
+AUTO = "auto"
+
+
+class StructureNames(click.ParamType[tuple[str, ...]]):
+    """low-rank,blast → ("low_rank", "blast"); auto → every one."""
+
+    name = "structures"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        names = [part.strip().lower().replace("_", "-") for part in str(value).split(",")]
+        if names == [AUTO]:
+            names = list(STRUCTURE_NAMES)
+        strange = [name for name in names if name not in STRUCTURE_NAMES]
+        if strange:
+            known = ", ".join((AUTO, *STRUCTURE_NAMES))
+            self.fail(f"{strange[0]!r} is not one of {known}", param, ctx)
+        return tuple(dict.fromkeys(name.replace("-", "_") for name in names))
+
+
+structures_option = click.option(
+    "--structures",
+    type=StructureNames(),
+    metavar="NAMES",
+    help="What may stand in a layer's place, separated by commas: "
+    f"{', '.join(STRUCTURE_NAMES)}, or auto for all. By default low-rank alone; all the others "
+    "take a few fits for each layer.",
+)
