@@ -23,7 +23,7 @@ from lrcompress.profiling.passes import call
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout, choose_readout
 from lrcompress.progress import SILENT, Progress
-from lrcompress.structures import Dense
+from lrcompress.structures import Dense, Factors
 
 __all__ = ["CompressOptions", "CompressReport", "compress_"]
 
@@ -71,9 +71,9 @@ def compress_(
         for planned in plan.layers:
             layer = _profile_of(planned, profile)
             if not isinstance(planned.structure, Dense):
-                made, row = _compress_layer_(module, layer, planned, plan, profile, store)
+                made, row, factors = _compress_layer_(module, layer, planned, plan, profile, store)
                 replacements += made
-                targets += [Target(layer, planned.structure, made[0])]
+                targets += [Target(layer, planned.structure, made[0], factors)]
                 done.append(row)
             step.advance()
     outcome: RefitTrial | None = None
@@ -101,7 +101,7 @@ def _compress_layer_(
     plan: Plan,
     profile: Profile,
     store: FactorStore,
-) -> tuple[Sequence[Replacement], CompressedLayer]:
+) -> tuple[Sequence[Replacement], CompressedLayer, Factors]:
     original = module.get_submodule(layer.name)
     moments = profile.moments.get(layer.name)
     held = store.get(layer.name)
@@ -123,7 +123,7 @@ def _compress_layer_(
         fitted_loss=float(held[LOSS]),
         bias_moved=bias is not None and before is not None and not bias.to(before).equal(before),
     )
-    return replacements, row
+    return replacements, row, factors
 
 
 LOSS = "loss"  # stands beside the factors in the store

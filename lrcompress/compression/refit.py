@@ -24,7 +24,7 @@ from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
-from lrcompress.structures import Structure
+from lrcompress.structures import Factors, Structure
 
 WEIGHT_STEP = 0.5  # of the way from W to W*: B is noisy, and upstream errors are not all linear
 DAMPING = 0.03  # of the mean input energy
@@ -37,6 +37,7 @@ class Target:
     layer: LayerProfile
     structure: Structure
     change: Replacement
+    factors: Factors  # of the first fit: where an iterative refit begins
 
     @property
     def spec(self) -> LayerSpec:
@@ -102,7 +103,9 @@ class Refit:
             wanted = weight + WEIGHT_STEP * weight @ seen.correction(DAMPING)
         moments = self.profile.moments.get(target.spec.name)
         whitening = layer_whitening(target.layer, self.metric, moments)
-        factors = target.structure.fit(wanted, whitening, target.spec)
+        factors = target.structure.fit(
+            wanted, whitening, target.spec, quick=True, start=target.factors
+        )
         if bias is not None:
             lost = weight @ seen.dense_mean.unsqueeze(-1)
             given = target.structure.dense(factors, target.spec) @ seen.compressed_mean.unsqueeze(
