@@ -1,0 +1,111 @@
+"""Positive semi-definite systems of alternating fits, solved so that no step ever loses ground.
+
+A Gram matrix of factors may be singular (dead inputs, repeated columns), and its solution then is
+not unique. `solve_spd` damps it and, given where the fit stands, solves for the step from there:
+with x' = x + (M + e I)^-1 (b - M x) the quadratic 1/2 x.Mx - b.x cannot grow, whatever e >= 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lrcompress.errors import FitError
+
+_GROWTH = 100.0
+_ATTEMPTS = 6
+_ROUNDING = 16.0  # of a Gram matrix's entries, in units of its size times the dtype's epsilon
+
+
+def solve_spd(gram: Tensor, rhs: Tensor, start: Tensor | None = None) -> Tensor:
+    """x with gram x = rhs, as a step from `start` (zero where none is given).
+
+    gram: (..., k, k)  rhs, start, x: (..., k, columns). Leading axes are separate systems, each
+    damped no more than its own Cholesky factorisation needs, relative to its mean diagonal.
+
+    Raises:
+        FitError: a system is not finite.
+    """
+    missing = rhs if start is None else rhs - gram @ start
+    step = torch.cholesky_solve(missing, cholesky(gram))
+    return step if start is None else start + step
+
+
+def cholesky(gram: Tensor) -> Tensor:
+    """Lower Cholesky factor of gram + e I, with the smallest tried e that gives one.
+
+    For systems that are solved many times (torch.cholesky_solve). Zero is damped as I would be.
+
+    Raises:
+        FitError: the matrix is not finite.
+    """
+    if not bool(torch.isfinite(gram).all()):
+        raise FitError("a system of its fit is not finite; check the model and data")
+    size = gram.shape[-1]
+    diagonal = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
+    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+    damping = scale * (size * torch.finfo(gram.dtype).eps * _ROUNDING)
+    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
+    for _ in range(_ATTEMPTS):
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(gram + damping[..., None, None] * eye)
+        if not bool(failed.any()):
+            return factor
+        damping = torch.where(failed > 0, damping * _GROWTH, damping)
+    return _cholesky_of_eigenvalues(gram, scale)
+
+
+def _cholesky_of_eigenvalues(gram: Tensor, scale: Tensor) -> Tensor:
+    """For what is not positive by more than rounding: negative eigenvalues are lifted."""
+    values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
+    floor = scale.unsqueeze(-1) * torch.finfo(gram.dtype).eps ** 0.5
+    root = vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)
+    r: Tensor = torch.linalg.qr(root.mT).R  # root root^T = R^T R
+    sign = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0)
+    return (r * sign.unsqueeze(-1)).mT
+
+
+def pcg(
+    apply: Callable[[Tensor], Tensor],
+    rhs: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+    *,
+    batch_axes: int = 0,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """x with apply(x) = rhs after at most `steps` of preconditioned conjugate gradients.
+
+    Tensors of one shape; the first `batch_axes` axes number separate systems. `apply` is linear,
+    symmetric and positive semi-definite, and so is `precondition`, roughly its inverse. A system
+    stops when its residual, in the preconditioner's norm, is `tolerance` of that of `rhs`, or its
+    curvature is lost in rounding. The quadratic 1/2 x.apply(x) - rhs.x never grows from `start`.
+    """
+    axes = tuple(range(batch_axes, rhs.dim()))
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(axes, keepdim=True)
+
+    x = start
+    residual = rhs - apply(x)
+    direction = precondition(residual)
+    norm = dot(residual, direction)
+    stop = dot(rhs, precondition(rhs)) * tolerance**2
+    tiny = torch.finfo(rhs.dtype).tiny
+    for _ in range(steps):
+        image = apply(direction)
+        curvature = dot(direction, image)
+        going = (norm > stop) & (curvature > tiny)
+        if not bool(going.any()):
+            break
+        length = torch.where(going, norm / curvature.clamp_min(tiny), torch.zeros_like(norm))
+        x = x + length * direction
+        residual = residual - length * image
+        z = precondition(residual)
+        after = dot(residual, z)
+        ratio = torch.where(going, after / norm.clamp_min(tiny), torch.zeros_like(norm))
+        direction, norm = z + ratio * direction, torch.where(going, after, norm)
+    return x
