@@ -213,6 +213,47 @@ def test_convolutions_pass_after_fusion_and_blocking(tmp_path: Path):
     assert report["parity"].numbers["shapes"] == ["1", "2", "3", "5"]
 
 
+class Pyramid(nn.Module):
+    """What image networks hold beside convolutions, norms that cannot be folded among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.folded = nn.Conv2d(3, 24, 3, padding=1), nn.BatchNorm2d(24)
+        self.body, self.norm = nn.Conv2d(24, 40, 3), nn.BatchNorm2d(40)
+        self.up, self.groups = nn.ConvTranspose2d(40, 16, 2, stride=2), nn.GroupNorm(4, 16)
+        self.head = nn.Linear(16, 6)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        x = functional.max_pool2d(functional.relu(self.folded(self.stem(pixel_values))), 2)
+        x = self.norm(functional.relu(self.body(x)))
+        x = functional.interpolate(self.groups(self.up(x)), scale_factor=2.0, mode="bilinear")
+        out: Tensor = self.head(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("opset", [20, 22])
+def test_convolutions_and_their_norms_pass_in_bfloat16(opset: int, tmp_path: Path):
+    torch.manual_seed(0)
+    module = Pyramid().eval()
+    for norm in (module.folded, module.norm):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+    factorise_(module, 4)
+    batch = {"pixel_values": torch.randn(2, 3, 12, 12)}
+    path = tmp_path / "model.onnx"
+    done = export_onnx(module, batch, path, ExportOptions(precision="bf16", opset=opset))
+    report = verify(path, module, batch)
+    assert report.ok
+    assert report["factors"].numbers["layers"] == 3
+    assert report["parity of bfloat16 weights in float32 arithmetic"].passed
+    widened = [note for note in done.notes if "for want of a bfloat16 kernel" in note]
+    assert len(widened) == 1
+    assert ("Conv, " in widened[0]) is (opset == 20)  # opset 22 has bfloat16 convolutions
+    parameters = sum(p.numel() for p in module.parameters())
+    held = parameters + sum(b.numel() for b in module.buffers())
+    assert done.parameter_bytes < 2.2 * held + 200  # and not 4: the weights stay bfloat16
+
+
 # What is wrong is found and named
 
 

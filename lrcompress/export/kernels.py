@@ -129,7 +129,7 @@ def missing_kernels(model: ModelProto, dtype: str) -> tuple[MissingKernel, ...]:
         if typed.computes_shape or typed.node.op_type in _NO_KERNEL_NEEDED:
             continue
         opset = opsets.get(_standard(typed.node.domain), 1)
-        reason = _why_missing(typed, opset, DTYPES[dtype], table)
+        reason = why_missing(typed, opset, DTYPES[dtype])
         if reason is not None:
             dtypes = tuple(value.dtype if value else "?" for value in typed.inputs)
             missing.append(
@@ -140,7 +140,9 @@ def missing_kernels(model: ModelProto, dtype: str) -> tuple[MissingKernel, ...]:
     return tuple(missing)
 
 
-def _why_missing(typed: TypedNode, opset: int, assumed: str, table: KernelTable) -> str | None:
+def why_missing(typed: TypedNode, opset: int, assumed: str) -> str | None:
+    """Why the node has no CUDA kernel; None if it has one. `assumed`: as ONNX Runtime names it."""
+    table = kernel_table()
     node, domain = typed.node, _standard(typed.node.domain)
     kernels = table.kernels.get((domain, node.op_type))
     if kernels is None:

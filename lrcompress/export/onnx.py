@@ -107,7 +107,7 @@ def export_onnx(
         axis_limits=limits,
         node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
         rewrites=_counts(rewrites),
-        notes=notes,
+        notes=(*notes, *(result.note for result in rewrites if result.note)),
         seconds=time.perf_counter() - started,
     )
 

@@ -70,7 +70,27 @@ def _simplified(model: Any) -> Any:
     opset 23, and its RotaryEmbedding fails for more than one example."""
     from onnxscript.optimizer import optimize
 
-    return optimize(model)
+    model = optimize(model)
+    _round_folded_norms_(model)
+    return model
+
+
+def _round_folded_norms_(model: Any) -> None:
+    """The optimiser folds a batch norm into the convolution before it, in float32 whatever the
+    convolution computes in."""
+    import onnx_ir as ir
+
+    for node in model.graph.all_nodes():
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm"):
+            continue
+        dtype = node.inputs[0].dtype
+        if dtype not in (ir.DataType.BFLOAT16, ir.DataType.FLOAT16):
+            continue
+        for value in node.inputs[1:]:
+            if value is None or value.const_value is None or value.dtype != ir.DataType.FLOAT:
+                continue
+            rounded = value.const_value.numpy().astype(dtype.numpy())
+            value.const_value, value.dtype = ir.tensor(rounded, dtype=dtype), dtype
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from lrcompress.export.rewrites.name_weights import name_weights_
 from lrcompress.export.rewrites.share_transposed import share_transposed_
 from lrcompress.export.rewrites.static_reshapes import static_reshapes_
 from lrcompress.export.rewrites.trivial_masks import trivial_masks_
+from lrcompress.export.rewrites.widen_bfloat16 import widen_bfloat16_
 
 REWRITES: tuple[Rewrite, ...] = (
     name_weights_,
@@ -16,6 +17,7 @@ REWRITES: tuple[Rewrite, ...] = (
     trivial_masks_,
     static_reshapes_,
     divide_by_root_,
+    widen_bfloat16_,
     forget_tracing_,
 )
 

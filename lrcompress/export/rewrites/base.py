@@ -11,6 +11,7 @@ from typing import Any, Protocol
 class RewriteResult:
     name: str
     changes: int  # nodes or initializers that were edited
+    note: str = ""  # what the user should know of it
 
     @property
     def changed(self) -> bool:
