@@ -152,6 +152,10 @@ def test_reports_name_the_command_and_time_each_stage(unbroken: tuple[Path, RunR
     assert not (unbroken[0] / "report.html").exists()
 
 
+def test_the_report_says_that_nobody_gave_the_weights(unbroken: tuple[Path, RunResult]) -> None:
+    assert any("the factory's own" in warning for warning in unbroken[1].report.warnings)
+
+
 def test_nothing_temporary_is_left(unbroken: tuple[Path, RunResult]) -> None:
     names = {path.name for path in unbroken[0].rglob("*")}
     assert not [name for name in names if name.startswith(".") or name == "work"]

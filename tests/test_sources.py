@@ -467,6 +467,18 @@ def test_infinities_of_an_attention_mask_are_no_fault(mine: Path) -> None:
     assert load_model("mine:Masked").module.mask.isinf().any()
 
 
+def test_a_factory_without_weights_says_whose_they_are(
+    mine: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (warning,) = load_model("mine:build").warnings
+    assert warning in caplog.messages
+    assert "the factory's own" in warning
+    assert "--weights" in warning
+    caplog.clear()
+    assert not load_model("mine:build", weights=mine / "weights.safetensors").warnings
+    assert not caplog.messages
+
+
 def test_half_precision_weights_are_widened_to_the_factory_dtype(mine: Path) -> None:
     state = load_file(mine / "weights.safetensors")
     save_file({n: t.half() for n, t in state.items()}, mine / "half.safetensors")

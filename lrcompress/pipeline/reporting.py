@@ -17,6 +17,7 @@ from lrcompress.reporting.collect import dense_cost, layer_reports, left_alone_r
 from lrcompress.reporting.environment import describe_environment
 from lrcompress.reporting.html import render_html
 from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
+from lrcompress.sources.reference import LoadedModel
 from lrcompress.storage import write_text
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -34,10 +35,12 @@ class Findings:
     warnings: tuple[str, ...]
 
 
-def profile_report(model: str, profile: Profile, options: FolderOptions, clock: Clock) -> Report:
+def profile_report(
+    model: LoadedModel, profile: Profile, options: FolderOptions, clock: Clock
+) -> Report:
     """Of a profile alone."""
     return Report(
-        model=model,
+        model=model.reference.text,
         command=options.command,
         metric=profile.metric,
         objective=profile.objective,
@@ -49,7 +52,7 @@ def profile_report(model: str, profile: Profile, options: FolderOptions, clock: 
         environment=_environment("cpu"),
         stages=tuple(clock.stages),
         files=output_files(options.output),
-        warnings=profile.warnings,
+        warnings=(*model.warnings, *profile.warnings),
     )
 
 

@@ -68,6 +68,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         question = Question(loaded, found, options)
         plan, key = decided(job, question, key)
         outcome, key = compressed(job, question, plan, key)
+        warnings = loaded.model.warnings
         del loaded, question  # the dense weights; what follows works on what was written
         product = Product(
             load(folder.root, trust_remote_code=source.trust_remote_code), batch, plan
@@ -81,7 +82,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
             outcome.divergences,
             dict(outcome.fidelity),
             checks,
-            (*outcome.warnings, *facts["notes"]),
+            (*warnings, *outcome.warnings, *facts["notes"]),
         )
         report = run_report(source.model, found, findings, where, clock, options.provider)
         write_report(report, where)
@@ -104,7 +105,7 @@ def run_profile(
     with _opened(where, source, loaded) as folder:
         found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
         folder.clean()
-        report = profile_report(source.model, found, where, clock)
+        report = profile_report(loaded.model, found, where, clock)
         write_report(report, where)
     return ProfileResult(folder.root, found, report)
 

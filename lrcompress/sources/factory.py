@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -20,18 +21,29 @@ from lrcompress.wording import listed, one_line
 PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
+log = logging.getLogger(__name__)
+
+
 def is_import_reference(text: str) -> bool:
     return PATTERN.fullmatch(text) is not None
 
 
 def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) -> LoadedModel:
-    """Call the factory and load the weights, if any, in the module's own dtype."""
+    """Call the factory and load the weights, if any, in the module's own dtype.
+
+    Without weights the factory may have loaded its own, which nobody can tell from random ones:
+    a warning says so.
+    """
     module = call_factory(reference)
-    if weights is not None:
-        state = read_state(weights, allow_pickle=allow_pickle)
-        fill_(module, state, state.__getitem__, weights, keep_dtype=False)
-    details = {"weights": weights.name} if weights is not None else {}
-    return LoadedModel(module, ModelReference("factory", reference, details))
+    if weights is None:
+        warning = (
+            f"{reference}: the weights are the factory's own; give --weights FILE for trained ones"
+        )
+        log.warning("%s", warning)
+        return LoadedModel(module, ModelReference("factory", reference), warnings=(warning,))
+    state = read_state(weights, allow_pickle=allow_pickle)
+    fill_(module, state, state.__getitem__, weights, keep_dtype=False)
+    return LoadedModel(module, ModelReference("factory", reference, {"weights": weights.name}))
 
 
 def call_factory(reference: str) -> nn.Module:

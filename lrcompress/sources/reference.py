@@ -38,3 +38,4 @@ class LoadedModel:
     folder: Path | None = None  # where the tokenizer or image processor lies
     pooling: Literal["mean", "cls"] | None = None  # how a sentence encoder makes one vector
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)  # of the run that wrote it
+    warnings: tuple[str, ...] = ()  # what the user should know of where it came from
