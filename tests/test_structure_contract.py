@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
+from math import prod
 
 import pytest
 import torch
@@ -23,7 +25,15 @@ from lrcompress.fingerprint import distinct_state
 from lrcompress.layers import LayerSpec, describe, output_rows, weight_matrix
 from lrcompress.metrics import METRICS, Whitening
 from lrcompress.profiling.spectrum import loss_curve
-from lrcompress.structures import STRUCTURES, Dense, Factors, LowRank, Structure
+from lrcompress.structures import (
+    STRUCTURES,
+    Dense,
+    Factors,
+    LowRank,
+    SpatialLowRank,
+    Structure,
+    Tucker2,
+)
 
 # Sums of a few hundred float64 products of order one.
 FP64 = {"rtol": 1e-10, "atol": 1e-11}
@@ -37,11 +47,29 @@ def _low_ranks(spec: LayerSpec) -> list[Structure]:
     return [LowRank(rank) for rank in range(1, largest + 1)]
 
 
+def _spatial(spec: LayerSpec) -> list[Structure]:
+    if spec.kind != "conv2d" or spec.groups != 1:
+        return []
+    width = spec.kernel[1]
+    largest = min(spec.in_features // width, spec.out_features * width)
+    return [SpatialLowRank(rank) for rank in (*range(1, largest, 2), largest)]
+
+
+def _tuckers(spec: LayerSpec) -> list[Structure]:
+    if spec.kind not in ("conv1d", "conv2d") or spec.groups != 1:
+        return []
+    channels = spec.in_features // prod(spec.kernel)
+    ranks = range(1, channels + 1)
+    return [Tucker2(rank * spec.out_features // channels, rank) for rank in ranks]
+
+
 # Structures of a type from the smallest to the one that can hold any weight; none where the type
 # does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "dense": lambda spec: [Dense()],
     "low_rank": _low_ranks,
+    "spatial": _spatial,
+    "tucker2": _tuckers,
 }
 
 
@@ -161,7 +189,22 @@ def test_operations_counted_are_those_that_torch_counts(structure_type: str, cas
         built = _installed(host, structure)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             built(x)
-        assert counter.get_total_flops() == structure.flops_per_row(spec) * rows
+        told, counted = structure.flops_per_row(spec) * rows, counter.get_total_flops()
+        if structure.counts_input_pixels:
+            fewer, more = _pixels_of_the_input(host.layer, x)
+            assert told * fewer <= counted <= told * more
+        else:
+            assert counted == told
+
+
+def _pixels_of_the_input(layer: nn.Module, x: Tensor) -> tuple[Fraction, Fraction]:
+    """Bounds of the true number over stride times output pixels: padding moves each axis alone, and
+    a stage of a structure may have seen one axis at the output's size, another at the input's."""
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
+    spatial = len(layer.kernel_size)
+    sizes = zip(x.shape[-spatial:], layer(x).shape[-spatial:], layer.stride, strict=True)
+    ratios = [Fraction(size, out * stride) for size, out, stride in sizes]
+    return prod(min(r, Fraction(1)) for r in ratios), prod(max(r, Fraction(1)) for r in ratios)
 
 
 @every_pair

@@ -5,10 +5,22 @@ from __future__ import annotations
 from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.low_rank import LowRank
+from lrcompress.structures.spatial import SpatialLowRank
+from lrcompress.structures.tucker2 import Tucker2
 
 STRUCTURES: dict[str, type[Structure]] = {
     "dense": Dense,
     "low_rank": LowRank,
+    "spatial": SpatialLowRank,
+    "tucker2": Tucker2,
 }
 
-__all__ = ["STRUCTURES", "Dense", "Factors", "LowRank", "Structure"]
+__all__ = [
+    "STRUCTURES",
+    "Dense",
+    "Factors",
+    "LowRank",
+    "SpatialLowRank",
+    "Structure",
+    "Tucker2",
+]

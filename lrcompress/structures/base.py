@@ -27,6 +27,9 @@ class Structure(ABC):
 
     type_name: ClassVar[str]  # in plan.json and in the STRUCTURES table
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # of layers that it can stand in for
+    # Some of its work is done on the pixels of the input. flops_per_row takes them for the output's
+    # times the stride; padding makes the true number differ by the border.
+    counts_input_pixels: ClassVar[bool] = False
 
     def check(self, spec: LayerSpec) -> None:
         """Raise PlanError, naming the layer, if the structure cannot stand in its place."""

@@ -1,0 +1,170 @@
+"""Tucker-2: a kernel whose two channel modes are low rank (Kim et al. 2016).
+
+y = U * (core * (V * x)) + b;  V: (q, c, 1, 1)  core: (p, q, kh, kw)  U: (m, p, 1, 1)
+
+Two 1x1 convolutions around a smaller one with the layer's own stride, padding and dilation. The
+start is TensorLy's partial Tucker of the kernel whitened in all modes, as if the input moment were
+a Kronecker product of channels and positions; from there both parts are improved in the true
+metric (`two_stage`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.conv_chain import ConvChain, Stage, composed
+from lrcompress.structures.tensorly_access import torch_backend
+from lrcompress.structures.two_stage import TwoStageFit, extended
+
+SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the dense weight, for a loss curve
+
+
+@dataclass(frozen=True)
+class Tucker2(Structure):
+    """`rank_in` channels before the small kernel, `rank_out` after it."""
+
+    rank_out: int
+    rank_in: int
+    type_name: ClassVar[str] = "tucker2"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
+    counts_input_pixels: ClassVar[bool] = True
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        if spec.groups != 1:
+            raise PlanError(
+                f"{spec.name}: tucker2 needs an ungrouped convolution, not {spec.groups} groups; "
+                "use low_rank or dense"
+            )
+        positions = prod(spec.kernel)
+        channels = spec.in_features // positions
+        for field, rank, largest in (
+            ("rank_out", self.rank_out, min(spec.out_features, self.rank_in * positions)),
+            ("rank_in", self.rank_in, min(channels, self.rank_out * positions)),
+        ):
+            if not 1 <= rank <= largest:
+                raise PlanError(
+                    f"{spec.name}: {field} {rank} is not between 1 and {largest} (the kernel is "
+                    f"{spec.out_features} x {channels} x {positions}); edit its ranks"
+                )
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        return sum(prod(shape) for shape in self._shapes(spec))
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        first, core, last = (prod(shape) for shape in self._shapes(spec))
+        return 2 * (first * prod(spec.stride) + core + last)
+
+    def _shapes(self, spec: LayerSpec) -> tuple[tuple[int, ...], ...]:
+        """Kernels of the three stages."""
+        one = (1,) * len(spec.kernel)
+        channels = spec.in_features // prod(spec.kernel)
+        return (
+            (self.rank_in, channels, *one),
+            (self.rank_out, self.rank_in, *spec.kernel),
+            (spec.out_features, self.rank_out, *one),
+        )
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        problem = TwoStageFit(weight, whitening, prod(spec.kernel))
+        first = self._whitened_tucker(problem)
+        candidates = [first]
+        if start is not None and len(start["first"]) <= self.rank_in:
+            candidates.append(extended(start["first"].flatten(1).double(), first, self.rank_in))
+        sweeps, steps = (3, 6) if quick else (16, 12)
+        fitted = problem.fit(candidates, self.rank_out, sweeps=sweeps, steps=steps)
+        last = whitening.output.left_inverse(fitted.basis[None])[0]
+        # All scale in the core: undoing a whitening may leave it in a factor that is large alone
+        q, r = torch.linalg.qr(last)
+        flat = (fitted.first, r @ fitted.core, q)
+        names = ("first", "core", "last")
+        return {
+            name: values.reshape(shape)
+            for name, values, shape in zip(names, flat, self._shapes(spec), strict=True)
+        }
+
+    def _whitened_tucker(self, problem: TwoStageFit) -> Tensor:
+        """The first stage (q, c) of TensorLy's partial Tucker in the whitened space."""
+        over, under = problem.separable_roots()
+        kernel = problem.by_pairs(problem.half)  # (m, c, positions)
+        kernel = over.right(under.right(kernel).mT).mT
+        if not bool(kernel.any()):  # nothing to decompose, and TensorLy would divide by its norm
+            return torch.eye(self.rank_in, problem.outer, dtype=kernel.dtype, device=kernel.device)
+        with torch_backend() as tensorly:
+            ranks = [self.rank_out, self.rank_in]
+            (_, (_, channels)), _ = tensorly.decomposition.partial_tucker(
+                kernel, rank=ranks, modes=[0, 1], random_state=0
+            )
+        return over.right_inverse(channels.mT[None])[0]
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        kernel = composed((factors["first"], factors["core"], factors["last"]))
+        return kernel.reshape(1, spec.out_features, spec.in_features)
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        stages = (
+            Stage(factors["first"]),
+            Stage(factors["core"], axes=tuple(range(len(spec.kernel)))),
+            Stage(factors["last"]),
+        )
+        return ConvChain.like(layer, stages, bias).train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        first, core, last = (torch.zeros(shape) for shape in self._shapes(spec))
+        return {"first": first, "core": core, "last": last}
+
+    @classmethod
+    def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        """One, in which both ranks keep the same share of their channels."""
+        if spec.kind not in cls.kinds or spec.groups != 1 or prod(spec.kernel) == 1:
+            return ()
+        family: list[Self] = []
+        for share in SHARES:
+            structure = cls._at(_share_of_channels(spec, share), spec)
+            if structure.weight_params(spec) < spec.weight_params and structure not in family:
+                family.append(structure)
+        return (tuple(family),) if len(family) > 1 else ()
+
+    @classmethod
+    def _at(cls, part: float, spec: LayerSpec) -> Self:
+        positions = prod(spec.kernel)
+        out, channels = spec.out_features, spec.in_features // positions
+        rank_in = max(1, round(part * channels))
+        rank_out = max(1, min(round(part * out), rank_in * positions))
+        return cls(rank_out, min(rank_in, rank_out * positions))
+
+    def between(self, larger: Structure) -> tuple[Structure, ...]:
+        """Every output rank, and the input rank on the line between the two."""
+        if not isinstance(larger, Tucker2) or larger.rank_out <= self.rank_out:
+            return ()
+        slope = (larger.rank_in - self.rank_in) / (larger.rank_out - self.rank_out)
+        return tuple(
+            Tucker2(rank, round(self.rank_in + slope * (rank - self.rank_out)))
+            for rank in range(self.rank_out + 1, larger.rank_out)
+        )
+
+
+def _share_of_channels(spec: LayerSpec, share: float) -> float:
+    """f at which ranks f m and f c hold `share` of the weight: f (m^2 + c^2) + f^2 m n = share."""
+    channels = spec.in_features // prod(spec.kernel)
+    linear = spec.out_features**2 + channels**2
+    square = spec.weight_params
+    return (sqrt(linear**2 + 4 * square * share * square) - linear) / (2 * square)

@@ -1,0 +1,176 @@
+"""Fit of a weight in two stages, W[o, (a, b)] = sum_q T[o, q, b] V[q, a], in a layer's metric.
+
+The inputs are numbered by pairs (a, b), b fastest. The first stage V: (q, a) sees the inputs a of
+each b alone; the second T: (m, q b) of rank p or less mixes what it gives. Tucker-2 of a kernel is
+one (a: channels, b: all kernel positions), a separable kernel is another (a: channels and rows,
+b: columns, any p).
+
+The loss 1/2 tr(G dW C dW^T) falls by two alternating steps:
+  T given V   reduced-rank regression, the exact optimum (Izenman 1975): G^1/2 W C^1/2 projected on
+              the rows of D = (V (x) I_b) C^1/2, then truncated to rank p
+  V given T   linear least squares by preconditioned conjugate gradients; its span alone matters
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrcompress.errors import FitError
+from lrcompress.metrics import Whitening
+from lrcompress.metrics.root import Root, root_of
+from lrcompress.structures.solve import cholesky, pcg
+
+
+@dataclass(frozen=True, eq=False)
+class TwoStages:
+    """The product of both stages is G^-1/2 basis core (first (x) I_b)."""
+
+    first: Tensor  # V: (q, a), orthonormal rows
+    basis: Tensor  # (m, p), orthonormal columns in the whitened outputs
+    core: Tensor  # (p, q b)
+    loss: float
+
+
+class TwoStageFit:
+    """One weight (1, m, a b) in one metric; `inner` is the number of b."""
+
+    def __init__(self, weight: Tensor, whitening: Whitening, inner: int) -> None:
+        self.inner, self.whitening = inner, whitening
+        self.half = whitening.output.left(weight.to(torch.float64))[0]  # G^1/2 W: (m, n)
+        self.total = whitening.input.right(self.half[None]).square().sum()
+        self.gram = whitening.input.gram()
+        self.paired = times(self.half, self.gram)  # G^1/2 W C
+        if not bool(torch.isfinite(self.total)):
+            raise FitError("the weight or its moments are not finite; check the model and data")
+
+    @property
+    def outer(self) -> int:
+        return self.half.shape[1] // self.inner
+
+    def by_pairs(self, rows: Tensor) -> Tensor:
+        """(rows, a b) -> (rows, a, b), or of any number of a."""
+        return rows.reshape(len(rows), -1, self.inner)
+
+    def fit(self, candidates: list[Tensor], rank: int, *, sweeps: int, steps: int) -> TwoStages:
+        """From the best of the first stages proposed; no sweep loses more than the one before."""
+        starts = (self.second_stage(_orthonormal(first), rank) for first in candidates)
+        best = min(starts, key=lambda fitted: fitted.loss)
+        for _ in range(sweeps):
+            first = _orthonormal(self._first_stage(best, steps))
+            after = self.second_stage(first, rank)
+            if not after.loss < best.loss:
+                break
+            gained = best.loss - after.loss
+            best = after
+            if gained <= _SETTLED * after.loss:
+                break
+        return best
+
+    def second_stage(self, first: Tensor, rank: int) -> TwoStages:
+        """The best second stage of that rank for the first one."""
+        gram = self._seen(first)  # D D^T: (q b, q b)
+        paired = torch.tensordot(self.by_pairs(self.paired), first, dims=([1], [1]))
+        paired = paired.mT.flatten(1)  # G^1/2 W C^1/2 D^T: (m, q b)
+        triangle = cholesky(gram)
+        regression = torch.linalg.solve_triangular(triangle, paired.mT, upper=False).mT
+        if rank < len(regression):
+            basis = torch.linalg.eigh(regression @ regression.mT).eigenvectors[:, -rank:]  # (m, p)
+        else:  # nothing to choose
+            basis = torch.eye(rank, dtype=gram.dtype, device=gram.device)
+        core = torch.linalg.solve_triangular(
+            triangle, basis.mT @ regression, upper=False, left=False
+        )  # (p, q b)
+        explained = 2 * (core * (basis.mT @ paired)).sum() - (core * (core @ gram)).sum()
+        return TwoStages(first, basis, core, 0.5 * max(0.0, float(self.total - explained)))
+
+    def _seen(self, first: Tensor) -> Tensor:
+        """(V (x) I_b) C (V (x) I_b)^T without a pass over C for every b; (q b, q b)."""
+        q, inner = len(first), self.inner
+        if self.gram is not None and self.gram.dim() == 3:
+            left = first @ self.gram[0].reshape(self.outer, -1)  # (q, b n)
+        else:
+            left = times(torch.kron(first, torch.eye(inner).to(first)), self.gram)
+        pairs = left.reshape(q * inner, self.outer, inner).mT @ first.mT  # (q b, b', q')
+        return pairs.mT.reshape(q * inner, q * inner)
+
+    def _first_stage(self, now: TwoStages, steps: int) -> Tensor:
+        core = self.by_pairs(now.core)  # (p, q, b)
+        return first_stage_step(now.first, core, now.basis.mT @ self.half, self.gram, steps)
+
+    def separable_roots(self) -> tuple[Root, Root]:
+        """Roots of the factors of C ~ C_a (x) C_b that its partial traces give."""
+        over, under = separable(self.gram, self.outer, self.inner, like=self.half)
+        return root_of(over[None]), root_of(under[None])
+
+
+_SETTLED = 1e-5  # share of the loss that a sweep must gain for another to follow
+
+
+def first_stage_step(
+    first: Tensor, core: Tensor, target: Tensor, gram: Tensor | None, steps: int
+) -> Tensor:
+    """V with sum_q core[p, q, b] V[q, a] nearer to target[p, (a, b)] in the input metric.
+
+    first: (q, a)  core: (p, q, b)  target: (p, a b), both in outputs whose metric is the identity.
+    """
+    p, q, inner = core.shape
+    outer = first.shape[1]
+    tall = core.permute(0, 2, 1).reshape(p * inner, q)
+
+    def weighted(x: Tensor) -> Tensor:  # (p, a b) -> (p b, a), times C
+        return times(x, gram).reshape(p, outer, inner).mT.reshape(p * inner, outer)
+
+    def normal(v: Tensor) -> Tensor:
+        product = (tall @ v).reshape(p, inner, outer).mT.reshape(p, outer * inner)
+        image: Tensor = tall.mT @ weighted(product)
+        return image
+
+    over, under = separable(gram, outer, inner, like=core)
+    mixed = torch.tensordot(under, core, dims=([1], [2]))  # (b, p, q)
+    left = cholesky(tall.mT @ mixed.permute(1, 0, 2).reshape(p * inner, q))
+    right = cholesky(over)
+
+    def precondition(residual: Tensor) -> Tensor:
+        return torch.cholesky_solve(torch.cholesky_solve(residual, left).mT, right).mT
+
+    return pcg(normal, tall.mT @ weighted(target), precondition, first, steps)
+
+
+def times(x: Tensor, gram: Tensor | None) -> Tensor:
+    """x C for x: (rows, n) and a gram of a layer of one group, as `Root.gram` gives it."""
+    if gram is None:
+        return x
+    return x * gram if gram.dim() == 2 else x @ gram[0]
+
+
+def separable(
+    gram: Tensor | None, outer: int, inner: int, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """C_a (a, a) and C_b (b, b) whose Kronecker product has the partial traces of C."""
+    if gram is None:
+        over, under = (
+            torch.eye(size, dtype=like.dtype, device=like.device) for size in (outer, inner)
+        )
+        return over, under
+    if gram.dim() == 2:
+        pairs = gram[0].reshape(outer, inner)
+        over, under = torch.diag(pairs.sum(1)), torch.diag(pairs.sum(0))
+    else:
+        square = gram[0].reshape(outer, inner, outer, inner)
+        over = square.diagonal(dim1=1, dim2=3).sum(-1)
+        under = square.diagonal(dim1=0, dim2=2).sum(-1)
+    trace = under.diagonal().sum()
+    return over, under / torch.where(trace > 0, trace, torch.ones_like(trace))
+
+
+def extended(first: Tensor, by: Tensor, rank: int) -> Tensor:
+    """The rows of `first` and, up to `rank` rows, what the rows of `by` add to their span."""
+    return _orthonormal(torch.cat([first, by]))[:rank]
+
+
+def _orthonormal(rows: Tensor) -> Tensor:
+    q: Tensor = torch.linalg.qr(rows.mT).Q
+    return q.mT
