@@ -16,15 +16,16 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrcompress.errors import DataError, ModelError
-from lrcompress.layers import output_rows, weight_matrix
+from lrcompress.layers import describe, output_rows, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments
-from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.batches import Batch, token_count
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.finish import nearest_kronecker
 from lrcompress.profiling.joint import RunningJoint
 from lrcompress.profiling.objective import OBJECTIVES
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.readout import choose_readout
+from lrcompress.profiling.trials import SHARES
 
 # Products in float32 over one batch (2^-24 each, a few hundred terms), relative to the largest.
 FP32 = 2e-5
@@ -843,7 +844,36 @@ def test_a_model_without_a_layer_to_compress_is_refused() -> None:
         profile(nn.LayerNorm(4), feature_batches(1, 3, 4))
 
 
+@pytest.mark.parametrize(
+    ("batch", "tokens"),
+    [
+        ({"input_ids": torch.ones(3, 7, dtype=torch.long)}, 21),
+        ({"ids": torch.ones(3, 7, dtype=torch.long), "kinds": torch.ones(3).long()}, 21),
+        ({"x": torch.ones(3, 7)}, 0),
+        ({"pixel_values": torch.ones(3, 1, 4, 4)}, 0),
+        ({"input_values": torch.ones(3, 9), "attention_mask": torch.ones(3, 9).long()}, 0),
+    ],
+)
+def test_tokens_are_those_of_text_and_nothing_else(batch: Batch, tokens: int) -> None:
+    assert token_count([batch, batch]) == 2 * tokens
+
+
 # --- trials -----------------------------------------------------------------------------------
+
+
+def test_trials_are_affordable_by_the_work_of_a_pass_not_by_its_examples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = networks.InPlaceConvNet().eval()
+    batches = feature_batches(2, 4, 2, 8, 8)
+    layers = describe(module).layers
+    pixels = 64  # each pixel passes the convolutions, the mean of them the head
+    work = sum(s.flops_per_row * (pixels if s.kind == "conv2d" else 1) for s in layers)
+    tries = len(layers) * len(SHARES) * 8
+    for limit, tried in ((work * tries, True), (work * tries - 1, False)):
+        monkeypatch.setattr("lrcompress.profiling.collect.AFFORDABLE_FLOPS", limit)
+        found = profile(module, batches)
+        assert any(layer.trials for layer in found.layers) is tried
 
 
 def test_trials_hold_the_model_against_the_network_and_leave_it_as_it_was() -> None:

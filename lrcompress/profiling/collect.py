@@ -19,10 +19,10 @@ from lrcompress.layers import (
     weight_matrix,
 )
 from lrcompress.metrics import METRICS, LayerMoments, Metric, Whitening
-from lrcompress.profiling.batches import Batches, batch_size
+from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.explore import structure_curves
 from lrcompress.profiling.finish import take_moments
-from lrcompress.profiling.flops import total_flops_per_example
+from lrcompress.profiling.flops import counted_flops, total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector, Watch
@@ -162,7 +162,7 @@ def _with_data(
         model_fingerprint=model_fingerprint(module),
         data_fingerprint=fingerprint_batches(batches),
         examples=examples,
-        tokens=_tokens(batches),
+        tokens=token_count(batches),
         total_params=found.total_params,
         total_bytes=_stored_bytes(module),
         total_flops_per_example=flops,
@@ -186,9 +186,12 @@ def _judge(
     if options.trials is False or not metric.needs_outputs:
         return None
     chosen = trial_batches(batches)
-    flops = sum(spec.flops_per_row for spec in found.layers) * _tokens(chosen)
-    if options.trials is None and flops * len(found.layers) * len(SHARES) > AFFORDABLE_FLOPS:
-        return None
+    if options.trials is None:
+        tries = len(found.layers) * len(SHARES) * sum(map(batch_size, chosen))
+        middle = chosen[len(chosen) // 2]
+        flops_per_example = counted_flops(module, middle) / batch_size(middle)
+        if tries * flops_per_example > AFFORDABLE_FLOPS:
+            return None
     return judge_by(module, chosen, readout)
 
 
@@ -317,14 +320,6 @@ def _unreached(spec: LayerSpec, moments: LayerMoments | None, collector: Collect
 
 def _left(spec: LayerSpec, reason: str) -> LeftAlone:
     return LeftAlone(spec.name, spec.kind, spec.weight_params, reason)
-
-
-def _tokens(batches: Batches) -> int:
-    """Unpadded tokens; examples where there is no attention mask."""
-    return sum(
-        int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch_size(batch)
-        for batch in batches
-    )
 
 
 def _stored_bytes(module: nn.Module) -> int:

@@ -46,6 +46,14 @@ def total_flops_per_example(
     return average * (1 + outside / in_layers) if in_layers else float(outside)
 
 
+def counted_flops(module: nn.Module, batch: Batch) -> int:
+    """What torch counts of one forward pass, padding included."""
+    with torch.no_grad(), _counter() as counter:
+        call(module, batch)
+    total: int = counter.get_total_flops()
+    return total
+
+
 def _counter() -> FlopCounterMode:
     """torch's own table knows the fused attention of the GPU, but not the CPU's."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

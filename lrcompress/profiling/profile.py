@@ -91,7 +91,7 @@ class Profile:
     model_fingerprint: str  # sha256 of names, shapes and values of the weights
     data_fingerprint: str  # sha256 of the calibration batches, "" without data
     examples: int
-    tokens: int
+    tokens: int  # 0 where the data is no text
     total_params: int
     total_bytes: int  # parameters and buffers, in the dtype that they are stored in
     total_flops_per_example: float

@@ -99,7 +99,7 @@ class Report:
     metric: str
     objective: str
     examples: int
-    tokens: int
+    tokens: int  # 0 where the data is no text
     before: Cost
     layers: tuple[LayerReport, ...]
     left_alone: tuple[LeftAloneReport, ...]

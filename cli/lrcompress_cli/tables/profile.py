@@ -63,11 +63,10 @@ def _cells(layer: LayerProfile, metric: str) -> dict[str, str]:
 
 def _head(profile: Profile) -> Text:
     compressible = sum(layer.spec.weight_params for layer in profile.layers)
-    data = (
-        f"{profile.examples} examples, {profile.tokens} tokens"
-        if profile.examples
-        else "no data: the plain metric"
-    )
+    data = "no data: the plain metric"
+    if profile.examples:
+        data = f"{profile.examples} examples"
+        data += f", {profile.tokens} tokens" if profile.tokens else ""
     example = "example" if profile.examples else "row"  # without data lengths are unknown
     return Text(
         f"{count(profile.total_params)} parameters ({share(compressible, profile.total_params)} "

@@ -76,7 +76,8 @@ function drawHead() {
   badge(`${report.metric} metric`);
   if (report.allocator) badge(`${report.allocator} allocation`);
   if (report.optimality_gap !== null) badge(gap(report.optimality_gap));
-  badge(report.examples ? `${report.examples.toLocaleString("en")} examples, ${report.tokens.toLocaleString("en")} tokens` : "no calibration data");
+  const tokens = report.tokens ? `, ${report.tokens.toLocaleString("en")} tokens` : "";
+  badge(report.examples ? `${report.examples.toLocaleString("en")} examples${tokens}` : "no calibration data");
 }
 function card(label, before, after, format) {
   const box = element("div", { class: "card" }, element("div", { class: "label" }, label));
