@@ -29,6 +29,7 @@ from lrcompress.pipeline import (
     find_profile,
     preview,
     promised_budget,
+    record_latency,
     run,
     run_profile,
 )
@@ -111,6 +112,24 @@ def test_a_finished_run_is_reused_whole(unbroken: tuple[Path, RunResult], tmp_pa
     assert digests(output) == before
     assert result.report.after == unbroken[1].report.after
     assert result.report.checks == unbroken[1].report.checks
+
+
+def test_a_rerun_keeps_what_was_timed_before(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "moved")
+    assert record_latency(output, 2.0, 1.0)
+    taken = {stage.name: stage.seconds for stage in unbroken[1].report.stages}
+    report = run(options(output)).report
+    assert {s.name: s.seconds for s in report.stages if s.reused} == {
+        name: seconds for name, seconds in taken.items() if name != "load"
+    }
+    assert report.after is not None
+    assert (report.before.latency_ms, report.after.latency_ms) == (2.0, 1.0)
+    again = run(options(output, "70%")).report  # another file: nobody has timed it
+    assert again.after is not None
+    assert (again.before.latency_ms, again.after.latency_ms) == (None, None)
+    assert [s.seconds for s in again.stages if s.name == "profile"] == [taken["profile"]]
 
 
 def test_another_budget_redoes_the_plan_and_what_follows(

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 
+from lrcompress.errors import DataError
 from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import LEDGER_NAME
 from lrcompress.pipeline.lock import LOCK_NAME
 from lrcompress.pipeline.options import FolderOptions
@@ -93,6 +95,29 @@ def run_report(
 def _budget_in_words(plan: Plan) -> str:
     whole = plan.budget.scope == "total"
     return str(plan.budget) if whole else f"{plan.budget} of the compressible layers"
+
+
+def with_recorded(report: Report, root: Path) -> Report:
+    """With what an earlier run over the folder took and timed, where its stages still stand."""
+    path = root / REPORT_JSON
+    try:
+        earlier = Report.from_json(path.read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError, DataError):
+        return report  # none yet, or of another version
+    seconds = {stage.name: stage.seconds for stage in earlier.stages}
+    stages = tuple(
+        replace(stage, seconds=seconds.get(stage.name, 0.0)) if stage.reused else stage
+        for stage in report.stages
+    )
+    report = replace(report, stages=stages)
+    same_file = any(stage.name == EXPORT and stage.reused for stage in stages)
+    if report.after is None or earlier.after is None or not same_file:
+        return report
+    return replace(
+        report,
+        before=replace(report.before, latency_ms=earlier.before.latency_ms),
+        after=replace(report.after, latency_ms=earlier.after.latency_ms),
+    )
 
 
 def write_report(report: Report, options: FolderOptions) -> None:

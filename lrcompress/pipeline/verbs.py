@@ -37,7 +37,13 @@ from lrcompress.pipeline.options import (
     RunResult,
     SourceOptions,
 )
-from lrcompress.pipeline.reporting import Findings, profile_report, run_report, write_report
+from lrcompress.pipeline.reporting import (
+    Findings,
+    profile_report,
+    run_report,
+    with_recorded,
+    write_report,
+)
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
@@ -85,6 +91,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
             (*warnings, *outcome.warnings, *facts["notes"]),
         )
         report = run_report(source.model, found, findings, where, clock, options.provider)
+        report = with_recorded(report, folder.root)
         write_report(report, where)
     return RunResult(folder.root, found, plan, report)
 
@@ -105,7 +112,7 @@ def run_profile(
     with _opened(where, source, loaded) as folder:
         found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
         folder.clean()
-        report = profile_report(loaded.model, found, where, clock)
+        report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)
         write_report(report, where)
     return ProfileResult(folder.root, found, report)
 

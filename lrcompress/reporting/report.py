@@ -82,8 +82,8 @@ class LeftAloneReport:
 @dataclass(frozen=True)
 class StageTime:
     name: str
-    seconds: float
-    reused: bool  # taken from an earlier, interrupted run
+    seconds: float  # in the run that did the work; 0 where that run left no report
+    reused: bool  # taken from an earlier run
 
 
 @dataclass(frozen=True)

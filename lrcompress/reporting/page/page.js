@@ -79,6 +79,10 @@ function drawHead() {
   const tokens = report.tokens ? `, ${report.tokens.toLocaleString("en")} tokens` : "";
   badge(report.examples ? `${report.examples.toLocaleString("en")} examples${tokens}` : "no calibration data");
 }
+function stageTime(stage) {
+  const time = stage.reused && !stage.seconds ? [] : [`${stage.seconds.toFixed(1)} s`];
+  return [...time, ...(stage.reused ? ["in an earlier run"] : [])].join(", ");
+}
 function card(label, before, after, format) {
   const box = element("div", { class: "card" }, element("div", { class: "label" }, label));
   if (after === null) {
@@ -351,7 +355,7 @@ function drawTables() {
   at("command").textContent = report.command;
   if (report.stages.length) {
     fillTable("stages", [
-      { text: (s) => s.name }, { number: true, text: (s) => (s.reused ? "from an earlier run" : `${s.seconds.toFixed(1)} s`) },
+      { text: (s) => s.name }, { number: true, text: stageTime },
     ], report.stages, "Time");
   }
   if (report.files.length) {
