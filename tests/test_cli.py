@@ -368,6 +368,7 @@ FREE = {
     "rewrites",
     "fidelity",
     "axis_limits",
+    "forms",
     "numbers",
     "warnings",
 }

@@ -36,6 +36,9 @@ COMMANDS: dict[str, Entry] = {
     "export": Entry("lrcompress_cli.commands.export", "Write a model as an ONNX graph."),
     "verify": Entry("lrcompress_cli.commands.verify", "Check an ONNX file against its model."),
     "bench": Entry("lrcompress_cli.commands.bench", "Time a dense against a compressed model."),
+    "calibrate-latency": Entry(
+        "lrcompress_cli.commands.calibrate_latency", "Time structures on this machine."
+    ),
     "doctor": Entry("lrcompress_cli.commands.doctor", "Can this machine run models on its GPU?"),
     "completion": Entry("lrcompress_cli.commands.completion", "Print a shell's completion script."),
 }

@@ -16,6 +16,7 @@ from torch import nn
 from lrcompress import __version__
 from lrcompress.errors import ExportError
 from lrcompress.export.example import Axes, free_axes, tracing_example
+from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
 from lrcompress.export.forward import NamedForward, check_arguments
 from lrcompress.export.precision import (
     TORCH_DTYPES,
@@ -44,6 +45,7 @@ class ExportOptions:
     static_sequence: bool = False  # trace with the batch's own length, and fix it
     dynamic: Axes = field(default_factory=dict)  # further free axes: input -> axis -> name
     metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
+    forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: each as it is
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class ExportReport:
     axis_limits: Mapping[str, tuple[int, int | None]]  # sizes that the network's code allows
     node_counts: Mapping[str, int]
     rewrites: Mapping[str, int]
+    forms: Mapping[str, str]  # of structures that have several, by layer
     notes: tuple[str, ...]
     seconds: float
     schema_version: int = SCHEMA_VERSION
@@ -90,7 +93,8 @@ def export_onnx(
     check_arguments(module, batch)
     axes = free_axes(batch, options.dynamic, static_sequence=options.static_sequence)
     example = tracing_example(module, batch, axes)
-    model, limits, notes = _traced(module, example, axes, options)
+    traced = _traced(module, example, axes, options)
+    model, limits, notes = traced.model, traced.limits, traced.notes
     rewrites = apply_rewrites_(model, REWRITES)
     _describe_(model, options, limits)
     files = write_model(model, Path(path), external_data=options.external_data)
@@ -107,6 +111,7 @@ def export_onnx(
         axis_limits=limits,
         node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
         rewrites=_counts(rewrites),
+        forms=traced.forms,
         notes=(*notes, *(result.note for result in rewrites if result.note)),
         seconds=time.perf_counter() - started,
     )
@@ -121,15 +126,23 @@ def _check_offered(options: ExportOptions) -> None:
         raise ExportError(f"precision {options.precision!r} is unknown; choose one of {known}")
 
 
-def _traced(
-    module: nn.Module, example: Batch, axes: Axes, options: ExportOptions
-) -> tuple[Any, dict[str, tuple[int, int | None]], tuple[str, ...]]:
-    """The graph, what its axes may be, and what was done beyond what was asked for."""
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    model: Any  # an onnx_ir.Model
+    limits: dict[str, tuple[int, int | None]]
+    forms: Mapping[str, str]
+    notes: tuple[str, ...]  # what was done beyond what was asked for
+
+
+def _traced(module: nn.Module, example: Batch, axes: Axes, options: ExportOptions) -> _Traced:
     names = _output_names(module, example)
+    forms: dict[str, str] = {}
 
     def attempt(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
         dtype = TORCH_DTYPES[options.precision]
         copied = cast_copy(module, options.precision, tables=tables)
+        if options.forms is not None:
+            forms.update(choose_forms_(copied, options.forms))
         forward = NamedForward(copied, list(example), dtype, keep_io=options.keep_io).eval()
         crossing = forward.crossing(example)
         return trace(forward, crossing, axes, names, opset=options.opset)
@@ -142,9 +155,10 @@ def _traced(
             raise
     else:
         if not tables or not mixes_dtypes(model):
-            return model, limits, ()
+            return _Traced(model, limits, forms, ())
     # It takes float32 tables into its activations, so it only works in one dtype.
-    return *attempt(tables=True), (f"tables cast to {options.precision}: {', '.join(tables)}",)
+    note = f"tables cast to {options.precision}: {', '.join(tables)}"
+    return _Traced(*attempt(tables=True), forms, (note,))
 
 
 def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import METRICS
 from lrcompress.planning.budget import BudgetKind
+from lrcompress.planning.latency import Latencies
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import STRUCTURES, Dense, LowRank, Structure
@@ -40,10 +41,12 @@ def layer_choices(
     min_rank: int = 1,
     bytes_per_param: int = 4,
     wanted: Collection[str] = tuple(STRUCTURES),
+    latencies: Latencies | None = None,
 ) -> tuple[Choice, ...]:
     """Every size below break-even of the structures `wanted` whose loss is known, then dense.
 
-    Ranks are multiples, and at least `min_rank`.
+    Ranks are multiples, and at least `min_rank`. With `latencies` a structure that measures slower
+    than the dense layer is no choice.
 
     Raises:
         PlanError: the profile lacks the metric, or the layer's loss is not finite.
@@ -60,6 +63,8 @@ def layer_choices(
     for name, curve in _curves(layer, metric):
         if name in wanted:
             found += [x for x in curve.items() if _allowed(x[0], layer, multiple_of, min_rank)]
+    if latencies is not None:
+        found = [x for x in found if not latencies.is_slower(x[0], spec)]
     dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
     return tuple(
         _choice(layer, structure, loss, bytes_per_param)

@@ -23,6 +23,9 @@ class PlanOptions:
     structures: tuple[str, ...] = ()  # that may be used; none: all that the profile has curves of
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    provider: str = "cpu"  # that the latencies of structures are looked up for
+    rows: int = 128  # of a layer in one call, for the same
+    latency_table: str = ""  # a file of calibrate-latency; "": the package's own
     bytes_per_param: int = 4  # in the precision of the export
     overhead_bytes: int = 0  # of the file beyond its tensors
 
@@ -30,6 +33,7 @@ class PlanOptions:
         for name, value, least, most in (
             ("multiple_of", self.multiple_of, 1, 2**31),
             ("min_rank", self.min_rank, 1, 2**31),
+            ("rows", self.rows, 1, 2**31),
             ("bytes_per_param", self.bytes_per_param, 1, 16),
             ("overhead_bytes", self.overhead_bytes, 0, 2**62),
         ):

@@ -48,6 +48,11 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @export_options
 @pt2_option
 @provider_option
+@click.option(
+    "--drop-moments",
+    is_flag=True,
+    help="Remove the profile's second moments, most of the folder, once the run is verified.",
+)
 @click.option("-o", "--output", type=NEW_FOLDER, help="Run folder to write.")
 @click.option(
     "--dry-run",
@@ -69,6 +74,7 @@ def command(
     exporting: ExportChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
     pt2: bool,
+    drop_moments: bool,
     output: Path | None,
     dry_run: bool,
     running: RunChoice,
@@ -95,11 +101,12 @@ def command(
         plan_file=plan_file,
         profile_folder=profile_folder,
         profile=measuring.options(running.seed, planning.metric, planning.structures),
-        plan=planning.options(exporting.precision),
+        plan=planning.options(exporting.precision, provider),
         compress=CompressOptions(refit=refit),
-        export=exporting.options(),
+        export=exporting.options(provider, planning.rows, planning.latency_table),
         provider=provider,
         pt2=pt2,
+        drop_moments=drop_moments,
     )
     if dry_run:
         seen = preview(options, terminal.progress)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from lrcompress_cli.options.exporting import ExportChoice, export_options, pt2_option
+from lrcompress_cli.options.exporting import (
+    ExportChoice,
+    export_options,
+    provider_option,
+    pt2_option,
+)
 from lrcompress_cli.options.gather import NEW_FILE
+from lrcompress_cli.options.planning import latency_table_option, rows_option
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
@@ -16,6 +23,9 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @model_options
 @data_options
 @export_options
+@provider_option
+@rows_option
+@latency_table_option
 @pt2_option
 @click.option(
     "-o",
@@ -30,6 +40,9 @@ def command(
     model: ModelChoice,
     data: DataChoice,
     exporting: ExportChoice,
+    provider: Literal["cpu", "cuda", "tensorrt"],
+    rows: int,
+    latency_table: Path | None,
     pt2: bool,
     output: Path | None,
 ) -> Outcome:
@@ -48,7 +61,8 @@ def command(
     loaded = model.load()
     batch = data.example(loaded, seed=0)
     with terminal.progress.stage("export", 1 + pt2) as step:
-        report = export_onnx(loaded.module, batch, path, exporting.options())
+        options = exporting.options(provider, rows, latency_table)
+        report = export_onnx(loaded.module, batch, path, options)
         step.advance()
         if pt2:
             save_pt2(loaded.module, batch, path.with_suffix(".pt2"))

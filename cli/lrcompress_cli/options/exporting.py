@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -19,10 +20,12 @@ class ExportChoice:
     opset: int
     external_data: bool | None
 
-    def options(self) -> ExportOptions:
+    def options(self, provider: str, rows: int, latency_table: Path | None) -> ExportOptions:
+        from lrcompress.export.forms import FormChoice
         from lrcompress.export.onnx import ExportOptions
 
-        return ExportOptions(self.precision, self.opset, self.external_data)
+        forms = FormChoice(provider, rows, str(latency_table or ""))
+        return ExportOptions(self.precision, self.opset, self.external_data, forms=forms)
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from lrcompress_cli.options.gather import gathered
+from lrcompress_cli.options.gather import FILE, gathered
 from lrcompress_cli.options.structures import structures_option
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class PlanChoice:
     min_rank: int
     metric: str | None
     structures: tuple[str, ...] | None
+    rows: int
+    latency_table: Path | None
 
     def parsed_budget(self) -> Budget | None:
         """Raises a usage error that names the accepted forms."""
@@ -51,7 +54,7 @@ class PlanChoice:
             raise click.UsageError("say how small: --budget 50%", click.get_current_context())
         return budget
 
-    def options(self, precision: str) -> PlanOptions:
+    def options(self, precision: str, provider: str = "cpu") -> PlanOptions:
         from lrcompress.planning.plan import PlanOptions
 
         return PlanOptions(
@@ -60,11 +63,28 @@ class PlanChoice:
             multiple_of=self.multiple_of,
             min_rank=self.min_rank,
             structures=self.structures or (),
+            provider=provider,
+            rows=self.rows,
+            latency_table=str(self.latency_table or ""),
             include=self.include,
             exclude=self.exclude,
             bytes_per_param=BYTES_PER_PARAM[precision],
         )
 
+
+rows_option = click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=128,
+    show_default=True,
+    help="Rows (tokens) of a layer in one call, for which structures should be fast.",
+)
+latency_table_option = click.option(
+    "--latency-table",
+    type=FILE,
+    help="Measurements of `calibrate-latency`; by default those that come with lrcompress.",
+)
 
 metric_option = click.option(
     "--metric",
@@ -95,6 +115,8 @@ planning_options = gathered(
     ),
     metric_option,
     structures_option,
+    rows_option,
+    latency_table_option,
     click.option(
         "--include",
         multiple=True,

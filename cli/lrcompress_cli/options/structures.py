@@ -7,7 +7,17 @@ from typing import Any
 import click
 
 # Literal, so that --help need not load torch; a test compares it with the library's table.
-STRUCTURE_NAMES = ("low-rank",)
+STRUCTURE_NAMES = (
+    "low-rank",
+    "blast",
+    "monarch",
+    "block-diagonal",
+    "kronecker",
+    "tucker2",
+    "cp",
+    "spatial",
+    "tensor-train",
+)
 AUTO = "auto"
 
 

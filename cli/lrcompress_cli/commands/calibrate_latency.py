@@ -1,0 +1,96 @@
+"""`lrcompress calibrate-latency`: what structures cost in time on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from lrcompress_cli.options.exporting import provider_option
+from lrcompress_cli.options.gather import NEW_FILE
+from lrcompress_cli.options.lists import Numbers
+from lrcompress_cli.options.structures import structures_option
+from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+
+@click.command()
+@structures_option
+@click.option(
+    "--rows",
+    type=Numbers(),
+    metavar="LIST",
+    default="1,16,128,512",
+    show_default=True,
+    help="Rows (tokens) of a layer in one call, separated by commas.",
+)
+@click.option(
+    "--sizes",
+    type=Numbers(),
+    metavar="LIST",
+    default="384,768,2048",
+    show_default=True,
+    help="Sizes of the square layers to time, separated by commas.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=30,
+    show_default=True,
+    help="Timed runs of each structure, size, form and number of rows.",
+)
+@provider_option
+@click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    show_default=True,
+    help="Threads of one operator.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=NEW_FILE,
+    default=Path("latency_table.json"),
+    show_default=True,
+    help="File for the table, to hand to --latency-table.",
+)
+@reporting
+def command(
+    terminal: Terminal,
+    *,
+    structures: tuple[str, ...] | None,
+    rows: tuple[int, ...],
+    sizes: tuple[int, ...],
+    runs: int,
+    provider: Literal["cpu", "cuda", "tensorrt"],
+    threads: int,
+    output: Path,
+) -> Outcome:
+    """Time structures against the dense layers that they replace.
+
+    Each in every form that it can be exported in. `plan` and `compress` use the table to leave
+    out what measures slower than dense, and `export` to choose the fastest form.
+    """
+    from lrcompress.export.bench import device_name
+    from lrcompress.export.calibrate import DEFAULTS, CalibrationSettings, calibrate_latency
+    from lrcompress.planning.latency import table_to_json
+    from lrcompress.reporting.environment import describe_environment
+    from lrcompress.storage import write_text
+    from lrcompress_cli.tables.latency import LatencyTableView
+
+    settings = CalibrationSettings(
+        provider,
+        structures or DEFAULTS.structures,
+        tuple((size, size) for size in sizes),
+        rows,
+        runs,
+        threads,
+    )
+    table = calibrate_latency(settings, terminal.progress)
+    machine = describe_environment(device=device_name(provider), provider=provider, threads=threads)
+    write_text(output, table_to_json(table, machine))
+    record = {"file": str(output), "machine": machine, "measurements": len(table.measurements)}
+    return Outcome(record, [LatencyTableView(table), f"\nwritten: {output}"])
