@@ -374,6 +374,73 @@ def test_a_run_needs_a_budget_or_a_plan(tmp_path: Path) -> None:
         options(tmp_path, plan_file=tmp_path / "plan.json")
 
 
+# ---- dropped moments ------------------------------------------------------------------------
+
+
+def shards(output: Path) -> list[Path]:
+    return sorted((output / "profile").glob("moments-*"))
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("runs") / "slim"
+    result = run(options(output, drop_moments=True))
+    assert not shards(output)
+    assert not [file for file in result.report.files if "moments" in file.name]
+    return output
+
+
+def test_dropped_moments_leave_a_profile_and_a_finished_run(slim: Path, tmp_path: Path) -> None:
+    output = copied(slim, tmp_path / "moved")
+    before = digests(output)
+    found = lrcompress.load_profile(output / "profile")
+    assert not found.moments
+    assert lrcompress.plan(found, "40%").params < lrcompress.plan(found, "60%").params
+    assert reused(run(options(output))) == STAGES[1:]  # with the option or without
+    assert reused(run(options(output, drop_moments=True))) == STAGES[1:]
+    assert digests(output) == before
+
+
+def test_another_budget_measures_dropped_moments_again(
+    slim: Path, unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output, other = copied(slim, tmp_path / "moved"), copied(unbroken[0], tmp_path / "other")
+    run(options(output, "70%"))
+    run(options(other, "70%"))
+    assert shards(output)
+    assert digests(output) == digests(other)
+
+
+def test_a_profile_handed_in_without_moments_is_refused(slim: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"moments were dropped.*without --profile"):
+        run(options(tmp_path / "out", profile_folder=slim))
+    plain = replace(options(tmp_path / "out").plan, metric="plain")
+    result = run(options(tmp_path / "plain", profile_folder=slim, plan=plain))
+    assert result.report.verified  # the plain metric needs none
+
+
+def test_moments_of_a_failed_run_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lrcompress.export.verify import BudgetFacts
+    from lrcompress.pipeline import exporting
+
+    monkeypatch.setattr(exporting, "budget_facts", lambda _: BudgetFacts(params=1))
+    result = run(options(tmp_path / "out", drop_moments=True))
+    assert not result.report.verified
+    assert shards(tmp_path / "out")
+
+
+def test_a_profile_of_its_own_keeps_its_moments_when_the_copy_loses_them(
+    slim: Path, unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    given = copied(unbroken[0] / "profile", tmp_path / "profile")
+    output = tmp_path / "out"
+    run(options(output, profile_folder=given, drop_moments=True))
+    assert not shards(output)
+    assert list(given.glob("moments-*"))
+    run(options(output, "70%", profile_folder=given))
+    assert shards(output)
+
+
 # ---- profiles -------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from lrcompress.structures import (
     STRUCTURES,
     Dense,
     Factors,
+    Interpolative,
     LowRank,
     SpatialLowRank,
     Structure,
@@ -63,6 +64,14 @@ def _tuckers(spec: LayerSpec) -> list[Structure]:
     return [Tucker2(rank * spec.out_features // channels, rank) for rank in ranks]
 
 
+def _interpolatives(spec: LayerSpec) -> list[Structure]:
+    if spec.kind not in Interpolative.kinds:
+        return []
+    side = min(spec.out_features, spec.in_features)
+    chunk = 2 if side % 2 == 0 else 1
+    return [Interpolative(rank, chunk) for rank in range(chunk, side + 1, chunk)]
+
+
 # Structures of a type from the smallest to the one that can hold any weight; none where the type
 # does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
@@ -70,6 +79,7 @@ SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "low_rank": _low_ranks,
     "spatial": _spatial,
     "tucker2": _tuckers,
+    "interpolative": _interpolatives,
 }
 
 

@@ -94,7 +94,7 @@ def _tail(report: Report) -> dict[str, Any]:
 
 def _layers(report: Report) -> list[dict[str, Any]]:
     """Without the spectra and what a plan adds: those are in report.json."""
-    absent = ("spectra", "structure", "rank", "params_kept", "predicted_loss", "note")
+    absent = ("spectra", "structure", "rank", "params_kept", "predicted_loss", "saved", "note")
     return [
         {key: value for key, value in to_json(layer).items() if key not in absent}
         for layer in report.layers

@@ -17,7 +17,11 @@ class Clock:
     def stage(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self.stages.append(StageTime(name, time.perf_counter() - started, reused=False))
+        self._note(StageTime(name, time.perf_counter() - started, reused=False))
 
     def reused(self, name: str) -> None:
-        self.stages.append(StageTime(name, 0.0, reused=True))
+        self._note(StageTime(name, 0.0, reused=True))
+
+    def _note(self, stage: StageTime) -> None:
+        """The last word on a stage: one that was taken over may turn out to be needed anew."""
+        self.stages = [*(s for s in self.stages if s.name != stage.name), stage]

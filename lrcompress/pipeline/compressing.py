@@ -37,8 +37,7 @@ def compressed(
 ) -> tuple[CompressFacts, str]:
     """The compressed model in the run folder, and the stage's key."""
     folder, loaded, options = job.folder, question.loaded, question.options
-    inputs = {"data": loaded.data_fingerprint, "options": options.compress}
-    key = stage_key(STAGE, upstream, inputs)
+    key = _key(question, upstream)
     known = folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
@@ -66,6 +65,19 @@ def compressed(
         )
         folder.finish(STAGE, key, _files(loaded), to_json(facts))
     return facts, key
+
+
+def is_compressed(job: Job, question: Question, upstream: str) -> bool:
+    """Whether `compressed` would find its work done."""
+    return job.folder.finished(STAGE, _key(question, upstream)) is not None
+
+
+def _key(question: Question, upstream: str) -> str:
+    inputs = {
+        "data": question.loaded.data_fingerprint,
+        "options": question.options.compress,
+    }
+    return stage_key(STAGE, upstream, inputs)
 
 
 def _files(loaded: Loaded) -> list[str]:

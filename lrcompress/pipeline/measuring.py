@@ -12,9 +12,17 @@ from lrcompress.pipeline.folder import PROFILE_FOLDER, file_digest
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
+from lrcompress.planning.plan import Plan
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
-from lrcompress.storage import MomentsWriter, load_profile, save_profile, write_atomically
+from lrcompress.storage import (
+    MomentsWriter,
+    drop_moments,
+    load_profile,
+    save_profile,
+    write_atomically,
+)
+from lrcompress.structures import Dense
 
 STAGE = "profile"
 PROFILE_NAME = "profile.json"
@@ -35,15 +43,18 @@ def find_profile(folder: Path) -> Path:
     raise DataError(f"{folder}: holds no {PROFILE_NAME}; make one with `lrcompress profile`")
 
 
-def measured(job: Job, where: str, loaded: Loaded, options: ProfileOptions) -> tuple[Profile, str]:
+def measured(
+    job: Job, where: str, loaded: Loaded, options: ProfileOptions, *, again: bool = False
+) -> tuple[Profile, str]:
     """The profile in the subfolder `where` of the run, and its stage's key.
 
     It is always read back from the disk, so that a resumed run sees what an unbroken one sees.
+    again: even if it is finished, for it was robbed of its moments.
     """
     options, folder = with_pooling(options, loaded), job.folder
     key = profile_key(loaded, options, where)
     target = folder.path(where)
-    if folder.finished(STAGE, key) is not None:
+    if not again and folder.finished(STAGE, key) is not None:
         job.clock.reused(STAGE)
     else:
         folder.begin(STAGE)
@@ -68,20 +79,29 @@ def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
     return stage_key(STAGE, "", inputs)
 
 
-def handed_in(job: Job, where: str, loaded: Loaded, source: Path) -> tuple[Profile, str]:
+def handed_in(
+    job: Job, where: str, loaded: Loaded, source: Path, *, again: bool = False
+) -> tuple[Profile, str]:
     """A profile made before, copied into the run.
 
+    again: even if it is there, for the copy was robbed of its moments.
+
     Raises:
-        DataError: it cannot be read. ModelError: it is of another model.
+        DataError: it cannot be read, or lacks moments too. ModelError: it is of another model.
     """
     folder = job.folder
     source, target = find_profile(source), folder.path(where)
     given = check_profile(source, loaded)
+    if again and not given.moments:
+        raise DataError(
+            f"{source}: its second moments were dropped, which fitting needs; profile the model "
+            "again, without --profile"
+        )
     names = [path.name for path in _files(source)]
     key = stage_key(STAGE, "", {"files": {name: file_digest(source / name) for name in names}})
     if source.resolve() == target.resolve():
         return given, key
-    if folder.finished(STAGE, key) is not None:
+    if not again and folder.finished(STAGE, key) is not None:
         job.clock.reused(STAGE)
     else:
         folder.begin(STAGE)
@@ -92,6 +112,24 @@ def handed_in(job: Job, where: str, loaded: Loaded, source: Path) -> tuple[Profi
                 _copy(source / name, target / name)
             folder.finish(STAGE, key, _names(folder.root, target), {})
     return load_profile(target), key
+
+
+def lacks_moments(found: Profile, plan: Plan) -> bool:
+    """Whether the profile was robbed of what fitting the plan's structures needs."""
+    changed = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
+    return plan.metric != "plain" and any(name not in found.moments for name in changed)
+
+
+def without_moments(job: Job, where: str) -> Profile:
+    """The profile of a finished run once its moments are gone; its stage stays finished."""
+    folder, target = job.folder, job.folder.path(where)
+    record = folder.record(STAGE)
+    if record is None:
+        log.warning("%s: was handed in with --profile, so its moments stay", target)
+        return load_profile(target)
+    drop_moments(target)
+    folder.finish(STAGE, record.key, _names(folder.root, target), record.facts)
+    return load_profile(target)
 
 
 def check_profile(source: Path, loaded: Loaded) -> Profile:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.compressing import compressed
+from lrcompress.pipeline.compressing import compressed, is_compressed
 from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
 from lrcompress.pipeline.exporting import Product, budget_facts, exported, verified
 from lrcompress.pipeline.folder import (
@@ -24,9 +24,11 @@ from lrcompress.pipeline.measuring import (
     STAGE,
     check_profile,
     handed_in,
+    lacks_moments,
     measured,
     profile_key,
     with_pooling,
+    without_moments,
 )
 from lrcompress.pipeline.options import (
     AUTO_POOLING,
@@ -67,12 +69,12 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     batch = loaded.example()  # before any long work: without data it may not be known
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
-        if options.profile_folder is None:
-            found, key = measured(job, PROFILE_FOLDER, loaded, options.profile)
-        else:
-            found, key = handed_in(job, PROFILE_FOLDER, loaded, options.profile_folder)
-        question = Question(loaded, found, options)
+        question, key = _asked(job, loaded, options)
         plan, key = decided(job, question, key)
+        if lacks_moments(question.profile, plan) and not is_compressed(job, question, key):
+            question, key = _asked(job, loaded, options, again=True)
+            plan, key = decided(job, question, key)
+        found = question.profile
         outcome, key = compressed(job, question, plan, key)
         warnings = loaded.model.warnings
         del loaded, question  # the dense weights; what follows works on what was written
@@ -81,6 +83,8 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         )
         facts, key = exported(job, product, options, key)
         checks = verified(job, product, options.provider, key)
+        if options.drop_moments and all(check.passed is not False for check in checks):
+            found = without_moments(job, PROFILE_FOLDER)
         folder.clean()
         findings = Findings(
             plan,
@@ -151,6 +155,18 @@ def _loaded(
         loaded = load_sources(source)
         step.advance()
     return loaded
+
+
+def _asked(
+    job: Job, loaded: Loaded, options: RunOptions, *, again: bool = False
+) -> tuple[Question, str]:
+    """What the plan is to be made from: a profile measured here or handed in; and its key."""
+    if options.profile_folder is None:
+        found, key = measured(job, PROFILE_FOLDER, loaded, options.profile, again=again)
+    else:
+        source = options.profile_folder
+        found, key = handed_in(job, PROFILE_FOLDER, loaded, source, again=again)
+    return Question(loaded, found, options), key
 
 
 def _opened(

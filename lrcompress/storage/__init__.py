@@ -5,7 +5,7 @@ from __future__ import annotations
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.storage.files import TEMPORARY_GLOB, write_atomically, write_json, write_text
 from lrcompress.storage.models import load, precision, save_compressed
-from lrcompress.storage.moments import DiskMoments, MomentsWriter
+from lrcompress.storage.moments import DiskMoments, MomentsWriter, drop_moments
 from lrcompress.storage.profiles import load_profile, save_profile
 from lrcompress.storage.program import save_pt2
 
@@ -13,6 +13,7 @@ __all__ = [
     "TEMPORARY_GLOB",
     "DiskMoments",
     "MomentsWriter",
+    "drop_moments",
     "load",
     "load_profile",
     "model_fingerprint",

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from lrcompress.errors import DataError
 from lrcompress.metrics import LayerMoments, Sensitivity
+from lrcompress.records import to_json
+from lrcompress.sources.companions import read_json
 from lrcompress.sources.tensors import opened_safetensors
-from lrcompress.storage.files import unwritable, write_tensors
+from lrcompress.storage.files import unwritable, write_json, write_tensors
 from lrcompress.wording import label, one_line
 
 PROFILE_NAME = "profile.json"
@@ -167,6 +169,19 @@ class DiskMoments(Mapping[str, LayerMoments]):
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise DataError(f"{path}: {label(key)} holds NaN or no moments; profile again")
         return tensor
+
+
+def drop_moments(folder: Path) -> None:
+    """Remove the shards of a saved profile. What is left can be planned with, but not fitted from.
+
+    Raises:
+        DataError: there is no readable profile. LrcompressError: the folder cannot be written.
+    """
+    path = folder / PROFILE_NAME
+    value = read_json(path, DataError)
+    write_json(path, {**value, "moments": to_json(MomentsIndex((), {}))})
+    for shard in folder.glob(SHARD_PATTERN):
+        _remove(shard)
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.dense import Dense
+from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.spatial import SpatialLowRank
 from lrcompress.structures.tucker2 import Tucker2
@@ -13,12 +14,14 @@ STRUCTURES: dict[str, type[Structure]] = {
     "low_rank": LowRank,
     "spatial": SpatialLowRank,
     "tucker2": Tucker2,
+    "interpolative": Interpolative,
 }
 
 __all__ = [
     "STRUCTURES",
     "Dense",
     "Factors",
+    "Interpolative",
     "LowRank",
     "SpatialLowRank",
     "Structure",

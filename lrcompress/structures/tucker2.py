@@ -82,12 +82,25 @@ class Tucker2(Structure):
         quick: bool = False,
         start: Factors | None = None,
     ) -> Factors:
+        sweeps, steps = (3, 6) if quick else (16, 12)
+        return self.fit_with(weight, whitening, spec, sweeps=sweeps, steps=steps, start=start)
+
+    def fit_with(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        sweeps: int,
+        steps: int,
+        start: Factors | None = None,
+    ) -> Factors:
+        """`fit` with at most so many sweeps, of so many steps in the first stage."""
         problem = TwoStageFit(weight, whitening, prod(spec.kernel))
         first = self._whitened_tucker(problem)
         candidates = [first]
         if start is not None and len(start["first"]) <= self.rank_in:
             candidates.append(extended(start["first"].flatten(1).double(), first, self.rank_in))
-        sweeps, steps = (3, 6) if quick else (16, 12)
         fitted = problem.fit(candidates, self.rank_out, sweeps=sweeps, steps=steps)
         last = whitening.output.left_inverse(fitted.basis[None])[0]
         # All scale in the core: undoing a whitening may leave it in a factor that is large alone
@@ -136,17 +149,23 @@ class Tucker2(Structure):
         """One, in which both ranks keep the same share of their channels."""
         if spec.kind not in cls.kinds or spec.groups != 1 or prod(spec.kernel) == 1:
             return ()
+        if spec.in_features == prod(spec.kernel):
+            return ()  # of one input channel: LowRank with a stage to spare
         family: list[Self] = []
         for share in SHARES:
-            structure = cls._at(_share_of_channels(spec, share), spec)
+            structure = cls.holding(share, spec)
             if structure.weight_params(spec) < spec.weight_params and structure not in family:
                 family.append(structure)
         return (tuple(family),) if len(family) > 1 else ()
 
     @classmethod
-    def _at(cls, part: float, spec: LayerSpec) -> Self:
+    def holding(cls, share: float, spec: LayerSpec) -> Self:
+        """About that share of the weight's scalars, with the same part f of its channels kept on
+        both sides: f (m^2 + c^2) + f^2 m n = share of m n."""
         positions = prod(spec.kernel)
         out, channels = spec.out_features, spec.in_features // positions
+        linear, square = out**2 + channels**2, spec.weight_params
+        part = (sqrt(linear**2 + 4 * square * share * square) - linear) / (2 * square)
         rank_in = max(1, round(part * channels))
         rank_out = max(1, min(round(part * out), rank_in * positions))
         return cls(rank_out, min(rank_in, rank_out * positions))
@@ -160,11 +179,3 @@ class Tucker2(Structure):
             Tucker2(rank, round(self.rank_in + slope * (rank - self.rank_out)))
             for rank in range(self.rank_out + 1, larger.rank_out)
         )
-
-
-def _share_of_channels(spec: LayerSpec, share: float) -> float:
-    """f at which ranks f m and f c hold `share` of the weight: f (m^2 + c^2) + f^2 m n = share."""
-    channels = spec.in_features // prod(spec.kernel)
-    linear = spec.out_features**2 + channels**2
-    square = spec.weight_params
-    return (sqrt(linear**2 + 4 * square * share * square) - linear) / (2 * square)

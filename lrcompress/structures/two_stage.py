@@ -87,14 +87,18 @@ class TwoStageFit:
         return TwoStages(first, basis, core, 0.5 * max(0.0, float(self.total - explained)))
 
     def _seen(self, first: Tensor) -> Tensor:
-        """(V (x) I_b) C (V (x) I_b)^T without a pass over C for every b; (q b, q b)."""
-        q, inner = len(first), self.inner
+        """(V (x) I_b) C (V (x) I_b)^T: (q b, q b)."""
+        size = len(first) * self.inner
+        pairs = self.weighted_rows(first).reshape(size, self.outer, self.inner).mT @ first.mT
+        return pairs.mT.reshape(size, size)  # from (q b, b', q')
+
+    def weighted_rows(self, first: Tensor) -> Tensor:
+        """(V (x) I_b) C without a pass over C for every b: (q, b, n)."""
         if self.gram is not None and self.gram.dim() == 3:
-            left = first @ self.gram[0].reshape(self.outer, -1)  # (q, b n)
+            rows = first @ self.gram[0].reshape(self.outer, -1)
         else:
-            left = times(torch.kron(first, torch.eye(inner).to(first)), self.gram)
-        pairs = left.reshape(q * inner, self.outer, inner).mT @ first.mT  # (q b, b', q')
-        return pairs.mT.reshape(q * inner, q * inner)
+            rows = times(torch.kron(first, torch.eye(self.inner).to(first)), self.gram)
+        return rows.reshape(len(first), self.inner, -1)
 
     def _first_stage(self, now: TwoStages, steps: int) -> Tensor:
         core = self.by_pairs(now.core)  # (p, q, b)
