@@ -1,0 +1,111 @@
+"""Modules that mix most of their features out of the kept ones; none forms the dense weight.
+
+Features move in chunks of neighbours: a gather of single features costs ONNX Runtime on a CPU more
+than the product that it saves, one of eight at a time a tenth of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.structures.factorized import _bias, _linear, _parameter
+
+
+def _chunks(input: Tensor, chosen: Tensor, chunk: int) -> Tensor:
+    """The chosen chunks of the last axis, side by side."""
+    chunks = input.reshape(*input.shape[:-1], input.shape[-1] // chunk, chunk)
+    return chunks.index_select(-2, chosen).flatten(-2)
+
+
+class InterpolatedInputs(nn.Module):
+    """y = up(x_kept + mix(x_rest));  mix: (r, n - r)  up: (m, r)."""
+
+    kept: Tensor
+    rest: Tensor
+
+    def __init__(self, mix: nn.Linear | None, up: nn.Linear, order: Tensor, chunk: int) -> None:
+        """order: chunks of the inputs, the kept ones first."""
+        super().__init__()
+        self.mix, self.up, self.chunk = mix, up, chunk
+        self.in_features, self.out_features = order.numel() * chunk, up.out_features
+        self.register_buffer("kept", order[: up.in_features // chunk])
+        self.register_buffer("rest", order[up.in_features // chunk :])
+
+    @property
+    def weight(self) -> Tensor:
+        order = torch.cat([self.kept, self.rest])
+        mixed = [] if self.mix is None else [self.up.weight @ self.mix.weight]
+        ordered = torch.cat([self.up.weight, *mixed], -1)
+        return _chunks(ordered, order.argsort(), self.chunk)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.up.bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = _chunks(input, self.kept, self.chunk)
+        if self.mix is not None:
+            x = x + self.mix(_chunks(input, self.rest, self.chunk))
+        out: Tensor = self.up(x)
+        return out
+
+
+class InterpolatedOutputs(nn.Module):
+    """y = [z, mix(z)] in its own order, z = down(x);  down: (r, n)  mix: (m - r, r)."""
+
+    order: Tensor
+
+    def __init__(
+        self,
+        down: nn.Linear,
+        mix: nn.Linear | None,
+        order: Tensor,
+        chunk: int,
+        bias: nn.Parameter | None,
+    ) -> None:
+        """order: of every chunk of the outputs, its place among the kept ones and the rest."""
+        super().__init__()
+        self.down, self.mix, self.chunk, self.bias = down, mix, chunk, bias
+        self.in_features, self.out_features = down.in_features, order.numel() * chunk
+        self.register_buffer("order", order)
+
+    @property
+    def weight(self) -> Tensor:
+        mixed = [] if self.mix is None else [self.mix.weight @ self.down.weight]
+        ordered = torch.cat([self.down.weight, *mixed])
+        return _chunks(ordered.mT, self.order, self.chunk).mT
+
+    def forward(self, input: Tensor) -> Tensor:
+        kept = self.down(input)
+        both = kept if self.mix is None else torch.cat([kept, self.mix(kept)], -1)
+        out = _chunks(both, self.order, self.chunk)
+        return out if self.bias is None else out + self.bias
+
+
+def interpolated_inputs(
+    layer: nn.Module, up: Tensor, mix: Tensor | None, order: Tensor, chunk: int, bias: Tensor | None
+) -> InterpolatedInputs:
+    """In the layer's dtype, device and need of gradients."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    inner = None if mix is None else _linear(_parameter(mix, weight), None)
+    outer = _linear(_parameter(up, weight), _bias(bias, layer))
+    return InterpolatedInputs(inner, outer, order.to(weight.device), chunk)
+
+
+def interpolated_outputs(
+    layer: nn.Module,
+    down: Tensor,
+    mix: Tensor | None,
+    order: Tensor,
+    chunk: int,
+    bias: Tensor | None,
+) -> InterpolatedOutputs:
+    """The same, for the form that mixes outputs."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    inner = None if mix is None else _linear(_parameter(mix, weight), None)
+    outer = _linear(_parameter(down, weight), None)
+    place = order.argsort().to(weight.device)
+    return InterpolatedOutputs(outer, inner, place, chunk, _bias(bias, layer))
