@@ -490,6 +490,19 @@ def test_tables_fit_the_terminal(
         assert max(map(len, shown.splitlines())) <= columns
 
 
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_legend_of_a_profile_has_a_line_for_each_measure(
+    finished: Path, columns: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    arguments = ["profile", *COMPRESS[1:4], "-o", str(tmp_path / "out"), "--no-report"]
+    lines = CliRunner().invoke(main.main, arguments).stdout.splitlines()
+    heading = next(line for line in lines if line.startswith("layer"))
+    legend = {line.split()[0] for line in lines[lines.index(heading) :] if line}
+    assert set(heading.split()[2:]) <= legend
+    assert max(map(len, lines)) <= columns
+
+
 @pytest.mark.parametrize("columns", [80, 100, 120])
 def test_long_layer_names_stay_on_one_line(finished: Path, columns: int) -> None:
     from io import StringIO
@@ -534,6 +547,16 @@ def test_counts_have_three_digits(value: float, text: str) -> None:
     from lrcompress_cli.tables.numbers import count
 
     assert count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.0, "1"), (0.99998, "0.99998"), (0.9996, "0.9996"), (0.94612, "0.946"), (0.121, "0.121")],
+)
+def test_agreements_are_told_from_a_perfect_one(value: float, text: str) -> None:
+    from lrcompress_cli.tables.numbers import agreement
+
+    assert agreement(value) == text
 
 
 @pytest.mark.parametrize(

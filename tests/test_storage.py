@@ -330,6 +330,7 @@ def test_a_profile_without_moments_comes_back(tmp_path: Path) -> None:
         (("total_flops_per_example",), "1e6", "total_flops_per_example"),
         (("warnings",), "none", "warnings"),
         (("layers",), {}, "layers"),
+        (("layers",), [], "layers is empty"),
         (("layers", 1), 3, "layers[1]"),
         (("layers", 1, "rows_per_example"), -1, "layers[1].rows_per_example"),
         (("layers", 1, "shrinkage"), 1.0, "layers[1].shrinkage"),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import networks
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrcompress.compression.replace import install_
 from lrcompress.errors import ModelError, VerifyError
 from lrcompress.export.draws import Case, cases, draw
 from lrcompress.export.onnx import ExportOptions, export_onnx
@@ -252,6 +254,19 @@ def test_convolutions_and_their_norms_pass_in_bfloat16(opset: int, tmp_path: Pat
     parameters = sum(p.numel() for p in module.parameters())
     held = parameters + sum(b.numel() for b in module.buffers())
     assert done.parameter_bytes < 2.2 * held + 200  # and not 4: the weights stay bfloat16
+
+
+def test_an_embedding_and_its_tied_head_are_one_layer(tmp_path: Path):
+    """As the plan counts them."""
+    torch.manual_seed(0)
+    module = networks.Attention(16).eval()
+    spec = describe(module)["embedding"]
+    assert spec.tied == ("head",)
+    weight = weight_matrix(module.embedding)
+    install_(module, spec, LowRank(3), LowRank(3).fit(weight, Whitening(), spec), None)
+    batch = networks.token_batches(1, 2, 6)[0]
+    report = verify(export(module, batch, tmp_path / "model.onnx"), module, batch)
+    assert "all 2 factors of 1 layers" in report["factors"].detail
 
 
 # What is wrong is found and named

@@ -39,7 +39,7 @@ class StructuredLayer:
 
 @dataclass(frozen=True)
 class FactorReport:
-    layers: int
+    layers: int  # an embedding and the heads that are tied to it are one
     factors: int  # distinct ones; a factor shared by two layers is one
     missing: tuple[str, ...]  # layers of which a factor is not in the graph
     folded: tuple[str, ...]  # layers whose dense weight's shape is there without a cause
@@ -107,7 +107,7 @@ def factors_kept(
         if key not in found and key not in factors:
             altered[shape_key(own_shape)] -= 1
     return FactorReport(
-        layers=len(layers),
+        layers=len({frozenset(map(id, layer.factors)) for layer in layers}),
         factors=len(factors),
         missing=tuple(x.name for x in layers if any(keys[id(f)] in missing for f in x.factors)),
         folded=tuple(x.name for x in layers if altered[shape_key(x.dense_shape)] > 0),

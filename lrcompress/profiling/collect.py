@@ -68,7 +68,11 @@ def profile(
         raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
     found = describe(module)
     if not found.layers:
-        raise ModelError("no layer of this model has a matrix form; see `left alone` in docs")
+        why = "".join(f" ({x.name or x.kind}: {x.reason})" for x in found.left_alone[:1])
+        raise ModelError(
+            f"no layer of this model can be compressed{why}; give one with Linear, Embedding or "
+            "convolution layers"
+        )
     with frozen(module):
         if batches is None:
             return _without_data(module, found, options, progress)

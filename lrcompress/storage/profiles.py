@@ -78,6 +78,8 @@ def load_profile(folder: Path) -> Profile:
     items = value.get("layers")
     if not isinstance(items, list) or not isinstance(left_alone, list):
         raise DataError(f"{path}: layers and left_alone must be lists; {AGAIN}")
+    if not items:
+        raise DataError(f"{path}: layers is empty, so there is nothing to plan; {AGAIN}")
     spectra = _read_spectra(folder / SPECTRA_NAME)
     layers = tuple(_layer(item, f"{path}: layers[{i}]", spectra) for i, item in enumerate(items))
     twice = [name for name, count in Counter(layer.name for layer in layers).items() if count > 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import floor, log10
+
 
 def count(value: float) -> str:
     return _scaled(value, ("", " k", " M", " G", " T"))
@@ -27,6 +29,14 @@ def real(value: float) -> str:
         return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"
     mantissa, exponent = f"{value:.1e}".split("e")
     return f"{mantissa}e{int(exponent)}"
+
+
+def agreement(value: float) -> str:
+    """A cosine or a share: as many digits as tell it from 1."""
+    missing = 1 - value
+    if not 0 < missing < 1e-2:
+        return real(value)
+    return f"{value:.{min(1 - floor(log10(missing)), 9)}f}".rstrip("0")
 
 
 def milliseconds(value: float) -> str:

@@ -36,7 +36,10 @@ class ProfileTable:
             table.add_row(Text(fitted(layer.name, room)), *(cells[heading] for heading in headings))
         yield _head(profile)
         yield table
-        yield _foot(profile, headings)
+        yield Text("")
+        yield _legend(profile, headings)
+        if profile.left_alone:
+            yield _left_alone(profile)
 
 
 _HEADINGS = (
@@ -80,17 +83,25 @@ _MEANINGS = {
     "effect.": "effective rank",
     "numer.": "numerical rank",
     "e90": "directions with 90 % of the energy",
-    "e99": "with 99 %",
-    "MP": "above the Marchenko-Pastur noise edge",
-    "even": "break-even rank",
+    "e99": "directions with 99 % of the energy",
+    "MP": "directions above the Marchenko-Pastur noise edge",
+    "even": "break-even rank: up to it two factors are smaller than the weight",
+    "sensit.": "loss of a zero weight ({unit})",
 }
 
 
-def _foot(profile: Profile, headings: Sequence[str]) -> Text:
+def _legend(profile: Profile, headings: Sequence[str]) -> Table:
     unit = "plain" if profile.objective == "none" else f"{profile.metric}, {profile.objective}"
-    meanings = [f"{name} {text}" for name, text in _MEANINGS.items() if name in headings]
-    text = f"\n{'; '.join(meanings)}; sensit. loss of a zero weight ({unit})"
-    if profile.left_alone:
-        params = sum(item.params for item in profile.left_alone)
-        text += f"\n{len(profile.left_alone)} modules with {count(params)} parameters left alone"
+    table = Table(box=None, pad_edge=False, show_header=False, collapse_padding=True, style="dim")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for heading in headings:
+        if heading in _MEANINGS:
+            table.add_row(heading, Text(_MEANINGS[heading].format(unit=unit)))
+    return table
+
+
+def _left_alone(profile: Profile) -> Text:
+    params = sum(item.params for item in profile.left_alone)
+    text = f"{len(profile.left_alone)} modules with {count(params)} parameters left alone"
     return Text(text, style="dim")

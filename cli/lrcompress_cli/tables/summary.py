@@ -9,7 +9,7 @@ from rich.text import Text
 from lrcompress.pipeline import RunResult
 from lrcompress.reporting.report import Cost, Report
 from lrcompress_cli.tables.checks import check_table
-from lrcompress_cli.tables.numbers import count, flops, optimality, real, share, size
+from lrcompress_cli.tables.numbers import agreement, count, flops, optimality, real, share, size
 
 
 class Summary:
@@ -64,7 +64,7 @@ def _divergences(report: Report) -> Table:
     for row in report.divergences:
         table.add_row(row.where, real(row.predicted), real(row.measured))
     for name, value in (report.fidelity or {}).items():
-        table.add_row(name, "", real(value))
+        table.add_row(name, "", agreement(value))
     return table
 
 

@@ -21,6 +21,12 @@ function real(v) {
   const size = Math.abs(v);
   return size >= 1e-3 && size < 1e5 ? String(Number(v.toPrecision(3))) : v.toExponential(1);
 }
+// A cosine or a share: as many digits as tell it from 1.
+function agreement(v) {
+  const missing = 1 - v;
+  if (!(missing > 0 && missing < 1e-2)) return real(v);
+  return String(Number(v.toFixed(Math.min(1 - Math.floor(Math.log10(missing)), 9))));
+}
 
 // ---- building the page -----------------------------------------------------------------------
 function element(tag, attributes = {}, ...children) {
@@ -280,7 +286,7 @@ function drawDivergenceWords() {
   const fidelity = Object.entries(report.fidelity || {});
   if (fidelity.length) {
     fillTable("fidelity", [
-      { text: ([name]) => name }, { number: true, text: ([, value]) => real(value) },
+      { text: ([name]) => name }, { number: true, text: ([, value]) => agreement(value) },
     ], fidelity, "The compressed network beside the dense one");
   }
 }
