@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from lrcompress.compression import fit
 from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
+from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.errors import FitError, ModelError, PlanError
 from lrcompress.layers import describe
 from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
@@ -496,6 +498,59 @@ def refitted(module: nn.Module, batches: list[Batch]) -> tuple[nn.Module, Compre
     options = CompressOptions(refit=True)
     report = compress_(module, plan(found, "60%"), found, batches=batches, options=options)
     return module, report
+
+
+class BatchSecond(nn.Module):
+    """Works on (positions, examples, features), as recurrent networks do."""
+
+    def __init__(self, width: int = 5) -> None:
+        super().__init__()
+        self.shared = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        out: Tensor = self.shared(x.transpose(0, 1)).transpose(0, 1)
+        return out * attention_mask.unsqueeze(-1)
+
+
+@torch.no_grad()
+def seen_by(module: nn.Module, batch: Batch) -> tuple[Inputs, nn.Linear, nn.Linear]:
+    """What the refit learns of the layer `shared`, and its dense and its compressed form."""
+    torch.manual_seed(1)
+    dense, other = module.get_submodule("shared"), nn.Linear(5, 5)
+    assert isinstance(dense, nn.Linear)
+    changes = [Replacement("shared", dense, other)]
+
+    def show(*, dense: bool) -> None:
+        (show_originals_ if dense else show_replacements_)(module, changes)
+
+    show(dense=False)
+    once = layer_calls(module, ["shared"], batch) == {"shared": 1}
+    return paired_inputs(module, "shared", dense, [batch], show, once=once), dense, other
+
+
+@torch.no_grad()
+def test_a_refit_learns_from_every_call_of_a_layer() -> None:
+    torch.manual_seed(0)
+    (batch,) = feature_batches(1, 40, 5)
+    seen, dense, other = seen_by(networks.Twice().eval(), batch)
+    x = batch["x"]
+    rows = torch.cat([x, torch.tanh(dense(x))]).double()
+    shifted = torch.cat([x, torch.tanh(other(x))]).double()
+    torch.testing.assert_close(seen.dense_mean[0], rows.mean(0), rtol=0, atol=FP32)
+    expected = torch.cov(torch.cat([rows, shifted], 1).T, correction=0)[:5, 5:]
+    torch.testing.assert_close(seen.cross[0], expected, rtol=0, atol=FP32)
+
+
+@torch.no_grad()
+def test_a_refit_leaves_padding_out_wherever_the_batch_axis_is() -> None:
+    torch.manual_seed(0)
+    mask = (torch.arange(6) < torch.tensor([[2], [6], [3], [5]])).long()
+    batch = {"x": torch.randn(4, 6, 5), "attention_mask": mask}
+    seen, *_ = seen_by(BatchSecond().eval(), batch)
+    kept = batch["x"][mask.bool()].double()
+    torch.testing.assert_close(seen.dense_mean[0], kept.mean(0), rtol=0, atol=FP32)
+    expected = torch.cov(kept.T, correction=0)
+    torch.testing.assert_close(seen.cross[0], expected, rtol=0, atol=FP32)
 
 
 class Routed(nn.Module):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.layers import input_rows, weight_matrix
-from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.batches import MASK, Batch, Batches
+from lrcompress.profiling.padding import without_padding
 from lrcompress.profiling.passes import call, frozen, on_device
 
 
@@ -48,12 +49,13 @@ class _Reached(Exception):  # not an error: the only way to leave a forward earl
     pass
 
 
-def layer_order(module: nn.Module, names: Sequence[str], batch: Batch) -> list[str]:
-    """The layers' names in the order in which they first compute; those never called are left."""
-    order: list[str] = []
+def layer_calls(module: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, int]:
+    """How often each layer computes, in the order in which they first do; without those that
+    never do."""
+    calls: dict[str, int] = {}
 
     def seen(name: str) -> Callable[..., None]:
-        return lambda *_: order.append(name)
+        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
 
     handles = [module.get_submodule(n).register_forward_pre_hook(seen(n)) for n in names]
     try:
@@ -62,14 +64,15 @@ def layer_order(module: nn.Module, names: Sequence[str], batch: Batch) -> list[s
     finally:
         for handle in handles:
             handle.remove()
-    return list(dict.fromkeys(order))
+    return calls
 
 
 def paired_inputs(
-    module: nn.Module, name: str, original: nn.Module, batches: Batches, show: Show
+    module: nn.Module, name: str, original: nn.Module, batches: Batches, show: Show, *, once: bool
 ) -> Inputs:
     """Moments of the layer's inputs in both networks, over the rows that are not padding.
 
+    once: a forward calls the layer a single time, so it need not be run to its end.
     Batches whose rows cannot be paired, since the networks route them differently, do not count.
     """
     groups, _, n = weight_matrix(original).shape
@@ -79,10 +82,10 @@ def paired_inputs(
     for batch in batches:
         show(dense=True)
         try:
-            dense = _captured(module, name, original, batch)
+            dense = _captured(module, name, original, batch, once=once)
         finally:
             show(dense=False)
-        other = _captured(module, name, original, batch)
+        other = _captured(module, name, original, batch, once=once)
         if dense is None or other is None or dense.shape != other.shape:
             continue
         terms = [
@@ -102,13 +105,20 @@ def paired_inputs(
     )
 
 
-def _captured(module: nn.Module, name: str, original: nn.Module, batch: Batch) -> Tensor | None:
-    """The rows of the layer's first call: (rows, g, n); None if this batch never reaches it."""
+def _captured(
+    module: nn.Module, name: str, original: nn.Module, batch: Batch, *, once: bool
+) -> Tensor | None:
+    """The rows of all calls of the layer: (rows, g, n); None if this batch never reaches it."""
     held: list[Tensor] = []
+    mask = batch.get(MASK)
+    mask = None if mask is None or mask.dim() != 2 else mask.bool()
 
     def capture(_: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
-        held.append((args[0] if args else next(iter(named.values()))).detach())
-        raise _Reached
+        rows = input_rows(original, (args[0] if args else next(iter(named.values()))).detach())
+        # a copy at once: the network may overwrite its activations in place
+        held.append(without_padding(rows, rows.shape[:-2], mask).to(torch.float32, copy=True))
+        if once:
+            raise _Reached
 
     handle = module.get_submodule(name).register_forward_pre_hook(capture, with_kwargs=True)
     try:
@@ -116,12 +126,4 @@ def _captured(module: nn.Module, name: str, original: nn.Module, batch: Batch) -
             module(**on_device(module, batch))
     finally:
         handle.remove()
-    if not held:
-        return None
-    rows = input_rows(original, held[0])
-    positions = rows.shape[:-2]
-    flat = rows.reshape(positions.numel(), *rows.shape[-2:]).to(torch.float32)
-    mask = batch.get("attention_mask")
-    if mask is not None and mask.shape == positions:
-        flat = flat[mask.flatten().bool()]
-    return flat
+    return torch.cat(held) if held else None

@@ -10,14 +10,14 @@ decides: the bias alone, the bias and the weight, or neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
-from lrcompress.compression.inputs import Inputs, layer_order, paired_inputs
+from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.profiling.batches import Batches
@@ -58,11 +58,13 @@ class Refit:
 
     def run_(self, batches: Batches, progress: Progress) -> int:
         """The number of groups that were visited."""
-        groups = list(self._groups(batches))
+        calls = layer_calls(self.module, [target.spec.name for target in self._able()], batches[0])
+        groups = list(self._groups(calls))
         best = self.judge.divergence(self.module)
         with progress.stage("refit", len(groups)) as step:
             for group in groups:
-                seen = self._inputs(group[0].spec, batches)
+                first = group[0].spec
+                seen = self._inputs(first, batches, once=calls[first.name] == 1)
                 for with_weight in (False, True):
                     held = [target.change.replacement for target in group]
                     for target in group:
@@ -77,22 +79,24 @@ class Refit:
                 step.advance()
         return len(groups)
 
-    def _groups(self, batches: Batches) -> Iterator[list[Target]]:
-        """Targets by shared input, in order of computation; lookups have no shifted input."""
-        able = [t for t in self.targets if t.spec.kind != "embedding" and not t.spec.tied]
-        order = layer_order(self.module, [t.spec.name for t in able], batches[0])
-        by_name = {t.spec.name: t for t in able}
+    def _able(self) -> list[Target]:
+        """Lookups have no shifted input."""
+        return [t for t in self.targets if t.spec.kind != "embedding" and not t.spec.tied]
+
+    def _groups(self, order: Iterable[str]) -> Iterator[list[Target]]:
+        """Targets by shared input, in order of computation."""
+        by_name = {t.spec.name: t for t in self._able()}
         groups: dict[str, list[Target]] = {}
         for name in order:
             groups.setdefault(by_name[name].layer.input_group, []).append(by_name[name])
         yield from groups.values()
 
-    def _inputs(self, spec: LayerSpec, batches: Batches) -> Inputs:
+    def _inputs(self, spec: LayerSpec, batches: Batches, *, once: bool) -> Inputs:
         def show(*, dense: bool) -> None:
             (show_originals_ if dense else show_replacements_)(self.module, self.replacements)
 
         original = next(c.original for c in self.replacements if c.name == spec.name)
-        return paired_inputs(self.module, spec.name, original, batches, show)
+        return paired_inputs(self.module, spec.name, original, batches, show, once=once)
 
     def _propose_(self, target: Target, seen: Inputs, *, with_weight: bool) -> None:
         original = target.change.original

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lrcompress.layers import input_rows, layer_kind, output_rows
 from lrcompress.profiling.batches import Batch, batch_size
 from lrcompress.profiling.joint import RunningJoint
+from lrcompress.profiling.padding import positions_first, without_padding
 
 FULL_MOMENT_LIMIT = 8192  # features; beyond it (vocabularies) only the diagonal is kept
 
@@ -164,9 +165,10 @@ class Collector:
         moment = self.inputs.setdefault(name, RunningMoment())
         rows = input_rows(module, x)
         if isinstance(module, nn.Embedding):
-            moment.add_tokens(self._without_padding(rows, rows.shape), module.num_embeddings)
+            tokens = without_padding(rows, rows.shape, self._mask)
+            moment.add_tokens(tokens, module.num_embeddings)
         else:
-            moment.add(self._without_padding(rows, rows.shape[:-2]))
+            moment.add(without_padding(rows, rows.shape[:-2], self._mask))
 
     def _on_gradient(
         self, name: str, module: nn.Module, x: Tensor, version: int, gradient: Tensor
@@ -198,28 +200,13 @@ class Collector:
         zero on average.
         """
         positions, kept = rows.shape[: rows.dim() - trailing], rows.shape[rows.dim() - trailing :]
-        if self._positions_first(positions):
+        if positions_first(self._mask, positions):
             rows = rows.transpose(0, 1)
         count = positions.numel()
         examples = self._examples if count % self._examples == 0 else 1
         if rows.dim() - trailing > 1 and rows.shape[0] != self._examples:
             examples = 1
         return rows.reshape(examples, -1, *kept)
-
-    def _without_padding(self, rows: Tensor, positions: torch.Size) -> Tensor:
-        """(*positions, ...) -> (kept, ...)."""
-        flat = rows.reshape(positions.numel(), *rows.shape[len(positions) :])
-        mask = self._mask
-        if mask is not None and self._positions_first(positions):
-            mask = mask.T
-        if mask is None or (mask.shape != positions and (mask.numel(),) != tuple(positions)):
-            return flat
-        return flat[mask.flatten().to(flat.device)]
-
-    def _positions_first(self, positions: torch.Size) -> bool:
-        """Told by the mask alone: (positions, examples), as torch's recurrent layers have it."""
-        mask = self._mask
-        return mask is not None and mask.shape != positions and mask.T.shape == positions
 
 
 def _identity(module: nn.Module, x: Tensor) -> Hashable:
