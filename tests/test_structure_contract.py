@@ -27,6 +27,7 @@ from lrcompress.metrics import METRICS, Whitening
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import (
     STRUCTURES,
+    BlockDiagonal,
     Dense,
     Factors,
     Interpolative,
@@ -72,6 +73,13 @@ def _interpolatives(spec: LayerSpec) -> list[Structure]:
     return [Interpolative(rank, chunk) for rank in range(chunk, side + 1, chunk)]
 
 
+def _block_diagonals(spec: LayerSpec) -> list[Structure]:
+    if spec.kind not in BlockDiagonal.kinds:
+        return []
+    largest = min(spec.out_features, spec.in_features)
+    return [BlockDiagonal(rank, 2) for rank in range(largest + 1)]
+
+
 # Structures of a type from the smallest to the one that can hold any weight; none where the type
 # does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
@@ -80,6 +88,7 @@ SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "spatial": _spatial,
     "tucker2": _tuckers,
     "interpolative": _interpolatives,
+    "block_diagonal": _block_diagonals,
 }
 
 

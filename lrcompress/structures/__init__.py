@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.block_diagonal import BlockDiagonal
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.low_rank import LowRank
@@ -15,10 +16,12 @@ STRUCTURES: dict[str, type[Structure]] = {
     "spatial": SpatialLowRank,
     "tucker2": Tucker2,
     "interpolative": Interpolative,
+    "block_diagonal": BlockDiagonal,
 }
 
 __all__ = [
     "STRUCTURES",
+    "BlockDiagonal",
     "Dense",
     "Factors",
     "Interpolative",

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lrcompress.errors import FitError
 
-_GROWTH = 100.0
+_GROWTH = 30.0
 _ATTEMPTS = 6
-_ROUNDING = 16.0  # of a Gram matrix's entries, in units of its size times the dtype's epsilon
+_ROUNDING = 1.0  # of a Gram matrix, in units of its size times the epsilon of its dtype
 
 
 def solve_spd(gram: Tensor, rhs: Tensor, start: Tensor | None = None) -> Tensor:

@@ -1,0 +1,250 @@
+"""Block-diagonal plus low rank.
+
+W = blockdiag(D_1 .. D_b) + U V;  D: (b, p, q)  U: (m, r)  V: (r, n)
+
+Fitted by alternation: given V, the rows i of (U, D) are a linear least-squares problem with basis
+[V; S_i], S_i the selection of block i's columns, solved exactly for one block row after the other
+(a full G couples them); then U alone, whose solution no G changes; then the same for the columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.block_diagonal_module import BlockDiagonalLinear
+from lrcompress.structures.block_rows import (
+    Blocked,
+    Parts,
+    Residual,
+    Side,
+    accelerated,
+    block_diagonal,
+    diagonal_blocks,
+)
+from lrcompress.structures.low_rank import LowRank
+from lrcompress.structures.solve import cholesky, pcg
+
+_SWEEPS, _QUICK_SWEEPS, _STEPS = 40, 4, 200
+_KEPT = (0.3, 0.45, 0.6, 0.75)  # of the dense weight, fitted for loss curves
+
+
+@dataclass(frozen=True)
+class BlockDiagonal(Structure):
+    """`blocks` blocks on the diagonal and a low-rank part of `rank`, which may be 0."""
+
+    rank: int
+    blocks: int
+    type_name: ClassVar[str] = "block_diagonal"
+    kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        largest = min(spec.out_features, spec.in_features)
+        if not 1 <= self.blocks <= largest:
+            raise PlanError(
+                f"{spec.name}: {self.blocks} blocks are not between 1 and {largest} "
+                f"(the weight is {spec.out_features} x {spec.in_features}); edit its blocks"
+            )
+        if not 0 <= self.rank <= largest:
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 0 and {largest} "
+                f"(the weight is {spec.out_features} x {spec.in_features}); edit its rank"
+            )
+
+    def _block(self, spec: LayerSpec) -> tuple[int, int]:
+        return -(-spec.out_features // self.blocks), -(-spec.in_features // self.blocks)
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        p, q = self._block(spec)
+        return self.blocks * p * q + self.rank * (spec.out_features + spec.in_features)
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        return 2 * self.weight_params(spec)
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        problem = Blocked.of(weight, whitening, self.blocks)
+        parts = self._start(problem, weight, whitening, spec, start)
+        turned = spec.out_features < spec.in_features
+        if turned:  # so that products with the larger moment are few
+            problem, parts = problem.mT, _turned(parts)
+        if self.rank == 0:
+            parts = (parts[0], parts[1], _only_blocks(problem))
+        else:
+            coarse = problem.to(problem.sweeping_dtype())
+            swept = accelerated(
+                lambda x: _sweep(coarse, x),
+                tuple(x.to(coarse.weight.dtype) for x in parts),
+                problem.loss(_error(problem.weight, parts)),
+                _QUICK_SWEEPS if quick else _SWEEPS,
+            )
+            swept = tuple(x.to(problem.weight.dtype) for x in swept)
+            # Rounding to float32 may cost what the last sweep had gained
+            parts = min(parts, swept, key=lambda x: problem.loss(_error(problem.weight, x)))
+        if turned:
+            problem, parts = problem.mT, _turned(parts)
+        return self._factors(problem, parts, spec)
+
+    def _start(
+        self,
+        problem: Blocked,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        start: Factors | None,
+    ) -> Parts:
+        """Scaled and padded (U, V, D): the given ones, and the best low-rank rest beside them."""
+        m, n, (p, q) = spec.out_features, spec.in_features, self._block(spec)
+        blocks = weight.new_zeros(self.blocks, p, q, dtype=torch.float64)
+        left, right = blocks.new_zeros(m, 0), blocks.new_zeros(0, n)
+        if start is not None and start["blocks"].shape == blocks.shape:
+            blocks = start["blocks"].to(blocks)
+            if "left" in start and start["left"].shape[1] <= self.rank:
+                left, right = start["left"].to(blocks), start["right"].to(blocks)
+        missing = self.rank - left.shape[1]
+        if missing:
+            rest = weight[0] - left @ right - block_diagonal(blocks)[:m, :n]
+            more = LowRank(missing).fit(rest[None], whitening, spec)
+            left = torch.cat([left, more["left"][0]], -1)
+            right = torch.cat([right, more["right"][0]])
+        padded_left = blocks.new_zeros(self.blocks * p, self.rank)
+        padded_right = blocks.new_zeros(self.rank, self.blocks * q)
+        padded_left[:m], padded_right[:, :n] = left, right
+        rows, columns = problem.left.scale, problem.right.scale
+        scaled = rows.reshape(-1, p, 1) * blocks * columns.reshape(-1, 1, q)
+        return rows[:, None] * padded_left, padded_right * columns, scaled
+
+    def _factors(self, problem: Blocked, parts: Parts, spec: LayerSpec) -> Factors:
+        u, v, d = parts
+        rows, columns = problem.left.scale, problem.right.scale
+        blocks = d / rows.reshape(self.blocks, -1, 1) / columns.reshape(self.blocks, 1, -1)
+        left = (u / rows[:, None])[: spec.out_features]
+        right = (v / columns)[:, : spec.in_features]
+        return _named(blocks, left, right)
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        whole = block_diagonal(factors["blocks"])[: spec.out_features, : spec.in_features]
+        if "left" in factors:
+            whole = whole + factors["left"] @ factors["right"]
+        return whole[None]
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        features = spec.out_features, spec.in_features
+        built = BlockDiagonalLinear.like(layer, factors, bias, features)
+        return built.train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        left = torch.zeros(spec.out_features, self.rank)
+        right = torch.zeros(self.rank, spec.in_features)
+        return _named(torch.zeros(self.blocks, *self._block(spec)), left, right)
+
+
+def _named(blocks: Tensor, left: Tensor, right: Tensor) -> Factors:
+    return {"blocks": blocks, "left": left, "right": right} if len(right) else {"blocks": blocks}
+
+
+def _turned(parts: Parts) -> Parts:
+    u, v, d = parts
+    return v.mT.contiguous(), u.mT.contiguous(), d.mT.contiguous()
+
+
+def _error(weight: Tensor, parts: Parts) -> Tensor:
+    u, v, d = parts
+    error = weight - u @ v
+    diagonal_blocks(error, len(d)).sub_(d)
+    return error
+
+
+def _sweep(problem: Blocked, parts: Parts) -> tuple[Parts, float]:
+    u, v, d = (x.clone() for x in parts)
+    residual = Residual(_error(problem.weight, parts), problem.left, problem.right)
+    _fit_rows(residual, u, v, d)
+    residual = residual.mT()
+    v, u, d = _turned((u, v, d))
+    _fit_rows(residual, v, u, d)
+    return _turned((v, u, d)), residual.loss()
+
+
+def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
+    """u, d: of one block row after the other, then u of all; in place, as is the residual."""
+    right, rank = residual.right, len(v)
+    seen = right.after(v)  # V C: (r, n)
+    gram = seen @ v.mT
+    roots = cholesky(_grams(gram, seen, right))
+    for i in range(len(d)):
+        rows, columns = residual.left.rows(i), right.rows(i)
+        force = residual.force(i)
+        pull = torch.cat([force @ v.mT, force[:, columns]], -1)  # (p, r + q)
+        step = torch.cholesky_solve(pull.mT, roots[i]).mT
+        low, block = step[:, :rank], step[:, rank:]
+        u[rows] += low
+        d[i] += block
+        residual.error[rows] -= low @ v
+        residual.error[rows, columns] -= block
+        residual.image[rows] -= low @ seen
+        if right.gram is None:
+            residual.image[rows, columns] -= block
+        else:
+            residual.image[rows] -= block @ right.gram[columns]
+    step = torch.cholesky_solve((residual.image @ v.mT).mT, cholesky(gram)).mT
+    u += step
+    residual.error -= step @ v
+    residual.image -= step @ seen
+
+
+def _grams(gram: Tensor, seen: Tensor, right: Side) -> Tensor:
+    """[V; S_i] C [V; S_i]^T of every block: (b, r + q, r + q)."""
+    cross = seen.reshape(len(seen), right.blocks, -1).transpose(0, 1)  # (b, r, q)
+    if right.gram is None:
+        own = torch.eye(right.size).to(gram).expand(right.blocks, -1, -1)
+    else:
+        own = diagonal_blocks(right.gram, right.blocks)
+    top = torch.cat([gram.expand(right.blocks, -1, -1), cross], -1)
+    return torch.cat([top, torch.cat([cross.mT, own], -1)], -2)
+
+
+def _only_blocks(problem: Blocked) -> Tensor:
+    """D alone: sum_j G_ij D_j C_ji = [G W C]_ii, linear in D."""
+    left, right = problem.left, problem.right
+    rhs = diagonal_blocks(left.before(right.after(problem.weight)), left.blocks)
+    if left.gram is None or right.gram is None:  # the blocks are apart
+        return _by_blocks(left, right, rhs)
+    g = left.gram.reshape(left.blocks, left.size, left.blocks, left.size).transpose(1, 2)
+    c = right.gram.reshape(right.blocks, right.size, right.blocks, right.size).transpose(1, 2)
+
+    def applied(d: Tensor) -> Tensor:
+        return (g @ d @ c.transpose(0, 1)).sum(1)  # over j of G_ij D_j C_ji
+
+    return pcg(
+        applied,
+        rhs,
+        lambda x: _by_blocks(left, right, x),
+        torch.zeros_like(rhs),
+        _STEPS,
+        tolerance=1e-12,
+    )
+
+
+def _by_blocks(left: Side, right: Side, x: Tensor) -> Tensor:
+    """G_ii^-1 x_i C_ii^-1."""
+    if left.roots is not None:
+        x = torch.cholesky_solve(x, left.roots)
+    if right.roots is not None:
+        x = torch.cholesky_solve(x.mT, right.roots).mT
+    return x

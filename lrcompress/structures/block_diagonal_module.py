@@ -1,0 +1,65 @@
+"""The module of a block-diagonal matrix with a low-rank one beside it."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrcompress.structures.base import Factors
+from lrcompress.structures.block_rows import block_diagonal
+from lrcompress.structures.factorized import _bias, _linear, _parameter
+
+
+class BlockDiagonalLinear(nn.Module):
+    """y = blockdiag(D_1 .. D_b) x + up(down(x)) + bias;  block_weight: (b, q, p), every D_i^T.
+
+    Stored as it is multiplied: a transposed constant would not be found again in a graph.
+    """
+
+    def __init__(
+        self,
+        block_weight: nn.Parameter,
+        down: nn.Linear | None,
+        up: nn.Linear | None,
+        bias: nn.Parameter | None,
+        features: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.block_weight, self.down, self.up, self.bias = block_weight, down, up, bias
+        self.out_features, self.in_features = features
+
+    @classmethod
+    def like(
+        cls, layer: nn.Module, factors: Factors, bias: Tensor | None, features: tuple[int, int]
+    ) -> Self:
+        """blocks: (b, p, q)  left: (m, r)  right: (r, n), the last two if there are any."""
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        blocks = _parameter(factors["blocks"].mT, weight)
+        down = _linear(_parameter(factors["right"], weight), None) if "right" in factors else None
+        up = _linear(_parameter(factors["left"], weight), None) if "left" in factors else None
+        return cls(blocks, down, up, _bias(bias, layer), features)
+
+    @property
+    def weight(self) -> Tensor:
+        whole = block_diagonal(self.block_weight.mT)[: self.out_features, : self.in_features]
+        if self.up is None or self.down is None:
+            return whole
+        return whole + self.up.weight @ self.down.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        count, q, p = self.block_weight.shape
+        rows = input.reshape(-1, self.in_features)
+        if count * q > self.in_features:
+            rows = functional.pad(rows, (0, count * q - self.in_features))
+        cells = rows.reshape(-1, count, q).transpose(0, 1)  # (b, rows, q)
+        cells = torch.bmm(cells, self.block_weight).transpose(0, 1)  # (rows, b, p)
+        out = cells.reshape(*input.shape[:-1], count * p)
+        if count * p > self.out_features:
+            out = out[..., : self.out_features]
+        if self.up is not None and self.down is not None:
+            out = out + self.up(self.down(input))
+        return out if self.bias is None else out + self.bias
