@@ -26,6 +26,7 @@ from lrcompress.profiling.flops import counted_flops, total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector, Watch
+from lrcompress.profiling.noise import with_token_noise
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import call, collect, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -124,6 +125,9 @@ def _with_data(
     del raw  # logits of a large vocabulary are not to lie here all the while
     warnings = [] if note is None else [note]
 
+    fingerprint = fingerprint_batches(batches)
+    batches, note = _noisy(module, batches, readout, options)
+    warnings += [note] if note else []
     judge = _judge(module, found, batches, readout, options, METRICS[metric])
     layers: list[LayerProfile] = []
     left_alone = list(found.left_alone)
@@ -164,7 +168,7 @@ def _with_data(
         metric=metric,
         objective=readout.objective_name,
         model_fingerprint=model_fingerprint(module),
-        data_fingerprint=fingerprint_batches(batches),
+        data_fingerprint=fingerprint,
         examples=examples,
         tokens=token_count(batches),
         total_params=found.total_params,
@@ -176,6 +180,19 @@ def _with_data(
         warnings=tuple(warnings),
         moments=sink.finish(),
     )
+
+
+def _noisy(
+    module: nn.Module, batches: Batches, readout: Readout, options: ProfileOptions
+) -> tuple[Batches, str]:
+    """By default where it was measured to help: encoders of text, whose output is an embedding."""
+    wanted = options.token_noise
+    if wanted is False or (wanted is None and readout.objective_name != "cosine"):
+        return batches, ""
+    noisy = with_token_noise(module, batches, seed=options.seed)
+    if noisy is not None:
+        return noisy, ""
+    return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
 
 
 def _judge(
@@ -271,7 +288,7 @@ def _profiled(
     shrinkage = options.shrinkage
     if shrinkage is None:
         shrinkage = 0.0 if moments is None else shrinkage_for(spec, moments.rows)
-    centred = options.bias_compensation and spec.bias
+    centred = options.bias_compensation and spec.bias and not spec.shared_bias
     spectra = {"plain": _over_groups(plain)}
     default, fitted_in = Whitening(), "plain"
     if moments is not None:

@@ -15,5 +15,6 @@ class ProfileOptions:
     bias_compensation: bool = True
     max_memory: int | None = 2**30  # bytes of running moments at a time, in as many passes
     trials: bool | None = None  # try a few ranks of each layer; None: where it is affordable
+    token_noise: bool | None = None  # None: where it was measured to help (see noise.py)
     structures: tuple[str, ...] = ("low_rank",)  # to measure loss curves of; low rank is free
     seed: int = 0

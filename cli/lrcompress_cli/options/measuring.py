@@ -23,6 +23,7 @@ class MeasureChoice:
     pooling: str
     probes: int
     max_memory: int
+    token_noise: bool | None
 
     def options(
         self, seed: int, metric: str | None, structures: tuple[str, ...] | None
@@ -35,6 +36,7 @@ class MeasureChoice:
             metric=metric,
             probes=self.probes,
             max_memory=self.max_memory,
+            token_noise=self.token_noise,
             structures=structures or ("low_rank",),
             seed=seed,
         )
@@ -73,5 +75,11 @@ measuring_options = gathered(
         show_default=True,
         help="Running moments held at a time; where they need more, the data is passed over "
         "more than once.",
+    ),
+    click.option(
+        "--token-noise/--no-token-noise",
+        default=None,
+        help="Draw half of the tokens of every second text anew from the vocabulary, so that words "
+        "that the data lack are kept too; by default for encoders whose output is an embedding.",
     ),
 )

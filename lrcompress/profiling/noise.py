@@ -1,0 +1,81 @@
+"""Token noise: in every second text of the calibration, half of the tokens are drawn anew.
+
+The dense network is its own teacher, so any sequence of tokens may calibrate. A few hundred texts
+of one kind leave most of a vocabulary unseen, and what nobody has seen looks free to lose; tokens
+drawn from all of it say what the network does there (benchmarks/quality.py: better on text of
+another kind than the calibration's, a little worse on its own).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.passes import call
+
+IDS = "input_ids"
+MASK = "attention_mask"
+RATE = 0.5  # of the tokens of a text
+EVERY = 2  # one text in so many
+SMALLEST_VOCABULARY = 1000  # of bytes or amino acids a text shows every one
+
+
+def with_token_noise(module: nn.Module, batches: Batches, *, seed: int) -> Batches | None:
+    """The batches with noise in every second text; None where they are no text of a vocabulary.
+
+    Tokens that stand in every text (of its beginning, its end) and padding stay.
+    """
+    if any(IDS not in batch or batch[IDS].dim() != 2 for batch in batches):
+        return None
+    vocabulary = _vocabulary(module, batches[0])
+    if vocabulary < SMALLEST_VOCABULARY:
+        return None
+    special = _in_every_text(batches)
+    generator = torch.Generator().manual_seed(seed)
+    return [_noisy(batch, vocabulary, special, generator) for batch in batches]
+
+
+def _noisy(batch: Batch, vocabulary: int, special: Tensor, generator: torch.Generator) -> Batch:
+    ids = batch[IDS]
+    free = ~torch.isin(ids, special)
+    if MASK in batch:
+        free &= batch[MASK].bool()
+    free[1::EVERY] = False
+    drawn = torch.randint(vocabulary, ids.shape, generator=generator, dtype=ids.dtype)
+    hit = free & (torch.rand(ids.shape, generator=generator) < RATE)
+    return {**batch, IDS: torch.where(hit, drawn, ids)}
+
+
+def _vocabulary(module: nn.Module, batch: Batch) -> int:
+    """Rows of the embedding that looks up the very ids of a batch; 0 where none does."""
+    found: list[int] = []
+
+    def look(layer: nn.Module, arguments: tuple[object, ...]) -> None:
+        ids = arguments[0] if arguments else None
+        if isinstance(ids, Tensor) and ids.shape == batch[IDS].shape and ids.equal(batch[IDS]):
+            assert isinstance(layer, nn.Embedding)
+            found.append(layer.num_embeddings)
+
+    embeddings = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)]
+    handles = [layer.register_forward_pre_hook(look) for layer in embeddings]
+    try:
+        with torch.no_grad():
+            call(module, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return min(found, default=0)
+
+
+def _in_every_text(batches: Sequence[Batch]) -> Tensor:
+    """Ids that no text goes without, padding aside."""
+    shared: set[int] | None = None
+    for batch in batches:
+        for row, ids in enumerate(batch[IDS]):
+            own = ids[batch[MASK][row].bool()] if MASK in batch else ids
+            seen = set(own.tolist())
+            shared = seen if shared is None else shared & seen
+    return torch.tensor(sorted(shared or ()), dtype=torch.int64)
