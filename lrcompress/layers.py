@@ -15,7 +15,7 @@ conv1d, conv2d     out_channels/g, in_channels/g * prod k the patch under the ke
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -43,6 +43,7 @@ class LayerSpec:
     tied: tuple[str, ...] = ()  # other layers that use this very weight (output heads)
     kernel: tuple[int, ...] = ()  # of a convolution
     stride: tuple[int, ...] = ()
+    shared_bias: bool = False  # with another module, so that it cannot move for this one alone
 
     @property
     def weight_params(self) -> int:
@@ -117,7 +118,9 @@ def describe(module: nn.Module) -> ModelLayers:
         seen.update(id(p) for p in own)
         rest = [p for p in own if not (p is weight and reason is None)]
         if len(rest) < len(own):
-            layers.append(_spec(name, child, tuple(n for n in names if n != name)))
+            spec = _spec(name, child, tuple(n for n in names if n != name))
+            shared = len(owners[id(getattr(child, "bias", None))]) > 1
+            layers.append(replace(spec, shared_bias=shared))
             rest = [p for p in rest if p is not getattr(child, "bias", None)]
         if rest:
             params = sum(p.numel() for p in rest)

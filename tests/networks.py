@@ -129,6 +129,20 @@ class Twice(nn.Module):
         return out
 
 
+class SharesBias(nn.Module):
+    """Two layers with one bias, as some output heads have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 10), nn.Linear(10, 10)
+        self.second.bias = self.first.bias
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.tanh(self.second(torch.relu(self.first(x)))))
+        return out
+
+
 class ChangesPath(nn.Module):
     """`other` reads what `first` reads on the first batch, and another tensor afterwards."""
 

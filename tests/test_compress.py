@@ -28,6 +28,8 @@ from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, pl
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
+from lrcompress.sources.reference import LoadedModel, ModelReference
+from lrcompress.storage import load, save_compressed
 from lrcompress.structures import Dense, Factors, LowRank, Structure
 
 # Without the refit every claim about the plan's own fit is exact.
@@ -208,6 +210,26 @@ def test_a_bias_shared_with_a_module_that_never_uses_it_stays_counted_once() -> 
     torch.manual_seed(0)
     module, chosen, _ = compressed(transformers.BertForMaskedLM(config).eval(), tokens(), "70%")
     assert sum(p.numel() for p in module.parameters()) == chosen.params
+
+
+def test_a_bias_that_two_layers_share_stays_shared_and_unmoved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, batches = networks.SharesBias().eval(), feature_batches(10, 4, 6)
+    before = module.first.bias.clone()
+    found = profile(module, batches)
+    assert [layer.centred for layer in found.layers] == [False, False, True]
+    chosen = plan(found, "60%")
+    options = CompressOptions(refit=True)
+    report = compress_(module, chosen, found, batches=batches, options=options)
+    assert {layer.name for layer in report.layers} >= {"first", "second"}
+    assert module.first.bias is module.second.bias
+    assert torch.equal(module.first.bias, before)
+    assert sum(p.numel() for p in module.parameters()) == chosen.params
+    loaded = LoadedModel(module, ModelReference("factory", "networks:SharesBias"))
+    save_compressed(module, chosen, loaded, tmp_path, extra={})
+    again = load(tmp_path)
+    assert again.first.bias is again.second.bias
+    assert torch.equal(outputs(again, batches[0]), outputs(module, batches[0]))
 
 
 def test_a_module_under_two_names_is_replaced_under_both() -> None:

@@ -18,7 +18,12 @@ from torch import nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
 from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
-from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.compression.replace import (
+    Replacement,
+    show_originals_,
+    show_replacements_,
+    stand_in,
+)
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.judge import Judge
@@ -110,13 +115,13 @@ class Refit:
         factors = target.structure.fit(
             wanted, whitening, target.spec, quick=True, start=target.factors
         )
-        if bias is not None:
+        if bias is not None and not target.spec.shared_bias:
             lost = weight @ seen.dense_mean.unsqueeze(-1)
             given = target.structure.dense(factors, target.spec) @ seen.compressed_mean.unsqueeze(
                 -1
             )
             bias = (bias.to(torch.float64) + (lost - given).flatten()).to(bias.dtype)
-        self._put_(target, target.structure.build(original, target.spec, factors, bias))
+        self._put_(target, stand_in(original, target.spec, target.structure, factors, bias))
 
     def _put_(self, target: Target, replacement: nn.Module) -> None:
         replace_(self.module, target.spec.name, replacement)

@@ -35,7 +35,7 @@ def install_(
     if not spec.name:
         raise ModelError("the model is a single layer; wrap it in nn.Sequential to compress it")
     layer = module.get_submodule(spec.name)
-    built = structure.build(layer, spec, factors, bias)
+    built = stand_in(layer, spec, structure, factors, bias)
     if built is layer:
         return ()
     done = [Replacement(spec.name, layer, built)]
@@ -49,6 +49,20 @@ def install_(
         done.append(Replacement(name, head, tied))
         replace_(module, name, done[-1].replacement)
     return tuple(done)
+
+
+def stand_in(
+    layer: nn.Module, spec: LayerSpec, structure: Structure, factors: Factors, bias: Tensor | None
+) -> nn.Module:
+    """What takes the layer's place. A bias that other modules share stays the one that it is."""
+    built = structure.build(layer, spec, factors, bias)
+    if built is layer or not spec.shared_bias:
+        return built
+    own = built.bias
+    (place,) = (name for name, parameter in built.named_parameters() if parameter is own)
+    parent, _, name = place.rpartition(".")
+    setattr(built.get_submodule(parent), name, layer.bias)
+    return built
 
 
 def show_originals_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
