@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from lrcompress.layers import LayerSpec
+from lrcompress.machine import processor_name
 from lrcompress.planning.allocate import ALLOCATORS
 from lrcompress.planning.plan import Plan, PlanOptions, plan
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -120,7 +121,7 @@ def main() -> None:
         "schema_version": 1,
         "command": "OMP_NUM_THREADS=1 python benchmarks/plan_cost.py",
         "machine": {
-            "processor": processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads_used": 1,
             "python": platform.python_version(),
@@ -136,16 +137,6 @@ def main() -> None:
     widest = max(row["optimality_gap"] or 0.0 for row in rows)
     print(f"\n500 x 100: at most {slowest:.2f} s; widest proven gap {100 * widest:.7f} %")
     print(f"written: {arguments.output}", file=sys.stderr)
-
-
-def processor() -> str:
-    listing = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in (listing.read_text().splitlines() if listing.exists() else [])
-        if line.startswith("model name")
-    ]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

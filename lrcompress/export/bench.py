@@ -6,12 +6,10 @@ two models holds still where their latencies do not.
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +42,7 @@ from lrcompress.export.session import (
     open_session,
 )
 from lrcompress.export.timing import latency_ratio, take_turns, timed_call
+from lrcompress.machine import processor_name
 from lrcompress.progress import SILENT, Progress
 
 __all__ = ["BenchReport", "BenchSettings", "BenchTarget", "bench", "device_name"]
@@ -125,12 +124,7 @@ def device_name(provider: ProviderName) -> str:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
         answer = subprocess.run(query, capture_output=True, text=True, check=False)
         return answer.stdout.strip() or "unknown GPU"
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return processor_name()
 
 
 def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+from lrcompress.machine import processor_name
 
 PACKAGES = (
     "lrcompress",
@@ -23,7 +24,7 @@ def describe_environment(*, device: str, provider: str, threads: int) -> dict[st
     found = {
         "device": device,
         "provider": provider,
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": str(os.cpu_count()),
         "threads": str(threads),
         "system": f"{platform.system()} {platform.machine()}",
@@ -40,12 +41,3 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
