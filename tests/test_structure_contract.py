@@ -32,6 +32,7 @@ from lrcompress.structures import (
     Factors,
     Interpolative,
     LowRank,
+    Monarch,
     SpatialLowRank,
     Structure,
     Tucker2,
@@ -80,6 +81,13 @@ def _block_diagonals(spec: LayerSpec) -> list[Structure]:
     return [BlockDiagonal(rank, 2) for rank in range(largest + 1)]
 
 
+def _monarchs(spec: LayerSpec) -> list[Structure]:
+    if spec.kind not in Monarch.kinds:
+        return []
+    largest = -(-min(spec.out_features, spec.in_features) // 2)
+    return [Monarch(rank, 2) for rank in range(1, largest + 1)]
+
+
 # Structures of a type from the smallest to the one that can hold any weight; none where the type
 # does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
@@ -89,6 +97,7 @@ SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "tucker2": _tuckers,
     "interpolative": _interpolatives,
     "block_diagonal": _block_diagonals,
+    "monarch": _monarchs,
 }
 
 

@@ -7,6 +7,7 @@ from lrcompress.structures.block_diagonal import BlockDiagonal
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.low_rank import LowRank
+from lrcompress.structures.monarch import Monarch
 from lrcompress.structures.spatial import SpatialLowRank
 from lrcompress.structures.tucker2 import Tucker2
 
@@ -17,6 +18,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "tucker2": Tucker2,
     "interpolative": Interpolative,
     "block_diagonal": BlockDiagonal,
+    "monarch": Monarch,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Factors",
     "Interpolative",
     "LowRank",
+    "Monarch",
     "SpatialLowRank",
     "Structure",
     "Tucker2",

@@ -1,0 +1,243 @@
+"""Monarch: every block of a b x b grid has its own low rank (Dao et al. 2022, generalised).
+
+W_ij = L_ij R_ij;  L: (b, b, p, r)  R: (b, b, r, q), first axes i, j
+
+Two batched products with a transpose between. In a plain or diagonal metric the truncated SVD of
+each block is the best fit; a full one couples the blocks, and alternating least squares goes on
+from there: given R, block row i is linear in [L_i1 .. L_ib] with basis K_i = diag(R_i1 .. R_ib),
+and is solved exactly by K_i C K_i^T, one block row after the other; then the block columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.block_rows import (
+    Blocked,
+    Parts,
+    Residual,
+    accelerated,
+    block_diagonal,
+)
+from lrcompress.structures.monarch_module import MonarchLinear
+from lrcompress.structures.solve import cholesky
+
+_SWEEPS, _QUICK_SWEEPS = 40, 4
+
+
+@dataclass(frozen=True)
+class Monarch(Structure):
+    """`blocks` x `blocks` blocks, each of rank `rank`."""
+
+    rank: int
+    blocks: int
+    type_name: ClassVar[str] = "monarch"
+    kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        largest = min(spec.out_features, spec.in_features)
+        if not 1 <= self.blocks <= largest:
+            raise PlanError(
+                f"{spec.name}: {self.blocks} blocks are not between 1 and {largest} "
+                f"(the weight is {spec.out_features} x {spec.in_features}); edit its blocks"
+            )
+        if not 1 <= self.rank <= min(self._block(spec)):
+            p, q = self._block(spec)
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 1 and {min(p, q)} "
+                f"(its {self.blocks} x {self.blocks} blocks are {p} x {q}); edit its rank"
+            )
+
+    def _block(self, spec: LayerSpec) -> tuple[int, int]:
+        return -(-spec.out_features // self.blocks), -(-spec.in_features // self.blocks)
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        return self.rank * self.blocks**2 * sum(self._block(spec))
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        return 2 * self.weight_params(spec)
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        problem = Blocked.of(weight, whitening, self.blocks)
+        parts = self._start(problem, start)
+        if problem.plain:
+            return _unscaled(problem, parts)
+        turned = spec.out_features < spec.in_features
+        if turned:  # so that products with the larger moment are few
+            problem, parts = problem.mT, _turned(parts)
+        coarse = problem.to(problem.sweeping_dtype())
+        swept = accelerated(
+            lambda x: _sweep(coarse, x),
+            tuple(x.to(coarse.weight.dtype) for x in parts),
+            problem.loss(_error(problem.weight, parts)),
+            _QUICK_SWEEPS if quick else _SWEEPS,
+        )
+        swept = tuple(x.to(problem.weight.dtype) for x in swept)
+        # Rounding to float32 may cost what the last sweep had gained
+        parts = min(parts, swept, key=lambda x: problem.loss(_error(problem.weight, x)))
+        return _unscaled(problem.mT, _turned(parts)) if turned else _unscaled(problem, parts)
+
+    def _start(self, problem: Blocked, start: Factors | None) -> Parts:
+        """The best blocks of a metric without its off-diagonal blocks, or `start` if it is better.
+
+        Components that `start` lacks begin along the steepest descent, where L is still zero.
+        """
+        own = _best_blocks(problem, _cells(problem.weight, self.blocks), self.rank)
+        blocks, p, q = self.blocks, problem.left.size, problem.right.size
+        if start is None or start["left"].shape[:2] != (blocks, p):
+            return own
+        given = _scaled(problem, start)
+        missing = self.rank - given[0].shape[-1]
+        if missing < 0 or start["right"].shape[-1] != q:
+            return own
+        error = _error(problem.weight, given)
+        if problem.loss(_error(problem.weight, own)) < problem.loss(error):
+            return own
+        if missing == 0:
+            return given
+        pull = problem.left.before(problem.right.after(error))
+        pull = _by_diagonal_blocks(problem, _cells(pull, blocks))
+        more = _best_blocks(problem, pull, missing)
+        left = torch.cat([given[0], torch.zeros_like(more[0])], -1)
+        return left, torch.cat([given[1], more[1]], -2)
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        left, right = _unpacked(factors)
+        return _assembled(left @ right)[None, : spec.out_features, : spec.in_features]
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        features = spec.out_features, spec.in_features
+        return MonarchLinear.like(layer, factors, bias, features).train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        p, q = self._block(spec)
+        inner = self.blocks * self.rank
+        left, right = (self.blocks, p, inner), (self.blocks, inner, q)
+        return {"left": torch.zeros(left), "right": torch.zeros(right)}
+
+
+def _packed(left: Tensor, right: Tensor) -> Factors:
+    """left: (b, p, b r), a row of blocks side by side  right: (b, b r, q), a column of them."""
+    return {
+        "left": left.transpose(1, 2).flatten(2),
+        "right": right.transpose(0, 1).flatten(1, 2),
+    }
+
+
+def _unpacked(factors: Factors) -> Parts:
+    """(b, b, p, r), (b, b, r, q)."""
+    left, right = factors["left"], factors["right"]
+    blocks, p, _ = left.shape
+    return (
+        left.reshape(blocks, p, blocks, -1).transpose(1, 2),
+        right.reshape(blocks, blocks, -1, right.shape[-1]).transpose(0, 1),
+    )
+
+
+def _unscaled(problem: Blocked, parts: Parts) -> Factors:
+    rows = problem.left.scale.reshape(-1, 1, problem.left.size, 1)
+    columns = problem.right.scale.reshape(1, -1, 1, problem.right.size)
+    return _packed(parts[0] / rows, parts[1] / columns)
+
+
+def _scaled(problem: Blocked, factors: Factors) -> Parts:
+    left, right = _unpacked(factors)
+    rows = problem.left.scale.reshape(-1, 1, problem.left.size, 1)
+    columns = problem.right.scale.reshape(1, -1, 1, problem.right.size)
+    return left.to(rows) * rows, right.to(columns) * columns
+
+
+def _turned(parts: Parts) -> Parts:
+    left, right = parts
+    return right.transpose(0, 1).mT.contiguous(), left.transpose(0, 1).mT.contiguous()
+
+
+def _cells(matrix: Tensor, blocks: int) -> Tensor:
+    """(b p, b q) -> (b, b, p, q)."""
+    p, q = matrix.shape[0] // blocks, matrix.shape[1] // blocks
+    return matrix.reshape(blocks, p, blocks, q).transpose(1, 2)
+
+
+def _assembled(cells: Tensor) -> Tensor:
+    blocks, _, p, q = cells.shape
+    return cells.transpose(1, 2).reshape(blocks * p, blocks * q)
+
+
+def _error(weight: Tensor, parts: Parts) -> Tensor:
+    return weight - _assembled(parts[0] @ parts[1])
+
+
+def _best_blocks(problem: Blocked, cells: Tensor, rank: int) -> Parts:
+    """Truncated SVD of every block, whitened by the diagonal blocks of the metric."""
+    rows, columns = problem.left.roots, problem.right.roots
+    if rows is not None:
+        cells = rows.mT[:, None] @ cells
+    if columns is not None:
+        cells = cells @ columns
+    u, s, vt = torch.linalg.svd(cells, full_matrices=False)
+    half = s[..., :rank].sqrt()
+    left, right = u[..., :rank] * half.unsqueeze(-2), half.unsqueeze(-1) * vt[..., :rank, :]
+    if rows is not None:
+        left = torch.linalg.solve_triangular(rows.mT[:, None], left, upper=True)
+    if columns is not None:
+        right = torch.linalg.solve_triangular(columns, right, upper=False, left=False)
+    return left, right
+
+
+def _by_diagonal_blocks(problem: Blocked, cells: Tensor) -> Tensor:
+    """G_ii^-1 X_ij C_jj^-1: what the blocks would change by, were each alone."""
+    if problem.left.roots is not None:
+        cells = torch.cholesky_solve(cells, problem.left.roots[:, None])
+    if problem.right.roots is not None:
+        cells = torch.cholesky_solve(cells.mT, problem.right.roots).mT
+    return cells
+
+
+def _sweep(problem: Blocked, parts: Parts) -> tuple[Parts, float]:
+    left, right = (x.clone() for x in parts)
+    residual = Residual(_error(problem.weight, parts), problem.left, problem.right)
+    _fit_rows(residual, left, right)
+    residual = residual.mT()
+    turned = _turned((left, right))
+    _fit_rows(residual, *turned)
+    return _turned(turned), residual.loss()
+
+
+def _fit_rows(residual: Residual, left: Tensor, right: Tensor) -> None:
+    """L of one block row after the other; in place, as is the residual."""
+    side, (blocks, _, r, q) = residual.right, right.shape
+    by_rows = None if side.gram is None else side.gram.reshape(blocks, q, -1)
+    for i in range(blocks):
+        basis, rows = right[i], residual.left.rows(i)  # (b, r, q)
+        image = block_diagonal(basis) if by_rows is None else (basis @ by_rows).flatten(0, 1)
+        gram = _onto(image, basis)
+        pull = _onto(residual.force(i), basis)  # (p, b r)
+        step = torch.cholesky_solve(pull.mT, cholesky(gram)).mT
+        cells = step.reshape(len(step), blocks, r).transpose(0, 1)  # (b, p, r)
+        left[i] += cells
+        residual.error[rows] -= (cells @ basis).transpose(0, 1).flatten(1)
+        residual.image[rows] -= step @ image
+
+
+def _onto(x: Tensor, basis: Tensor) -> Tensor:
+    """x K^T for K = diag(basis);  x: (rows, b q)  basis: (b, r, q) -> (rows, b r)."""
+    cells = x.reshape(len(x), len(basis), -1).transpose(0, 1) @ basis.mT  # (b, rows, r)
+    return cells.transpose(0, 1).flatten(1)
