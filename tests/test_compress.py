@@ -22,6 +22,7 @@ from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
 from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.compression.sweep import sweep
 from lrcompress.errors import FitError, ModelError, PlanError
 from lrcompress.layers import describe
 from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
@@ -520,6 +521,27 @@ def refitted(module: nn.Module, batches: list[Batch]) -> tuple[nn.Module, Compre
     options = CompressOptions(refit=True)
     report = compress_(module, plan(found, "60%"), found, batches=batches, options=options)
     return module, report
+
+
+@every_model
+def test_a_sweep_measures_what_compressing_would_and_changes_nothing(
+    make: Callable[[], nn.Module], batches: Callable[[], list[Batch]]
+) -> None:
+    torch.manual_seed(0)
+    module, data = make().eval(), batches()
+    found = profile(module, data)
+    parts = dict(module.named_modules())
+    plans = [plan(found, budget) for budget in ("90%", "70%")]
+    points = sweep(module, plans, found, data)
+    assert dict(module.named_modules()) == parts
+    for chosen, point in zip(plans, points, strict=True):
+        other = copy.deepcopy(module)
+        report = compress_(other, chosen, found, batches=data, options=NO_REFIT)
+        assert report.calibration is not None
+        assert (point.budget, point.params) == (str(chosen.budget), chosen.params)
+        assert point.predicted == chosen.predicted_loss
+        # fewer than five batches: all of them judge, as all of them calibrate
+        assert point.measured == pytest.approx(report.calibration.mean, rel=1e-5, abs=1e-9)
 
 
 class BatchSecond(nn.Module):

@@ -374,6 +374,43 @@ def test_a_run_needs_a_budget_or_a_plan(tmp_path: Path) -> None:
         options(tmp_path, plan_file=tmp_path / "plan.json")
 
 
+# ---- sweeps ---------------------------------------------------------------------------------
+
+
+def test_a_sweep_adds_a_curve_and_changes_no_file(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    result = run(options(output, sweep=(40, 80, 1)))
+    budgets = {point.budget: point for point in result.report.sweep}
+    assert list(budgets) == ["params=80%", "params=40%"]
+    assert budgets["params=40%"].measured > budgets["params=80%"].measured > 0
+    assert [w for w in result.report.warnings if w.startswith("no sweep at params=1%")]
+    own, plain = digests(output), digests(unbroken[0])
+    assert own.pop("stages.json") != plain.pop("stages.json")
+    assert own == plain
+    again = run(options(output, sweep=(40, 80, 1)))
+    assert "sweep" in reused(again)
+    assert again.report.sweep == result.report.sweep
+    assert not run(options(output)).report.sweep
+
+
+def test_a_sweep_can_follow_a_finished_run(
+    unbroken: tuple[Path, RunResult], slim: Path, tmp_path: Path
+) -> None:
+    for name, finished in (("whole", unbroken[0]), ("slim", slim)):
+        output = copied(finished, tmp_path / name)
+        result = run(options(output, sweep=(80,)))
+        assert len(result.report.sweep) == 1
+        assert ("compress" in reused(result)) is (name == "whole")
+
+
+def test_a_sweep_without_data_says_so(unbroken: tuple[Path, RunResult], tmp_path: Path) -> None:
+    result = run(options(tmp_path, "90%", source=SourceOptions(str(unbroken[0])), sweep=(80,)))
+    assert not result.report.sweep
+    assert "no sweep: there is no data to measure it on" in result.report.warnings
+
+
 # ---- dropped moments ------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError, LrcompressError
 from lrcompress.reporting.collect import POINTS, thinned
 from lrcompress.reporting.html import render_html
@@ -68,6 +69,7 @@ addEventListener("load", () => setTimeout(() => {
       requests: performance.getEntriesByType("resource").map((r) => r.name),
       curves: at("spectrum-plot").querySelectorAll(".scatterlayer .trace").length,
       bars: at("plan-plot").querySelectorAll(".bars .point").length,
+      swept: at("sweep-plot").querySelectorAll(".scatterlayer .trace").length,
       axis: at("plan-plot").querySelector(".ytitle")?.textContent ?? "",
       changed: first !== second, back: back === first, ascending, descending: names(),
       hidden: [...document.querySelectorAll("section[hidden]")].map((s) => s.id),
@@ -155,6 +157,7 @@ def report() -> Report:
         allocator="global",
         optimality_gap=3e-5,
         divergences=(Divergence("calibration", 0.04, 0.05), Divergence("held-out", 0.04, 0.06)),
+        sweep=(SweepPoint("params=80%", 800_000, 3e-3, 4e-3), SweepPoint("b", 1, 0.1, 0.2)),
         fidelity={"mean cosine, held-out": 0.94},
         layers=(
             layer("blocks.0.fc", 40, 24, 9),
@@ -183,6 +186,7 @@ def profile_report() -> Report:
         allocator="",
         optimality_gap=None,
         divergences=(),
+        sweep=(),
         fidelity=None,
         checks=(),
         layers=tuple(replace(row, **absent) for row in report().layers),
@@ -237,6 +241,7 @@ def test_the_page_works_without_errors_or_a_network(tmp_path: Path) -> None:
     assert found["drawn"] == "true"
     assert found["curves"] == 2
     assert found["bars"] == 3
+    assert found["swept"] == 2
     assert found["axis"] == "predicted loss"
     assert found["changed"]
     assert found["back"]
@@ -254,7 +259,8 @@ def test_the_page_of_a_profile_hides_what_it_lacks(tmp_path: Path) -> None:
     found = in_browser(render_html(profile_report()), tmp_path)
     assert found["errors"] == []
     assert found["curves"] == 2
-    assert set(found["hidden"]) == {"plan-section", "divergence-section", "checks-section"}
+    absent = ("plan", "divergence", "sweep", "checks")
+    assert set(found["hidden"]) == {f"{name}-section" for name in absent}
 
 
 def test_what_the_user_typed_is_text_on_the_page(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "predicted_loss": plan.predicted_loss,
         "optimality_gap": plan.optimality_gap,
         "divergences": to_json(report.divergences),
+        "sweep": to_json(report.sweep),
         "fidelity": to_json(report.fidelity),
         "verified": report.verified,
         "checks": to_json(report.checks),

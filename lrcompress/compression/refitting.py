@@ -40,7 +40,7 @@ def prepare_refit(
     asked: bool | None,
 ) -> PreparedRefit | str | None:
     """What the refit needs from the still dense network, or why there is none."""
-    judged = _up_to(batches[JUDGES_EVERY - 1 :: JUDGES_EVERY], LARGEST_JUDGED)
+    judged = judging_batches(batches)
     rest = [b for i, b in enumerate(batches) if i % JUDGES_EVERY != JUDGES_EVERY - 1]
     taught = _up_to(rest, LARGEST_TAUGHT)
     if not judged or not taught:
@@ -55,6 +55,11 @@ def prepare_refit(
     if asked is None and flops > AFFORDABLE_FLOPS:
         return f"no refit: it would take {flops:.1e} FLOPs; --refit asks for it all the same"
     return PreparedRefit(judge_by(module, judged, readout), tuple(taught))
+
+
+def judging_batches(batches: Batches) -> list[Batch]:
+    """The batches set aside from a refit to judge it; none where there are too few."""
+    return _up_to(batches[JUDGES_EVERY - 1 :: JUDGES_EVERY], LARGEST_JUDGED)
 
 
 def refit_(

@@ -56,6 +56,7 @@ class RunOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
     provider: ProviderName = "cpu"
     pt2: bool = False  # write model.pt2 too
+    sweep: tuple[int, ...] = ()  # percentages of the parameters to hold predictions against
     drop_moments: bool = False  # once the run is verified: most of the folder, and rarely needed
 
     def __post_init__(self) -> None:

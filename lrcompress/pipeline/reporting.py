@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.exporting import EXPORT
@@ -35,6 +36,7 @@ class Findings:
     fidelity: dict[str, float]
     checks: tuple[CheckReport, ...]
     warnings: tuple[str, ...]
+    sweep: tuple[SweepPoint, ...] = ()
 
 
 def profile_report(
@@ -81,6 +83,7 @@ def run_report(
         allocator=plan.allocator,
         optimality_gap=plan.optimality_gap,
         divergences=found.divergences,
+        sweep=found.sweep,
         fidelity=found.fidelity,
         layers=layer_reports(profile, plan),
         left_alone=left_alone_reports(profile.left_alone),

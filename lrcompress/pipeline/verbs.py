@@ -46,6 +46,7 @@ from lrcompress.pipeline.reporting import (
     with_recorded,
     write_report,
 )
+from lrcompress.pipeline.sweeping import is_swept, swept
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
@@ -69,12 +70,14 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     batch = loaded.example()  # before any long work: without data it may not be known
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
-        question, key = _asked(job, loaded, options)
-        plan, key = decided(job, question, key)
-        if lacks_moments(question.profile, plan) and not is_compressed(job, question, key):
-            question, key = _asked(job, loaded, options, again=True)
-            plan, key = decided(job, question, key)
+        question, profiled = _asked(job, loaded, options)
+        plan, key = decided(job, question, profiled)
+        done = is_compressed(job, question, key) and is_swept(job, question, profiled)
+        if lacks_moments(question.profile, plan) and not done:
+            question, profiled = _asked(job, loaded, options, again=True)
+            plan, key = decided(job, question, profiled)
         found = question.profile
+        curve = swept(job, question, profiled)
         outcome, key = compressed(job, question, plan, key)
         warnings = loaded.model.warnings
         del loaded, question  # the dense weights; what follows works on what was written
@@ -92,7 +95,8 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
             outcome.divergences,
             dict(outcome.fidelity),
             checks,
-            (*warnings, *outcome.warnings, *facts["notes"]),
+            (*warnings, *curve.warnings, *outcome.warnings, *facts["notes"]),
+            curve.points,
         )
         report = run_report(source.model, found, findings, where, clock, options.provider)
         report = with_recorded(report, folder.root)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError
 from lrcompress.records import from_json, parse_object, to_json
 
@@ -109,6 +110,7 @@ class Report:
     allocator: str = ""
     optimality_gap: float | None = None
     divergences: tuple[Divergence, ...] = ()
+    sweep: tuple[SweepPoint, ...] = ()  # the same at other budgets, where it was asked for
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()

@@ -15,6 +15,7 @@ from lrcompress_cli.options.exporting import (
     pt2_option,
 )
 from lrcompress_cli.options.gather import FILE, FOLDER, NEW_FOLDER
+from lrcompress_cli.options.lists import Numbers
 from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
 from lrcompress_cli.options.planning import PlanChoice, planning_options
 from lrcompress_cli.options.running import RunChoice, running_options
@@ -49,6 +50,14 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @pt2_option
 @provider_option
 @click.option(
+    "--sweep",
+    type=Numbers(),
+    metavar="LIST",
+    default=(),
+    help="Hold predicted against measured divergence at these percentages of the parameters "
+    "too, separated by commas, for the report.",
+)
+@click.option(
     "--drop-moments",
     is_flag=True,
     help="Remove the profile's second moments, most of the folder, once the run is verified.",
@@ -74,6 +83,7 @@ def command(
     exporting: ExportChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
     pt2: bool,
+    sweep: tuple[int, ...],
     drop_moments: bool,
     output: Path | None,
     dry_run: bool,
@@ -106,6 +116,7 @@ def command(
         export=exporting.options(provider, planning.rows, planning.latency_table),
         provider=provider,
         pt2=pt2,
+        sweep=_percentages(sweep),
         drop_moments=drop_moments,
     )
     if dry_run:
@@ -119,6 +130,13 @@ def command(
         of_checks(result.report.checks),
         [f"{check.name}: {check.detail}" for check in failed],
     )
+
+
+def _percentages(sweep: tuple[int, ...]) -> tuple[int, ...]:
+    if any(percent > 100 for percent in sweep):
+        context = click.get_current_context()
+        raise click.UsageError("--sweep takes percentages; write 80,60,40", context)
+    return sweep
 
 
 def _check_together(

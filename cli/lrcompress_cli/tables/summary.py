@@ -63,6 +63,8 @@ def _divergences(report: Report) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.divergences:
         table.add_row(row.where, real(row.predicted), real(row.measured))
+    for point in report.sweep:
+        table.add_row(f"at {point.budget}", real(point.predicted), real(point.measured))
     for name, value in (report.fidelity or {}).items():
         table.add_row(name, "", agreement(value))
     return table

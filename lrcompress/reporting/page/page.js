@@ -279,6 +279,18 @@ function drawDivergence() {
     yaxis: { autorange: "reversed" },
   }), config);
 }
+function drawSweep() {
+  const kept = report.sweep.map((point) => 100 * point.params / report.before.params);
+  const traces = [["predicted", PALETTE[0]], ["measured", PALETTE[1]]].map(([name, color]) => ({
+    type: "scatter", mode: "lines+markers", name, x: kept, y: report.sweep.map((point) => point[name]),
+    marker: { color }, line: { color }, text: report.sweep.map((point) => point.budget),
+    hovertemplate: `${name} at %{text}: %{y:.4g}<extra></extra>`,
+  }));
+  Plotly.react("sweep-plot", traces, layout({
+    xaxis: { title: { text: "parameters kept, %" } },
+    yaxis: { title: { text: `${report.objective} divergence per example` }, type: "log", exponentformat: "power", dtick: 1 },
+  }), config);
+}
 function drawDivergenceWords() {
   at("divergence-words").textContent =
     "The plan adds up the layers' losses; the measured figure is the whole network's, dense against compressed. " +
@@ -375,12 +387,14 @@ function drawPlots() {
   if (planned) drawPlan();
   if (report.layers.length) drawSpectrum();
   if (report.divergences.length) drawDivergence();
+  if (report.sweep.length) drawSweep();
 }
 drawHead();
 drawCosts();
 if (planned) drawPlanControls(); else hide("plan-section");
 if (report.layers.length) drawSpectrumControls(); else { hide("spectra-section"); hide("layers-section"); hide("plan-section"); }
 if (report.divergences.length) drawDivergenceWords(); else hide("divergence-section");
+if (!report.sweep.length) hide("sweep-section");
 if (!report.checks.length) hide("checks-section");
 if (!report.left_alone.length) hide("left-section");
 drawTables();

@@ -1,0 +1,74 @@
+"""Predicted against measured divergence at several budgets: how far the additive model holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.compression.fit import fit_layer
+from lrcompress.compression.refitting import judging_batches
+from lrcompress.compression.replace import Replacement, install_, show_originals_
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.judge import judge_by
+from lrcompress.profiling.passes import call
+from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.readout import choose_readout
+from lrcompress.progress import SILENT, Progress
+from lrcompress.structures import Dense
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """Divergences are per example, in the objective's unit."""
+
+    budget: str
+    params: int
+    predicted: float
+    measured: float
+
+
+def sweep(
+    module: nn.Module,
+    plans: Sequence[Plan],
+    profile: Profile,
+    batches: Batches,
+    progress: Progress = SILENT,
+) -> tuple[SweepPoint, ...]:
+    """Carry out each plan for a moment, without a refit; the module is left as it was.
+
+    Measured on the batches that judge a refit, which are among those of the profile.
+
+    Raises:
+        FitError: a layer cannot be fitted, naming it.
+    """
+    with torch.no_grad():
+        raw = call(module, batches[0])
+    readout, _ = choose_readout(raw, objective=profile.objective, pooling=profile.pooling)
+    judge = judge_by(module, judging_batches(batches) or batches, readout)
+    points = []
+    with progress.stage("sweep", sum(len(plan.layers) for plan in plans)) as step:
+        for plan in plans:
+            done: list[Replacement] = []
+            try:
+                for planned in plan.layers:
+                    if not isinstance(planned.structure, Dense):
+                        done += _replaced_(module, profile, plan, planned.name)
+                    step.advance()
+                measured = judge.divergence(module)
+            finally:
+                show_originals_(module, reversed(done))
+            points.append(SweepPoint(str(plan.budget), plan.params, plan.predicted_loss, measured))
+    return tuple(points)
+
+
+def _replaced_(
+    module: nn.Module, profile: Profile, plan: Plan, name: str
+) -> tuple[Replacement, ...]:
+    layer, structure = profile[name], plan[name].structure
+    original = module.get_submodule(name)
+    fitted = fit_layer(layer, original, structure, plan.metric, profile.moments.get(name))
+    return install_(module, layer.spec, structure, fitted.factors, fitted.bias)
