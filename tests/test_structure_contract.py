@@ -31,6 +31,7 @@ from lrcompress.structures import (
     Dense,
     Factors,
     Interpolative,
+    Kronecker,
     LowRank,
     Monarch,
     SpatialLowRank,
@@ -88,6 +89,14 @@ def _monarchs(spec: LayerSpec) -> list[Structure]:
     return [Monarch(rank, 2) for rank in range(1, largest + 1)]
 
 
+def _kroneckers(spec: LayerSpec) -> list[Structure]:
+    if spec.kind not in Kronecker.kinds:
+        return []
+    split = Kronecker(1).split(spec)
+    largest = min(split.m1 * split.n1, split.m2 * split.n2)
+    return [Kronecker(rank) for rank in range(1, largest + 1)]
+
+
 # Structures of a type from the smallest to the one that can hold any weight; none where the type
 # does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
@@ -98,6 +107,7 @@ SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "interpolative": _interpolatives,
     "block_diagonal": _block_diagonals,
     "monarch": _monarchs,
+    "kronecker": _kroneckers,
 }
 
 

@@ -6,6 +6,7 @@ from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.block_diagonal import BlockDiagonal
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.interpolative import Interpolative
+from lrcompress.structures.kronecker import Kronecker
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.monarch import Monarch
 from lrcompress.structures.spatial import SpatialLowRank
@@ -19,6 +20,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "interpolative": Interpolative,
     "block_diagonal": BlockDiagonal,
     "monarch": Monarch,
+    "kronecker": Kronecker,
 }
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Dense",
     "Factors",
     "Interpolative",
+    "Kronecker",
     "LowRank",
     "Monarch",
     "SpatialLowRank",

@@ -1,0 +1,102 @@
+"""A sum of Kronecker products.
+
+W = sum_k A_k (x) B_k;  A: (K, m1, n1)  B: (K, m2, n2)
+
+Rearranged, so that each block of W is a row, the sum is a matrix of rank K (Van Loan, Pitsianis
+1993): its truncated SVD is the best fit in the plain metric, and in one whose moments are Kronecker
+products themselves. Any other metric is fitted from the better of two starts, the plain one and
+that of the nearest such moments, by alternating least squares: A given B by conjugate gradients,
+preconditioned by those moments, then B given A.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.kronecker_fit import KroneckerFit, Split, restored
+from lrcompress.structures.kronecker_module import KroneckerLinear
+
+
+@dataclass(frozen=True)
+class Kronecker(Structure):
+    """`rank` terms; A is (rows, columns), near the roots of the weight's sizes where they are 0."""
+
+    rank: int
+    rows: int = 0
+    columns: int = 0
+    type_name: ClassVar[str] = "kronecker"
+    kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        if not (0 <= self.rows <= spec.out_features and 0 <= self.columns <= spec.in_features):
+            raise PlanError(
+                f"{spec.name}: factors of {self.rows} x {self.columns} do not fit into its weight "
+                f"of {spec.out_features} x {spec.in_features}; edit them, or leave them out"
+            )
+        split = self.split(spec)
+        largest = min(split.m1 * split.n1, split.m2 * split.n2)
+        if not 1 <= self.rank <= largest:
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 1 and {largest} (its factors are "
+                f"{split.m1} x {split.n1} and {split.m2} x {split.n2}); edit its rank"
+            )
+
+    def split(self, spec: LayerSpec) -> Split:
+        m1 = self.rows or _near_root(spec.out_features)
+        n1 = self.columns or _near_root(spec.in_features)
+        return Split(m1, -(-spec.out_features // m1), n1, -(-spec.in_features // n1))
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        split = self.split(spec)
+        return self.rank * (split.m1 * split.n1 + split.m2 * split.n2)
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        split = self.split(spec)
+        return 2 * self.rank * split.n1 * split.m2 * (split.n2 + split.m1)
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        problem = KroneckerFit.of(weight[0], whitening, self.split(spec))
+        given = None if start is None else (start["left"], start["right"])
+        left, right = problem.best(self.rank, given, sweeps=2 if quick else 10)
+        return {"left": left, "right": right}
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        left, right = factors["left"].flatten(1), factors["right"].flatten(1)
+        whole = restored(left.mT @ right, self.split(spec))
+        return whole[None, : spec.out_features, : spec.in_features]
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        features = spec.out_features, spec.in_features
+        return KroneckerLinear.like(layer, factors, bias, features).train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        split = self.split(spec)
+        return {
+            "left": torch.zeros(self.rank, split.m1, split.n1),
+            "right": torch.zeros(self.rank, split.m2, split.n2),
+        }
+
+
+def _near_root(features: int) -> int:
+    """A divisor near the root, or the root itself where padding is the smaller evil."""
+    root = isqrt(features)
+    return next((x for x in range(root, root // 2, -1) if features % x == 0), root)
