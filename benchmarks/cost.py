@@ -91,8 +91,8 @@ def smollm2(folder: Path) -> Subject:
     lines = (DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
     data = folder / "joined.txt"  # about as many tokens as a window takes
     data.write_text("\n".join(" ".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
-    arguments = (model, "--data", str(data), "--budget", "80%")
-    what = "80 % of all parameters; windows of at most 128 tokens"
+    arguments = (model, "--data", str(data), "--max-examples", "64", "--budget", "80%")
+    what = "80 % of all parameters; 64 windows of at most 128 tokens"
     return Subject("smollm2", arguments, what, most_bytes=6 * GB, scored=model)
 
 
