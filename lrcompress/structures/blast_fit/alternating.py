@@ -1,0 +1,148 @@
+"""One half of an alternating sweep: U of a BLAST weight, and s, for given V.
+
+Every row i of blocks is then a problem of its own, with U_i and s_i1 ... s_ib unknown:
+    U_i  = [sum_j Y_ij diag(s_ij)] [sum_j (s_ij s_ij^T) * (V_j^T V_j)]^-1
+    s_ij = [(U_i^T U_i) * (V_j^T V_j)]^-1 diag(U_i^T Y_ij)           with Y_ij = W_ij V_j
+(* is elementwise). Both share Y, one product with the dense weight. The other half is the same
+function on the transposed weight and factors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrcompress.structures.blast_fit.factors import BlastFactors
+from lrcompress.structures.solve import pcg, solve_spd
+
+# Rows of blocks are worked on together up to so many numbers, or a quarter of the weight's: fewer
+# is slow (many small operations), more would be many times the weight's memory.
+_AT_ONCE = 1 << 20
+
+# Of each number on a Gram matrix's diagonal, in units of the dtype's epsilon, so that the scales of
+# the components do not matter: enough for Cholesky where they differ from each other at all. What
+# is singular goes to `solve_spd`.
+_RIDGE = 8.0
+
+
+@dataclass(frozen=True, eq=False)
+class Half:
+    """U (batch, b_out, p, r) and s (batch, b_out, b_in, r) as just solved for.
+
+    `gain` (batch,) is ||W||^2 - ||W - W_hat||^2: it falls out of the normal equations.
+    """
+
+    left: Tensor
+    diag: Tensor
+    gain: Tensor
+
+
+def solve_left(weight: Tensor, factors: BlastFactors, *, diag_steps: int) -> Half:
+    """Improve s by `diag_steps` of conjugate gradients (0: leave it), then solve for U exactly.
+
+    weight: (batch, b_out p, b_in q), a multiple of the blocks; it may be a transposed view.
+    """
+    gram = grams(factors.right)  # (batch, b_in, r, r)
+    parts = []
+    for rows in row_chunks(weight, factors):
+        products = right_products(weight, factors, rows)  # Y: (batch, b_in, rows, p, r)
+        diag, left = factors.diag[:, rows], factors.left[:, rows]
+        if diag_steps:
+            diag = _improve_diag(products, left, diag, gram, diag_steps)
+        parts.append(_solve_rows(products, left, diag, gram))
+    if len(parts) == 1:
+        return parts[0]
+    return Half(
+        torch.cat([part.left for part in parts], 1),
+        torch.cat([part.diag for part in parts], 1),
+        torch.stack([part.gain for part in parts]).sum(0),
+    )
+
+
+def row_chunks(weight: Tensor, factors: BlastFactors) -> list[slice]:
+    """Rows of blocks, as many at once as memory and caches like."""
+    batch, b_out, p, rank = factors.left.shape
+    limit = max(_AT_ONCE, weight.numel() // 4)
+    step = limit // (batch * factors.right.shape[1] * rank * max(p, rank))
+    step = max(1, min(b_out, step))
+    return [slice(a, min(a + step, b_out)) for a in range(0, b_out, step)]
+
+
+def grams(factor: Tensor) -> Tensor:
+    """V_j^T V_j: (..., q, r) -> (..., r, r)."""
+    products: Tensor = factor.mT @ factor
+    return products
+
+
+def right_products(weight: Tensor, factors: BlastFactors, rows: slice) -> Tensor:
+    """Y_ij = W_ij V_j for some rows i of blocks: (batch, b_in, rows, p, r)."""
+    batch, b_in, q, rank = factors.right.shape
+    p = factors.left.shape[2]
+    chosen = weight[:, rows.start * p : rows.stop * p]  # (batch, rows p, b_in q)
+    out = chosen.new_empty(batch, b_in, chosen.shape[1], rank)
+    for index in range(batch):
+        # a strided view; the whole batch in one product would copy the weight
+        blocks = chosen[index].view(-1, b_in, q).transpose(0, 1)  # (b_in, rows p, q)
+        torch.bmm(blocks, factors.right[index], out=out[index])
+    return out.view(batch, b_in, -1, p, rank)
+
+
+def weighted_grams(diag: Tensor, gram: Tensor) -> Tensor:
+    """sum_j (s_ij s_ij^T) * G_j; diag: (batch, rows, b_in, r), gram: (batch, b_in, r, r)."""
+    batch, rows, b_in, rank = diag.shape
+    total = diag.new_zeros(batch, rows, rank, rank)
+    for j in range(b_in):
+        scale = diag[:, :, j]
+        total.addcmul_(scale.unsqueeze(-1) * scale.unsqueeze(-2), gram[:, j, None])
+    return total
+
+
+def diag_systems(products: Tensor, left: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal equations of every s_ij: (batch, rows, b_in, r, r) and (batch, rows, b_in, r)."""
+    systems = grams(left).unsqueeze(2) * gram.unsqueeze(1)
+    return systems, (products * left.unsqueeze(1)).sum(3).transpose(1, 2)
+
+
+def left_systems(
+    products: Tensor, diag: Tensor, gram: Tensor, *, keep_products: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Normal equations U_i H_i = R_i: (batch, rows, r, r) and (batch, rows, p, r).
+
+    Unless they are to be kept, `products` are scaled in place: they are as large as the weight.
+    """
+    scale = diag.transpose(1, 2).unsqueeze(3)  # (batch, b_in, rows, 1, r)
+    terms = products * scale if keep_products else products.mul_(scale)
+    return weighted_grams(diag, gram), terms.sum(1)
+
+
+def _improve_diag(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor, steps: int) -> Tensor:
+    systems, rhs = diag_systems(products, left, gram)
+    size = systems.diagonal(dim1=-2, dim2=-1)
+    inverse = torch.where(size > 0, size, torch.ones_like(size)).reciprocal()
+    return pcg(
+        lambda s: (systems @ s.unsqueeze(-1)).squeeze(-1),
+        rhs,
+        lambda residual: residual * inverse,
+        diag,
+        steps,
+        batch_axes=3,
+    )
+
+
+def _solve_rows(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor) -> Half:
+    systems, rhs = left_systems(products, diag, gram)
+    diagonal = systems.diagonal(dim1=-2, dim2=-1)
+    ridge = diagonal * (_RIDGE * torch.finfo(left.dtype).eps) + (diagonal == 0)
+    diagonal.add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(systems)
+    if bool(failed.any()):
+        left = solve_spd(systems, rhs.mT, left.mT).mT
+        short = rhs - left @ systems  # damped: not all of the right-hand side was met
+    else:
+        left = torch.cholesky_solve(rhs.mT, factor).mT
+        short = torch.zeros((), dtype=left.dtype, device=left.device)
+    # ||W||^2 - loss = 2 <U, R> - <U, U H>, and U H = R - short - ridge U
+    gain = left * (rhs + short + ridge.unsqueeze(2) * left)
+    return Half(left, diag, gain.sum((1, 2, 3)))

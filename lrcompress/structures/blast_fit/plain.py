@@ -1,0 +1,68 @@
+"""The plain fit of BLAST weights: least ||W - W_hat||_F."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrcompress.structures.blast_fit.exact import looks_exact, recover
+from lrcompress.structures.blast_fit.factors import BlastFactors
+from lrcompress.structures.blast_fit.residual import block_losses
+from lrcompress.structures.blast_fit.spectral_start import extended, spectral_start
+from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, chosen, until_flat
+from lrcompress.structures.blast_fit.unit_norm import norms, padded, scaled
+
+_WORTHWHILE = 1e-4  # of the loss in five sweeps; trained weights gain a hundred times that at 40
+_SMALL = 64 * 64  # numbers of a weight that is fitted in float64, which costs nothing there
+
+
+@torch.no_grad()
+def fit_plain(
+    weight: Tensor,
+    *,
+    rank: int,
+    blocks_out: int,
+    blocks_in: int,
+    sweeps: int = 40,
+    start: BlastFactors | None = None,
+    generator: torch.Generator | None = None,
+) -> BlastFactors:
+    """BLAST factors near weights (batch, m, n) of one shape; in their dtype, on their device.
+
+    The work is done in float32, whose rounding is far below the error of a trained weight; for one
+    that turns out to be a BLAST matrix, in float64 and down to its rounding. `start`: factors of
+    this rank or less; the result is no further from the weight than they are. `generator`: on the
+    CPU; without one the fit is the same every time.
+
+    Raises:
+        FitError: the weight is not finite.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    small = weight[0].numel() <= _SMALL
+    norm = norms(weight)  # (batch, 1, 1), at least float32
+    unit = padded(weight, norm, blocks_out, blocks_in, torch.float64 if small else torch.float32)
+    if start is None:
+        begun = spectral_start(unit, blocks_out, blocks_in, rank, generator)
+    else:
+        begun = extended(unit, scaled(start, 1 / norm).to(unit), rank, generator)
+    begun_loss = block_losses(unit, begun).sum((1, 2))
+    found = until_flat(alternate(unit, begun), sweeps, worthwhile=_WORTHWHILE)
+    found = chosen(found.loss < begun_loss, found, Sweep(begun, begun_loss))
+    for index in looks_exact(found.loss, begun_loss, _kept(begun)).nonzero().flatten().tolist():
+        one = slice(index, index + 1)
+        wide = padded(weight[one], norm[one], blocks_out, blocks_in, torch.float64)
+        exact = recover(wide, _item(found.factors, one).to(wide), generator)
+        this = torch.arange(len(weight), device=weight.device) == index
+        found = chosen(this, exact, found)  # float32 cannot tell their losses apart
+    return scaled(found.factors.balanced().to(norm), norm).to(weight)
+
+
+def _item(factors: BlastFactors, one: slice) -> BlastFactors:
+    return BlastFactors(factors.left[one], factors.diag[one], factors.right[one])
+
+
+def _kept(factors: BlastFactors) -> float:
+    """Parameters, as a share of the (padded) weight's."""
+    numbers = sum(f[0].numel() for f in (factors.left, factors.diag, factors.right))
+    dense = factors.left.shape[1:3].numel() * factors.right.shape[1:3].numel()
+    return numbers / dense

@@ -1,0 +1,56 @@
+"""Where a plain fit begins: at the truncated SVD, which is the BLAST weight with s = 1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrcompress.structures.blast_fit.factors import BlastFactors
+from lrcompress.structures.blast_fit.residual import residual
+
+_ITERATIONS = 3  # of the subspace; the sweeps that follow mend what it leaves open
+
+
+def spectral_start(
+    weight: Tensor, b_out: int, b_in: int, rank: int, generator: torch.Generator
+) -> BlastFactors:
+    """Truncated SVD of (batch, b_out p, b_in q), by subspace iteration (Halko et al. 2011, 4.4).
+
+    In the basis of singular vectors: from another basis of the same subspace the sweeps lose half
+    their worth. Where the rank is beyond the weight's, V and s are random and U is zero.
+    """
+    batch, m, n = weight.shape
+    known = min(rank, m, n)
+    basis = drawn((n, known), weight, generator).expand(batch, -1, -1)
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(weight.mT @ (weight @ basis)).Q  # (batch, n, known)
+    image = weight @ basis  # (batch, m, known)
+    turn = torch.linalg.eigh(image.mT @ image).eigenvectors
+    left = weight.new_zeros(batch, m, rank)
+    left[..., :known] = image @ turn
+    right = drawn((n, rank), weight, generator).div(n**0.5).repeat(batch, 1, 1)
+    right[..., :known] = basis @ turn
+    diag = weight.new_ones(batch, b_out, b_in, rank)
+    diag[..., known:] = drawn((b_out, b_in, rank - known), weight, generator)
+    return BlastFactors(left.view(batch, b_out, -1, rank), diag, right.view(batch, b_in, -1, rank))
+
+
+def extended(
+    weight: Tensor, factors: BlastFactors, rank: int, generator: torch.Generator
+) -> BlastFactors:
+    """Of that rank: what is left of the weight gets the start of its own."""
+    more = rank - factors.rank
+    if more == 0:
+        return factors
+    b_out, b_in = factors.diag.shape[1:3]
+    added = spectral_start(residual(weight, factors), b_out, b_in, more, generator)
+    return BlastFactors(
+        torch.cat([factors.left, added.left], -1),
+        torch.cat([factors.diag, added.diag], -1),
+        torch.cat([factors.right, added.right], -1),
+    )
+
+
+def drawn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal numbers, on the generator's device first: the same wherever the weight lies."""
+    return torch.randn(shape, generator=generator, device=generator.device).to(like)

@@ -1,0 +1,45 @@
+"""Weights of Frobenius norm 1, in the dtype of a fit and padded to whole blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrcompress.errors import FitError
+from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
+
+
+def norms(weight: Tensor) -> Tensor:
+    """Frobenius norms of weights (batch, m, n), or 1 where that is zero: (batch, 1, 1).
+
+    In float32 or wider: float16 holds no norm of a large weight.
+
+    Raises:
+        FitError: the weight is not finite.
+    """
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    largest = weight.abs().amax((1, 2), keepdim=True)  # squares of large weights would overflow
+    if not bool(torch.isfinite(largest).all()):
+        raise FitError("the weight is not finite; check the model")
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    norm = torch.linalg.vector_norm(weight / largest, dim=(1, 2), keepdim=True)
+    return torch.where(norm > 0, norm * largest, torch.ones_like(norm))
+
+
+def padded(
+    weight: Tensor, norm: Tensor, blocks_out: int, blocks_in: int, dtype: torch.dtype
+) -> Tensor:
+    """weight / norm with zeros up to whole blocks: (batch, b_out p, b_in q)."""
+    batch, m, n = weight.shape
+    height, width = block_length(m, blocks_out), block_length(n, blocks_in)
+    out = torch.zeros(
+        batch, blocks_out * height, blocks_in * width, dtype=dtype, device=weight.device
+    )
+    torch.div(weight, norm, out=out[:, :m, :n])
+    return out
+
+
+def scaled(factors: BlastFactors, scale: Tensor) -> BlastFactors:
+    """Factors of the weight times a scale (batch, 1, 1), half of it in U and half in V."""
+    root = scale.sqrt().unsqueeze(-1)
+    return BlastFactors(factors.left * root, factors.diag, factors.right * root)
