@@ -7,7 +7,7 @@ import torch
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import LayerMoments
 from lrcompress.profiling.joint import RunningJoint
-from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, RunningMoment
+from lrcompress.profiling.running import FULL_MOMENT_LIMIT, RunningMoment
 
 
 def random_moments(

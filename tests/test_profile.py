@@ -872,7 +872,7 @@ def test_trials_are_affordable_by_the_work_of_a_pass_not_by_its_examples(
     work = sum(s.flops_per_row * (pixels if s.kind == "conv2d" else 1) for s in layers)
     tries = len(layers) * len(SHARES) * 8
     for limit, tried in ((work * tries, True), (work * tries - 1, False)):
-        monkeypatch.setattr("lrcompress.profiling.collect.AFFORDABLE_FLOPS", limit)
+        monkeypatch.setattr("lrcompress.profiling.trials.AFFORDABLE_FLOPS", limit)
         found = profile(module, batches)
         assert any(layer.trials for layer in found.layers) is tried
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -16,31 +15,27 @@ from lrcompress.layers import (
     ModelLayers,
     describe,
     first_nonfinite,
-    weight_matrix,
 )
-from lrcompress.metrics import METRICS, LayerMoments, Metric, Whitening
+from lrcompress.metrics import METRICS, LayerMoments
 from lrcompress.profiling.batches import Batches, batch_size, token_count
-from lrcompress.profiling.explore import structure_curves
+from lrcompress.profiling.chunks import chunked, collected
 from lrcompress.profiling.finish import take_moments
-from lrcompress.profiling.flops import counted_flops, total_flops_per_example
+from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
-from lrcompress.profiling.judge import Judge, judge_by
-from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector, Watch
+from lrcompress.profiling.layer import profile_layer
+from lrcompress.profiling.moments import Collector
 from lrcompress.profiling.noise import with_token_noise
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.passes import call, collect, frozen
+from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout, choose_readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
-from lrcompress.profiling.spectrum import measure
-from lrcompress.profiling.trials import AFFORDABLE_FLOPS, SHARES, trial_batches, try_ranks
+from lrcompress.profiling.trials import trial_judge, try_ranks
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
 
 __all__ = ["ProfileOptions", "profile"]
 
-SHRINKAGE_PER_FEATURE = 0.25  # times features over rows; benchmarks/quality.py measures it
-LARGEST_SHRINKAGE = 0.5
 DEFAULTS = ProfileOptions()
 
 
@@ -86,7 +81,7 @@ def _without_data(
     layers = []
     with progress.stage("spectra", len(found.layers)) as step:
         for spec in found.layers:
-            layers.append(_profiled(module, spec, None, spec.name, 1.0, options)[0])
+            layers.append(profile_layer(module, spec, None, spec.name, 1.0, options)[0])
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
     return Profile(
@@ -128,13 +123,17 @@ def _with_data(
     fingerprint = fingerprint_batches(batches)
     batches, note = _noisy(module, batches, readout, options)
     warnings += [note] if note else []
-    judge = _judge(module, found, batches, readout, options, METRICS[metric])
+    judge = None
+    # Only a metric in the divergence's own unit can be held against a trial
+    if options.trials is not False and METRICS[metric].needs_outputs:
+        asked = options.trials is True
+        judge = trial_judge(module, len(found.layers), batches, readout, asked=asked)
     layers: list[LayerProfile] = []
     left_alone = list(found.left_alone)
-    chunks = _chunks(found.layers, options.max_memory, METRICS[metric])
+    chunks = chunked(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
-        collector = _collected(module, chunk, batches, readout, metric, options, progress, name)
+        collector = collected(module, chunk, batches, readout, metric, options, progress, name)
         give_back_freed_memory()
         with progress.stage("spectra", len(chunk)) as step:
             for spec in chunk:
@@ -145,7 +144,7 @@ def _with_data(
                     continue
                 group = collector.leaders[spec.name] if not spec.tied else spec.name
                 rows = moments.rows / examples
-                layer, whitening = _profiled(module, spec, moments, group, rows, options)
+                layer, whitening = profile_layer(module, spec, moments, group, rows, options)
                 if judge is not None:
                     trials = try_ranks(module, layer, moments, METRICS[metric], whitening, judge)
                     layer = replace(layer, trials=trials)
@@ -193,140 +192,6 @@ def _noisy(
     if noisy is not None:
         return noisy, ""
     return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
-
-
-def _judge(
-    module: nn.Module,
-    found: ModelLayers,
-    batches: Batches,
-    readout: Readout,
-    options: ProfileOptions,
-    metric: Metric,
-) -> Judge | None:
-    """For the trials, which only a metric in the divergence's own unit can be held against."""
-    if options.trials is False or not metric.needs_outputs:
-        return None
-    chosen = trial_batches(batches)
-    if options.trials is None:
-        tries = len(found.layers) * len(SHARES) * sum(map(batch_size, chosen))
-        middle = chosen[len(chosen) // 2]
-        flops_per_example = counted_flops(module, middle) / batch_size(middle)
-        if tries * flops_per_example > AFFORDABLE_FLOPS:
-            return None
-    return judge_by(module, chosen, readout)
-
-
-def _collected(
-    module: nn.Module,
-    chunk: Sequence[LayerSpec],
-    batches: Batches,
-    readout: Readout,
-    metric: str,
-    options: ProfileOptions,
-    progress: Progress,
-    name: str,
-) -> Collector:
-    """One pass; a second, every layer with its own copy of its input, where sharing is unsafe."""
-    watches = [
-        Watch(used, module.get_submodule(used))
-        for spec in chunk
-        for used in (spec.name, *spec.tied)
-    ]
-    for share_inputs in (True, False):
-        collector = Collector(watches, METRICS[metric].needs_outputs, share_inputs)
-        with progress.stage(name, len(batches)) as step:
-            collect(
-                module,
-                batches,
-                collector,
-                readout,
-                probes=options.probes,
-                seed=options.seed,
-                step=step,
-            )
-        if collector.consistent:
-            break
-    return collector
-
-
-def _chunks(
-    layers: Sequence[LayerSpec], max_memory: int | None, metric: Metric
-) -> list[list[LayerSpec]]:
-    """Layers whose running float64 moments fit together; a single one always goes.
-
-    Counted as if no two layers shared their input, which only a pass can tell.
-    """
-    chunks: list[list[LayerSpec]] = [[]]
-    held = 0
-    for spec in layers:
-        inputs, outputs = _moment_size(spec.in_features), _moment_size(spec.out_features)
-        features = 2 * inputs + outputs if metric.needs_outputs else inputs
-        size = 8 * spec.groups * features
-        if max_memory is not None and chunks[-1] and held + size > max_memory:
-            chunks.append([])
-            held = 0
-        chunks[-1].append(spec)
-        held += size
-    return chunks
-
-
-def _moment_size(features: int) -> int:
-    return features**2 if features <= FULL_MOMENT_LIMIT else features
-
-
-def _profiled(
-    module: nn.Module,
-    spec: LayerSpec,
-    moments: LayerMoments | None,
-    group: str,
-    rows_per_example: float,
-    options: ProfileOptions,
-) -> tuple[LayerProfile, Whitening]:
-    """The profile, and the whitening of the metric that is the default for planning."""
-    weight = weight_matrix(module.get_submodule(spec.name)).to(torch.float64)
-    plain = torch.linalg.svdvals(weight)  # (groups, k)
-    shrinkage = options.shrinkage
-    if shrinkage is None:
-        shrinkage = 0.0 if moments is None else shrinkage_for(spec, moments.rows)
-    centred = options.bias_compensation and spec.bias and not spec.shared_bias
-    spectra = {"plain": _over_groups(plain)}
-    default, fitted_in = Whitening(), "plain"
-    if moments is not None:
-        for name, metric in METRICS.items():
-            if name == "plain" or (metric.needs_outputs and moments.sensitivity is None):
-                continue
-            whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
-            spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
-            if name == (options.metric or "two-sided"):
-                default, fitted_in = whitening, name
-    profiled = LayerProfile(
-        spec=spec,
-        measures=measure(spectra["plain"], spec.out_features, spec.in_features),
-        spectra=spectra,
-        rows_per_example=rows_per_example,
-        input_group=group,
-        shrinkage=shrinkage,
-        centred=centred,
-        curves=structure_curves(weight, default, spec, options.structures),
-        curves_metric=fitted_in,
-    )
-    return profiled, default
-
-
-def shrinkage_for(spec: LayerSpec, rows: int) -> float:
-    """How far to trust a moment: shrinkage falls with rows per feature."""
-    features = max(spec.out_features, min(spec.in_features, FULL_MOMENT_LIMIT))
-    return min(LARGEST_SHRINKAGE, SHRINKAGE_PER_FEATURE * features / max(rows, 1))
-
-
-def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tensor:
-    spectrum: torch.Tensor = torch.linalg.svdvals(whitening.whiten(weight))
-    return spectrum
-
-
-def _over_groups(spectrum: torch.Tensor) -> torch.Tensor:
-    """(groups, k) -> (k,): losses add over the groups."""
-    return spectrum.square().sum(0).sqrt()
 
 
 def _unreached(spec: LayerSpec, moments: LayerMoments | None, collector: Collector) -> str | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 from lrcompress.errors import ModelError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import LayerMoments, Sensitivity
-from lrcompress.profiling.moments import FULL_MOMENT_LIMIT, Collector
+from lrcompress.profiling.moments import Collector
+from lrcompress.profiling.running import FULL_MOMENT_LIMIT
 
 
 def take_moments(

@@ -14,8 +14,10 @@ from lrcompress.errors import FitError
 from lrcompress.layers import replace_, weight_matrix
 from lrcompress.metrics import LayerMoments, Metric, Whitening
 from lrcompress.profiling.batches import Batch, Batches, batch_size
-from lrcompress.profiling.judge import Judge
+from lrcompress.profiling.flops import counted_flops
+from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.profile import LayerProfile, Trial
+from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import LowRank
 
@@ -29,6 +31,20 @@ def trial_batches(batches: Batches, examples: int = EXAMPLES) -> list[Batch]:
     wanted = max(1, examples // max(batch_size(batch) for batch in batches))
     step = max(1, len(batches) // wanted)
     return list(batches[step // 2 :: step])[:wanted]
+
+
+def trial_judge(
+    module: nn.Module, layers: int, batches: Batches, readout: Readout, *, asked: bool
+) -> Judge | None:
+    """What the trials of so many layers are judged by; None where they would take too long."""
+    chosen = trial_batches(batches)
+    if not asked:
+        tries = layers * len(SHARES) * sum(map(batch_size, chosen))
+        middle = chosen[len(chosen) // 2]
+        flops_per_example = counted_flops(module, middle) / batch_size(middle)
+        if tries * flops_per_example > AFFORDABLE_FLOPS:
+            return None
+    return judge_by(module, chosen, readout)
 
 
 def try_ranks(
