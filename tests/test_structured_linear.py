@@ -5,10 +5,13 @@ What every structure promises is in test_structure_contract.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from random_moments import random_moments
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -17,8 +20,21 @@ from lrcompress.errors import FitError
 from lrcompress.export.onnx import export_onnx
 from lrcompress.export.verify import verify
 from lrcompress.layers import LayerSpec, describe, weight_matrix
-from lrcompress.metrics import Whitening
-from lrcompress.structures import Interpolative, LowRank, Structure
+from lrcompress.metrics import METRICS, Whitening
+from lrcompress.structures import (
+    BlockDiagonal,
+    Factors,
+    Interpolative,
+    Kronecker,
+    LowRank,
+    Monarch,
+    Structure,
+    block_diagonal,
+    monarch,
+)
+from lrcompress.structures.block_rows import Blocked, Parts
+from lrcompress.structures.kronecker_fit import KroneckerFit, rearranged
+from lrcompress.structures.solve import cholesky, pcg, solve_spd
 
 SHAPES = [(24, 24), (40, 16), (16, 40)]
 
@@ -30,6 +46,215 @@ def _spec(m: int, n: int) -> LayerSpec:
 def _random(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def _whitening(metric: str, spec: LayerSpec) -> Whitening:
+    return METRICS[metric].whitening(random_moments(spec), shrinkage=0.05)
+
+
+def _loss(structure: Structure, factors: Factors, weight: Tensor, whitening: Whitening) -> float:
+    dense = structure.dense(factors, _spec(*weight.shape[1:]))
+    return float(whitening.loss(weight - dense))
+
+
+every_shape = pytest.mark.parametrize(("m", "n"), SHAPES)
+every_metric = pytest.mark.parametrize("metric", METRICS)
+fitted = pytest.mark.parametrize(
+    "structure",
+    [
+        Monarch(2, 4),
+        Monarch(3, 3),
+        BlockDiagonal(0, 4),
+        BlockDiagonal(3, 4),
+        BlockDiagonal(2, 7),
+        Kronecker(1),
+        Kronecker(3),
+        Kronecker(2, 2, 8),
+    ],
+    ids=str,
+)
+
+
+# ---- fitted --------------------------------------------------------------------------------
+
+
+@every_shape
+@every_metric
+@fitted
+def test_a_weight_of_the_structure_is_recovered(
+    structure: Structure, metric: str, m: int, n: int
+) -> None:
+    spec = _spec(m, n)
+    factors = {
+        name: _random(*empty.shape, seed=seed)
+        for seed, (name, empty) in enumerate(structure.empty_factors(spec).items())
+    }
+    weight, whitening = structure.dense(factors, spec), _whitening(metric, spec)
+    found = structure.fit(weight, whitening, spec)
+    # Alternation converges linearly: what is left is small, not rounding
+    assert _loss(structure, found, weight, whitening) <= 1e-6 * float(whitening.loss(weight))
+
+
+@every_shape
+@fitted
+def test_the_metric_is_what_is_fitted_in(structure: Structure, m: int, n: int) -> None:
+    weight, spec = _random(1, m, n), _spec(m, n)
+    whitening = _whitening("two-sided", spec)
+    plain = structure.fit(weight, Whitening(), spec)
+    weighted = structure.fit(weight, whitening, spec)
+    here = _loss(structure, weighted, weight, whitening)
+    assert here < _loss(structure, plain, weight, whitening)
+    # and the other way round, where the plain fit is the best one
+    there = _loss(structure, plain, weight, Whitening())
+    assert there <= _loss(structure, weighted, weight, Whitening())
+
+
+@every_shape
+@fitted
+def test_a_start_is_never_lost(structure: Structure, m: int, n: int) -> None:
+    weight, spec = _random(1, m, n), _spec(m, n)
+    whitening = _whitening("two-sided", spec)
+    start = structure.fit(weight, whitening, spec)
+    again = structure.fit(weight, whitening, spec, quick=True, start=start)
+    before, after = (_loss(structure, x, weight, whitening) for x in (start, again))
+    assert after <= before * (1 + 1e-12)
+
+
+@every_shape
+@fitted
+def test_features_that_nothing_depends_on_do_no_harm(structure: Structure, m: int, n: int) -> None:
+    """Dead inputs, outputs without effect, fewer tokens than features, no shrinkage."""
+    weight, spec = _random(1, m, n), _spec(m, n)
+    moments = random_moments(spec, examples=3)
+    moments.input[:, 0] = moments.input[:, :, 0] = 0
+    whitening = METRICS["input-weighted"].whitening(moments)
+    factors = structure.fit(weight, whitening, spec)
+    assert all(bool(torch.isfinite(x).all()) for x in factors.values())
+    plain = structure.fit(weight, Whitening(), spec)
+    limit = _loss(structure, plain, weight, whitening)
+    assert _loss(structure, factors, weight, whitening) <= limit * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@fitted
+def test_a_weight_that_is_not_finite_is_never_fitted(structure: Structure, value: float) -> None:
+    weight = _random(1, 16, 24)
+    weight[0, 3, 5] = value
+    for whitening in (Whitening(), _whitening("two-sided", _spec(16, 24))):
+        with pytest.raises(FitError, match="not finite"):
+            structure.fit(weight, whitening, _spec(16, 24))
+
+
+def _blocked_sweeps(structure: Monarch | BlockDiagonal) -> Callable[[Blocked, Parts], Parts]:
+    module = monarch if isinstance(structure, Monarch) else block_diagonal
+    return module._sweep  # type: ignore[no-any-return]
+
+
+@every_shape
+@pytest.mark.parametrize("metric", ["input-weighted", "two-sided"])
+@pytest.mark.parametrize("structure", [Monarch(2, 4), BlockDiagonal(3, 4)], ids=str)
+def test_no_sweep_loses_ground(
+    structure: Monarch | BlockDiagonal, metric: str, m: int, n: int
+) -> None:
+    weight, spec = _random(1, m, n), _spec(m, n)
+    problem = Blocked.of(weight, _whitening(metric, spec), 4)
+    sweep, losses = _blocked_sweeps(structure), []
+    parts: Parts = tuple(_random(*shape) for shape in _part_shapes(structure, m, n))
+    for _ in range(12):
+        parts, loss = sweep(problem, parts)
+        losses.append(loss)
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(losses))
+
+
+def _part_shapes(structure: Monarch | BlockDiagonal, m: int, n: int) -> list[tuple[int, ...]]:
+    p, q, r = m // 4, n // 4, structure.rank
+    if isinstance(structure, Monarch):
+        return [(4, 4, p, r), (4, 4, r, q)]
+    return [(m, r), (r, n), (4, p, q)]
+
+
+@every_shape
+def test_the_loss_that_a_sweep_reports_is_the_loss(m: int, n: int) -> None:
+    weight, spec = _random(1, m, n), _spec(m, n)
+    whitening, structure = _whitening("two-sided", spec), Monarch(2, 4)
+    factors = structure.fit(weight, whitening, spec)
+    problem = Blocked.of(weight, whitening, 4)
+    parts = monarch._scaled(problem, factors)
+    found, loss = monarch._sweep(problem, parts)
+    dense = structure.dense(monarch._unscaled(problem, found), spec)
+    assert loss == pytest.approx(float(whitening.loss(weight - dense)), rel=1e-9)
+
+
+@every_shape
+def test_diagonal_metric_needs_no_sweeps(m: int, n: int) -> None:
+    """Each block's own SVD after scaling: no alternation lowers its loss."""
+    weight, spec = _random(1, m, n), _spec(m, n)
+    whitening = _whitening("diagonal", spec)
+    structure, tail = Monarch(2, 4), 0.0
+    for row in whitening.whiten(weight)[0].chunk(4, 0):
+        for cell in row.chunk(4, 1):
+            tail += 0.5 * float(torch.linalg.svdvals(cell)[2:].square().sum())
+    found = _loss(structure, structure.fit(weight, whitening, spec), weight, whitening)
+    assert found == pytest.approx(tail, rel=1e-9)
+
+
+@every_shape
+def test_plain_kronecker_is_the_svd_of_the_rearranged_weight(m: int, n: int) -> None:
+    weight, spec, structure = _random(1, m, n), _spec(m, n), Kronecker(3)
+    values = torch.linalg.svdvals(rearranged(weight[0], structure.split(spec)))
+    found = _loss(structure, structure.fit(weight, Whitening(), spec), weight, Whitening())
+    assert found == pytest.approx(0.5 * float(values[3:].square().sum()), rel=1e-9)
+
+
+def test_kronecker_sweeps_never_lose_ground() -> None:
+    weight, spec, structure = _random(1, 24, 24), _spec(24, 24), Kronecker(3)
+    whitening = _whitening("two-sided", spec)
+    problem = KroneckerFit.of(weight[0], whitening, structure.split(spec))
+    pair, losses = problem.plain_terms(problem.weight, 3), []
+    for _ in range(6):
+        pair = problem.sweep(pair)
+        losses.append(problem.loss(pair))
+    assert all(after <= before * (1 + 1e-12) for before, after in pairwise(losses))
+
+
+# ---- systems -------------------------------------------------------------------------------
+
+
+def test_a_damped_step_never_raises_the_quadratic() -> None:
+    basis = _random(3, 6, 4)
+    gram, rhs, start = basis @ basis.mT, basis @ _random(3, 4, 2), _random(3, 6, 2, seed=1)
+
+    def quadratic(x: Tensor) -> float:
+        return float((0.5 * x * (gram @ x) - rhs * x).sum())
+
+    found = solve_spd(gram, rhs, start)
+    assert quadratic(found) <= quadratic(start)
+    torch.testing.assert_close(gram @ found, rhs, rtol=1e-6, atol=1e-8)  # singular, but solvable
+
+
+def test_a_matrix_that_is_not_positive_still_has_a_factor() -> None:
+    matrices = torch.stack([torch.eye(3), -torch.eye(3), torch.zeros(3, 3)]).double()
+    roots = cholesky(matrices)
+    torch.testing.assert_close(roots[0], torch.eye(3).double(), rtol=0, atol=1e-6)
+    assert bool((roots.diagonal(dim1=-2, dim2=-1) > 0).all())
+    with pytest.raises(FitError, match="not finite"):
+        cholesky(matrices * torch.nan)
+
+
+def test_separate_systems_are_solved_separately() -> None:
+    basis = _random(3, 8, 5)
+    scales = torch.tensor([1.0, 1e-6, 1e6], dtype=torch.float64)[:, None, None]
+    gram, wanted = scales * (basis.mT @ basis), _random(3, 5, 1, seed=1)
+    found = pcg(
+        lambda x: gram @ x,
+        gram @ wanted,
+        lambda x: x / gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1),
+        torch.zeros_like(wanted),
+        20,
+        batch_axes=1,
+        tolerance=1e-14,
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
 
 
 # ---- exported ------------------------------------------------------------------------------
@@ -47,7 +272,20 @@ class Pair(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("structure", [Interpolative(8), Interpolative(6, chunk=1)], ids=str)
+@pytest.mark.parametrize(
+    "structure",
+    [
+        Interpolative(8),
+        Interpolative(6, chunk=1),
+        Monarch(2, 4),
+        Monarch(2, 3),
+        BlockDiagonal(3, 4),
+        BlockDiagonal(0, 3),
+        Kronecker(4),
+        Kronecker(2, 3, 5),
+    ],
+    ids=str,
+)
 def test_a_file_computes_the_same_from_the_factors(structure: Structure, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = Pair().eval()

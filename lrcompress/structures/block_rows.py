@@ -21,7 +21,7 @@ from lrcompress.metrics.root import Root
 from lrcompress.structures.solve import cholesky
 
 _LARGE = 2**15  # scalars of a weight from which sweeps are in float32: twice as fast
-_FLAT = 1e-3  # a sweep that gains less of the loss, twice in a row, ends a fit
+_FLAT = 5e-4  # a sweep that gains less of the loss, twice in a row, ends a fit
 
 Parts = tuple[Tensor, ...]
 
