@@ -25,6 +25,7 @@ from lrcompress.profiling.joint import RunningJoint
 from lrcompress.profiling.objective import OBJECTIVES
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.readout import choose_readout
+from lrcompress.profiling.symmetric import SymmetricSum
 from lrcompress.profiling.trials import SHARES
 
 # Products in float32 over one batch (2^-24 each, a few hundred terms), relative to the largest.
@@ -240,8 +241,21 @@ def test_few_positions_and_many_are_summed_alike(full_limit: int) -> None:
         torch.cat([gradient, padding.expand(-1, -1, -1, 5)], 1),
         full_limit=full_limit,
     )
+    one, other = few.finish(4, 1), many.finish(4, 1)
     for part in ("input", "output", "cross", "bias"):
-        assert_same(getattr(few, part), getattr(many, part))
+        assert_same(getattr(one, part), getattr(other, part))
+
+
+@pytest.mark.parametrize("features", [3, 256, 600])
+def test_a_symmetric_sum_is_the_sum_of_products(features: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    terms = [torch.randn(2, 5, features, generator=generator) for _ in range(3)]
+    total = SymmetricSum(2, features, torch.device("cpu"))
+    for done, term in enumerate(terms, 1):
+        total.add(term, term)
+        expected = sum(t.double().mT @ t.double() for t in terms[:done])
+        # float32 products of five terms of order one
+        torch.testing.assert_close(total.whole(), expected, rtol=1e-6, atol=1e-5)
 
 
 def test_a_lookup_is_a_product_with_one_hot_rows() -> None:
@@ -252,12 +266,11 @@ def test_a_lookup_is_a_product_with_one_hot_rows() -> None:
     lookup.add_tokens(tokens, gradient, 4)
     onehot = nn.functional.one_hot(tokens, 4).float().unsqueeze(2)
     product.add(onehot, gradient, full_limit=100)
-    assert lookup.input is not None
-    assert product.input is not None
-    assert_same(lookup.input, product.input.diagonal(dim1=-2, dim2=-1))
-    assert lookup.output is not None
-    assert product.output is not None
-    assert_same(lookup.output, product.output)
+    one, other = lookup.finish(3, 1), product.finish(3, 1)
+    assert one is not None
+    assert other is not None
+    assert_same(one.input, other.input.diagonal(dim1=-2, dim2=-1))
+    assert_same(one.output, other.output)
     assert lookup.count == product.count
 
 

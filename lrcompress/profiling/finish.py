@@ -25,14 +25,14 @@ def take_moments(
         ModelError: the layer's inputs or gradients are not finite, naming it.
     """
     own = collector.inputs.get(collector.leaders.get(spec.name, spec.name))
-    if own is None or own.second is None or own.first is None or own.absolute is None:
+    if own is None or own.first is None or own.absolute is None or own.rows == 0:
         return None
-    if own.rows == 0:
-        return None
+    summed = own.second
+    assert summed is not None
     sensitivity = _sensitivity(collector, spec.name, examples, probes)
     for head in spec.tied:
         sensitivity = _with_head(sensitivity, _sensitivity(collector, head, examples, probes), spec)
-    second = (own.second / examples).float()
+    second = (summed / examples).float()
     if not bool(torch.isfinite(second).all()):
         raise ModelError(
             f"{spec.name}: its inputs on the calibration data are NaN, infinite or too large for "
@@ -52,7 +52,7 @@ def _sensitivity(collector: Collector, name: str, examples: int, probes: int) ->
     joint = collector.joints.pop(name, None)
     if joint is None:
         return None
-    sums = (joint.input, joint.output)
+    sums = (joint.inputs.whole(), joint.outputs.whole())
     if not all(s is None or bool(torch.isfinite(s).all()) for s in sums):
         raise ModelError(
             f"{name}: its gradients on the calibration data are NaN or infinite; check the "

@@ -10,20 +10,21 @@ E[J J^T] concentrates on few directions and was worse wherever it was tried
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lrcompress.metrics import Sensitivity
+from lrcompress.profiling.symmetric import SecondMoment
 
 
 @dataclass
 class RunningJoint:
     """Sums over examples and probes of one use of one weight."""
 
-    input: Tensor | None = None  # sum J^T J: (g, n, n) or diagonal (g, n)
-    output: Tensor | None = None  # sum g g^T: (g, m, m) or diagonal (g, m)
+    inputs: SecondMoment = field(default_factory=SecondMoment)  # sum J^T J
+    outputs: SecondMoment = field(default_factory=SecondMoment)  # sum g g^T
     cross: Tensor | None = None  # sum J^T j: (g, n)
     bias: Tensor | None = None  # sum j^T j: (g,)
     count: int = 0  # examples times probes
@@ -36,11 +37,11 @@ class RunningJoint:
         m = gradient.shape[-1]
         if positions <= min(m, n):  # J^T J = X^T (Gr Gr^T) X, without forming J
             between = gradient @ gradient.mT  # (e, g, t, t)
-            self.input = _plus(self.input, _product(x, between @ x, full_limit))
+            self.inputs.add(x, between @ x, full_limit)
         else:
             whole = gradient.mT @ x  # (e, g, m, n)
-            self.input = _plus(self.input, _product(whole, whole, full_limit))
-        self.output = _plus(self.output, _product(gradient, gradient, full_limit))
+            self.inputs.add(whole, whole, full_limit)
+        self.outputs.add(gradient, gradient, full_limit)
         j = gradient.sum(-2)  # (e, g, m)
         # J^T j = sum_t x_t (g_t . j)
         self.cross = _plus(self.cross, (x * (gradient @ j.unsqueeze(-1))).sum((0, 2)))
@@ -56,35 +57,27 @@ class RunningJoint:
         columns.index_add_(0, where.flatten(), gradient.flatten(0, 1))
         diagonal = gradient.new_zeros(vocabulary)
         diagonal.index_add_(0, keys % vocabulary, columns.square().sum(1))
-        self.input = _plus(self.input, diagonal[None])
-        flat = gradient.flatten(0, 1)
-        self.output = _plus(self.output, (flat.mT @ flat)[None])
+        self.inputs.add_diagonal(diagonal[None])
+        flat = gradient.flatten(0, 1)[None, None]  # (1, 1, rows, m)
+        self.outputs.add(flat, flat, gradient.shape[-1])
         self.count += len(tokens)
 
     def finish(self, examples: int, probes: int) -> Sensitivity | None:
         """None where the output does not depend on the layer."""
-        if self.input is None or self.output is None:
+        inputs, outputs = self.inputs.whole(), self.outputs.whole()
+        if inputs is None or outputs is None:
             return None
-        trace = _trace(self.output)  # (g,)
+        trace = _trace(outputs)  # (g,)
         if not bool((trace > 0).any()):
             return None
-        trace = trace.clamp_min(1e-300).reshape(-1, *(1,) * (self.output.dim() - 1))
+        trace = trace.clamp_min(1e-300).reshape(-1, *(1,) * (outputs.dim() - 1))
         per_example = 1.0 / (examples * probes)
         return Sensitivity(
-            input=self.input * per_example,
-            output=self.output / trace,
+            input=inputs * per_example,
+            output=outputs / trace,
             cross=None if self.cross is None else self.cross * per_example,
             bias=None if self.bias is None else self.bias * per_example,
         )
-
-
-def _product(left: Tensor, right: Tensor, full_limit: int) -> Tensor:
-    """sum_e L^T R: (g, k, k), or its diagonal (g, k); L, R: (e, g, t, k)."""
-    groups, k = left.shape[1], left.shape[-1]
-    if k > full_limit:  # example by example: a vocabulary is wide
-        return torch.stack([(a * b).sum(1) for a, b in zip(left, right, strict=True)]).sum(0)
-    left = left.transpose(0, 1).reshape(groups, -1, k)  # (g, e t, k)
-    return left.mT @ right.transpose(0, 1).reshape(groups, -1, k)
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
