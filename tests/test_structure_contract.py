@@ -26,6 +26,7 @@ from lrcompress.layers import LayerSpec, describe, output_rows, weight_matrix
 from lrcompress.metrics import METRICS, Whitening
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import (
+    CP,
     STRUCTURES,
     BlockDiagonal,
     Dense,
@@ -49,6 +50,14 @@ LOSS_TOLERANCE = 2e-7
 def _low_ranks(spec: LayerSpec) -> list[Structure]:
     largest = min(spec.out_features, spec.in_features)
     return [LowRank(rank) for rank in range(1, largest + 1)]
+
+
+def _cps(spec: LayerSpec) -> list[Structure]:
+    if spec.kind not in ("conv1d", "conv2d") or spec.groups != 1:
+        return []
+    positions = prod(spec.kernel)
+    largest = positions * min(spec.out_features, spec.in_features // positions)
+    return [CP(rank) for rank in (1, 2, largest // 2, largest)]
 
 
 def _spatial(spec: LayerSpec) -> list[Structure]:
@@ -102,6 +111,7 @@ def _kroneckers(spec: LayerSpec) -> list[Structure]:
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "dense": lambda spec: [Dense()],
     "low_rank": _low_ranks,
+    "cp": _cps,
     "spatial": _spatial,
     "tucker2": _tuckers,
     "interpolative": _interpolatives,

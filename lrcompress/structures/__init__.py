@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.block_diagonal import BlockDiagonal
+from lrcompress.structures.cp import CP
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.kronecker import Kronecker
@@ -15,6 +16,7 @@ from lrcompress.structures.tucker2 import Tucker2
 STRUCTURES: dict[str, type[Structure]] = {
     "dense": Dense,
     "low_rank": LowRank,
+    "cp": CP,
     "spatial": SpatialLowRank,
     "tucker2": Tucker2,
     "interpolative": Interpolative,
@@ -24,6 +26,7 @@ STRUCTURES: dict[str, type[Structure]] = {
 }
 
 __all__ = [
+    "CP",
     "STRUCTURES",
     "BlockDiagonal",
     "Dense",

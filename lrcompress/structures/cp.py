@@ -1,0 +1,165 @@
+"""CP: a kernel as a sum of separable terms (Lebedev et al. 2015).
+
+y = A * (X2 * (X1 * (B * x))) + b;  B: (r, c, 1, 1)  X1: (r, 1, kh, 1)  X2: (r, 1, 1, kw)
+A: (m, r, 1, 1)
+
+A 1x1 convolution, one depthwise convolution for each kernel axis with that axis's stride, padding
+and dilation, and a 1x1 convolution. The start is TensorLy's PARAFAC of the kernel whitened in each
+mode; `cp_fit` improves it in the true metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.conv_chain import ConvChain, Stage, composed
+from lrcompress.structures.cp_fit import CpFit, Terms
+from lrcompress.structures.cp_start import cp_starts
+from lrcompress.structures.two_stage import TwoStageFit
+
+SHARES = (0.15, 0.3, 0.45, 0.6)  # of the dense weight, for a loss curve
+_AFFORDABLE = 2**31  # multiplications of all terms by an input moment: seconds of a quick fit
+
+
+@dataclass(frozen=True)
+class CP(Structure):
+    """`rank` terms."""
+
+    rank: int
+    type_name: ClassVar[str] = "cp"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
+    counts_input_pixels: ClassVar[bool] = True
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        if spec.groups != 1:
+            raise PlanError(
+                f"{spec.name}: cp needs an ungrouped convolution, not {spec.groups} groups; "
+                "use low_rank or dense"
+            )
+        if not 1 <= self.rank <= _largest_rank(spec):
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 1 and {_largest_rank(spec)} (the "
+                f"kernel is {' x '.join(map(str, _modes(spec)))}); edit its rank"
+            )
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        return self.rank * sum(_modes(spec))
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        """Each stage leaves one axis less at the size of the input."""
+        out, channels, *kernel = _modes(spec)
+        per_term = channels * prod(spec.stride) + out
+        for axis, size in enumerate(kernel):
+            per_term += size * prod(spec.stride[axis + 1 :])
+        return 2 * self.rank * per_term
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        problem = TwoStageFit(weight, whitening, prod(spec.kernel))
+        whole = problem.half.reshape(_modes(spec))
+        sweeps, steps = (6, 4) if quick else (60, 8)
+        candidates: list[Terms] = []
+        if start is not None and len(start["first"]) <= self.rank:
+            held = _terms(start, whitening)
+            rest = whole - (held.outputs @ held.inputs).reshape(whole.shape)
+            more = self.rank - len(start["first"])
+            added = cp_starts(rest, problem, more) if more else []
+            candidates = [held.joined(terms) for terms in added] or [held]
+        if not (candidates and quick):
+            candidates += cp_starts(whole, problem, self.rank)
+        terms = CpFit(problem).fit(candidates, sweeps=sweeps, steps=steps)
+        return self._factors(terms, whitening, spec)
+
+    def _factors(self, terms: Terms, whitening: Whitening, spec: LayerSpec) -> Factors:
+        """As kernels, each term's scale spread evenly over its factors."""
+        outputs = whitening.output.left_inverse(terms.outputs[None])[0].mT  # (r, m)
+        rows = (terms.channels, *terms.axes, outputs)
+        norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in rows])  # (factors, r)
+        scale = norms.prod(0) ** (1 / len(rows)) / norms
+        scale = torch.where(norms.prod(0) > 0, scale, torch.zeros_like(scale))
+        even = [x * s.unsqueeze(1) for x, s in zip(rows, scale, strict=True)]
+        shapes = self._shapes(spec)
+        factors = {
+            name: x.reshape(shape)
+            for (name, shape), x in zip(list(shapes.items())[:-1], even, strict=False)
+        }
+        return {**factors, "last": even[-1].mT.reshape(shapes["last"])}
+
+    def _shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        out, channels, *kernel = _modes(spec)
+        one = (1,) * len(kernel)
+        shapes: dict[str, tuple[int, ...]] = {"first": (self.rank, channels, *one)}
+        for axis, size in enumerate(kernel):
+            shapes[f"axis{axis}"] = (self.rank, 1, *one[:axis], size, *one[axis + 1 :])
+        return {**shapes, "last": (out, self.rank, *one)}
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        kernel = composed(factors[name] for name in self._shapes(spec))
+        return kernel.reshape(1, spec.out_features, spec.in_features)
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        stages = (
+            Stage(factors["first"]),
+            *(Stage(factors[f"axis{axis}"], axes=(axis,)) for axis in range(len(spec.kernel))),
+            Stage(factors["last"]),
+        )
+        return ConvChain.like(layer, stages, bias).train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        return {name: torch.zeros(shape) for name, shape in self._shapes(spec).items()}
+
+    @classmethod
+    def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        if spec.kind not in cls.kinds or spec.groups != 1 or prod(spec.kernel) == 1:
+            return ()
+        modes = _modes(spec)
+        ranks = {round(share * prod(modes) / sum(modes)) for share in SHARES}
+        family = tuple(
+            cls(rank)
+            for rank in sorted(ranks)
+            if 1 <= rank <= _largest_rank(spec)
+            and rank * sum(modes) < spec.weight_params
+            and rank * spec.in_features**2 <= _AFFORDABLE
+        )
+        return (family,) if len(family) > 1 else ()
+
+
+def _modes(spec: LayerSpec) -> tuple[int, ...]:
+    """m, c and the kernel's axes."""
+    return (spec.out_features, spec.in_features // prod(spec.kernel), *spec.kernel)
+
+
+def _largest_rank(spec: LayerSpec) -> int:
+    """A full SVD across channels at each kernel position: enough for any kernel."""
+    out, channels, *kernel = _modes(spec)
+    return prod(kernel) * min(out, channels)
+
+
+def _terms(factors: Mapping[str, Tensor], whitening: Whitening) -> Terms:
+    """The terms that the kernels of `factors` are."""
+    last = factors["last"].flatten(1).double()  # (m, r)
+    axes = sorted(name for name in factors if name.startswith("axis"))
+    return Terms(
+        whitening.output.left(last[None])[0],
+        factors["first"].flatten(1).double(),
+        tuple(factors[name].flatten(1).double() for name in axes),
+    )

@@ -1,0 +1,88 @@
+"""Where a CP fit starts: TensorLy's PARAFAC of the kernel with each input mode whitened.
+
+PARAFAC itself starts from singular vectors across the channels, taken position by position in the
+principal basis of each kernel axis: the r largest of all. Of full rank they are already exact.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from lrcompress.metrics.root import Root, root_of
+from lrcompress.structures.cp_fit import Terms
+from lrcompress.structures.tensorly_access import torch_backend
+from lrcompress.structures.two_stage import TwoStageFit, separable
+
+_RIDGE = 1e-9  # of a tensor of norm 1: what keeps PARAFAC's systems solvable at any rank
+_SWEEPS = 4  # of PARAFAC; more are better spent in the true metric
+
+
+def cp_starts(kernel: Tensor, problem: TwoStageFit, rank: int) -> list[Terms]:
+    """Terms for `kernel` (m, c, *kernel), its outputs whitened: before PARAFAC and after it."""
+    roots = _mode_roots(problem, tuple(kernel.shape[2:]))
+    for mode, root in enumerate(roots, start=1):
+        kernel = _along(kernel, mode, root)
+    norm = torch.linalg.vector_norm(kernel)
+    kernel = kernel / torch.where(norm > 0, norm, torch.ones_like(norm))
+    found = [_by_position(kernel, rank)]
+    if float(norm) > 0 and rank < prod(kernel.shape[2:]) * min(kernel.shape[:2]):
+        found.append(_parafac(kernel, found[0]))
+    return [_unwhitened(factors, roots, norm) for factors in found]
+
+
+def _by_position(kernel: Tensor, rank: int) -> list[Tensor]:
+    """One factor (size, r) for each mode."""
+    axes = range(2, kernel.dim())
+    bases = [torch.linalg.svd(kernel.movedim(a, 0).flatten(1), full_matrices=False).U for a in axes]
+    for axis, basis in zip(axes, bases, strict=True):  # into the principal positions of the axis
+        kernel = (kernel.movedim(axis, -1) @ basis).movedim(-1, axis)
+    slices = kernel.permute(*axes, 0, 1)  # (*positions, m, c)
+    u, s, vt = torch.linalg.svd(slices, full_matrices=False)
+    strongest = s.flatten().topk(rank).indices
+    *places, which = torch.unravel_index(strongest, s.shape)
+    outputs = u.mT[(*places, which)]  # (r, m)
+    channels = vt[(*places, which)]  # (r, c)
+    scaled = outputs * s.flatten()[strongest].unsqueeze(1)  # (r, m)
+    kernels = [basis[:, place] for basis, place in zip(bases, places, strict=True)]
+    return [scaled.mT.contiguous(), channels.mT.contiguous(), *kernels]
+
+
+def _parafac(kernel: Tensor, start: list[Tensor]) -> list[Tensor]:
+    weights = torch.ones(start[0].shape[1], dtype=kernel.dtype, device=kernel.device)
+    with torch_backend() as tensorly:
+        found = tensorly.decomposition.parafac(
+            kernel,
+            len(weights),
+            n_iter_max=_SWEEPS,
+            init=(weights, start),
+            tol=0,
+            l2_reg=_RIDGE,
+        )
+    return list(found.factors)
+
+
+def _unwhitened(factors: list[Tensor], roots: list[Root], norm: Tensor) -> Terms:
+    outputs, *inputs = factors
+    channels, *axes = (
+        root.right_inverse(x.mT[None])[0] for root, x in zip(roots, inputs, strict=True)
+    )
+    return Terms(outputs * norm, channels, tuple(axes))
+
+
+def _mode_roots(problem: TwoStageFit, kernel: tuple[int, ...]) -> list[Root]:
+    """Of the input channels and of each kernel axis, as if the input moment were their product."""
+    over, rest = separable(problem.gram, problem.outer, problem.inner, like=problem.half)
+    roots = [root_of(over[None])]
+    for axis, size in enumerate(kernel):
+        own, rest = separable(rest[None], size, prod(kernel[axis + 1 :]), like=problem.half)
+        roots.append(root_of(own[None]))
+    return roots
+
+
+def _along(tensor: Tensor, mode: int, root: Root) -> Tensor:
+    rows = tensor.movedim(mode, -1)
+    whitened = root.right(rows.reshape(1, -1, rows.shape[-1])).reshape(rows.shape)
+    return whitened.movedim(-1, mode)
