@@ -28,6 +28,7 @@ from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import (
     CP,
     STRUCTURES,
+    Blast,
     BlockDiagonal,
     Dense,
     Factors,
@@ -106,11 +107,19 @@ def _kroneckers(spec: LayerSpec) -> list[Structure]:
     return [Kronecker(rank) for rank in range(1, largest + 1)]
 
 
+def _blasts(spec: LayerSpec) -> list[Structure]:
+    """Blocks that divide no size of the layers below."""
+    if spec.kind not in Blast.kinds or spec.tied:
+        return []
+    return [Blast(rank, 2, 3) for rank in range(1, min(spec.out_features, spec.in_features) + 1)]
+
+
 # Structures of a type from the smallest to the one that can hold any weight; none where the type
 # does not suit the layer, which its `check` then refuses.
 SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "dense": lambda spec: [Dense()],
     "low_rank": _low_ranks,
+    "blast": _blasts,
     "cp": _cps,
     "spatial": _spatial,
     "tucker2": _tuckers,
@@ -281,13 +290,13 @@ def test_dtype_device_mode_and_need_of_gradients_are_kept(
     host = case.host(dtype)
     for name, parameter in host.named_parameters():
         # A bias that trains beside a frozen weight, and the other way round
-        parameter.requires_grad_(trainable if "weight" in name else not trainable)
+        parameter.requires_grad_(trainable != name.endswith("bias"))
     built = _installed(host, _sizes(structure_type, host)[0])
     assert not any(m.training for m in built.modules())
     for name, parameter in built.named_parameters():
         assert parameter.dtype is dtype
         assert parameter.device == next(host.parameters()).device
-        assert parameter.requires_grad == (trainable if "weight" in name else not trainable), name
+        assert parameter.requires_grad == (trainable != name.endswith("bias")), name
     assert built(case.inputs(dtype)).dtype is dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.blast import Blast
 from lrcompress.structures.block_diagonal import BlockDiagonal
 from lrcompress.structures.cp import CP
 from lrcompress.structures.dense import Dense
@@ -16,6 +17,7 @@ from lrcompress.structures.tucker2 import Tucker2
 STRUCTURES: dict[str, type[Structure]] = {
     "dense": Dense,
     "low_rank": LowRank,
+    "blast": Blast,
     "cp": CP,
     "spatial": SpatialLowRank,
     "tucker2": Tucker2,
@@ -28,6 +30,7 @@ STRUCTURES: dict[str, type[Structure]] = {
 __all__ = [
     "CP",
     "STRUCTURES",
+    "Blast",
     "BlockDiagonal",
     "Dense",
     "Factors",

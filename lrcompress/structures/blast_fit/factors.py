@@ -84,7 +84,8 @@ def weight_of(blocks: Tensor, m: int, n: int) -> Tensor:
 
 
 def _norms(factor: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(factor, dim=2, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(factor, dim=2, keepdim=True)
+    return norms
 
 
 def _positive(size: Tensor) -> Tensor:

@@ -1,0 +1,136 @@
+"""BLAST: blocks of one rank, whose factors are shared along rows and columns of blocks.
+
+W_ij = U_i diag(s_ij) V_j^T over a grid of blocks (Lee, Kwon, Qu, Kim, NeurIPS 2024). Low rank is
+the case s = 1; block-diagonal and Monarch-like matrices are others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
+from lrcompress.structures.blast_fit.precgd import SWEEPS, fit_precgd
+from lrcompress.structures.blast_fit.weighted import FULL, QUICK, fit_weighted
+from lrcompress.structures.blast_module import BlastLinear
+
+FITS = ("als", "precgd")  # alternating least squares; the published one, for comparison
+
+_FAMILIES = (4, 8)  # blocks
+_KEPT = (0.25, 0.4, 0.6, 0.85)  # of the dense weight's parameters
+_SMALLEST_BLOCK = 16  # below it U, s and V are all alike in size and little is shared
+
+
+@dataclass(frozen=True)
+class Blast(Structure):
+    """`blocks` rows of blocks and `blocks_in` columns (0: as many).
+
+    Sizes that the blocks do not divide are padded; the padding is stored, and counted.
+    """
+
+    rank: int
+    blocks: int = 4
+    blocks_in: int = 0
+    fit_by: str = "als"
+    type_name: ClassVar[str] = "blast"
+    kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.blocks, self.blocks_in or self.blocks
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        m, n = spec.out_features, spec.in_features
+        if spec.groups != 1 or spec.tied:
+            raise PlanError(f"{spec.name}: blast takes one weight of one layer; use low_rank")
+        if not 1 <= self.rank <= min(m, n):
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 1 and {min(m, n)} "
+                f"(the weight is {m} x {n}); edit its rank"
+            )
+        for blocks, field, size in zip(self.grid, ("blocks", "blocks_in"), (m, n), strict=True):
+            if not 2 <= blocks <= size:
+                raise PlanError(
+                    f"{spec.name}: {field} {blocks} is not between 2 and {size} "
+                    f"(the weight is {m} x {n}); edit it, or use low_rank"
+                )
+        if self.fit_by not in FITS:
+            known = " or ".join(FITS)
+            raise PlanError(f"{spec.name}: fit_by {self.fit_by!r} is not known; use {known}")
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        (b_out, b_in), (p, q) = self.grid, self._block(spec)
+        return self.rank * (b_out * p + b_in * q + b_out * b_in)
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        return 2 * self.weight_params(spec)
+
+    def _block(self, spec: LayerSpec) -> tuple[int, int]:
+        b_out, b_in = self.grid
+        return block_length(spec.out_features, b_out), block_length(spec.in_features, b_in)
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        b_out, b_in = self.grid
+        if self.fit_by == "precgd":  # as published: plain, whatever the metric
+            sweeps = SWEEPS // 3 if quick else SWEEPS
+            return _named(
+                fit_precgd(weight, rank=self.rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps)
+            )
+        begun = None if start is None else _factors(start)
+        if begun is not None and begun.diag.shape[1:3] != self.grid:
+            begun = None
+        effort = QUICK if quick else FULL
+        return _named(
+            fit_weighted(
+                weight, whitening, rank=self.rank, grid=self.grid, effort=effort, start=begun
+            )
+        )
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        return _factors(factors).dense(spec.out_features, spec.in_features)
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        sizes = spec.out_features, spec.in_features
+        built = BlastLinear.like(layer, _factors(factors), sizes, bias)
+        return built.train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        (b_out, b_in), (p, q), rank = self.grid, self._block(spec), self.rank
+        shapes = {"left": (b_out, p, rank), "diag": (b_out, b_in, rank), "right": (b_in, q, rank)}
+        return {name: torch.zeros(spec.groups, *shape) for name, shape in shapes.items()}
+
+    @classmethod
+    def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        if spec.kind not in cls.kinds or spec.tied:
+            return ()
+        m, n = spec.out_features, spec.in_features
+        return tuple(
+            tuple(cls(max(1, int(kept * m * n / (m + n + b * b))), b) for kept in _KEPT)
+            for b in _FAMILIES
+            if b * _SMALLEST_BLOCK <= min(m, n)
+        )
+
+
+def _factors(named: Factors) -> BlastFactors:
+    return BlastFactors(named["left"], named["diag"], named["right"])
+
+
+def _named(factors: BlastFactors) -> Factors:
+    return {"left": factors.left, "diag": factors.diag, "right": factors.right}

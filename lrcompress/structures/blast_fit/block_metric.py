@@ -1,0 +1,118 @@
+"""A second moment as BLAST sees it: roots of its diagonal blocks, and what couples the blocks.
+
+Blocks keep their structure under any product with a block-diagonal matrix. So with M_jj = R_j R_j^T
+the weight is fitted as W blkdiag(R), its factors as R_j^T V_j, and the moment that is left,
+blkdiag(R)^-1 M blkdiag(R)^-T, has identities on its diagonal: alternating steps then need no solve
+with the moment, and where nothing is left beside the identities the fit is a plain one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lrcompress.errors import FitError
+from lrcompress.metrics.root import RELATIVE_FLOOR, Root
+from lrcompress.structures.blast_fit.factors import block_length
+
+_UNCOUPLED = 1e-9  # of the identity: the rounding of moments stored in float32 is above it
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMetric:
+    """Of the features of one group, padded to whole blocks.
+
+    root: R (b, q, q), or that of a diagonal moment (b, q), or None for the identity; in float64.
+    inverse: R^-1 likewise, a pseudo-inverse where features are dead.
+    coupling: (b q, b q) with identity blocks on its diagonal; None where blocks are not coupled.
+    """
+
+    root: Tensor | None = None
+    inverse: Tensor | None = None
+    coupling: Tensor | None = None
+
+    def whiten(self, columns: Tensor) -> Tensor:
+        """R_j^T X_j for X: (b, q, k)."""
+        return _transposed_times(self.root, columns)
+
+    def unwhiten(self, columns: Tensor) -> Tensor:
+        """R_j^-T Y_j for Y: (b, q, k)."""
+        return _transposed_times(self.inverse, columns)
+
+
+def block_metric(
+    root: Root, group: int, size: int, blocks: int, coupling_dtype: torch.dtype
+) -> BlockMetric:
+    """Of the moment whose root this is; size: its features, without padding."""
+    key = group, blocks, coupling_dtype
+    latest = _LATEST.get(root)
+    if latest is not None and latest[0] == key:
+        return latest[1]
+    gram = root.gram()
+    if gram is None:
+        return BlockMetric()
+    if not bool(torch.isfinite(gram).all()):
+        raise FitError("the moments of its data are not finite; check the model and data")
+    padding = blocks * block_length(size, blocks) - size
+    metric = _decomposed(_padded(gram[group], padding), blocks, coupling_dtype)
+    _LATEST[root] = key, metric
+    return metric
+
+
+# A loss curve takes several fits in one metric, and this is a good part of a short fit's time.
+_LATEST: WeakKeyDictionary[Root, tuple[tuple[int, int, torch.dtype], BlockMetric]] = (
+    WeakKeyDictionary()
+)
+
+
+def _padded(gram: Tensor, padding: int) -> Tensor:
+    """Features of padding weigh as much as others do, and nothing couples them."""
+    if padding == 0:
+        return gram
+    wide = functional.pad(gram, (0, padding) * gram.dim())
+    diagonal = wide if wide.dim() == 1 else wide.diagonal()
+    mean = diagonal.mean()
+    diagonal[-padding:] = mean if bool(mean > 0) else 1.0
+    return wide
+
+
+def _decomposed(gram: Tensor, blocks: int, coupling_dtype: torch.dtype) -> BlockMetric:
+    """gram: (b q, b q) or diagonal (b q,)."""
+    if gram.dim() == 1:
+        root = gram.sqrt().view(blocks, -1)
+        return BlockMetric(root, torch.where(root > 0, root.reciprocal(), 0.0))
+    size, q = gram.shape[0], gram.shape[0] // blocks
+    rows = gram.view(blocks, q, size)
+    diagonal = torch.stack([rows[j, :, j * q : (j + 1) * q] for j in range(blocks)])  # (b, q, q)
+    root, inverse = _roots(diagonal)
+    half = (inverse @ rows).reshape(size, size)  # blkdiag(R)^-1 M
+    coupling = (inverse @ half.mT.reshape(blocks, q, size)).reshape(size, size)  # and its transpose
+    block = torch.arange(size, device=gram.device) // q
+    apart = block.unsqueeze(0) != block.unsqueeze(1)
+    if float((coupling * apart).abs().max()) <= _UNCOUPLED:
+        return BlockMetric(root, inverse)
+    return BlockMetric(root, inverse, coupling.to(coupling_dtype))
+
+
+def _roots(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """R with R R^T = M and its (pseudo-)inverse, for M: (b, q, q)."""
+    root, failed = torch.linalg.cholesky_ex(blocks)
+    pivots = root.diagonal(dim1=1, dim2=2).square()
+    safe = pivots.amin(1) > RELATIVE_FLOOR * blocks.diagonal(dim1=1, dim2=2).amax(1)
+    if not bool(failed.any()) and bool(safe.all()):
+        eye = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+        return root, torch.linalg.solve_triangular(root, eye.expand_as(root), upper=False)
+    values, vectors = torch.linalg.eigh(blocks)
+    values = torch.where(values > RELATIVE_FLOOR * values[:, -1:].clamp_min(0), values, 0.0)
+    inverse = torch.where(values > 0, values.rsqrt(), 0.0)
+    return vectors * values.sqrt().unsqueeze(1), (vectors * inverse.unsqueeze(1)).mT
+
+
+def _transposed_times(factor: Tensor | None, columns: Tensor) -> Tensor:
+    if factor is None:
+        return columns
+    return columns * factor.unsqueeze(-1) if factor.dim() == 2 else factor.mT @ columns

@@ -1,0 +1,80 @@
+"""A linear layer of BLAST factors, in forms that run at different speed and compute the same."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrcompress.structures.blast_fit.factors import BlastFactors
+from lrcompress.structures.factorized import _bias, _parameter
+
+
+class BlastLinear(nn.Module):
+    """y_i = U_i sum_j s_ij * (V_j^T x_j);  U: (b_out, p, r)  s: (b_out, b_in, r)  V: (b_in, q, r).
+
+    `form`, one of FORMS, says how the sum over j is computed and which way the rows lie:
+
+    broadcast  (i, j, rows, r) multiplied and summed: no small products, but b_out copies of the
+               middle. The fastest for a single row, and for two blocks.
+    matmuls    a product of s, batched over r: z is (r, j, rows), so that rows stay together.
+    columns    the same, and the outputs lie as (features, rows) until the last transposition,
+               which costs less than one block by block unless there are many of both.
+    """
+
+    FORMS: ClassVar[tuple[str, ...]] = ("broadcast", "matmuls", "columns")
+
+    def __init__(
+        self,
+        left: nn.Parameter,
+        diag: nn.Parameter,
+        right: nn.Parameter,
+        bias: nn.Parameter | None,
+        sizes: tuple[int, int],
+    ) -> None:
+        """sizes: (out_features, in_features), at most those of all blocks."""
+        super().__init__()
+        self.left, self.diag, self.right, self.bias = left, diag, right, bias
+        self.out_features, self.in_features = sizes
+        self.form = "columns"
+
+    @classmethod
+    def like(
+        cls, layer: nn.Module, factors: BlastFactors, sizes: tuple[int, int], bias: Tensor | None
+    ) -> Self:
+        """In the layer's dtype, device and need of gradients; from factors of a single weight."""
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        left, diag, right = (
+            _parameter(f[0], weight) for f in (factors.left, factors.diag, factors.right)
+        )
+        return cls(left, diag, right, _bias(bias, layer), sizes)
+
+    @property
+    def weight(self) -> Tensor:
+        factors = BlastFactors(self.left[None], self.diag[None], self.right[None])
+        return factors.dense(self.out_features, self.in_features)[0]
+
+    def forward(self, input: Tensor) -> Tensor:
+        b_in, q, _ = self.right.shape
+        padding = b_in * q - self.in_features
+        x = functional.pad(input, (0, padding)) if padding else input
+        x = x.reshape(-1, b_in, q).transpose(0, 1)  # (b_in, rows, q)
+        if self.form == "broadcast":
+            z = (x @ self.right) * self.diag.unsqueeze(2)  # (b_out, b_in, rows, r)
+            rows = self._side_by_side(z.sum(1) @ self.left.mT)
+        else:
+            z = (self.right.mT @ x.mT).transpose(0, 1)  # (r, b_in, rows)
+            z = (self.diag.permute(2, 0, 1) @ z).transpose(0, 1)  # (b_out, r, rows)
+            if self.form == "columns":
+                features = (self.left @ z).flatten(0, 1)  # (b_out p, rows)
+                rows = features[: self.out_features].mT
+            else:
+                rows = self._side_by_side(z.mT @ self.left.mT)
+        out = rows.reshape(*input.shape[:-1], self.out_features)
+        return out if self.bias is None else out + self.bias
+
+    def _side_by_side(self, blocks: Tensor) -> Tensor:
+        """(b_out, rows, p) -> (rows, m)"""
+        return blocks.transpose(0, 1).flatten(1)[:, : self.out_features]
