@@ -9,6 +9,7 @@ import click
 # Literal, so that --help need not load torch; a test compares it with the library's table.
 STRUCTURE_NAMES = (
     "low-rank",
+    "interpolative",
     "blast",
     "monarch",
     "block-diagonal",
