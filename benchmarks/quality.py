@@ -8,6 +8,8 @@ SVD-LLM         whitened by the inputs' second moment (Wang et al. 2024), unifor
 two-sided       ours, uniform: what the metric is worth alone
 ours            two-sided metric, ranks allocated over the whole network
 ours + refit    the same, refitted where held-out examples say so
+ours, auto      not low rank alone: for each layer the structure that loses least
+auto + refit    the same, refitted where held-out examples say so
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import copy
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from lrcompress.planning.plan import PlanOptions, plan
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.environment import describe_environment
+from lrcompress.structures import STRUCTURES
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 OTHERS = ("wordnet glosses", "python docs")
@@ -48,6 +52,10 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
+LOW_RANK = ("low_rank",)
+AUTO = tuple(name for name in STRUCTURES if name != "dense")
+
+
 @dataclass(frozen=True)
 class Method:
     """`as_published`: no shrinkage and no bias compensation, which the peers do not have."""
@@ -57,6 +65,7 @@ class Method:
     allocator: str
     as_published: bool = False
     refit: bool = False
+    auto: bool = False  # any structure
 
 
 METHODS = (
@@ -66,6 +75,8 @@ METHODS = (
     Method("two-sided", "two-sided", "uniform"),
     Method("ours", "two-sided", "global"),
     Method("ours + refit", "two-sided", "global", refit=True),
+    Method("ours, auto", "two-sided", "global", auto=True),
+    Method("auto + refit", "two-sided", "global", refit=True, auto=True),
 )
 
 
@@ -78,6 +89,7 @@ class Row:
     predicted_divergence: float | None  # in the divergence's unit for the two-sided metric only
     measured_divergence: float
     seconds: float
+    structures: dict[str, int]  # layers of each
 
 
 def main() -> None:
@@ -97,7 +109,9 @@ def main() -> None:
 
 def compare(subject: Subject, methods: list[Method], keeps: list[float]) -> list[Row]:
     started = time.perf_counter()
-    ours = profile(subject.module, subject.batches, ProfileOptions(pooling=subject.pooling))
+    structures = AUTO if any(method.auto for method in methods) else LOW_RANK
+    options = ProfileOptions(pooling=subject.pooling, structures=structures)
+    ours = profile(subject.module, subject.batches, options)
     print(f"\n{subject.name}: {ours.examples} examples, {ours.tokens} tokens", flush=True)
     print(f"profile {time.perf_counter() - started:.0f} s; dense {_shown(subject, subject.module)}")
     rows = []
@@ -105,15 +119,23 @@ def compare(subject: Subject, methods: list[Method], keeps: list[float]) -> list
         for method in methods:
             row = _run(subject, _published(ours) if method.as_published else ours, method, keep)
             scores = "  ".join(f"{k} {v:.4f}" for k, v in row.scores.items())
-            print(f"{keep:4.0%} {method.name:13s} {scores}  ({row.seconds:.0f} s)", flush=True)
+            kinds = ", ".join(f"{n} {k}" for k, n in row.structures.items()) if method.auto else ""
+            told = f"{keep:4.0%} {method.name:13s} {scores}  ({row.seconds:.0f} s)  {kinds}"
+            print(told.rstrip(), flush=True)
             rows.append(row)
     return rows
 
 
 def _run(subject: Subject, found: Profile, method: Method, keep: float) -> Row:
     started = time.perf_counter()
-    options = PlanOptions(allocator=method.allocator, metric=method.metric, include=subject.include)
+    options = PlanOptions(
+        allocator=method.allocator,
+        metric=method.metric,
+        include=subject.include,
+        structures=AUTO if method.auto else LOW_RANK,
+    )
     decided = plan(found, Budget("params", keep, True, "compressible"), options)
+    kinds = Counter(layer.structure.type_name for layer in decided.layers)
     module = copy.deepcopy(subject.module)
     report = compress_(
         module, decided, found, batches=subject.batches, options=CompressOptions(method.refit)
@@ -128,6 +150,7 @@ def _run(subject: Subject, found: Profile, method: Method, keep: float) -> Row:
         report.predicted_divergence if method.metric == "two-sided" else None,
         measured,
         seconds,
+        dict(kinds),
     )
 
 
@@ -143,17 +166,22 @@ def _shown(subject: Subject, module: object) -> str:
 
 
 def save(path: Path, asked: str, name: str, subject: Subject, rows: list[Row]) -> None:
-    """Each subject's rows replace its earlier ones; the others stay."""
+    """What was run again replaces what was there; the rest stays. Each row names its command."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(path.read_text()) if path.exists() else {}
+    again = {(row.method, row.kept) for row in rows}
+    earlier = held.get(name, {}).get("rows", [])
+    command = f"python -m benchmarks.quality {asked}"
     held[name] = {
-        "command": f"python -m benchmarks.quality {asked}",
         "calibration": subject.calibration,
         "evaluation": subject.evaluation,
         "environment": describe_environment(
             device="CPU", provider="torch", threads=torch.get_num_threads()
         ),
-        "rows": [asdict(row) for row in rows],
+        "rows": [
+            *(row for row in earlier if (row["method"], row["kept"]) not in again),
+            *({**asdict(row), "command": command} for row in rows),
+        ],
     }
     path.write_text(json.dumps(held, indent=1) + "\n")
 

@@ -1,7 +1,7 @@
 """Which of its equal forms a structure is exported in.
 
 A structure's module may compute the same function in several ways: it then lists their names in
-`forms` and computes in the one named by `form`. Which is fastest depends on the blocks, the rows
+`FORMS` and computes in the one named by `form`. Which is fastest depends on the blocks, the rows
 and the provider, and is looked up in a table of measurements.
 """
 
@@ -20,7 +20,7 @@ from lrcompress.planning.latency import latency_table
 
 def forms_of(module: nn.Module) -> tuple[str, ...]:
     """Names of the forms of a structure's module, its default first; () where there is one."""
-    forms = getattr(type(module), "forms", ())
+    forms = getattr(type(module), "FORMS", ())
     return tuple(forms) if isinstance(forms, tuple) else ()
 
 
