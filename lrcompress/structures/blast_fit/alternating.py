@@ -45,29 +45,45 @@ def solve_left(weight: Tensor, factors: BlastFactors, *, diag_steps: int) -> Hal
     weight: (batch, b_out p, b_in q), a multiple of the blocks; it may be a transposed view.
     """
     gram = grams(factors.right)  # (batch, b_in, r, r)
-    parts = []
+    left, diag = torch.empty_like(factors.left), factors.diag
+    if diag_steps:
+        diag = torch.empty_like(diag, memory_format=torch.contiguous_format)
+    gain = torch.zeros_like(weight[:, 0, 0])
     for rows in row_chunks(weight, factors):
         products = right_products(weight, factors, rows)  # Y: (batch, b_in, rows, p, r)
-        diag, left = factors.diag[:, rows], factors.left[:, rows]
-        if diag_steps:
-            diag = _improve_diag(products, left, diag, gram, diag_steps)
-        parts.append(_solve_rows(products, left, diag, gram))
-    if len(parts) == 1:
-        return parts[0]
-    return Half(
-        torch.cat([part.left for part in parts], 1),
-        torch.cat([part.diag for part in parts], 1),
-        torch.stack([part.gain for part in parts]).sum(0),
-    )
+        for columns in _column_chunks(weight, factors, rows) if diag_steps else ():
+            diag[:, rows, columns] = _improve_diag(
+                products[:, columns],
+                factors.left[:, rows],
+                factors.diag[:, rows, columns],
+                gram[:, columns],
+                diag_steps,
+            )
+        left[:, rows], gained = _solve_rows(products, factors.left[:, rows], diag[:, rows], gram)
+        gain += gained
+    return Half(left, diag, gain)
 
 
 def row_chunks(weight: Tensor, factors: BlastFactors) -> list[slice]:
     """Rows of blocks, as many at once as memory and caches like."""
     batch, b_out, p, rank = factors.left.shape
-    limit = max(_AT_ONCE, weight.numel() // 4)
-    step = limit // (batch * factors.right.shape[1] * rank * max(p, rank))
-    step = max(1, min(b_out, step))
-    return [slice(a, min(a + step, b_out)) for a in range(0, b_out, step)]
+    row = batch * factors.right.shape[1] * rank * max(p, rank)  # numbers
+    return _chunks(b_out, _limit(weight) // row)
+
+
+def _column_chunks(weight: Tensor, factors: BlastFactors, rows: slice) -> list[slice]:
+    """Columns of blocks: of a large weight, one row's systems for s are too many at once."""
+    system = factors.left.shape[0] * (rows.stop - rows.start) * factors.rank**2  # numbers
+    return _chunks(factors.right.shape[1], _limit(weight) // system)
+
+
+def _limit(weight: Tensor) -> int:
+    return max(_AT_ONCE, weight.numel() // 4)
+
+
+def _chunks(count: int, at_once: int) -> list[slice]:
+    step = max(1, min(count, at_once))
+    return [slice(a, min(a + step, count)) for a in range(0, count, step)]
 
 
 def grams(factor: Tensor) -> Tensor:
@@ -131,7 +147,10 @@ def _improve_diag(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor, st
     )
 
 
-def _solve_rows(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor) -> Half:
+def _solve_rows(
+    products: Tensor, left: Tensor, diag: Tensor, gram: Tensor
+) -> tuple[Tensor, Tensor]:
+    """U of some rows of blocks, and their gain (batch,)."""
     systems, rhs = left_systems(products, diag, gram)
     diagonal = systems.diagonal(dim1=-2, dim2=-1)
     ridge = diagonal * (_RIDGE * torch.finfo(left.dtype).eps) + (diagonal == 0)
@@ -145,4 +164,4 @@ def _solve_rows(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor) -> H
         short = torch.zeros((), dtype=left.dtype, device=left.device)
     # ||W||^2 - loss = 2 <U, R> - <U, U H>, and U H = R - short - ridge U
     gain = left * (rhs + short + ridge.unsqueeze(2) * left)
-    return Half(left, diag, gain.sum((1, 2, 3)))
+    return left, gain.sum((1, 2, 3))

@@ -15,8 +15,8 @@ from lrcompress.structures.blast_fit.residual import block_losses
 from lrcompress.structures.blast_fit.spectral_start import drawn
 from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, until_flat
 
-_ATTEMPTS = 12
-_FAILURES = 4  # in a row: it was no BLAST matrix after all
+_ATTEMPTS = 24
+_FAILURES = 8  # in a row: it was no BLAST matrix after all
 _SWEEPS = 40  # of an attempt
 _FINISH = 200  # sweeps down to rounding
 _FOUND = 1e-14  # of the weight's square: an error of 1e-7

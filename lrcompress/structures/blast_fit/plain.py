@@ -46,9 +46,14 @@ def fit_plain(
     else:
         begun = extended(unit, scaled(start, 1 / norm).to(unit), rank, generator)
     begun_loss = block_losses(unit, begun).sum((1, 2))
-    found = until_flat(alternate(unit, begun), sweeps, worthwhile=_WORTHWHILE)
-    found = chosen(found.loss < begun_loss, found, Sweep(begun, begun_loss))
-    for index in looks_exact(found.loss, begun_loss, _kept(begun)).nonzero().flatten().tolist():
+    kept = _kept(begun)
+    sweeping = alternate(unit, begun)
+    if start is None:
+        del begun  # nothing that is behind the sweeps, and it is half as large as the weight
+    found = until_flat(sweeping, sweeps, worthwhile=_WORTHWHILE)
+    if start is not None:
+        found = chosen(found.loss < begun_loss, found, Sweep(begun, begun_loss))
+    for index in looks_exact(found.loss, begun_loss, kept).nonzero().flatten().tolist():
         one = slice(index, index + 1)
         wide = padded(weight[one], norm[one], blocks_out, blocks_in, torch.float64)
         exact = recover(wide, _item(found.factors, one).to(wide), generator)

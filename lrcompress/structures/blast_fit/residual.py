@@ -8,23 +8,34 @@ from torch import Tensor
 from lrcompress.structures.blast_fit.factors import BlastFactors
 
 
-def residual_rows(weight: Tensor, factors: BlastFactors, row: int) -> Tensor:
-    """W - W_hat in one row of blocks: (batch, p, b_in, q). weight: (batch, b_out p, b_in q)."""
-    p = factors.left.shape[2]
-    batch, b_in, q, _ = factors.right.shape
-    scaled = factors.right * factors.diag[:, row, :, None]  # (batch, b_in, q, r)
-    known = factors.left[:, row] @ scaled.flatten(1, 2).mT  # (batch, p, b_in q)
-    return (weight[:, row * p : (row + 1) * p] - known).view(batch, p, b_in, q)
-
-
 def block_losses(weight: Tensor, factors: BlastFactors) -> Tensor:
-    """||W_ij - U_i diag(s_ij) V_j^T||^2: (batch, b_out, b_in)."""
-    rows = range(factors.left.shape[1])
-    found = [residual_rows(weight, factors, i).square().sum((1, 3)) for i in rows]
-    return torch.stack(found, 1)
+    """||W_ij - U_i diag(s_ij) V_j^T||^2: (batch, b_out, b_in). weight: (batch, b_out p, b_in q)."""
+    batch, b_out, b_in, _ = factors.diag.shape
+    losses = weight.new_empty(batch, b_out, b_in)
+    for index in range(batch):
+        for i in range(b_out):
+            for j in range(b_in):
+                block = _residual_block(weight, factors, index, i, j)
+                losses[index, i, j] = torch.linalg.vector_norm(block).square()
+    return losses
 
 
 def residual(weight: Tensor, factors: BlastFactors) -> Tensor:
     """W - W_hat: (batch, b_out p, b_in q)."""
-    rows = range(factors.left.shape[1])
-    return torch.cat([residual_rows(weight, factors, i).flatten(2) for i in rows], 1)
+    batch, b_out, p, _ = factors.left.shape
+    _, b_in, q, _ = factors.right.shape
+    out = torch.empty_like(weight)
+    for index in range(batch):
+        for i in range(b_out):
+            for j in range(b_in):
+                block = _residual_block(weight, factors, index, i, j)
+                out[index, i * p : (i + 1) * p, j * q : (j + 1) * q] = block
+    return out
+
+
+def _residual_block(weight: Tensor, factors: BlastFactors, index: int, i: int, j: int) -> Tensor:
+    """A block at a time: a row of them would be as large as a quarter of the weight, twice over."""
+    left, right = factors.left[index, i], factors.right[index, j]  # (p, r), (q, r)
+    p, q = left.shape[0], right.shape[0]
+    block = weight[index, i * p : (i + 1) * p, j * q : (j + 1) * q]
+    return torch.addmm(block, left * factors.diag[index, i, j], right.mT, alpha=-1)

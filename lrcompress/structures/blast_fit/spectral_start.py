@@ -26,12 +26,14 @@ def spectral_start(
         basis = torch.linalg.qr(weight.mT @ (weight @ basis)).Q  # (batch, n, known)
     image = weight @ basis  # (batch, m, known)
     turn = torch.linalg.eigh(image.mT @ image).eigenvectors
-    left = weight.new_zeros(batch, m, rank)
-    left[..., :known] = image @ turn
-    right = drawn((n, rank), weight, generator).div(n**0.5).repeat(batch, 1, 1)
-    right[..., :known] = basis @ turn
+    left, right = image @ turn, basis @ turn
     diag = weight.new_ones(batch, b_out, b_in, rank)
-    diag[..., known:] = drawn((b_out, b_in, rank - known), weight, generator)
+    if rank > known:
+        more = rank - known
+        left = torch.cat([left, left.new_zeros(batch, m, more)], -1)
+        columns = drawn((n, more), weight, generator).div(n**0.5)
+        right = torch.cat([right, columns.expand(batch, -1, -1)], -1)
+        diag[..., known:] = drawn((b_out, b_in, more), weight, generator)
     return BlastFactors(left.view(batch, b_out, -1, rank), diag, right.view(batch, b_in, -1, rank))
 
 

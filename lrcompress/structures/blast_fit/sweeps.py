@@ -33,6 +33,7 @@ def alternate(weight: Tensor, start: BlastFactors) -> Iterator[Sweep]:
     """
     total = weight.square().sum((1, 2))
     best = _sweep(weight, start, total)
+    del start  # half as large as the weight
     yield best
     point = best.factors
     gaining = torch.zeros_like(total)  # sweeps in a row that gained
