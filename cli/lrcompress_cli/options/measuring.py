@@ -79,7 +79,8 @@ measuring_options = gathered(
     click.option(
         "--token-noise/--no-token-noise",
         default=None,
-        help="Draw half of the tokens of every second text anew from the vocabulary, so that words "
-        "that the data lack are kept too; by default for encoders whose output is an embedding.",
+        help="Measure each text a second time with most of its tokens drawn anew from the "
+        "vocabulary, so that words that the data lack are kept too; by default for encoders whose "
+        "output is an embedding.",
     ),
 )
