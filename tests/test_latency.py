@@ -1,0 +1,177 @@
+"""Latencies of structures: what a table says, who heeds it, and that it can be measured again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import networks
+import pytest
+import torch
+from torch import nn
+
+from lrcompress.errors import DataError, ExportError
+from lrcompress.export.calibrate import CalibrationSettings, calibrate_latency
+from lrcompress.export.forms import FormChoice, choose_forms_, forms_of, use_form_
+from lrcompress.layers import LayerSpec, describe
+from lrcompress.metrics import Whitening
+from lrcompress.planning.curves import layer_choices
+from lrcompress.planning.latency import (
+    Latencies,
+    LatencyTable,
+    Measurement,
+    load_table,
+    shipped_table,
+    table_from_json,
+    table_to_json,
+)
+from lrcompress.planning.plan import PlanOptions, plan
+from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Blast, Dense, LowRank
+
+SPEC = LayerSpec("layer", "linear", 64, 64, 1, bias=True)
+BLAST = Blast(16, blocks=4)
+KEPT = BLAST.weight_params(SPEC) / SPEC.weight_params
+
+
+def measurement(form: str, ratio: float, **changes: object) -> Measurement:
+    base = Measurement("cpu", "blast", 4, form, 64, 64, KEPT, 128, ratio)
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def table(*measurements: Measurement) -> LatencyTable:
+    return LatencyTable(measurements)
+
+
+def test_a_structure_that_was_measured_is_estimated_by_its_fastest_form() -> None:
+    both = table(measurement("broadcast", 0.9), measurement("matmuls", 0.7))
+    best = both.best(BLAST, SPEC, provider="cpu", rows=128)
+    assert best is not None
+    assert best.form == "matmuls"
+    assert best.ratio == pytest.approx(0.7)
+
+
+def test_an_estimate_lies_between_its_neighbours_and_nearer_to_the_nearer() -> None:
+    near = table(measurement("", 0.5, rows=64), measurement("", 2.0, rows=1024))
+    best = near.best(BLAST, SPEC, provider="cpu", rows=128)
+    assert best is not None
+    assert 0.5 < best.ratio < 1.0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"provider": "cuda"},
+        {"structure": "monarch"},
+        {"blocks": 8},
+        {"rows": 2**20},
+    ],
+)
+def test_what_was_not_measured_has_no_estimate(other: dict[str, object]) -> None:
+    assert table(measurement("", 3.0, **other)).best(BLAST, SPEC, provider="cpu", rows=128) is None
+    assert table(measurement("", 3.0)).best(Dense(), SPEC, provider="cpu", rows=128) is None
+
+
+@pytest.fixture(scope="module")
+def explored() -> Profile:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64))
+    data = [{"input": torch.randn(16, 64)} for _ in range(4)]
+    options = ProfileOptions(structures=("low_rank", "blast"), trials=False)
+    found = profile(module, data, options)
+    assert any(layer.curves for layer in found.layers)
+    return found
+
+
+def slow(tmp_path: Path, ratio: float) -> str:
+    rows = [
+        measurement("columns", ratio, blocks=blocks, rows=rows)
+        for blocks in (2, 4, 8, 16)
+        for rows in (1, 128)
+    ]
+    path = tmp_path / "table.json"
+    path.write_text(table_to_json(table(*rows), {}))
+    return str(path)
+
+
+def test_a_flops_budget_has_no_choice_that_measures_slower_than_dense(
+    explored: Profile, tmp_path: Path
+) -> None:
+    layer = explored.layers[0]
+    latencies = Latencies(load_table(Path(slow(tmp_path, 1.4))), "cpu", 128)
+    free = layer_choices(layer, explored.metric)
+    left = layer_choices(layer, explored.metric, latencies=latencies)
+    assert any(isinstance(choice.structure, Blast) for choice in free)
+    assert not any(isinstance(choice.structure, Blast) for choice in left)
+    assert any(isinstance(choice.structure, LowRank) for choice in left)
+
+
+def test_a_plan_names_the_layers_that_will_be_slower(explored: Profile, tmp_path: Path) -> None:
+    options = PlanOptions(structures=("blast",), latency_table=slow(tmp_path, 1.4))
+    decided = plan(explored, "params=60%", options)
+    named = [x.name for x in decided.layers if isinstance(x.structure, Blast)]
+    assert named
+    assert any("slower than dense" in warning for warning in decided.warnings)
+    assert all(name in " ".join(decided.warnings) for name in named)
+    fast = replace(options, latency_table=slow(tmp_path, 0.8))
+    assert not any("slower" in warning for warning in plan(explored, "params=60%", fast).warnings)
+
+
+def test_an_export_takes_the_fastest_form(tmp_path: Path) -> None:
+    layer = nn.Linear(64, 64, dtype=torch.float64)
+    module = nn.Sequential(layer)
+    spec = describe(module).layers[0]
+    factors = BLAST.fit(layer.weight.detach()[None], Whitening(), spec)
+    module[0] = BLAST.build(layer, spec, factors, layer.bias.detach())
+    x = torch.randn(3, 64, dtype=torch.float64)
+    before = module(x)
+    for form in forms_of(module[0]):
+        path = tmp_path / "table.json"
+        found = table(
+            *(measurement(name, 0.5 if name == form else 0.9) for name in forms_of(module[0]))
+        )
+        path.write_text(table_to_json(found, {}))
+        assert choose_forms_(module, FormChoice(table=str(path))) == {"0": form}
+        torch.testing.assert_close(module(x), before, rtol=1e-10, atol=1e-10)  # float64
+    with pytest.raises(ExportError, match="has no form 'einsum'"):
+        use_form_(module[0], "einsum")
+
+
+def test_calibration_measures_every_form_and_number_of_rows() -> None:
+    settings = CalibrationSettings(
+        structures=("low_rank", "blast"), shapes=((64, 64),), rows=(1, 4), runs=2
+    )
+    found = calibrate_latency(settings).measurements
+    assert {it.rows for it in found} == {1, 4}
+    assert {it.structure for it in found} == {"low_rank", "blast"}
+    blast_forms = {it.form for it in found if it.structure == "blast"}
+    assert blast_forms == {"broadcast", "columns", "matmuls"}
+    assert all(it.ratio > 0 and 0 < it.kept < 1 for it in found)
+
+
+def test_a_table_is_read_back_and_a_wrong_one_refused_by_field(tmp_path: Path) -> None:
+    held = table(measurement("columns", 0.75))
+    text = table_to_json(held, {"device": "none"})
+    assert table_from_json(text, "t").measurements[0].ratio == 0.75
+    broken = json.loads(text)
+    broken["measurements"][0]["ratio"] = -1
+    with pytest.raises(DataError, match=r"measurements\[0\]\.ratio"):
+        table_from_json(json.dumps(broken), "t")
+    with pytest.raises(DataError, match="not a latency table"):
+        table_from_json("{}", "t")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_table(tmp_path / "absent.json")
+
+
+def test_the_table_that_ships_covers_every_form_of_blast_on_cpu() -> None:
+    rows = [it for it in shipped_table().measurements if it.structure == "blast"]
+    assert {it.form for it in rows if it.provider == "cpu"} == set(forms_of(_blast_layer()))
+
+
+def _blast_layer() -> nn.Module:
+    layer = networks.Mlp().first
+    spec = replace(SPEC, out_features=layer.out_features, in_features=layer.in_features)
+    blast = Blast(2, blocks=2)
+    return blast.build(layer, spec, blast.empty_factors(spec), layer.bias.detach())
