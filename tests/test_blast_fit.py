@@ -16,6 +16,7 @@ from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.blast_fit.plain import fit_plain
 from lrcompress.structures.blast_fit.precgd import fit_precgd
 from lrcompress.structures.blast_fit.residual import block_losses
+from lrcompress.structures.blast_fit.spectral_start import spectral_loss, spectral_start
 from lrcompress.structures.blast_fit.sweeps import alternate
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
@@ -116,13 +117,23 @@ def test_sweeps_never_lose_ground_and_know_their_loss(
         last = loss
 
 
+@pytest.mark.parametrize("shape", [(24, 18), (18, 24)])
+def test_start_is_the_truncated_svd_and_knows_its_loss(shape: tuple[int, int]) -> None:
+    weight = decaying(11, *shape)
+    start = spectral_start(weight, 2, 3, 5, torch.Generator().manual_seed(0))
+    loss = float(spectral_loss(weight, start))
+    assert loss == pytest.approx(float(block_losses(weight, start).sum()), rel=1e-12)
+    # three iterations of a random subspace, on a spectrum that hardly falls
+    best = float(torch.linalg.svdvals(weight)[0, 5:].square().sum())
+    assert best * (1 - 1e-12) <= loss < 1.2 * best
+
+
 @given(seed=st.integers(0, 99), rank=st.integers(1, 6))
 @few
 def test_half_a_sweep_solves_for_the_left_factors_exactly(seed: int, rank: int) -> None:
     weight = drawn(seed, 1, 24, 18)
     before = random_factors(seed, 3, 2, 8, 9, rank)
-    half = solve_left(weight, before, diag_steps=0)
-    after = BlastFactors(half.left, half.diag, before.right)
+    after = BlastFactors(solve_left(weight, before), before.diag, before.right)
     # at the minimum over U the residual is orthogonal to every W_hat that another U would give
     residual = weight - after.dense(24, 18)
     other = BlastFactors(drawn(seed + 5, 1, 3, 8, rank), before.diag, before.right).dense(24, 18)

@@ -21,6 +21,9 @@ from lrcompress.structures.solve import pcg, solve_spd
 # is slow (many small operations), more would be many times the weight's memory.
 _AT_ONCE = 1 << 20
 
+# Up to so many, more steps for s gain nothing, as U and V move next.
+_FEW_BLOCKS = 64
+
 # Of each number on a Gram matrix's diagonal, in units of the dtype's epsilon, so that the scales of
 # the components do not matter: enough for Cholesky where they differ from each other at all. What
 # is singular goes to `solve_spd`.
@@ -39,28 +42,31 @@ class Half:
     gain: Tensor
 
 
-def solve_left(weight: Tensor, factors: BlastFactors, *, diag_steps: int) -> Half:
-    """Improve s by `diag_steps` of conjugate gradients (0: leave it), then solve for U exactly.
-
-    weight: (batch, b_out p, b_in q), a multiple of the blocks; it may be a transposed view.
-    """
+def solve_left(weight: Tensor, factors: BlastFactors) -> Tensor:
+    """The best U. weight: (batch, b_out p, b_in q), whole blocks; it may be a transposed view."""
     gram = grams(factors.right)  # (batch, b_in, r, r)
-    left, diag = torch.empty_like(factors.left), factors.diag
-    if diag_steps:
-        diag = torch.empty_like(diag, memory_format=torch.contiguous_format)
-    gain = torch.zeros_like(weight[:, 0, 0])
+    left = torch.empty_like(factors.left)
     for rows in row_chunks(weight, factors):
         products = right_products(weight, factors, rows)  # Y: (batch, b_in, rows, p, r)
-        for columns in _column_chunks(weight, factors, rows) if diag_steps else ():
-            diag[:, rows, columns] = _improve_diag(
-                products[:, columns],
-                factors.left[:, rows],
-                factors.diag[:, rows, columns],
-                gram[:, columns],
-                diag_steps,
-            )
-        left[:, rows], gained = _solve_rows(products, factors.left[:, rows], diag[:, rows], gram)
-        gain += gained
+        systems, rhs = left_systems(products, factors.diag[:, rows], gram)
+        left[:, rows] = _solved(systems, rhs, factors.left[:, rows])
+    return left
+
+
+def solve_left_and_diag(weight: Tensor, factors: BlastFactors) -> Half:
+    """s improved by a step or two of conjugate gradients, and then the best U."""
+    gram = grams(factors.right)
+    left, diag = torch.empty_like(factors.left), factors.diag.clone()
+    gain = torch.zeros_like(weight[:, 0, 0])
+    steps = 1 if diag.shape[1] * diag.shape[2] <= _FEW_BLOCKS else 2
+    for rows in row_chunks(weight, factors):
+        products = right_products(weight, factors, rows)
+        for columns in _column_chunks(weight, factors, rows):
+            part = products[:, columns], factors.left[:, rows], diag[:, rows, columns]
+            diag[:, rows, columns] = _improved_diag(*part, gram[:, columns], steps)
+        systems, rhs = left_systems(products, diag[:, rows], gram)
+        left[:, rows] = solved = _solved(systems, rhs, factors.left[:, rows])
+        gain += (solved * (2 * rhs - solved @ systems)).sum((1, 2, 3))
     return Half(left, diag, gain)
 
 
@@ -105,35 +111,32 @@ def right_products(weight: Tensor, factors: BlastFactors, rows: slice) -> Tensor
     return out.view(batch, b_in, -1, p, rank)
 
 
-def weighted_grams(diag: Tensor, gram: Tensor) -> Tensor:
-    """sum_j (s_ij s_ij^T) * G_j; diag: (batch, rows, b_in, r), gram: (batch, b_in, r, r)."""
-    batch, rows, b_in, rank = diag.shape
-    total = diag.new_zeros(batch, rows, rank, rank)
+def left_systems(products: Tensor, diag: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Normal equations U_i H_i = R_i: (batch, rows, r, r) and (batch, rows, p, r).
+
+    diag: (batch, rows, b_in, r), gram: (batch, b_in, r, r). Column after column of blocks: what is
+    summed stays in the cache, and nothing as large as `products` is made.
+    """
+    batch, b_in, rows, p, rank = products.shape
+    systems = diag.new_zeros(batch, rows, rank, rank)
+    rhs = diag.new_zeros(batch, rows, p, rank)
     for j in range(b_in):
-        scale = diag[:, :, j]
-        total.addcmul_(scale.unsqueeze(-1) * scale.unsqueeze(-2), gram[:, j, None])
-    return total
+        scale = diag[:, :, j]  # (batch, rows, r)
+        systems.addcmul_(scale.unsqueeze(-1) * scale.unsqueeze(-2), gram[:, j, None])
+        rhs.addcmul_(products[:, j], scale.unsqueeze(2))
+    return systems, rhs
 
 
 def diag_systems(products: Tensor, left: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """Normal equations of every s_ij: (batch, rows, b_in, r, r) and (batch, rows, b_in, r)."""
     systems = grams(left).unsqueeze(2) * gram.unsqueeze(1)
-    return systems, (products * left.unsqueeze(1)).sum(3).transpose(1, 2)
+    columns = [(products[:, j] * left).sum(2) for j in range(products.shape[1])]
+    return systems, torch.stack(columns, 2)
 
 
-def left_systems(
-    products: Tensor, diag: Tensor, gram: Tensor, *, keep_products: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Normal equations U_i H_i = R_i: (batch, rows, r, r) and (batch, rows, p, r).
-
-    Unless they are to be kept, `products` are scaled in place: they are as large as the weight.
-    """
-    scale = diag.transpose(1, 2).unsqueeze(3)  # (batch, b_in, rows, 1, r)
-    terms = products * scale if keep_products else products.mul_(scale)
-    return weighted_grams(diag, gram), terms.sum(1)
-
-
-def _improve_diag(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor, steps: int) -> Tensor:
+def _improved_diag(
+    products: Tensor, left: Tensor, diag: Tensor, gram: Tensor, steps: int
+) -> Tensor:
     systems, rhs = diag_systems(products, left, gram)
     size = systems.diagonal(dim1=-2, dim2=-1)
     inverse = torch.where(size > 0, size, torch.ones_like(size)).reciprocal()
@@ -147,21 +150,13 @@ def _improve_diag(products: Tensor, left: Tensor, diag: Tensor, gram: Tensor, st
     )
 
 
-def _solve_rows(
-    products: Tensor, left: Tensor, diag: Tensor, gram: Tensor
-) -> tuple[Tensor, Tensor]:
-    """U of some rows of blocks, and their gain (batch,)."""
-    systems, rhs = left_systems(products, diag, gram)
+def _solved(systems: Tensor, rhs: Tensor, left: Tensor) -> Tensor:
+    """U with U_i H_i = R_i."""
     diagonal = systems.diagonal(dim1=-2, dim2=-1)
     ridge = diagonal * (_RIDGE * torch.finfo(left.dtype).eps) + (diagonal == 0)
     diagonal.add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(systems)
+    diagonal.sub_(ridge)
     if bool(failed.any()):
-        left = solve_spd(systems, rhs.mT, left.mT).mT
-        short = rhs - left @ systems  # damped: not all of the right-hand side was met
-    else:
-        left = torch.cholesky_solve(rhs.mT, factor).mT
-        short = torch.zeros((), dtype=left.dtype, device=left.device)
-    # ||W||^2 - loss = 2 <U, R> - <U, U H>, and U H = R - short - ridge U
-    gain = left * (rhs + short + ridge.unsqueeze(2) * left)
-    return left, gain.sum((1, 2, 3))
+        return solve_spd(systems, rhs.mT, left.mT).mT
+    return torch.cholesky_solve(rhs.mT, factor).mT

@@ -8,7 +8,7 @@ from torch import Tensor
 from lrcompress.structures.blast_fit.exact import looks_exact, recover
 from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.blast_fit.residual import block_losses
-from lrcompress.structures.blast_fit.spectral_start import extended, spectral_start
+from lrcompress.structures.blast_fit.spectral_start import extended, spectral_loss, spectral_start
 from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, chosen, until_flat
 from lrcompress.structures.blast_fit.unit_norm import norms, padded, scaled
 
@@ -43,9 +43,10 @@ def fit_plain(
     unit = padded(weight, norm, blocks_out, blocks_in, torch.float64 if small else torch.float32)
     if start is None:
         begun = spectral_start(unit, blocks_out, blocks_in, rank, generator)
+        begun_loss = spectral_loss(unit, begun)
     else:
         begun = extended(unit, scaled(start, 1 / norm).to(unit), rank, generator)
-    begun_loss = block_losses(unit, begun).sum((1, 2))
+        begun_loss = block_losses(unit, begun).sum((1, 2))
     kept = _kept(begun)
     sweeping = alternate(unit, begun)
     if start is None:

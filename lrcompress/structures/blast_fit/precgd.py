@@ -88,7 +88,7 @@ def _half(
     for rows in row_chunks(weight, factors):
         products = right_products(weight, factors, rows)
         left, diag = factors.left[:, rows], factors.diag[:, rows]
-        systems, rhs = left_systems(products, diag, gram, keep_products=move_diag)
+        systems, rhs = left_systems(products, diag, gram)
         slope = (left @ systems - rhs).mT  # (batch, rows, r, p)
         left = left - step * torch.cholesky_solve(slope, _damped(systems, delta)).mT
         if move_diag:

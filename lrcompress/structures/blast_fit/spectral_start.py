@@ -20,7 +20,9 @@ def spectral_start(
     their worth. Where the rank is beyond the weight's, V and s are random and U is zero.
     """
     batch, m, n = weight.shape
-    known = min(rank, m, n)
+    if m < n:  # the smaller side is cheaper to iterate on
+        return spectral_start(weight.mT, b_in, b_out, rank, generator).transposed
+    known = min(rank, n)
     basis = drawn((n, known), weight, generator).expand(batch, -1, -1)
     for _ in range(_ITERATIONS):
         basis = torch.linalg.qr(weight.mT @ (weight @ basis)).Q  # (batch, n, known)
@@ -35,6 +37,12 @@ def spectral_start(
         right = torch.cat([right, columns.expand(batch, -1, -1)], -1)
         diag[..., known:] = drawn((b_out, b_in, more), weight, generator)
     return BlastFactors(left.view(batch, b_out, -1, rank), diag, right.view(batch, b_in, -1, rank))
+
+
+def spectral_loss(weight: Tensor, start: BlastFactors) -> Tensor:
+    """||W - W_hat||^2 of what `spectral_start` gave, whose components are orthogonal: (batch,)."""
+    captured = start.left.square().sum((1, 2)) * start.right.square().sum((1, 2))  # (batch, r)
+    return (weight.square().sum((1, 2)) - captured.sum(1)).clamp_min(0)
 
 
 def extended(

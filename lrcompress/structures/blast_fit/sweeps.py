@@ -9,10 +9,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from lrcompress.structures.blast_fit.alternating import solve_left
+from lrcompress.structures.blast_fit.alternating import solve_left, solve_left_and_diag
 from lrcompress.structures.blast_fit.factors import BlastFactors
-
-_DIAG_STEPS = 2  # of conjugate gradients for s; more gain nothing, as U and V move next
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +75,10 @@ def chosen(first: Tensor, a: Sweep, b: Sweep) -> Sweep:
 
 
 def _sweep(weight: Tensor, point: BlastFactors, total: Tensor) -> Sweep:
-    half = solve_left(weight, point, diag_steps=0)
-    point = BlastFactors(half.left, point.diag, point.right)
-    half = solve_left(weight.mT, point.transposed, diag_steps=_DIAG_STEPS)
-    factors = BlastFactors(half.left, half.diag, point.left).transposed
+    left = solve_left(weight, point)
+    point = BlastFactors(left, point.diag, point.right)
+    half = solve_left_and_diag(weight.mT, point.transposed)
+    factors = BlastFactors(half.left, half.diag, left).transposed
     return Sweep(factors, (total - half.gain).clamp_min(0))
 
 
