@@ -69,12 +69,15 @@ def _dense_shapes(module: nn.Module) -> dict[str, Shape]:
     On the meta device it has a shape and no values, so nothing is computed.
     """
     empty = copy_structure(module, lambda _, tensor: tensor.to("meta"))
-    return {
-        name: tuple(part.weight.shape)
-        for name, part in empty.named_modules()
-        if any(base.__module__.startswith(_STRUCTURES) for base in type(part).__mro__)
-        and isinstance(getattr(type(part), "weight", None), property)
-    }
+    found: dict[str, Shape] = {}
+    for name, part in empty.named_modules():  # a module before those within it
+        if (
+            any(base.__module__.startswith(_STRUCTURES) for base in type(part).__mro__)
+            and isinstance(getattr(type(part), "weight", None), property)
+            and not any(not x or name.startswith(f"{x}.") for x in found)  # a part of a sum
+        ):
+            found[name] = tuple(part.weight.shape)
+    return found
 
 
 def factors_kept(

@@ -2,6 +2,10 @@
 
 W = blockdiag(D_1 .. D_b) + U V;  D: (b, p, q)  U: (m, r)  V: (r, n)
 
+The blocks free the low-rank part from matching what stands where they do, which is worth more than
+the rank that they cost once half of the weight is kept. With a `chunk` the low-rank part is stored
+as Interpolative does, in r^2 numbers less.
+
 Fitted by alternation: given V, the rows i of (U, D) are a linear least-squares problem with basis
 [V; S_i], S_i the selection of block i's columns, solved exactly for one block row after the other
 (a full G couples them); then U alone, whose solution no G changes; then the same for the columns.
@@ -29,7 +33,8 @@ from lrcompress.structures.block_rows import (
     block_diagonal,
     diagonal_blocks,
 )
-from lrcompress.structures.low_rank import LowRank
+from lrcompress.structures.interpolative import Interpolative
+from lrcompress.structures.low_rank import LowRank, _balanced
 from lrcompress.structures.solve import cholesky, pcg
 
 _SWEEPS, _QUICK_SWEEPS, _STEPS = 40, 4, 200
@@ -38,10 +43,14 @@ _KEPT = (0.3, 0.45, 0.6, 0.75)  # of the dense weight, fitted for loss curves
 
 @dataclass(frozen=True)
 class BlockDiagonal(Structure):
-    """`blocks` blocks on the diagonal and a low-rank part of `rank`, which may be 0."""
+    """`blocks` blocks on the diagonal and a low-rank part of `rank`, which may be 0.
+
+    chunk: of Interpolative's features, which the low-rank part then is; 0: two plain factors.
+    """
 
     rank: int
     blocks: int
+    chunk: int = 0
     type_name: ClassVar[str] = "block_diagonal"
     kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
 
@@ -52,18 +61,19 @@ class BlockDiagonal(Structure):
                 f"{spec.name}: {self.blocks} blocks are not between 1 and {largest} "
                 f"(the weight is {spec.out_features} x {spec.in_features}); edit its blocks"
             )
-        if not 0 <= self.rank <= largest:
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 0 and {largest} "
-                f"(the weight is {spec.out_features} x {spec.in_features}); edit its rank"
-            )
+        if self.rank:
+            self._rest.check_sizes(spec)
+
+    @property
+    def _rest(self) -> LowRank | Interpolative:
+        return Interpolative(self.rank, self.chunk) if self.chunk else LowRank(self.rank)
 
     def _block(self, spec: LayerSpec) -> tuple[int, int]:
         return -(-spec.out_features // self.blocks), -(-spec.in_features // self.blocks)
 
     def weight_params(self, spec: LayerSpec) -> int:
         p, q = self._block(spec)
-        return self.blocks * p * q + self.rank * (spec.out_features + spec.in_features)
+        return self.blocks * p * q + self._rest.weight_params(spec)
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         return 2 * self.weight_params(spec)
@@ -97,7 +107,7 @@ class BlockDiagonal(Structure):
             parts = min(parts, swept, key=lambda x: problem.loss(_error(problem.weight, x)))
         if turned:
             problem, parts = problem.mT, _turned(parts)
-        return self._factors(problem, parts, spec)
+        return self._factors(problem, parts, whitening, spec)
 
     def _start(
         self,
@@ -113,8 +123,9 @@ class BlockDiagonal(Structure):
         left, right = blocks.new_zeros(m, 0), blocks.new_zeros(0, n)
         if start is not None and start["blocks"].shape == blocks.shape:
             blocks = start["blocks"].to(blocks)
-            if "left" in start and start["left"].shape[1] <= self.rank:
-                left, right = start["left"].to(blocks), start["right"].to(blocks)
+            given = _product(start, spec)
+            if given is not None and given[0].shape[1] <= self.rank:
+                left, right = (x.to(blocks) for x in given)
         missing = self.rank - left.shape[1]
         if missing:
             rest = weight[0] - left @ right - block_diagonal(blocks)[:m, :n]
@@ -128,35 +139,45 @@ class BlockDiagonal(Structure):
         scaled = rows.reshape(-1, p, 1) * blocks * columns.reshape(-1, 1, q)
         return rows[:, None] * padded_left, padded_right * columns, scaled
 
-    def _factors(self, problem: Blocked, parts: Parts, spec: LayerSpec) -> Factors:
+    def _factors(
+        self, problem: Blocked, parts: Parts, whitening: Whitening, spec: LayerSpec
+    ) -> Factors:
         u, v, d = parts
         rows, columns = problem.left.scale, problem.right.scale
         blocks = d / rows.reshape(self.blocks, -1, 1) / columns.reshape(self.blocks, 1, -1)
+        if not self.rank:
+            return {"blocks": blocks}
         left = (u / rows[:, None])[: spec.out_features]
         right = (v / columns)[:, : spec.in_features]
-        return _named(blocks, left, right)
+        rest = self._rest
+        if isinstance(rest, Interpolative):
+            return {"blocks": blocks, **rest.store(left, right, whitening, spec)}
+        return {"blocks": blocks, **_balanced(left[None], right[None])}
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        whole = block_diagonal(factors["blocks"])[: spec.out_features, : spec.in_features]
-        if "left" in factors:
-            whole = whole + factors["left"] @ factors["right"]
-        return whole[None]
+        whole = block_diagonal(factors["blocks"])[None, : spec.out_features, : spec.in_features]
+        return whole + self._rest.dense(factors, spec) if self.rank else whole
 
     def build(
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
         features = spec.out_features, spec.in_features
-        built = BlockDiagonalLinear.like(layer, factors, bias, features)
+        rest = self._rest.build(layer, spec, factors, None) if self.rank else None
+        built = BlockDiagonalLinear.like(layer, factors["blocks"], rest, bias, features)
         return built.train(layer.training)
 
     def empty_factors(self, spec: LayerSpec) -> Factors:
-        left = torch.zeros(spec.out_features, self.rank)
-        right = torch.zeros(self.rank, spec.in_features)
-        return _named(torch.zeros(self.blocks, *self._block(spec)), left, right)
+        blocks = {"blocks": torch.zeros(self.blocks, *self._block(spec))}
+        return {**blocks, **self._rest.empty_factors(spec)} if self.rank else blocks
 
 
-def _named(blocks: Tensor, left: Tensor, right: Tensor) -> Factors:
-    return {"blocks": blocks, "left": left, "right": right} if len(right) else {"blocks": blocks}
+def _product(factors: Factors, spec: LayerSpec) -> tuple[Tensor, Tensor] | None:
+    """U and V of the low-rank part, however it is stored."""
+    if "left" in factors:
+        return factors["left"][0], factors["right"][0]
+    if "kept" in factors:
+        return Interpolative(int(factors["kept"].sum())).product(factors, spec)
+    return None
 
 
 def _turned(parts: Parts) -> Parts:

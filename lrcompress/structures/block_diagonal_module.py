@@ -8,13 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrcompress.structures.base import Factors
 from lrcompress.structures.block_rows import block_diagonal
-from lrcompress.structures.factorized import _bias, _linear, _parameter
+from lrcompress.structures.factorized import _bias, _parameter
 
 
 class BlockDiagonalLinear(nn.Module):
-    """y = blockdiag(D_1 .. D_b) x + up(down(x)) + bias;  block_weight: (b, q, p), every D_i^T.
+    """y = blockdiag(D_1 .. D_b) x + rest(x) + bias;  block_weight: (b, q, p), every D_i^T.
 
     Stored as it is multiplied: a transposed constant would not be found again in a graph.
     """
@@ -22,33 +21,36 @@ class BlockDiagonalLinear(nn.Module):
     def __init__(
         self,
         block_weight: nn.Parameter,
-        down: nn.Linear | None,
-        up: nn.Linear | None,
+        rest: nn.Module | None,
         bias: nn.Parameter | None,
         features: tuple[int, int],
     ) -> None:
         super().__init__()
-        self.block_weight, self.down, self.up, self.bias = block_weight, down, up, bias
+        self.block_weight, self.rest, self.bias = block_weight, rest, bias
         self.out_features, self.in_features = features
 
     @classmethod
     def like(
-        cls, layer: nn.Module, factors: Factors, bias: Tensor | None, features: tuple[int, int]
+        cls,
+        layer: nn.Module,
+        blocks: Tensor,
+        rest: nn.Module | None,
+        bias: Tensor | None,
+        features: tuple[int, int],
     ) -> Self:
-        """blocks: (b, p, q)  left: (m, r)  right: (r, n), the last two if there are any."""
+        """blocks: (b, p, q)  rest: what is added to them, without a bias."""
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        blocks = _parameter(factors["blocks"].mT, weight)
-        down = _linear(_parameter(factors["right"], weight), None) if "right" in factors else None
-        up = _linear(_parameter(factors["left"], weight), None) if "left" in factors else None
-        return cls(blocks, down, up, _bias(bias, layer), features)
+        return cls(_parameter(blocks.mT, weight), rest, _bias(bias, layer), features)
 
     @property
     def weight(self) -> Tensor:
         whole = block_diagonal(self.block_weight.mT)[: self.out_features, : self.in_features]
-        if self.up is None or self.down is None:
+        if self.rest is None:
             return whole
-        return whole + self.up.weight @ self.down.weight
+        rest = self.rest.weight
+        assert isinstance(rest, Tensor)
+        return whole + rest
 
     def forward(self, input: Tensor) -> Tensor:
         count, q, p = self.block_weight.shape
@@ -60,6 +62,6 @@ class BlockDiagonalLinear(nn.Module):
         out = cells.reshape(*input.shape[:-1], count * p)
         if count * p > self.out_features:
             out = out[..., : self.out_features]
-        if self.up is not None and self.down is not None:
-            out = out + self.up(self.down(input))
+        if self.rest is not None:
+            out = out + self.rest(input)
         return out if self.bias is None else out + self.bias

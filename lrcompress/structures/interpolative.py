@@ -73,7 +73,14 @@ class Interpolative(Structure):
         start: Factors | None = None,
     ) -> Factors:
         low_rank = LowRank(self.rank).fit(weight, whitening, spec)
-        left, right = low_rank["left"][0], low_rank["right"][0]
+        return self.store(low_rank["left"][0], low_rank["right"][0], whitening, spec)
+
+    def store(self, left: Tensor, right: Tensor, whitening: Whitening, spec: LayerSpec) -> Factors:
+        """Factors whose product is left right;  left: (m, r)  right: (r, n).
+
+        Raises:
+            FitError: no chunks of features span it.
+        """
         if not _keeps_inputs(spec):
             outer, mix, kept = self._interpolate(right.mT, left.mT, None)
             return _named(outer.mT, mix.mT, kept)
@@ -101,13 +108,18 @@ class Interpolative(Structure):
         return columns, scale[chosen, None] * mix / scale[rest], kept
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        outer, kept = factors["outer"], factors["kept"]
-        inverse = _order(kept).argsort()
+        left, right = self.product(factors, spec)
+        return (left @ right)[None]
+
+    def product(self, factors: Factors, spec: LayerSpec) -> tuple[Tensor, Tensor]:
+        """(m, r) and (r, n), one of which holds the identity."""
+        outer = factors["outer"]
+        eye = torch.eye(self.rank, dtype=outer.dtype, device=outer.device)
+        inverse = _order(factors["kept"]).argsort()
+        mix = factors.get("mix")
         if _keeps_inputs(spec):
-            both = [outer, outer @ factors["mix"]] if "mix" in factors else [outer]
-            return torch.cat(both, -1)[:, inverse][None]
-        both = [outer, factors["mix"] @ outer] if "mix" in factors else [outer]
-        return torch.cat(both)[inverse][None]
+            return outer, (eye if mix is None else torch.cat([eye, mix], -1))[:, inverse]
+        return (eye if mix is None else torch.cat([eye, mix]))[inverse], outer
 
     def build(
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
