@@ -38,6 +38,7 @@ from lrcompress.structures import (
     Monarch,
     SpatialLowRank,
     Structure,
+    TensorTrain,
     Tucker2,
 )
 
@@ -67,6 +68,12 @@ def _spatial(spec: LayerSpec) -> list[Structure]:
     width = spec.kernel[1]
     largest = min(spec.in_features // width, spec.out_features * width)
     return [SpatialLowRank(rank) for rank in (*range(1, largest, 2), largest)]
+
+
+def _tensor_trains(spec: LayerSpec) -> list[Structure]:
+    if spec.kind != "embedding" or spec.tied:
+        return []
+    return [TensorTrain(rank, cores=3) for rank in (1, 2, 3, 4)]
 
 
 def _tuckers(spec: LayerSpec) -> list[Structure]:
@@ -123,6 +130,7 @@ SIZES: dict[str, Callable[[LayerSpec], list[Structure]]] = {
     "cp": _cps,
     "spatial": _spatial,
     "tucker2": _tuckers,
+    "tensor_train": _tensor_trains,
     "interpolative": _interpolatives,
     "block_diagonal": _block_diagonals,
     "monarch": _monarchs,

@@ -12,6 +12,7 @@ from lrcompress.structures.kronecker import Kronecker
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.monarch import Monarch
 from lrcompress.structures.spatial import SpatialLowRank
+from lrcompress.structures.tensor_train import TensorTrain
 from lrcompress.structures.tucker2 import Tucker2
 
 STRUCTURES: dict[str, type[Structure]] = {
@@ -21,6 +22,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "cp": CP,
     "spatial": SpatialLowRank,
     "tucker2": Tucker2,
+    "tensor_train": TensorTrain,
     "interpolative": Interpolative,
     "block_diagonal": BlockDiagonal,
     "monarch": Monarch,
@@ -40,5 +42,6 @@ __all__ = [
     "Monarch",
     "SpatialLowRank",
     "Structure",
+    "TensorTrain",
     "Tucker2",
 ]

@@ -14,8 +14,9 @@ from math import prod
 import torch
 from torch import Tensor
 
+from lrcompress.structures.modes import times
 from lrcompress.structures.solve import solve_spd
-from lrcompress.structures.two_stage import TwoStageFit, first_stage_step, times
+from lrcompress.structures.two_stage import TwoStageFit, first_stage_step
 
 _ROUNDING = 1e-14  # of the weight's own loss
 _SETTLED = 1e-4  # share of the loss that a sweep must gain for another to follow

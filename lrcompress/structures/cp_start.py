@@ -13,8 +13,9 @@ from torch import Tensor
 
 from lrcompress.metrics.root import Root, root_of
 from lrcompress.structures.cp_fit import Terms
+from lrcompress.structures.modes import along, separable
 from lrcompress.structures.tensorly_access import torch_backend
-from lrcompress.structures.two_stage import TwoStageFit, separable
+from lrcompress.structures.two_stage import TwoStageFit
 
 _RIDGE = 1e-9  # of a tensor of norm 1: what keeps PARAFAC's systems solvable at any rank
 _SWEEPS = 4  # of PARAFAC; more are better spent in the true metric
@@ -24,7 +25,7 @@ def cp_starts(kernel: Tensor, problem: TwoStageFit, rank: int) -> list[Terms]:
     """Terms for `kernel` (m, c, *kernel), its outputs whitened: before PARAFAC and after it."""
     roots = _mode_roots(problem, tuple(kernel.shape[2:]))
     for mode, root in enumerate(roots, start=1):
-        kernel = _along(kernel, mode, root)
+        kernel = along(kernel, mode, root.right)
     norm = torch.linalg.vector_norm(kernel)
     kernel = kernel / torch.where(norm > 0, norm, torch.ones_like(norm))
     found = [_by_position(kernel, rank)]
@@ -80,9 +81,3 @@ def _mode_roots(problem: TwoStageFit, kernel: tuple[int, ...]) -> list[Root]:
         own, rest = separable(rest[None], size, prod(kernel[axis + 1 :]), like=problem.half)
         roots.append(root_of(own[None]))
     return roots
-
-
-def _along(tensor: Tensor, mode: int, root: Root) -> Tensor:
-    rows = tensor.movedim(mode, -1)
-    whitened = root.right(rows.reshape(1, -1, rows.shape[-1])).reshape(rows.shape)
-    return whitened.movedim(-1, mode)

@@ -21,6 +21,7 @@ from torch import Tensor
 from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root, root_of
+from lrcompress.structures.modes import separable, times
 from lrcompress.structures.solve import cholesky, pcg
 
 
@@ -141,33 +142,6 @@ def first_stage_step(
         return torch.cholesky_solve(torch.cholesky_solve(residual, left).mT, right).mT
 
     return pcg(normal, tall.mT @ weighted(target), precondition, first, steps)
-
-
-def times(x: Tensor, gram: Tensor | None) -> Tensor:
-    """x C for x: (rows, n) and a gram of a layer of one group, as `Root.gram` gives it."""
-    if gram is None:
-        return x
-    return x * gram if gram.dim() == 2 else x @ gram[0]
-
-
-def separable(
-    gram: Tensor | None, outer: int, inner: int, *, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    """C_a (a, a) and C_b (b, b) whose Kronecker product has the partial traces of C."""
-    if gram is None:
-        over, under = (
-            torch.eye(size, dtype=like.dtype, device=like.device) for size in (outer, inner)
-        )
-        return over, under
-    if gram.dim() == 2:
-        pairs = gram[0].reshape(outer, inner)
-        over, under = torch.diag(pairs.sum(1)), torch.diag(pairs.sum(0))
-    else:
-        square = gram[0].reshape(outer, inner, outer, inner)
-        over = square.diagonal(dim1=1, dim2=3).sum(-1)
-        under = square.diagonal(dim1=0, dim2=2).sum(-1)
-    trace = under.diagonal().sum()
-    return over, under / torch.where(trace > 0, trace, torch.ones_like(trace))
 
 
 def extended(first: Tensor, by: Tensor, rank: int) -> Tensor:

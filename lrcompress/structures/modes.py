@@ -1,0 +1,41 @@
+"""Moments over features that are numbered by several indices, one mode for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def along(tensor: Tensor, mode: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """`tensor` with its vectors along one mode changed, as rows (1, rows, k): `Root.right`, say."""
+    rows = tensor.movedim(mode, -1)
+    return change(rows.reshape(1, -1, rows.shape[-1])).reshape(rows.shape).movedim(-1, mode)
+
+
+def times(x: Tensor, gram: Tensor | None) -> Tensor:
+    """x C for x: (rows, n) and a gram of a layer of one group, as `Root.gram` gives it."""
+    if gram is None:
+        return x
+    return x * gram if gram.dim() == 2 else x @ gram[0]
+
+
+def separable(
+    gram: Tensor | None, outer: int, inner: int, *, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """C_a (a, a) and C_b (b, b) whose Kronecker product has the partial traces of C."""
+    if gram is None:
+        over, under = (
+            torch.eye(size, dtype=like.dtype, device=like.device) for size in (outer, inner)
+        )
+        return over, under
+    if gram.dim() == 2:
+        pairs = gram[0].reshape(outer, inner)
+        over, under = torch.diag(pairs.sum(1)), torch.diag(pairs.sum(0))
+    else:
+        square = gram[0].reshape(outer, inner, outer, inner)
+        over = square.diagonal(dim1=1, dim2=3).sum(-1)
+        under = square.diagonal(dim1=0, dim2=2).sum(-1)
+    trace = under.diagonal().sum()
+    return over, under / torch.where(trace > 0, trace, torch.ones_like(trace))

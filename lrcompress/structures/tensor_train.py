@@ -1,0 +1,176 @@
+"""Tensor train: an embedding's table as a product of small cores (Khrulkov et al. 2019).
+
+y = X1[i1] X2[i2] (X3[i3]);  X: (r, v, d, r')  for a token with the digits i in base (v1, v2, v3)
+
+The vocabulary is padded to v1 v2 (v3), features are d1 d2 (d3) exactly. Nothing is looked up in
+the table itself: integer divisions give the digits, one row of each core is gathered, and batched
+products join them.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from functools import cache
+from math import prod
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.metrics import Whitening
+from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.tensor_train_fit import Shape, TensorTrainFit, product
+from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
+from lrcompress.structures.tensor_train_start import joined, whitened_tt_svd
+
+SHARES = (0.05, 0.15, 0.3, 0.5)  # of the dense table, for a loss curve
+
+
+@dataclass(frozen=True)
+class TensorTrain(Structure):
+    """`cores` of them, with `rank` between neighbours or what their sizes allow, if less."""
+
+    rank: int
+    cores: int = 2
+    type_name: ClassVar[str] = "tensor_train"
+    kinds: ClassVar[frozenset[Kind]] = frozenset(("embedding",))
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        if spec.tied:
+            raise PlanError(
+                f"{spec.name}: tensor_train cannot be an output head as well ({spec.tied[0]} is "
+                "tied to this embedding); use low_rank or dense"
+            )
+        if self.cores not in (2, 3):
+            raise PlanError(f"{spec.name}: tensor_train has 2 or 3 cores, not {self.cores}")
+        largest = max(_largest_ranks(spec, self.cores))
+        if not 1 <= self.rank <= largest:
+            raise PlanError(
+                f"{spec.name}: rank {self.rank} is not between 1 and {largest} (the table is "
+                f"{spec.in_features} x {spec.out_features} in {self.cores} cores); edit its rank"
+            )
+
+    def shape(self, spec: LayerSpec) -> Shape:
+        ranks = tuple(min(self.rank, most) for most in _largest_ranks(spec, self.cores))
+        return Shape(
+            padded_factors(spec.in_features, self.cores),
+            factors_of(spec.out_features, self.cores),
+            ranks,
+        )
+
+    def weight_params(self, spec: LayerSpec) -> int:
+        return sum(prod(core) for core in self.shape(spec).cores)
+
+    def flops_per_row(self, spec: LayerSpec) -> int:
+        """Of the products that join the cores' rows, from the left."""
+        (_, _, width, _), *rest = self.shape(spec).cores
+        total = 0
+        for before, _, d, after in rest:
+            total += 2 * width * before * d * after
+            width *= d
+        return total
+
+    def fit(
+        self,
+        weight: Tensor,
+        whitening: Whitening,
+        spec: LayerSpec,
+        *,
+        quick: bool = False,
+        start: Factors | None = None,
+    ) -> Factors:
+        shape = self.shape(spec)
+        problem = TensorTrainFit(weight, whitening, shape)
+        candidates: list[list[Tensor]] = []
+        if start is not None and len(start) == self.cores:
+            held = [start[name].to(problem.target) for name in sorted(start)]
+            more = tuple(
+                rank - core.shape[3] for rank, core in zip(shape.ranks, held[:-1], strict=True)
+            )
+            if min(more) >= 0:
+                candidates.append(joined(held, self._rest(problem, held, more), shape))
+        if not (candidates and quick):
+            candidates.append(whitened_tt_svd(problem.target, problem, shape.ranks))
+        sweeps, steps = (1, 3) if quick else (4, 6)
+        cores = problem.fit(candidates, sweeps=sweeps, steps=steps)
+        return {f"core{k}": core.double() for k, core in enumerate(cores)}
+
+    def _rest(
+        self, problem: TensorTrainFit, held: list[Tensor], more: tuple[int, ...]
+    ) -> list[Tensor] | None:
+        """Cores of what `held` misses, if every rank has grown."""
+        if min(more) == 0:
+            return None
+        missing = problem.target - product(held)[0, : len(problem.target), :, 0]
+        return whitened_tt_svd(missing, problem, more)
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        table = product([factors[name] for name in sorted(factors)])[0, : spec.in_features, :, 0]
+        return table.mT[None]
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        cores = [factors[name] for name in sorted(factors)]
+        return TensorTrainEmbedding.like(layer, cores).train(layer.training)
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        return {f"core{k}": torch.zeros(size) for k, size in enumerate(self.shape(spec).cores)}
+
+    @classmethod
+    def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        if spec.kind not in cls.kinds or spec.tied:
+            return ()
+        family: list[Self] = []
+        for share in SHARES:  # of two cores: a third loses more at equal parameters
+            structure = cls.holding(share, spec)
+            if structure is not None and structure not in family:
+                family.append(structure)
+        return (tuple(family),) if len(family) > 1 else ()
+
+    @classmethod
+    def holding(cls, share: float, spec: LayerSpec, cores: int = 2) -> Self | None:
+        """The largest that holds no more than that share of the table, if there is one."""
+        ranks = range(1, max(_largest_ranks(spec, cores)) + 1)
+        most = share * spec.weight_params
+        rank = bisect_right(ranks, most, key=lambda r: cls(r, cores).weight_params(spec))
+        return cls(rank, cores) if rank else None
+
+
+@cache
+def padded_factors(size: int, count: int) -> tuple[int, ...]:
+    """Near-equal factors, ascending, whose product is at least `size` and close to it."""
+    if count == 1:
+        return (size,)
+    root = round(size ** (1 / count))
+    found = []
+    for first in range(max(1, root - root // 4), root + 1):
+        rest = padded_factors(-(-size // first), count - 1)
+        found.append((first * prod(rest), -first, rest))
+    _, first, rest = min(found)
+    return tuple(sorted((-first, *rest)))
+
+
+@cache
+def factors_of(size: int, count: int) -> tuple[int, ...]:
+    """The most equal factors, ascending, whose product is `size`."""
+    if count == 1:
+        return (size,)
+    choices = [
+        tuple(sorted((first, *factors_of(size // first, count - 1))))
+        for first in range(1, size + 1)
+        if size % first == 0
+    ]
+    return min(choices, key=sum)
+
+
+def _largest_ranks(spec: LayerSpec, cores: int) -> tuple[int, ...]:
+    """Between neighbours: the shorter side of the unfolding there."""
+    tokens = padded_factors(spec.in_features, cores)
+    features = factors_of(spec.out_features, cores)
+    left = [prod(tokens[:k]) * prod(features[:k]) for k in range(1, cores)]
+    whole = prod(tokens) * prod(features)
+    return tuple(min(rows, whole // rows) for rows in left)
