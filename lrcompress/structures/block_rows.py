@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import Self
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from lrcompress.metrics.root import Root
 from lrcompress.structures.solve import cholesky
 
 _LARGE = 2**15  # scalars of a weight from which sweeps are in float32: twice as fast
+_SWEEPS, _QUICK_SWEEPS = 40, 8
+_QUICK_WORK = 2**31  # multiply-adds of a point of a loss curve, which may take fewer sweeps
 _FLAT = 5e-4  # a sweep that gains less of the loss, twice in a row, ends a fit
 
 Parts = tuple[Tensor, ...]
@@ -37,19 +40,16 @@ class Side:
 
     @classmethod
     def of(cls, root: Root, features: int, blocks: int, like: Tensor) -> Self:
-        size = -(-features // blocks)
-        padding = size * blocks - features
-        gram = root.gram()
-        if gram is None:
-            return cls(None, like.new_ones(features + padding), blocks, None)
-        diagonal = (gram if gram.dim() == 2 else gram.diagonal(dim1=-2, dim2=-1))[0]
-        scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
-        padded = torch.cat([scale, scale.new_ones(padding)])
-        if gram.dim() == 2:
+        padding = -features % blocks
+        scale, unit = _unit_moment(root)
+        padded = like.new_ones(features + padding)
+        if scale is not None:
+            padded[:features] = scale
+        if unit is None:
             return cls(None, padded, blocks, None)
-        unit = torch.eye(len(padded), dtype=gram.dtype, device=gram.device)
-        unit[:features, :features] = gram[0] / (scale * scale[:, None])
-        unit.diagonal().fill_(1.0)
+        if padding:
+            ones = torch.eye(padding, dtype=unit.dtype, device=unit.device)
+            unit = torch.block_diag(unit, ones)  # type: ignore[no-untyped-call]
         return cls(unit, padded, blocks, cholesky(diagonal_blocks(unit, blocks)))
 
     @property
@@ -113,8 +113,35 @@ class Blocked:
     def loss(self, error: Tensor) -> float:
         return 0.5 * float((self.left.before(error) * self.right.after(error)).sum())
 
+    def sweeps(self, *, quick: bool) -> int:
+        m, n = self.weight.shape
+        return max(4, min(_QUICK_SWEEPS, _QUICK_WORK // (m * n * (m + n)))) if quick else _SWEEPS
+
     def sweeping_dtype(self) -> torch.dtype:
         return torch.float32 if self.weight.numel() >= _LARGE else torch.float64
+
+
+_UNIT_MOMENTS: WeakKeyDictionary[Root, tuple[Tensor | None, Tensor | None]] = WeakKeyDictionary()
+
+
+def _unit_moment(root: Root) -> tuple[Tensor | None, Tensor | None]:
+    """Scale of the features and their moment of unit diagonal; None for ones, and the identity.
+
+    Remembered while its root lives: a curve's fits share one, and forming it costs more than half
+    a fit of the curve where features are many.
+    """
+    if root in _UNIT_MOMENTS:
+        return _UNIT_MOMENTS[root]
+    gram, unit = root.gram(), None
+    scale = None
+    if gram is not None:
+        diagonal = (gram if gram.dim() == 2 else gram.diagonal(dim1=-2, dim2=-1))[0]
+        scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
+        if gram.dim() == 3:
+            unit = gram[0] / (scale * scale[:, None])
+            unit.diagonal().fill_(1.0)
+    _UNIT_MOMENTS[root] = scale, unit
+    return scale, unit
 
 
 class Residual:
@@ -153,6 +180,26 @@ def block_diagonal(blocks: Tensor) -> Tensor:
     whole = blocks.new_zeros(count * p, count * q)
     diagonal_blocks(whole, count).copy_(blocks)
     return whole
+
+
+def alternate(
+    problem: Blocked,
+    parts: Parts,
+    sweep: Callable[[Blocked, Parts], tuple[Parts, float]],
+    error: Callable[[Tensor, Parts], Tensor],
+    *,
+    quick: bool,
+) -> Parts:
+    """Accelerated sweeps in the dtype that suits the size; the loss does not grow."""
+    coarse = problem.to(problem.sweeping_dtype())
+    begun = tuple(x.to(coarse.weight.dtype) for x in parts)
+    loss = coarse.loss(error(coarse.weight, begun))
+    swept = accelerated(lambda x: sweep(coarse, x), begun, loss, problem.sweeps(quick=quick))
+    found = tuple(x.to(problem.weight.dtype) for x in swept)
+    if quick or coarse.weight.dtype == problem.weight.dtype:
+        return found
+    # Rounding to float32 may have cost more than the sweeps have gained
+    return min(parts, found, key=lambda x: problem.loss(error(problem.weight, x)))
 
 
 def accelerated(

@@ -26,6 +26,9 @@ from lrcompress.structures.kronecker_fit import KroneckerFit, Split, restored
 from lrcompress.structures.kronecker_module import KroneckerLinear
 
 
+# No loss curves are fitted. On MiniLM's layers (two-sided metric) near-square factors pay at 3 % of
+# the weight's parameters, .87 of low rank's loss, where they already need half of its operations;
+# at 30 % they lose 1.6 times as much, with five times the operations of the dense layer.
 @dataclass(frozen=True)
 class Kronecker(Structure):
     """`rank` terms; A is (rows, columns), near the roots of the weight's sizes where they are 0."""

@@ -11,7 +11,7 @@ and is solved exactly by K_i C K_i^T, one block row after the other; then the bl
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,17 @@ from lrcompress.structures.block_rows import (
     Blocked,
     Parts,
     Residual,
-    accelerated,
+    alternate,
     block_diagonal,
 )
 from lrcompress.structures.monarch_module import MonarchLinear
 from lrcompress.structures.solve import cholesky
 
-_SWEEPS, _QUICK_SWEEPS = 40, 4
+# What loss curves are fitted of. On layers of MiniLM four blocks lose up to half less than low rank
+# of the same size where outputs are summed up next (the last layer's), 5 to 20 % less for values
+# below half of the weight, and more than it for queries and keys; eight blocks do not do better.
+_BLOCKS, _KEPT = 4, (0.15, 0.3, 0.45, 0.6)
+_SMALLEST = 128  # features of a layer from which they are
 
 
 @dataclass(frozen=True)
@@ -81,16 +85,7 @@ class Monarch(Structure):
         turned = spec.out_features < spec.in_features
         if turned:  # so that products with the larger moment are few
             problem, parts = problem.mT, _turned(parts)
-        coarse = problem.to(problem.sweeping_dtype())
-        swept = accelerated(
-            lambda x: _sweep(coarse, x),
-            tuple(x.to(coarse.weight.dtype) for x in parts),
-            problem.loss(_error(problem.weight, parts)),
-            _QUICK_SWEEPS if quick else _SWEEPS,
-        )
-        swept = tuple(x.to(problem.weight.dtype) for x in swept)
-        # Rounding to float32 may cost what the last sweep had gained
-        parts = min(parts, swept, key=lambda x: problem.loss(_error(problem.weight, x)))
+        parts = alternate(problem, parts, _sweep, _error, quick=quick)
         return _unscaled(problem.mT, _turned(parts)) if turned else _unscaled(problem, parts)
 
     def _start(self, problem: Blocked, start: Factors | None) -> Parts:
@@ -132,6 +127,14 @@ class Monarch(Structure):
         inner = self.blocks * self.rank
         left, right = (self.blocks, p, inner), (self.blocks, inner, q)
         return {"left": torch.zeros(left), "right": torch.zeros(right)}
+
+    @classmethod
+    def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        m, n = spec.out_features, spec.in_features
+        if spec.kind not in cls.kinds or min(m, n) < _SMALLEST:
+            return ()
+        per_rank = cls(1, _BLOCKS).weight_params(spec)
+        return (tuple(cls(int(kept * m * n / per_rank), _BLOCKS) for kept in _KEPT),)
 
 
 def _packed(left: Tensor, right: Tensor) -> Factors:
