@@ -59,7 +59,7 @@ def _cps(spec: LayerSpec) -> list[Structure]:
         return []
     positions = prod(spec.kernel)
     largest = positions * min(spec.out_features, spec.in_features // positions)
-    return [CP(rank) for rank in (1, 2, largest // 2, largest)]
+    return [CP(rank) for rank in (1, 3, largest)]
 
 
 def _spatial(spec: LayerSpec) -> list[Structure]:

@@ -57,7 +57,7 @@ class TensorTrainEmbedding(nn.Module):
         tokens, digits = input.reshape(-1), []
         for base in reversed(self._bases[1:]):
             digits.append(tokens % base)
-            tokens = torch.div(tokens, base, rounding_mode="trunc")
+            tokens = tokens // base
         rows = self._rows([tokens, *reversed(digits)])
         return rows.reshape(*input.shape, self.embedding_dim)
 
