@@ -16,14 +16,16 @@ class BlastLinear(nn.Module):
 
     `form`, one of FORMS, says how the sum over j is computed and which way the rows lie:
 
-    broadcast  (i, j, rows, r) multiplied and summed: no small products, but b_out copies of the
-               middle. The fastest for a single row, and for two blocks.
-    matmuls    a product of s, batched over r: z is (r, j, rows), so that rows stay together.
-    columns    the same, and the outputs lie as (features, rows) until the last transposition,
-               which costs less than one block by block unless there are many of both.
+    columns    a product with s, batched over r: z is (r, j, rows), so that rows stay together, and
+               so do they in the outputs up to the last transposition.
+    matmuls    the same, but for the outputs: each block of them as it will lie in the end, which
+               costs less where rows and outputs are many.
+    broadcast  (i, j, rows, r) multiplied and summed: no small products, but b_out times the middle
+               in memory. The fastest for a single row, and for two blocks.
     """
 
-    FORMS: ClassVar[tuple[str, ...]] = ("broadcast", "matmuls", "columns")
+    FORMS: ClassVar[tuple[str, ...]] = ("columns", "matmuls", "broadcast")
+    type_name: ClassVar[str] = "blast"  # as the structure's
 
     def __init__(
         self,
@@ -37,7 +39,7 @@ class BlastLinear(nn.Module):
         super().__init__()
         self.left, self.diag, self.right, self.bias = left, diag, right, bias
         self.out_features, self.in_features = sizes
-        self.form = "columns"
+        self.form = self.FORMS[0]
 
     @classmethod
     def like(
@@ -50,6 +52,10 @@ class BlastLinear(nn.Module):
             _parameter(f[0], weight) for f in (factors.left, factors.diag, factors.right)
         )
         return cls(left, diag, right, _bias(bias, layer), sizes)
+
+    @property
+    def blocks(self) -> int:
+        return self.left.shape[0]
 
     @property
     def weight(self) -> Tensor:

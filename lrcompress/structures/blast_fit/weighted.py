@@ -20,14 +20,11 @@ from lrcompress.structures.blast_fit.block_metric import BlockMetric, block_metr
 from lrcompress.structures.blast_fit.coupled_rows import coupled_loss, improve_rows_, subtract_
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.plain import fit_plain
-from lrcompress.structures.blast_fit.spectral_start import extended, spectral_start
-from lrcompress.structures.blast_fit.sweeps import alternate, until_flat
 
 _SMALL = 64 * 64  # numbers of a weight that is fitted in float64, which costs nothing there
 _MOMENTUM = 0.9
 _CHECKED = 5  # sweeps between looks at the loss, which costs a quarter of a sweep
 _WORTHWHILE = 2e-3  # of the loss between two looks
-_FLAT = 1e-4  # of the loss in five plain sweeps
 
 
 @dataclass(frozen=True)
@@ -110,12 +107,17 @@ def _fit_group(
 def _begun(
     target: Tensor, rank: int, grid: tuple[int, int], sweeps: int, start: BlastFactors | None
 ) -> BlastFactors:
-    """Where coupled sweeps begin: at the plain fit, or at `start` with more columns."""
-    generator = torch.Generator().manual_seed(0)
-    if start is not None:
-        return extended(target, start, rank, generator)
-    spectral = spectral_start(target, *grid, rank, generator)
-    return until_flat(alternate(target, spectral), sweeps, worthwhile=_FLAT).factors
+    """Where coupled sweeps begin: at a plain fit, which itself begins at `start` if there is one.
+
+    A start of the full rank is no worse than that already. One with columns to add needs the plain
+    sweeps as much as none: new columns are low rank, and it takes many sweeps to make use of s.
+    """
+    if start is not None and start.rank == rank:
+        return start
+    b_out, b_in = grid
+    return fit_plain(
+        target, rank=rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps, start=start
+    )
 
 
 def _sweeps(
@@ -125,31 +127,33 @@ def _sweeps(
     begun: BlastFactors,
     sweeps: int,
 ) -> BlastFactors:
-    """target: (1, b_out p, b_in q). U, s and V are extrapolated together (Nesterov's step)."""
+    """target: (1, b_out p, b_in q). U, s and V are extrapolated together, as Nesterov does."""
     weight = target[0]
     residual = torch.empty_like(weight)
     p = begun.left.shape[2]
-    diag_with_rows = weight.shape[1] <= weight.shape[0]  # s is cheaper on the wider side's rows
-    last, point = begun, _copied(begun)
-    best, best_loss, momentum = begun, float("inf"), 0.0
+    diag_with_rows = weight.shape[1] <= weight.shape[0]  # s costs least beside the smaller moment
+    last, point = _copied(begun), _copied(begun)
+    best, best_loss, gaining, restarted = begun, float("inf"), 0, False
     for sweep in range(1, sweeps + 1):
         residual.copy_(weight)
         subtract_(residual, point)
         improve_rows_(residual, point, outer, inner, with_diag=diag_with_rows)
         turned = point.transposed
         improve_rows_(residual.mT, turned, inner, outer, with_diag=not diag_with_rows)
-        _extrapolate_(last, point, momentum)
-        last, point, momentum = point, last, _MOMENTUM
+        _extrapolate_(last, point, max(_MOMENTUM, gaining / (gaining + 3)) if gaining else 0.0)
+        last, point, gaining = point, last, gaining + 1
         if sweep % _CHECKED and sweep != sweeps:
             continue
         loss = coupled_loss(residual, outer, inner, p)
         gained = best_loss - loss
         if gained > 0:
-            best, best_loss = _copied(last), loss
-        else:  # without momentum no sweep loses ground
-            last, point, momentum = _copied(best), _copied(best), 0.0
-        if 0 < gained < _WORTHWHILE * best_loss:
+            best, best_loss, restarted = _copied(last), loss, False
+            if gained < _WORTHWHILE * best_loss:
+                break
+        elif restarted:
             break
+        else:  # without momentum no sweep loses ground
+            last, point, gaining, restarted = _copied(best), _copied(best), 0, True
     return best
 
 
