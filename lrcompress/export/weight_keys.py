@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,15 @@ def rounded(tensor: Tensor, dtype: torch.dtype) -> NDArray[np.float32]:
 
 
 def content_key(values: NDArray[Any]) -> str:
-    """Equal for a matrix and its transpose, and for nothing else."""
+    """Equal for a matrix and its transpose, and for a stack of matrices with its axes in any order
+    and axes of one among them: ONNX Runtime carries out what reorders constants when it loads them.
+    """
     values = np.asarray(values, dtype=np.float32)
-    forms = (values, values.T) if values.ndim == 2 else (values,)
+    stack = values.squeeze()
+    if stack.ndim > 3:  # a kernel
+        forms = [values]
+    else:
+        forms = [stack.transpose(order) for order in permutations(range(stack.ndim))]
     return min(
         hashlib.blake2b(np.ascontiguousarray(form).tobytes(), digest_size=16).hexdigest()
         for form in forms
