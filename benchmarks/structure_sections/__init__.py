@@ -1,0 +1,1 @@
+"""What benchmarks/structures.py compares, one section a file."""
