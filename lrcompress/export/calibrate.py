@@ -20,7 +20,7 @@ from lrcompress.planning.latency import LatencyTable, Measurement
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES, Structure
 
-SHAPES = ((384, 1536), (768, 768), (2048, 2048))  # out, in features
+SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 768), (2048, 2048))  # out, in features
 ROWS = (1, 16, 128, 512)
 
 

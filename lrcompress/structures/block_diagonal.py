@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
+from lrcompress.structures.balance import balanced
 from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
 from lrcompress.structures.block_diagonal_module import BlockDiagonalLinear
 from lrcompress.structures.block_rows import (
@@ -35,7 +36,7 @@ from lrcompress.structures.block_rows import (
     diagonal_blocks,
 )
 from lrcompress.structures.interpolative import Interpolative
-from lrcompress.structures.low_rank import LowRank, _balanced
+from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.solve import cholesky, pcg
 
 _STEPS = 200  # of conjugate gradients for blocks alone
@@ -147,7 +148,7 @@ class BlockDiagonal(Structure):
         rest = self._rest
         if isinstance(rest, Interpolative):
             return {"blocks": blocks, **rest.store(left, right, whitening, spec)}
-        return {"blocks": blocks, **_balanced(left[None], right[None])}
+        return {"blocks": blocks, **balanced(left[None], right[None])}
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         whole = block_diagonal(factors["blocks"])[None, : spec.out_features, : spec.in_features]

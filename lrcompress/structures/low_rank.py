@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lrcompress.errors import FitError, PlanError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
+from lrcompress.structures.balance import balanced
 from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.factorized import (
     FactorizedConv,
@@ -64,7 +65,7 @@ class LowRank(Structure):
         left = whitening.output.left_inverse(p[..., : self.rank] * s[..., None, : self.rank])
         right = whitening.input.right_inverse(qt[..., : self.rank, :])
         del whitened, qt  # a vocabulary is wide, and balancing makes copies of its own
-        return _balanced(left, right)
+        return balanced(left, right)
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         return factors["left"] @ factors["right"]
@@ -87,19 +88,3 @@ class LowRank(Structure):
             "left": torch.zeros(spec.groups, spec.out_features, self.rank),
             "right": torch.zeros(spec.groups, self.rank, spec.in_features),
         }
-
-
-def _balanced(left: Tensor, right: Tensor) -> Factors:
-    """The same product, split at the square roots of its own singular values.
-
-    Undoing a whitening multiplies by inverse roots, so the raw factors may be large where their
-    product is not, and lose digits to cancellation in float32 and range in float16.
-    """
-    q_left, r_left = torch.linalg.qr(left)
-    q_right, r_right = torch.linalg.qr(right.mT)
-    u, s, vt = torch.linalg.svd(r_left @ r_right.mT)
-    half = s.sqrt()
-    return {
-        "left": q_left @ (u * half.unsqueeze(-2)),
-        "right": (half.unsqueeze(-1) * vt) @ q_right.mT,
-    }

@@ -9,13 +9,18 @@ import click
 
 from lrcompress_cli.options.exporting import provider_option
 from lrcompress_cli.options.gather import NEW_FILE
-from lrcompress_cli.options.lists import Numbers
-from lrcompress_cli.options.structures import structures_option
+from lrcompress_cli.options.lists import Numbers, Shapes
+from lrcompress_cli.options.structures import StructureNames
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
 
 @click.command()
-@structures_option
+@click.option(
+    "--structures",
+    type=StructureNames(),
+    metavar="NAMES",
+    help="Structures to time, separated by commas; by default all that stand for linear layers.",
+)
 @click.option(
     "--rows",
     type=Numbers(),
@@ -26,11 +31,11 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 )
 @click.option(
     "--sizes",
-    type=Numbers(),
+    type=Shapes(),
     metavar="LIST",
-    default="384,768,2048",
+    default="384,1536x384,384x1536,768,2048",
     show_default=True,
-    help="Sizes of the square layers to time, separated by commas.",
+    help="Sizes of the layers to time, separated by commas: OUTxIN, or N for a square one.",
 )
 @click.option(
     "--runs",
@@ -63,7 +68,7 @@ def command(
     *,
     structures: tuple[str, ...] | None,
     rows: tuple[int, ...],
-    sizes: tuple[int, ...],
+    sizes: tuple[tuple[int, int], ...],
     runs: int,
     provider: Literal["cpu", "cuda", "tensorrt"],
     threads: int,
@@ -84,7 +89,7 @@ def command(
     settings = CalibrationSettings(
         provider,
         structures or DEFAULTS.structures,
-        tuple((size, size) for size in sizes),
+        sizes,
         rows,
         runs,
         threads,

@@ -1,0 +1,1 @@
+"""Recovery by training: better weights in the same structures."""
