@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.structures [--sections plain] [--models minilm] [--quick]
 
 Each section is a file of benchmarks/structure_sections, which says what its columns mean. A section
-that is run replaces its earlier results; the others stay.
+that is run replaces its earlier results; the others stay. What all this is worth to a network is
+in benchmarks/quality.py: "ours, auto" beside "ours".
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import RESULTS, describe_machine, this_command
-from benchmarks.structure_sections import plain, weighted
+from benchmarks.structure_sections import latency, plain, weighted
 from benchmarks.structure_sections.request import Request, Row
 from benchmarks.structure_sections.trained import TRAINED
 
@@ -26,6 +27,7 @@ RESULT = RESULTS / "structures.json"
 SECTIONS: dict[str, Callable[[Request], Row]] = {
     "plain": plain.run,
     "weighted": weighted.run,
+    "latency": latency.run,
 }
 
 

@@ -69,67 +69,75 @@ def calibrate_latency(
         ProviderUnavailable: the provider cannot run here.
     """
     found: list[Measurement] = []
-    for out_features, in_features in settings.shapes:
-        with tempfile.TemporaryDirectory() as scratch:
-            found += _of_shape(out_features, in_features, Path(scratch), settings, progress)
+    for shape in settings.shapes:
+        spec = describe(OneLayer(*shape)).layers[0]
+        structures = list(structures_to_time(spec, settings.structures))
+        found += time_structures(structures, shape, settings, progress)
     return LatencyTable(tuple(found))
 
 
-def _of_shape(
-    out_features: int,
-    in_features: int,
-    folder: Path,
-    settings: CalibrationSettings,
-    progress: Progress,
-) -> Iterator[Measurement]:
+def time_structures(
+    structures: Sequence[Structure],
+    shape: tuple[int, int],
+    settings: CalibrationSettings = DEFAULTS,
+    progress: Progress = SILENT,
+) -> list[Measurement]:
+    """Each structure in each of its forms in place of a linear layer of `shape` (out, in).
+
+    Raises:
+        ProviderUnavailable: the provider cannot run here.
+    """
     torch.manual_seed(0)
-    dense = OneLayer(out_features, in_features).eval()
+    dense = OneLayer(*shape).eval()
     spec = describe(dense).layers[0]
-    example = {"rows": torch.randn(8, in_features)}
+    example = {"rows": torch.randn(8, spec.in_features)}
     as_it_is = ExportOptions(forms=None)
-    export_onnx(dense, example, folder / "dense.onnx", as_it_is)
-    structures = list(structures_to_time(spec, settings.structures))
-    candidates: list[_Candidate] = []
-    with progress.stage(f"export {out_features} x {in_features}", len(structures)) as step:
-        for structure in structures:
-            module = OneLayer(out_features, in_features).eval()
-            module.layer = built(structure, module.layer, spec)
-            for form in forms_of(module.layer) or ("",):
-                if form:
-                    use_form_(module.layer, form)
-                path = folder / f"{len(candidates)}.onnx"
-                export_onnx(module, example, path, as_it_is)
-                candidates.append(_Candidate(structure, form, path))
-            step.advance()
-    targets = [
-        BenchTarget("dense", folder / "dense.onnx"),
-        *(BenchTarget(one.name, one.path) for one in candidates),
-    ]
-    report = bench(
-        targets,
-        BenchSettings(
-            settings.rows,
-            provider=settings.provider,
-            runs=settings.runs,
-            threads=settings.threads,
-            measure_memory=False,
-        ),
-        progress=progress,
-    )
-    ratios = {(ratio.target, ratio.batch): ratio.latency_ratio for ratio in report.ratios}
-    for one in candidates:
-        for rows in settings.rows:
-            yield Measurement(
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        export_onnx(dense, example, folder / "dense.onnx", as_it_is)
+        candidates: list[_Candidate] = []
+        with progress.stage(f"export {shape[0]} x {shape[1]}", len(structures)) as step:
+            for structure in structures:
+                module = OneLayer(*shape).eval()
+                module.layer = built(structure, module.layer, spec)
+                for form in forms_of(module.layer) or ("",):
+                    if form:
+                        use_form_(module.layer, form)
+                    path = folder / f"{len(candidates)}.onnx"
+                    export_onnx(module, example, path, as_it_is)
+                    candidates.append(_Candidate(structure, form, path))
+                step.advance()
+        targets = [
+            BenchTarget("dense", folder / "dense.onnx"),
+            *(BenchTarget(one.name, one.path) for one in candidates),
+        ]
+        report = bench(
+            targets,
+            BenchSettings(
+                settings.rows,
                 provider=settings.provider,
-                structure=one.structure.type_name,
-                blocks=getattr(one.structure, "blocks", 0),
-                form=one.form,
-                out_features=out_features,
-                in_features=in_features,
-                kept=one.structure.weight_params(spec) / spec.weight_params,
-                rows=rows,
-                ratio=ratios[one.name, rows],
-            )
+                runs=settings.runs,
+                threads=settings.threads,
+                measure_memory=False,
+            ),
+            progress=progress,
+        )
+    ratios = {(ratio.target, ratio.batch): ratio.latency_ratio for ratio in report.ratios}
+    return [
+        Measurement(
+            provider=settings.provider,
+            structure=one.structure.type_name,
+            blocks=getattr(one.structure, "blocks", 0),
+            form=one.form,
+            out_features=spec.out_features,
+            in_features=spec.in_features,
+            kept=one.structure.weight_params(spec) / spec.weight_params,
+            rows=rows,
+            ratio=ratios[one.name, rows],
+        )
+        for one in candidates
+        for rows in settings.rows
+    ]
 
 
 def structures_to_time(spec: LayerSpec, names: Sequence[str]) -> Iterator[Structure]:
