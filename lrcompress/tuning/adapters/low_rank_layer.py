@@ -1,0 +1,87 @@
+"""Low-rank layers as their two matrices, and updates of their own kind and another rank."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import ModelError
+from lrcompress.layers import weight_matrix
+from lrcompress.structures.factorized import (
+    FactorizedConv,
+    FactorizedEmbedding,
+    FactorizedLinear,
+)
+from lrcompress.wording import label
+
+LowRankLayer = FactorizedLinear | FactorizedEmbedding | FactorizedConv
+
+
+def low_rank(name: str, layer: nn.Module) -> LowRankLayer:
+    """`layer`, if it is one product of two factors.
+
+    Raises:
+        ModelError: it is not.
+    """
+    if not isinstance(layer, FactorizedLinear | FactorizedEmbedding | FactorizedConv):
+        raise ModelError(
+            f"{label(name)}: {type(layer).__name__} is not one product of two factors, to which "
+            "an update could be truncated; take place factors"
+        )
+    return layer
+
+
+def first_factor(layer: LowRankLayer) -> nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d:
+    return layer.codes if isinstance(layer, FactorizedEmbedding) else layer.down
+
+
+def factor_matrices(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
+    """U: (groups, m, r) and V: (groups, r, n)."""
+    return weight_matrix(layer.up), weight_matrix(first_factor(layer))
+
+
+@torch.no_grad()
+def write_factors_(layer: LowRankLayer, left: Tensor, right: Tensor) -> None:
+    """Undo `factor_matrices`, in the factors' own type."""
+    first = first_factor(layer).weight
+    shaped = right.mT if isinstance(layer, FactorizedEmbedding) else right
+    first.copy_(shaped.reshape(first.shape))
+    layer.up.weight.copy_(left.reshape(layer.up.weight.shape))
+
+
+def update_of(layer: LowRankLayer, rank: int) -> LowRankLayer:
+    """Zero in all, on the CPU, in float32 at least.
+
+    Of an embedding the codes are zero, and otherwise U: tokens that no text has keep their rows.
+    """
+    update: LowRankLayer
+    if isinstance(layer, FactorizedEmbedding):
+        codes = nn.Embedding(layer.num_embeddings, rank, padding_idx=layer.padding_idx)
+        update = FactorizedEmbedding(codes, nn.Linear(rank, layer.embedding_dim, bias=False))
+        nn.init.zeros_(update.codes.weight)
+    elif isinstance(layer, FactorizedLinear):
+        down = nn.Linear(layer.in_features, rank, bias=False)
+        update = FactorizedLinear(down, nn.Linear(rank, layer.out_features, bias=False))
+        nn.init.zeros_(update.up.weight)
+    else:
+        update = _convolutions(layer, rank)
+        nn.init.zeros_(update.up.weight)
+    held = layer.up.weight.dtype
+    return update.to(held if held is torch.float64 else torch.float32)
+
+
+def _convolutions(layer: FactorizedConv, rank: int) -> FactorizedConv:
+    make = nn.Conv1d if isinstance(layer.down, nn.Conv1d) else nn.Conv2d
+    inner = layer.groups * rank
+    down = make(
+        layer.in_channels,
+        inner,
+        layer.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
+        stride=layer.stride,  # type: ignore[arg-type]
+        padding=layer.padding,  # type: ignore[arg-type]
+        dilation=layer.dilation,  # type: ignore[arg-type]
+        groups=layer.groups,
+        bias=False,
+        padding_mode=layer.padding_mode,
+    )
+    return FactorizedConv(down, make(inner, layer.out_channels, 1, groups=layer.groups, bias=False))

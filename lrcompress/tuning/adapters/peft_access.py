@@ -1,0 +1,135 @@
+"""The one door to PEFT: a factor's module in, the wrapped module out.
+
+Each factor is wrapped apart, in a holder of its own, through PEFT's public configuration. Its names
+match by their ends, so that a target `fc.down` of a whole network also takes `block.fc.down`; in a
+holder there is nothing else to take. PEFT's convolution adapter forgets dilation, padding mode and
+groups, with which it would train another function than it merges: those are set right here.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import ModelError
+from lrcompress.tuning.adapters.sites import Site
+from lrcompress.wording import one_line
+
+NAME = "default"  # of the adapter within PEFT
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def peft_for(what: str) -> Any:
+    """The peft module.
+
+    Raises:
+        ModelError: it cannot be imported.
+    """
+    try:
+        return import_module("peft")
+    except ImportError as cause:
+        raise ModelError(
+            f'{what}: needs peft ({one_line(cause)}); pip install "lrcompress[tune]"'
+        ) from cause
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PEFT draws from torch's global generator: seeded here, and put back behind."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def wrap(site: Site, root: nn.Module, config: Any) -> tuple[nn.Module, nn.Module]:
+    """PEFT's wrapper of the site, and what is to hang in the network in place of `root`.
+
+    `root` is the site's owner, or what other raw parameters of it have been wrapped in.
+
+    Raises:
+        ModelError: PEFT refuses, in its words.
+    """
+    holder = nn.ModuleDict({"factor": root})
+    place = f"factor.{site.parameter}"
+    if site.kind == "raw":
+        config.target_modules, config.target_parameters = [], [place]
+    else:
+        config.target_modules = {"factor"}
+    before = set(root.modules())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            peft_for(site.layer).inject_adapter_in_model(config, holder, NAME)
+    except (ValueError, TypeError) as cause:
+        raise ModelError(
+            f"{site.name}: peft cannot adapt it ({one_line(cause)}); leave the layer out"
+        ) from cause
+    new_root = holder["factor"]
+    (wrapper,) = (m for m in new_root.modules() if m not in before and hasattr(m, "base_layer"))
+    if site.kind in ("conv1d", "conv2d"):
+        _match_convolution_(site.owner, wrapper)
+    for module in new_root.modules():
+        if module not in before:
+            module.training = site.owner.training
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype in HALVES:  # in which small steps would be rounded away
+                    parameter.data = parameter.data.float()
+    wrapper.register_forward_pre_hook(_nothing)
+    return wrapper, new_root
+
+
+def _nothing(*_: object) -> None:
+    """A hook at all keeps torch's own encoder off its fast path, which reads frozen weights."""
+
+
+def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
+    """The adapter's first convolution with every setting of the frozen one."""
+    assert isinstance(owner, nn.Conv1d | nn.Conv2d)
+    inner = getattr(wrapper, "lora_A", {})
+    if NAME not in inner or not isinstance(inner[NAME], nn.Module):
+        return  # AdaLoRA's has no inner layer and takes the frozen one's settings
+    first = inner[NAME]
+    make = nn.Conv1d if isinstance(owner, nn.Conv1d) else nn.Conv2d
+    inner[NAME] = make(
+        owner.in_channels,
+        first.out_channels,
+        owner.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
+        stride=owner.stride,  # type: ignore[arg-type]
+        padding=owner.padding,  # type: ignore[arg-type]
+        dilation=owner.dilation,  # type: ignore[arg-type]
+        groups=owner.groups,
+        bias=False,
+        padding_mode=owner.padding_mode,
+        device=first.weight.device,
+        dtype=first.weight.dtype,
+    )
+
+
+def _pair(site: Site, wrapper: Any) -> tuple[Tensor, Tensor]:
+    if site.kind == "embedding":
+        return wrapper.lora_embedding_B[NAME], wrapper.lora_embedding_A[NAME]
+    return wrapper.lora_B[NAME].weight, wrapper.lora_A[NAME].weight
+
+
+def read_update(site: Site, wrapper: Any) -> tuple[Tensor, Tensor, float]:
+    """B: (groups, m, r), A: (groups, r, n) and the scaling of the update scaling * B A."""
+    left, right = (factor.detach() for factor in _pair(site, wrapper))
+    groups, m, n = site.matrix.shape
+    scaling = float(wrapper.scaling[NAME])
+    if site.kind == "raw":  # (m, r groups), the rank before the matrix
+        return left.reshape(m, -1, groups).permute(2, 0, 1), right.reshape(groups, -1, n), scaling
+    return left.reshape(groups, m, -1), right.reshape(groups, -1, n), scaling
+
+
+@torch.no_grad()
+def write_update_(site: Site, wrapper: Any, left: Tensor, right: Tensor) -> None:
+    """Undo `read_update`."""
+    b, a = _pair(site, wrapper)
+    b.copy_((left.permute(1, 2, 0) if site.kind == "raw" else left).reshape(b.shape))
+    a.copy_(right.reshape(a.shape))

@@ -1,0 +1,31 @@
+"""Where an adapter starts: what PiSSA and OLoRA take out of the frozen factor into the adapter.
+
+In every kind of factor alike, in float64; PEFT's own do so for nn.Linear only, refuse convolutions
+and start an embedding at zero without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Start = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
+"""Of a matrix W (groups, m, n), a rank r and a scaling: B (groups, m, r) and A (groups, r, n).
+
+W - scaling B A is frozen, so that the sum is W.
+"""
+
+
+def principal(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """The largest singular values, shared out evenly: PiSSA, Meng et al. 2024, eq. 2-4."""
+    p, s, qt = torch.linalg.svd(weight.double(), full_matrices=False)
+    root = (s[..., :rank] / scaling).sqrt()
+    return p[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * qt[..., :rank, :]
+
+
+def orthonormal(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """The first columns of Q and rows of R of W = Q R: OLoRA, Büyükakyüz 2024, algorithm 1."""
+    q, r = torch.linalg.qr(weight.double())
+    return q[..., :rank], r[..., :rank, :]
