@@ -122,7 +122,7 @@ def on_main(work: Callable[[], R]) -> R:
 
 
 @contextmanager
-def step() -> Iterator[None]:
+def failing_together() -> Iterator[None]:
     """A part of the work that each process does for itself: if one fails, all do, at its end.
 
     Nothing within may wait for another process.

@@ -15,14 +15,16 @@ from lrcompress.compression.refit import Target
 from lrcompress.compression.refitting import PreparedRefit, prepare_refit, refit_
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
+from lrcompress.distributed import alike, in_turns, is_main
 from lrcompress.errors import PlanError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.layerwise import layer_cost
 from lrcompress.profiling.passes import call
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout, choose_readout
-from lrcompress.progress import SILENT, Progress
+from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 
 __all__ = ["CompressOptions", "CompressReport", "compress_"]
@@ -50,7 +52,8 @@ def compress_(
     """Put the plan's structures in place of the layers of `module`, in place.
 
     With `batches` (those of the profile, or more) the output divergence is measured, and a refit
-    can be tried. Layers that `store` holds are not fitted again.
+    can be tried. Layers that `store` holds are not fitted again. Several processes (see
+    `distributed`) share the layers out and end with the same bits as one; the first fills `store`.
 
     Raises:
         PlanError: the plan is for another model, or names a layer that the profile lacks.
@@ -64,18 +67,18 @@ def compress_(
     trial = None
     if readout is not None and batches is not None and options.refit is not False:
         trial = prepare_refit(module, plan, profile, batches, readout, asked=options.refit)
+    planned = [_Task(x, _profile_of(x, profile)) for x in plan.layers]
+    tasks = [task for task in planned if not isinstance(task.planned.structure, Dense)]
+    with progress.stage("compress", len(tasks)) as step:
+        fitted = _fitted(module, tasks, plan, profile, store, step)
     targets: list[Target] = []
     replacements: list[Replacement] = []
     done: list[CompressedLayer] = []
-    with progress.stage("compress", len(plan.layers)) as step:
-        for planned in plan.layers:
-            layer = _profile_of(planned, profile)
-            if not isinstance(planned.structure, Dense):
-                made, row, factors = _compress_layer_(module, layer, planned, plan, profile, store)
-                replacements += made
-                targets += [Target(layer, planned.structure, made[0], factors)]
-                done.append(row)
-            step.advance()
+    for task in tasks:
+        made, row, factors = _install_layer_(module, task, fitted[task.layer.name])
+        replacements += made
+        targets += [Target(task.layer, task.planned.structure, made[0], factors)]
+        done.append(row)
     outcome: RefitTrial | None = None
     if isinstance(trial, PreparedRefit):
         outcome = refit_(module, trial, targets, replacements, plan, profile, progress)
@@ -94,23 +97,48 @@ def compress_(
     )
 
 
-def _compress_layer_(
+@dataclass(frozen=True, eq=False)
+class _Task:
+    planned: PlannedLayer
+    layer: LayerProfile
+
+
+def _fitted(
     module: nn.Module,
-    layer: LayerProfile,
-    planned: PlannedLayer,
+    tasks: Sequence[_Task],
     plan: Plan,
     profile: Profile,
     store: FactorStore,
-) -> tuple[Sequence[Replacement], CompressedLayer, Factors]:
-    original = module.get_submodule(layer.name)
-    moments = profile.moments.get(layer.name)
-    held = store.get(layer.name)
-    if held is None:
-        fitted = fit_layer(layer, original, planned.structure, plan.metric, moments)
+    step: Step,
+) -> dict[str, Factors]:
+    """Factors, bias and loss of each layer. A layer is fitted in one process, from nothing but its
+    own weight and moments: so any number of processes gives the same bits."""
+
+    def fit(task: _Task) -> tuple[Factors, bool]:
+        name = task.layer.name
+        held = store.get(name)
+        if held is not None:
+            return held, False
+        original, moments = module.get_submodule(name), profile.moments.get(name)
+        fitted = fit_layer(task.layer, original, task.planned.structure, plan.metric, moments)
         held = {**fitted.factors, LOSS: torch.tensor(fitted.loss, dtype=torch.float64)}
-        if fitted.bias is not None:
-            held[BIAS] = fitted.bias
-        store.put(layer.name, held)
+        return held if fitted.bias is None else {**held, BIAS: fitted.bias}, True
+
+    found: dict[str, Factors] = {}
+    order = alike(tasks, lambda task: layer_cost(task.layer.spec))
+    for task, (held, is_new) in zip(order, in_turns(order, fit), strict=True):
+        if is_new and is_main():
+            store.put(task.layer.name, held)
+        found[task.layer.name] = held
+        step.advance()
+    return found
+
+
+def _install_layer_(
+    module: nn.Module, task: _Task, held: Factors
+) -> tuple[Sequence[Replacement], CompressedLayer, Factors]:
+    planned, layer = task.planned, task.layer
+    original = module.get_submodule(layer.name)
     factors = {name: value for name, value in held.items() if name not in (BIAS, LOSS)}
     bias, before = held.get(BIAS), layer_bias(original)
     replacements = install_(module, layer.spec, planned.structure, factors, bias)

@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from lrcompress.distributed import in_turns
 from lrcompress.layers import input_rows, weight_matrix
 from lrcompress.profiling.batches import MASK, Batch, Batches
 from lrcompress.profiling.padding import without_padding
@@ -74,18 +75,22 @@ def paired_inputs(
 
     once: a forward calls the layer a single time, so it need not be run to its end.
     Batches whose rows cannot be paired, since the networks route them differently, do not count.
+    Several processes share the batches out; each gets all rows, to sum in the same order.
     """
     groups, _, n = weight_matrix(original).shape
     square, line = (groups, n, n), (groups, n)
     sums = [torch.zeros(shape, dtype=torch.float64) for shape in (square, square, line, line)]
     rows = 0
-    for batch in batches:
+
+    def pair(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         show(dense=True)
         try:
             dense = _captured(module, name, original, batch, once=once)
         finally:
             show(dense=False)
-        other = _captured(module, name, original, batch, once=once)
+        return dense, _captured(module, name, original, batch, once=once)
+
+    for dense, other in in_turns(batches, pair):
         if dense is None or other is None or dense.shape != other.shape:
             continue
         terms = [

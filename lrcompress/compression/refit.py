@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
 from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
@@ -24,6 +25,7 @@ from lrcompress.compression.replace import (
     show_replacements_,
     stand_in,
 )
+from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.judge import Judge
@@ -72,8 +74,11 @@ class Refit:
                 seen = self._inputs(first, batches, once=calls[first.name] == 1)
                 for with_weight in (False, True):
                     held = [target.change.replacement for target in group]
-                    for target in group:
-                        self._propose_(target, seen, with_weight=with_weight)
+                    propose = partial(self._proposal, seen=seen, with_weight=with_weight)
+                    for target, (factors, bias) in zip(
+                        group, in_turns(group, propose), strict=True
+                    ):
+                        self._install_(target, factors, bias)
                     divergence = self.judge.divergence(self.module)
                     if divergence < best:
                         best = divergence
@@ -103,7 +108,10 @@ class Refit:
         original = next(c.original for c in self.replacements if c.name == spec.name)
         return paired_inputs(self.module, spec.name, original, batches, show, once=once)
 
-    def _propose_(self, target: Target, seen: Inputs, *, with_weight: bool) -> None:
+    def _proposal(
+        self, target: Target, seen: Inputs, *, with_weight: bool
+    ) -> tuple[Factors, Tensor | None]:
+        """Factors and bias."""
         original = target.change.original
         weight = weight_matrix(original).to(torch.float64)
         bias = layer_bias(original)
@@ -121,6 +129,10 @@ class Refit:
                 -1
             )
             bias = (bias.to(torch.float64) + (lost - given).flatten()).to(bias.dtype)
+        return factors, bias
+
+    def _install_(self, target: Target, factors: Factors, bias: Tensor | None) -> None:
+        original = target.change.original
         self._put_(target, stand_in(original, target.spec, target.structure, factors, bias))
 
     def _put_(self, target: Target, replacement: nn.Module) -> None:

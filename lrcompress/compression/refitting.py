@@ -54,7 +54,7 @@ def prepare_refit(
     flops = len(groups) * examples * profile.total_flops_per_example
     if asked is None and flops > AFFORDABLE_FLOPS:
         return f"no refit: it would take {flops:.1e} FLOPs; --refit asks for it all the same"
-    return PreparedRefit(judge_by(module, judged, readout), tuple(taught))
+    return PreparedRefit(judge_by(module, judged, readout, shared=True), tuple(taught))
 
 
 def judging_batches(batches: Batches) -> list[Batch]:

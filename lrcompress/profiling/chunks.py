@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lrcompress.distributed import failing_together, shard
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import METRICS, Metric
 from lrcompress.profiling.batches import Batches
@@ -14,6 +15,7 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import collect
 from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.running import FULL_MOMENT_LIMIT
+from lrcompress.profiling.summed import agree_, sum_
 from lrcompress.progress import Progress
 
 
@@ -52,7 +54,10 @@ def collected(
     progress: Progress,
     name: str,
 ) -> Collector:
-    """One pass; a second, every layer with its own copy of its input, where sharing is unsafe."""
+    """One pass; a second, every layer with its own copy of its input, where sharing is unsafe.
+
+    Several processes share the batches out, and each gets the sums over all of them.
+    """
     watches = [
         Watch(used, module.get_submodule(used))
         for spec in chunk
@@ -60,7 +65,7 @@ def collected(
     ]
     for share_inputs in (True, False):
         collector = Collector(watches, METRICS[metric].needs_outputs, share_inputs)
-        with progress.stage(name, len(batches)) as step:
+        with progress.stage(name, len(shard(batches))) as step, failing_together():
             collect(
                 module,
                 batches,
@@ -70,6 +75,8 @@ def collected(
                 seed=options.seed,
                 step=step,
             )
+        agree_(collector)
         if collector.consistent:
             break
+    sum_(collector)
     return collector

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
+from lrcompress.distributed import alike, in_turns
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.layers import (
     LayerSpec,
-    LeftAlone,
     ModelLayers,
     describe,
     first_nonfinite,
 )
-from lrcompress.metrics import METRICS, LayerMoments
+from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
-from lrcompress.profiling.finish import take_moments
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.layer import profile_layer
-from lrcompress.profiling.moments import Collector
+from lrcompress.profiling.layerwise import LayerWork, layer_cost
 from lrcompress.profiling.noise import token_noise
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout, choose_readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
-from lrcompress.profiling.trials import trial_judge, try_ranks
+from lrcompress.profiling.trials import trial_judge
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
 
@@ -48,7 +45,9 @@ def profile(
 ) -> Profile:
     """Measure every layer of `module`, which is left as it was.
 
-    Without batches only the plain metric is measured: there is nothing to weigh it with.
+    Without batches only the plain metric is measured: there is nothing to weigh it with. Several
+    processes (see `distributed`) share the batches and the layers out; each gets the same profile,
+    and its own sink the moments of all layers.
 
     Raises:
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
@@ -78,14 +77,17 @@ def profile(
 def _without_data(
     module: nn.Module, found: ModelLayers, options: ProfileOptions, progress: Progress
 ) -> Profile:
-    layers = []
+    def measured(spec: LayerSpec) -> LayerProfile:
+        return profile_layer(module, spec, None, spec.name, 1.0, options)[0]
+
+    done: dict[str, LayerProfile] = {}
     with progress.stage("spectra", len(found.layers)) as step:
-        for spec in found.layers:
-            layers.append(profile_layer(module, spec, None, spec.name, 1.0, options)[0])
+        for layer in in_turns(alike(found.layers, layer_cost), measured):
+            done[layer.name] = layer
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
     return Profile(
-        layers=tuple(layers),
+        layers=tuple(done[spec.name] for spec in found.layers),
         left_alone=found.left_alone,
         metric="plain",
         objective="none",
@@ -129,29 +131,17 @@ def _with_data(
     if options.trials is not False and METRICS[metric].needs_outputs:
         asked = options.trials is True
         judge = trial_judge(module, len(found.layers), batches, readout, asked=asked)
-    layers: list[LayerProfile] = []
-    left_alone = list(found.left_alone)
+    work = LayerWork(module, options, metric, judge, seen, sink)
     chunks = chunked(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
         collector = collected(module, chunk, batches, readout, metric, options, progress, name)
         give_back_freed_memory()
         with progress.stage("spectra", len(chunk)) as step:
-            for spec in chunk:
-                moments = take_moments(spec, collector, examples=seen, probes=options.probes)
-                reason = _unreached(spec, moments, collector)
-                if moments is None or reason is not None:
-                    left_alone.append(_left(spec, reason or ""))
-                    continue
-                group = collector.leaders[spec.name] if not spec.tied else spec.name
-                rows = moments.rows / seen
-                layer, whitening = profile_layer(module, spec, moments, group, rows, options)
-                if judge is not None:
-                    trials = try_ranks(module, layer, moments, METRICS[metric], whitening, judge)
-                    layer = replace(layer, trials=trials)
-                layers.append(layer)
-                sink.add(spec.name, group, moments)
-                step.advance()
+            work.run(chunk, collector, step)
+    layers = [work.measured[x.name] for x in found.layers if x.name in work.measured]
+    missed = [work.missed[x.name] for x in found.layers if x.name in work.missed]
+    left_alone = (*found.left_alone, *missed)
     if not layers:
         reason = left_alone[-1].reason
         raise ModelError(
@@ -164,7 +154,7 @@ def _with_data(
     )
     return Profile(
         layers=tuple(layers),
-        left_alone=tuple(left_alone),
+        left_alone=left_alone,
         metric=metric,
         objective=readout.objective_name,
         model_fingerprint=model_fingerprint(module),
@@ -194,20 +184,6 @@ def _with_noise(
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
         return together, ""  # by length, as the batches were
     return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
-
-
-def _unreached(spec: LayerSpec, moments: LayerMoments | None, collector: Collector) -> str | None:
-    if moments is None:
-        return "the calibration data never reaches it, or its weight is read without a call"
-    if not collector.with_sensitivity or moments.sensitivity is not None:
-        return None
-    if spec.name in collector.without_gradient:
-        return "no gradient reaches it: the model's forward runs it under torch.no_grad"
-    return "no gradient reaches it: the measured output does not depend on it"
-
-
-def _left(spec: LayerSpec, reason: str) -> LeftAlone:
-    return LeftAlone(spec.name, spec.kind, spec.weight_params, reason)
 
 
 def _stored_bytes(module: nn.Module) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrcompress.distributed import in_turns
 from lrcompress.profiling.batches import Batch, Batches, batch_size
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.readout import Readout
@@ -21,21 +22,28 @@ class Judge:
     readout: Readout
     batches: tuple[Batch, ...]
     outputs: tuple[tuple[Tensor, Tensor], ...]  # outputs and weights of each batch
+    shared: bool = False  # all processes ask for the same divergences, and share the batches out
 
     @torch.no_grad()
     def divergence(self, module: nn.Module) -> float:
         """Infinite where the network's output is not finite, so that it is never chosen."""
-        total, examples = 0.0, 0
+
+        def judged(index: int) -> float:
+            batch, (dense, weights) = self.batches[index], self.outputs[index]
+            other, _ = self.readout(call(module, batch), batch)
+            return float(self.readout.objective.divergence(dense, other, weights).sum())
+
+        places = range(len(self.batches))
         with frozen(module):
-            for batch, (dense, weights) in zip(self.batches, self.outputs, strict=True):
-                other, _ = self.readout(call(module, batch), batch)
-                total += float(self.readout.objective.divergence(dense, other, weights).sum())
-                examples += batch_size(batch)
+            total = sum(in_turns(places, judged) if self.shared else map(judged, places))
+        examples = sum(map(batch_size, self.batches))
         return total / examples if total == total else float("inf")
 
 
 @torch.no_grad()
-def judge_by(module: nn.Module, batches: Batches, readout: Readout) -> Judge:
+def judge_by(
+    module: nn.Module, batches: Batches, readout: Readout, *, shared: bool = False
+) -> Judge:
     """A judge from `module` as it is now, over as many batches as may be kept."""
     kept: list[Batch] = []
     outputs: list[tuple[Tensor, Tensor]] = []
@@ -48,4 +56,4 @@ def judge_by(module: nn.Module, batches: Batches, readout: Readout) -> Judge:
                 break
             kept.append(batch)
             outputs.append((output, weights))
-    return Judge(readout, tuple(kept), tuple(outputs))
+    return Judge(readout, tuple(kept), tuple(outputs), shared)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lrcompress.distributed import shard
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.profiling.batches import Batch, Batches
 from lrcompress.profiling.moments import Collector
@@ -67,15 +68,16 @@ def collect(
     seed: int,
     step: Step,
 ) -> None:
-    """Fill `collector`. The probes of a batch depend on the seed and its place alone, so a
-    network profiled in several passes (for want of memory) sees the same ones.
+    """Fill `collector` from this process's share of the batches. The probes of a batch depend on
+    the seed and its place alone, so a network profiled in several passes (for want of memory) or
+    by several processes sees the same ones.
 
     Raises:
         DataError: a batch does not fit the network's forward.
         ModelError: an output is NaN or infinite, or no gradient can be taken.
     """
     with collector.watching():
-        for index, batch in enumerate(batches):
+        for index, batch in shard(list(enumerate(batches))):
             collector.begin_batch(batch)
             with torch.set_grad_enabled(collector.with_sensitivity):
                 outputs, weights = readout(call(module, batch), batch)
