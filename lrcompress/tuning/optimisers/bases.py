@@ -1,0 +1,99 @@
+"""What makes an update of two factors independent of their basis, as batched kernels.
+
+Yen et al. 2024 (LoRA Done RITE, arXiv 2410.20625). For Z = A B^T, A: (m, r), B: (n, r),
+and B = U R with orthonormal U, the gradient of A is (dZ U) R: all that depends on the choice of A
+and B is R, and dZ U does so only through the orthonormal basis U of the range of B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Of the largest eigenvalue of a second moment: smaller ones are rounding in float32, where a root
+# of the inverse would blow it up, and in float64 half of their digits are.
+DAMPING = 1e-6
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """B = U R with k = min(n, r); columns of U outside the range of B are zero."""
+
+    columns: Tensor  # U: (batch, n, k)
+    root: Tensor  # R: (batch, k, r)
+    inverse: Tensor  # pseudo-inverse of R: (batch, r, k)
+
+
+def basis(factor: Tensor) -> Basis:
+    """(batch, n, r). By orthogonal transformations alone, so that no digit of U is lost to R's."""
+    n, r = factor.shape[-2:]
+    q, triangle = torch.linalg.qr(factor)
+    p, s, vt = torch.linalg.svd(triangle, full_matrices=False)
+    kept = s > max(n, r) * torch.finfo(s.dtype).eps * s[..., :1]
+    reciprocal = torch.where(kept, 1 / s, 0)
+    s = torch.where(kept, s, 0)
+    return Basis(
+        (q @ p) * kept.unsqueeze(-2), s.unsqueeze(-1) * vt, vt.mT * reciprocal.unsqueeze(-2)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Of one factor A, in the basis of the other: means over past steps.
+
+    first: (batch, m, k), of preconditioned gradients; second: (batch, k, k), of g^T g / m;
+    escaped: (batch,), what the second moment lost to changes of basis, in any one direction.
+    """
+
+    first: Tensor
+    second: Tensor
+    escaped: Tensor
+
+    def moved(self, before: Tensor, after: Tensor) -> Moments:
+        """From one basis to another, (batch, n, k) both; P and rho of their algorithm 1."""
+        p = after.mT @ before  # (batch, k, k)
+        second = _symmetric(p @ self.second @ p.mT)
+        lost = torch.linalg.eigvalsh(self.second) - torch.linalg.eigvalsh(second)
+        return Moments(self.first @ p.mT, second, self.escaped + lost.amax(-1).clamp_min(0))
+
+    def updated(self, gradient: Tensor, decays: tuple[float, float]) -> Moments:
+        """With the gradient of this step, unmagnified: (batch, m, k)."""
+        first_decay, second_decay = decays
+        square = gradient.mT @ gradient / gradient.shape[-2]
+        second = _symmetric(second_decay * self.second + (1 - second_decay) * square)
+        escaped = second_decay * self.escaped
+        step = _preconditioned(gradient, second, escaped)
+        first = first_decay * self.first + (1 - first_decay) * step
+        return Moments(first, second, escaped)
+
+
+def _preconditioned(gradient: Tensor, second: Tensor, escaped: Tensor) -> Tensor:
+    """g (V + rho I)^(-1/2), whose entries are of order one."""
+    values, vectors = torch.linalg.eigh(second)
+    values = values.clamp_min(0)
+    power = values + escaped.unsqueeze(-1) + DAMPING * values[..., -1:]
+    scale = torch.where(power > 0, power.rsqrt(), 0)
+    inverse_root: Tensor = (vectors * scale.unsqueeze(-2)) @ vectors.mT
+    return gradient @ inverse_root
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2
+
+
+def damped_inverse(own: Basis, other: Basis, step: float) -> Tensor:
+    """The root's inverse of `own`, (batch, k, r), for a step of the other factor that long.
+
+    A step E of A and one of B add their product to that of A B^T: M_A (R_A R_B^T)^-1 M_B^T times
+    the square of the length, larger than either where Z has singular values below that length.
+    There, and only there, this inverse is smaller than the true one: (Z Z^T + step^2)^-1 Z R_B in
+    the two bases, which like the inverse is the same update in every basis.
+    """
+    core = own.root @ other.root.mT  # Z in both bases: (batch, k, k')
+    p, s, qt = torch.linalg.svd(core, full_matrices=False)
+    length = max(step, torch.finfo(s.dtype).tiny ** 0.5)
+    scale = (s / (s.square() + length**2)).unsqueeze(-1)
+    inverse: Tensor = p @ (scale * (qt @ other.root))
+    return inverse

@@ -1,0 +1,37 @@
+"""GaLore (Zhao et al. 2024, arXiv 2403.03507): Adam in a subspace taken from an SVD now and then.
+
+It is `subspace` with another way to follow: every 200 steps the dominant singular vectors of the
+gradient of that step; moments stay as they are, nothing outside the subspace moves, and the step is
+scaled by 0.25 (their algorithm 2 and its defaults; rank a quarter of the shorter side). So it is
+these few lines, works on every install and resumes exactly. The authors' package imports
+bitsandbytes and keeps a projector object in its state, which no safe checkpoint can hold;
+transformers has GaLore only through that package.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lrcompress.tuning.optimisers.base import WEIGHT_DECAY
+from lrcompress.tuning.optimisers.subspace import SubspaceAdam, Tracking, make_subspace
+from lrcompress.tuning.optimisers.tracking import dominant
+
+
+def _dominant_again(subspace: Tensor, gradient: Tensor) -> Tensor:
+    return dominant(gradient, subspace.shape[1])
+
+
+GALORE = Tracking(
+    _dominant_again, interval=200, carry_moments=False, recover=False, scale=0.25, share=0.25
+)
+
+
+def make_galore(
+    module: nn.Module, learning_rate: float, *, weight_decay: float = WEIGHT_DECAY
+) -> SubspaceAdam:
+    """GaLore over the trainable matrices, AdamW over the other parameters.
+
+    Raises:
+        TuneError: nothing is trainable, or the learning rate is not above zero.
+    """
+    return make_subspace(module, learning_rate, weight_decay=weight_decay, tracking=GALORE)

@@ -1,0 +1,105 @@
+"""LoRA-RITE (Yen et al. 2024, arXiv 2410.20625): the same step of B A whatever its basis.
+
+(B M, M^-1 A) is the same weight for every invertible M, but Adam steps differently for each. Here
+moments are held in an orthonormal basis of the other factor's range, carried over as that turns,
+and the step is one of the weight (their algorithm 1; its kernels are in `bases`). Running means are
+unbiased and second moments divided by the number of rows, as in the authors' code, so that entries
+of a step are of order one and a learning rate means what it means to Adam.
+
+Two things are ours, and both are the same in every basis: eigenvalues of the second moment are
+raised by DAMPING of the largest, in place of an absolute epsilon; and where the product has
+singular values below the length of a step, the right factor takes a shorter one (`damped_inverse`).
+Without it, an adapter that starts from zero diverges at its second step wherever its first gradient
+was of lower rank.
+
+Everything that is no pair gets AdamW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.tuning.optimisers.adamw import adamw_
+from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
+from lrcompress.tuning.optimisers.bases import Basis, Moments, basis, damped_inverse
+from lrcompress.tuning.optimisers.bias import unbiased
+from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
+from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+from lrcompress.tuning.optimisers.groups import groups, trainable
+from lrcompress.tuning.optimisers.wide import WideOptimiser
+
+
+class LoraRite(WideOptimiser):
+    """Groups that are "paired" hold the factors of `pairs`; the others get AdamW."""
+
+    def __init__(
+        self, parameters: list[dict[str, Any]], pairs: Sequence[FactorPair], learning_rate: float
+    ) -> None:
+        defaults = {"lr": learning_rate, "betas": BETAS, "eps": EPS, "paired": False}
+        super().__init__(parameters, defaults)
+        self._pairs = tuple(pairs)
+
+    def advance_(self) -> None:
+        by_parameter = {p: group for group in self.param_groups for p in group["params"]}
+        for pair in self._pairs:
+            self._advance_pair_(pair, by_parameter)
+        for group in self.param_groups:
+            if not group["paired"]:
+                adamw_(self, group)
+
+    def _advance_pair_(self, pair: FactorPair, groups: dict[Tensor, dict[str, Any]]) -> None:
+        if all(p.grad is None or p.numel() == 0 for p in pair.parameters):
+            return
+        left, right = (basis(f.matrices(f.parameter)) for f in (pair.left, pair.right))
+        group = groups[pair.right.parameter]
+        m, n = (b.columns.shape[-2] for b in (left, right))
+        # the length of a step in the spectral norm, where its entries are of order one
+        step = float(group["lr"]) * (m * n) ** 0.25
+        self._advance_factor_(pair.left, right, right.inverse.mT, groups)
+        self._advance_factor_(pair.right, left, damped_inverse(left, right, step), groups)
+
+    def _advance_factor_(
+        self, factor: Factor, other: Basis, inverse: Tensor, groups: dict[Tensor, dict[str, Any]]
+    ) -> None:
+        """inverse: (batch, k, r), back from the basis of the other factor."""
+        parameter = factor.parameter
+        if parameter.grad is None:
+            return
+        group, state = groups[parameter], self.state[parameter]
+        gradient = factor.matrices(parameter.grad) @ other.inverse  # (batch, m, k)
+        if state:
+            held = Moments(state["first"], state["second"], state["escaped"])
+            moments = held.moved(state["basis"], other.columns)
+        else:
+            state["step"] = torch.tensor(0.0)
+            k = gradient.shape[-1]
+            second = gradient.new_zeros(len(gradient), k, k)
+            moments = Moments(torch.zeros_like(gradient), second, second[:, 0, 0].clone())
+        state["step"] += 1
+        moments = moments.updated(gradient, unbiased(group["betas"], float(state["step"])))
+        state["first"], state["second"] = moments.first, moments.second
+        state["escaped"], state["basis"] = moments.escaped, other.columns
+        rate = float(group["lr"])
+        parameter.mul_(1 - rate * group["weight_decay"])
+        parameter.sub_(factor.values(moments.first @ inverse), alpha=rate)
+
+
+def make_lora_rite(
+    module: nn.Module, learning_rate: float, *, weight_decay: float = WEIGHT_DECAY
+) -> LoraRite:
+    """LoRA-RITE over the pairs of factors in `module`, AdamW over its other trainable parameters.
+
+    Raises:
+        TuneError: nothing is trainable, or the learning rate is not above zero.
+    """
+    rows = trainable(module, learning_rate)
+    pairs = [pair for pair in factor_pairs(module) if pair.free_basis]
+    paired = {id(p) for pair in pairs for p in pair.parameters}
+    factors = [(name, p) for name, p in rows if id(p) in paired]
+    rest = [(name, p) for name, p in rows if id(p) not in paired]
+    made = [*groups(factors, weight_decay, paired=True), *groups(rest, weight_decay)]
+    return LoraRite(made, pairs, learning_rate)

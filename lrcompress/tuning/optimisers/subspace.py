@@ -1,0 +1,151 @@
+"""Adam in a subspace of the gradient that follows it, and a term for what lies outside.
+
+In the spirit of SubTrack++ (Rajabi et al. 2025, arXiv 2502.01586): the subspace is that of a first
+gradient, then moves along geodesics of the Grassmannian (`tracking`), with Adam's moments carried
+over into its coordinates. The shorter side of the weight is projected: a weight (m, n) with m <= n
+has a subspace (m, r) and moments (r, n) in the state, in place of two times (m, n). A weight and
+its transpose are trained alike; a square one is projected on the side whose features differ more
+in energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.tuning.optimisers.adamw import adamw_
+from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
+from lrcompress.tuning.optimisers.bias import unbiased
+from lrcompress.tuning.optimisers.groups import groups, trainable
+from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, turned
+from lrcompress.tuning.optimisers.wide import WideOptimiser
+
+_SMALLEST_SIDE = 4  # below, a subspace saves nothing
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """How a subspace follows its gradient; `follow` takes both and gives the next subspace."""
+
+    follow: Callable[[Tensor, Tensor], Tensor]
+    interval: int  # steps between two subspaces
+    carry_moments: bool  # into the coordinates of the next subspace
+    recover: bool  # what lies outside
+    scale: float = 1.0  # of the step inside
+    share: float = 0.25  # rank, of the shorter side
+
+    def rank(self, shape: tuple[int, ...]) -> int:
+        return max(1, round(self.share * min(matrix_shape(shape))))
+
+
+SUBTRACK = Tracking(partial(turned, gain=0.5), interval=10, carry_moments=True, recover=True)
+
+
+class SubspaceAdam(WideOptimiser):
+    """Groups that are "tracked" hold weights with a subspace; the others get AdamW."""
+
+    def __init__(
+        self, parameters: list[dict[str, Any]], learning_rate: float, tracking: Tracking
+    ) -> None:
+        defaults = {"lr": learning_rate, "betas": BETAS, "eps": EPS, "tracked": False}
+        super().__init__(parameters, defaults)
+        self._tracking = tracking
+
+    def advance_(self) -> None:
+        for group in self.param_groups:
+            if not group["tracked"]:
+                adamw_(self, group)
+                continue
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._advance_parameter_(parameter, group)
+
+    def _advance_parameter_(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        assert parameter.grad is not None
+        rate = float(group["lr"])
+        parameter.mul_(1 - rate * group["weight_decay"])
+        matrix = parameter.grad.reshape(matrix_shape(parameter.shape))
+        if not state:
+            if not bool(matrix.any()):
+                return  # no subspace yet
+            state["transposed"] = torch.tensor(_project_columns(matrix))
+        transposed = bool(state["transposed"])
+        # a copy, so that a weight and its transpose are computed with in the same order
+        gradient = matrix.mT.contiguous() if transposed else matrix.contiguous()
+        step = self._step(gradient, state, group)
+        step = step.mT if transposed else step
+        parameter.sub_(step.reshape(parameter.shape), alpha=rate)
+
+    def _step(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """Of the learning rate 1; gradient: (rows, columns), rows the side that is projected."""
+        how = self._tracking
+        if "subspace" not in state:
+            rank = how.rank(gradient.shape)
+            state["step"] = torch.tensor(0.0)
+            state["subspace"] = dominant(gradient, rank)
+            state["first"] = gradient.new_zeros(rank, gradient.shape[1])
+            state["second"] = torch.zeros_like(state["first"])
+        elif int(state["step"]) % how.interval == 0:
+            before, after = state["subspace"], how.follow(state["subspace"], gradient)
+            if how.carry_moments:
+                state["first"], state["second"] = carried(
+                    state["first"], state["second"], before, after
+                )
+            state["subspace"] = after
+        state["step"] += 1
+        first_decay, second_decay = unbiased(group["betas"], float(state["step"]))
+        subspace = state["subspace"]
+        inside = subspace.mT @ gradient  # (rank, columns)
+        state["first"].lerp_(inside, 1 - first_decay)
+        state["second"].lerp_(inside.square(), 1 - second_decay)
+        normalised = state["first"] / (state["second"].sqrt() + group["eps"])
+        step: Tensor = how.scale * (subspace @ normalised)
+        if how.recover:
+            step += recovered(gradient - subspace @ inside, inside, normalised)
+        return step
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """How a tensor of two or more axes is read as a matrix: as nearly square as it can be."""
+    splits = [(prod(shape[:k]), prod(shape[k:])) for k in range(1, len(shape))]
+    return min(splits, key=sum)
+
+
+def _project_columns(matrix: Tensor) -> bool:
+    rows, columns = matrix.shape
+    if rows != columns:
+        return rows > columns
+    energy = matrix.double().square()
+    return bool(energy.sum(0).square().sum() > energy.sum(1).square().sum())
+
+
+def _has_subspace(parameter: nn.Parameter) -> bool:
+    if parameter.dim() < 2 or parameter.is_complex():
+        return False
+    return min(matrix_shape(parameter.shape)) >= _SMALLEST_SIDE
+
+
+def make_subspace(
+    module: nn.Module,
+    learning_rate: float,
+    *,
+    weight_decay: float = WEIGHT_DECAY,
+    tracking: Tracking = SUBTRACK,
+) -> SubspaceAdam:
+    """Adam in tracked subspaces over the trainable matrices, AdamW over the other parameters.
+
+    Raises:
+        TuneError: nothing is trainable, or the learning rate is not above zero.
+    """
+    rows = trainable(module, learning_rate)
+    matrices = [(name, p) for name, p in rows if _has_subspace(p)]
+    rest = [(name, p) for name, p in rows if not _has_subspace(p)]
+    made = [*groups(matrices, weight_decay, tracked=True), *groups(rest, weight_decay)]
+    return SubspaceAdam(made, learning_rate, tracking)
