@@ -86,18 +86,25 @@ def verified(
 
 
 def _reported(check: Check, plan: Plan) -> CheckReport:
-    """The check as it was; of a budget in FLOPs, which no file shows, what the plan counted."""
+    """The check as it was; of a budget in FLOPs or time, which no file shows, what was planned."""
     passed, detail = check.passed, check.detail
-    if check.kind == "budget" and plan.budget.kind == "flops":
+    if check.kind == "budget" and plan.budget.kind in ("flops", "latency"):
         passed = passed is not False and plan.within_budget
-        detail = f"{plan.cost:,} FLOPs per example of {plan.limit:,} allowed; {detail}"
+        counted = f"{plan.cost:,} FLOPs per example of {plan.limit:,} allowed"
+        if plan.budget.kind == "latency":
+            share = plan.budget.amount
+            counted = (
+                f"{share * plan.cost / plan.limit:.1%} of the dense latency, as estimated from "
+                f"measurements of single layers, of {share:.1%} allowed"
+            )
+        detail = f"{counted}; {detail}"
     return CheckReport(check.name, check.kind, passed, detail)
 
 
 def budget_facts(plan: Plan) -> BudgetFacts:
     """What the file may hold: what the plan needs, and what it left of its budget.
 
-    FLOPs are no property of the file; the plan has counted them.
+    FLOPs and time are no property of the file; the plan has counted them.
     """
     room = plan.limit - plan.cost
     if plan.budget.kind == "params":

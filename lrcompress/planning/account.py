@@ -44,7 +44,11 @@ def open_account(
     if counted.of(budget.kind) == 0:
         raise PlanError(
             f"budget {budget}: the profile counts no {budget.kind} in the scope {budget.scope!r}; "
-            + ("profile with --data" if budget.kind == "flops" else "use --scope total")
+            + (
+                "profile with --data"
+                if budget.kind in ("flops", "latency")
+                else "use --scope total"
+            )
         )
     return Account(
         dense=fixed.plus(dense.values()),

@@ -1,4 +1,4 @@
-"""What the compressed model may cost: parameters, FLOPs or bytes, as a count or as a share."""
+"""What the compressed model may cost: parameters, FLOPs, bytes or time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import Final, Literal, cast, get_args
 
 from lrcompress.errors import PlanError
 
-BudgetKind = Literal["params", "flops", "bytes"]
+BudgetKind = Literal["params", "flops", "bytes", "latency"]
 Scope = Literal["total", "compressible"]
 
-ACCEPTED_FORMS: Final = "50%, params=50%, params=12M, flops=60%, flops=3G, bytes=60%, bytes=40MB"
+ACCEPTED_FORMS: Final = (
+    "50%, params=50%, params=12M, flops=60%, flops=3G, bytes=60%, bytes=40MB, latency=60%"
+)
 
 _COUNTS: Final = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS: Final[dict[BudgetKind, dict[str, int]]] = {
@@ -24,16 +26,19 @@ UNITS: Final[dict[BudgetKind, dict[str, int]]] = {
         **{"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12},
         **{"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40},
     },
+    "latency": {"": 1},
 }
 _SHOWN: Final[dict[BudgetKind, tuple[str, ...]]] = {
     "params": ("k", "M", "G"),
     "flops": ("k", "M", "G", "T"),
     "bytes": ("kB", "MB", "GB", "TB"),
+    "latency": (),
 }
 _NOUN: Final[dict[BudgetKind, str]] = {
     "params": " parameters",
     "flops": " FLOPs per example",
     "bytes": " on disk",
+    "latency": " FLOPs of dense layers' time per example",
 }
 _FORM: Final = re.compile(
     r"(?:(?P<kind>[A-Za-z_]+)\s*=\s*)?"
@@ -47,6 +52,8 @@ class Budget:
 
     Scope "total" counts the whole model, as its file does; "compressible" counts only the weights
     that may change, as papers do. Bytes are a share of the dense model in the export's precision.
+    Latency is always a share of the dense model's: what a table of measurements says that the
+    layers take, in the FLOPs that dense layers compute in that time.
     """
 
     kind: BudgetKind
@@ -61,6 +68,8 @@ class Budget:
             raise PlanError(f"scope {self.scope!r} is not one of {', '.join(get_args(Scope))}")
         if not isfinite(self.amount) or self.amount <= 0:
             raise PlanError(f"a budget must be above zero; write one of {ACCEPTED_FORMS}")
+        if self.kind == "latency" and not self.relative:
+            raise PlanError("a latency budget is a share of the dense model's; write latency=60%")
         if self.relative and self.amount > 1:
             raise PlanError(
                 f"a budget cannot be above 100 % of the dense model; write one of {ACCEPTED_FORMS}"
@@ -88,6 +97,8 @@ class Budget:
             if number > 100:
                 raise _refusal(text, "is above 100 % of the dense model")
             return cls(cast(BudgetKind, kind), float(number / 100), True, scope)
+        if kind == "latency":
+            raise _refusal(text, "is no share: latency is one of the dense model's")
         scale = UNITS[cast(BudgetKind, kind)].get(unit)
         if scale is None:
             raise _refusal(text, f"has the unit {unit!r}, which {kind} does not take")
@@ -136,7 +147,7 @@ def _hint(number: Decimal, unit: str, kind: str = "params") -> str:
         if percent <= 100:
             return f" (did you mean {kind}={_plain(percent)}%?)"
     for guess, units in UNITS.items():
-        if unit in units:
+        if unit in units and guess != "latency":
             return f" (did you mean {guess}={_plain(number)}{unit}?)"
     return ""
 

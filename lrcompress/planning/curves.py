@@ -26,10 +26,13 @@ class Choice:
     params: int
     flops_per_example: float  # a whole number, so that sums are exact
     bytes: int
+    latency_flops: float = 0.0  # per example, that dense layers compute in this one's time
 
     def cost(self, kind: BudgetKind) -> int:
         if kind == "params":
             return self.params
+        if kind == "latency":
+            return int(self.latency_flops)
         return int(self.flops_per_example) if kind == "flops" else self.bytes
 
 
@@ -42,11 +45,12 @@ def layer_choices(
     bytes_per_param: int = 4,
     wanted: Collection[str] = tuple(STRUCTURES),
     latencies: Latencies | None = None,
+    refuse_slower: bool = False,
 ) -> tuple[Choice, ...]:
     """Every size below break-even of the structures `wanted` whose loss is known, then dense.
 
-    Ranks are multiples, and at least `min_rank`. With `latencies` a structure that measures slower
-    than the dense layer is no choice.
+    Ranks are multiples, and at least `min_rank`. With `latencies` each has its time, and if asked
+    for, a structure that measures slower than the dense layer is no choice.
 
     Raises:
         PlanError: the profile lacks the metric, or the layer's loss is not finite.
@@ -63,17 +67,22 @@ def layer_choices(
     for name, curve in _curves(layer, metric):
         if name in wanted:
             found += [x for x in curve.items() if _allowed(x[0], layer, multiple_of, min_rank)]
-    if latencies is not None:
+    if latencies is not None and refuse_slower:
         found = [x for x in found if not latencies.is_slower(x[0], spec)]
     dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
     return tuple(
-        _choice(layer, structure, loss, bytes_per_param)
+        _choice(layer, structure, loss, bytes_per_param, latencies)
         for structure, loss in [*found, (dense, 0.0)]
     )
 
 
 def choice_of(
-    layer: LayerProfile, metric: str, structure: Structure, *, bytes_per_param: int = 4
+    layer: LayerProfile,
+    metric: str,
+    structure: Structure,
+    *,
+    bytes_per_param: int = 4,
+    latencies: Latencies | None = None,
 ) -> Choice:
     """What a given structure costs and loses in the layer's place, whoever chose it.
 
@@ -83,7 +92,7 @@ def choice_of(
     """
     structure.check(layer.spec)
     if isinstance(structure, Dense):
-        return _choice(layer, structure, 0.0, bytes_per_param)
+        return _choice(layer, structure, 0.0, bytes_per_param, latencies)
     if isinstance(structure, LowRank):
         if structure.rank > layer.spec.break_even_rank:
             raise PlanError(
@@ -92,7 +101,7 @@ def choice_of(
             )
         losses = _losses(layer, metric)
         loss = losses[min(structure.rank, len(losses) - 1)]
-        return _choice(layer, structure, loss, bytes_per_param)
+        return _choice(layer, structure, loss, bytes_per_param, latencies)
     if structure.weight_params(layer.spec) >= layer.spec.weight_params:
         raise PlanError(
             f"{layer.name}: {structure} holds no fewer parameters than the dense weight; "
@@ -100,7 +109,7 @@ def choice_of(
         )
     for _, curve in _curves(layer, metric):
         if structure in curve:
-            return _choice(layer, structure, curve[structure], bytes_per_param)
+            return _choice(layer, structure, curve[structure], bytes_per_param, latencies)
     known = [str(points[0]) for points in (list(curve) for _, curve in _curves(layer, metric))]
     has = f"; it has curves that begin at {', '.join(known)}" if known else ""
     raise PlanError(
@@ -120,10 +129,22 @@ def low_rank_loss(layer: LayerProfile, metric: str, params: int) -> float:
     return losses[min(rank, len(losses) - 1)]
 
 
-def _choice(layer: LayerProfile, structure: Structure, loss: float, bytes_per_param: int) -> Choice:
-    params = structure.weight_params(layer.spec)
-    flops = float(round(structure.flops_per_row(layer.spec) * layer.rows_per_example))
-    return Choice(structure, loss, params, flops, params * bytes_per_param)
+def _choice(
+    layer: LayerProfile,
+    structure: Structure,
+    loss: float,
+    bytes_per_param: int,
+    latencies: Latencies | None,
+) -> Choice:
+    spec = layer.spec
+    params = structure.weight_params(spec)
+    flops = float(round(structure.flops_per_row(spec) * layer.rows_per_example))
+    if isinstance(structure, Dense) or latencies is None:
+        time = flops
+    else:
+        dense = Dense().flops_per_row(spec) * layer.rows_per_example
+        time = float(round(latencies.ratio(structure, spec) * dense)) if dense else flops
+    return Choice(structure, loss, params, flops, params * bytes_per_param, time)
 
 
 def _losses(layer: LayerProfile, metric: str) -> list[float]:

@@ -66,7 +66,7 @@ class LatencyTable:
             structure.type_name,
             getattr(structure, "blocks", 0),
             (spec.out_features, spec.in_features),
-            max(round(kept, 2), 0.01),  # few different questions, each answered once
+            max(round(kept, 3), 0.001),  # few different questions, each answered once
             provider=provider,
             rows=rows,
         )
@@ -82,6 +82,8 @@ class LatencyTable:
         provider: str,
         rows: int,
     ) -> Estimate | None:
+        """Of a structure that keeps the share `kept`. What is blended is the time over that share,
+        which changes little where the time itself follows it."""
         near: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for it in self.measurements:
             if (it.provider, it.structure, it.blocks) == (provider, structure, blocks):
@@ -92,8 +94,8 @@ class LatencyTable:
                     + KEPT_WEIGHT * abs(log2(it.kept / kept))
                 )
                 if distance <= TOO_FAR:
-                    near[it.form].append((distance, log(it.ratio)))
-        estimates = [Estimate(form, _blended(found)) for form, found in near.items()]
+                    near[it.form].append((distance, log(it.ratio / it.kept)))
+        estimates = [Estimate(form, kept * _blended(found)) for form, found in near.items()]
         return min(estimates, key=lambda e: (e.ratio, e.form), default=None)
 
 
@@ -104,6 +106,14 @@ class Latencies:
     table: LatencyTable
     provider: str
     rows: int
+
+    def ratio(self, structure: Structure, spec: LayerSpec) -> float:
+        """Of the layer's latency to the dense one's; of FLOPs where nothing near was measured."""
+        best = self.table.best(structure, spec, provider=self.provider, rows=self.rows)
+        if best is not None:
+            return best.ratio
+        dense = Dense().flops_per_row(spec)
+        return structure.flops_per_row(spec) / dense if dense else 1.0
 
     def is_slower(self, structure: Structure, spec: LayerSpec) -> bool:
         """Than the dense layer, even in its best form; False where nothing near was measured."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import ceil
 
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.planning.account import Account, open_account
 from lrcompress.planning.allocate import ALLOCATORS
 from lrcompress.planning.budget import Budget, amount_in_words
-from lrcompress.planning.curves import Choice, choice_of, layer_choices
-from lrcompress.planning.latency import Latencies, latency_table
+from lrcompress.planning.curves import choice_of, layer_choices
+from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan_json import plan_from_json, plan_to_json
 from lrcompress.planning.planned import Plan, PlannedLayer, assemble
 from lrcompress.planning.problem import pose
 from lrcompress.planning.selection import reasons_to_skip
-from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.profiling.profile import Profile
 from lrcompress.structures import STRUCTURES, Dense
-from lrcompress.wording import listed
 
 __all__ = ["Plan", "PlanOptions", "PlannedLayer", "plan", "plan_from_json", "plan_to_json"]
 
@@ -42,7 +40,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     account = open_account(profile, budget, options, skipped)
 
-    latencies = latencies_for(profile, options)
+    latencies = latencies_for(profile, budget, options)
     open_layers = [layer for layer in profile.layers if layer.name not in skipped]
     problem = pose(
         open_layers,
@@ -54,7 +52,8 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
                 min_rank=options.min_rank,
                 bytes_per_param=options.bytes_per_param,
                 wanted=options.structures or tuple(STRUCTURES),
-                latencies=latencies if budget.kind == "flops" else None,
+                latencies=latencies,
+                refuse_slower=budget.kind == "flops",
             )
             for layer in open_layers
         ],
@@ -89,33 +88,6 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
         choices=choices,
         lower_bound=allocation.lower_bound,
         warnings=slow_layers(profile.layers, choices, latencies),
-    )
-
-
-def latencies_for(profile: Profile, options: PlanOptions) -> Latencies | None:
-    """None where low rank is all there is: it is never slower than what it replaces at its rank."""
-    named = set(options.structures or profile.structures) - {"dense", "low_rank"}
-    if not named or not set(profile.structures) & named:
-        return None
-    return Latencies(latency_table(options.latency_table), options.provider, options.rows)
-
-
-def slow_layers(
-    layers: Sequence[LayerProfile], choices: Sequence[Choice], latencies: Latencies | None
-) -> tuple[str, ...]:
-    """A warning that names the layers whose structure measures slower than the dense layer."""
-    if latencies is None:
-        return ()
-    slow = [
-        layer.name
-        for layer, choice in zip(layers, choices, strict=True)
-        if latencies.is_slower(choice.structure, layer.spec)
-    ]
-    if not slow:
-        return ()
-    return (
-        f"{listed(slow)}: smaller, but slower than dense at {latencies.rows} rows on "
-        f"{latencies.provider}, as measured; a flops budget leaves such structures out",
     )
 
 

@@ -10,6 +10,7 @@ from lrcompress.errors import PlanError
 from lrcompress.planning.account import open_account
 from lrcompress.planning.budget import Budget, Scope
 from lrcompress.planning.curves import choice_of
+from lrcompress.planning.looked_up import latencies_for
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planned import SCHEMA_VERSION, Plan, assemble
 from lrcompress.planning.selection import close_names, reasons_to_skip
@@ -89,6 +90,7 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
     budget = Budget.parse(header.budget, header.scope)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     account = open_account(profile, budget, options, skipped)
+    latencies = latencies_for(profile, budget, options)
     warnings = []
     if header.model_fingerprint != profile.model_fingerprint:
         warnings.append("the plan was made for other weights than those of the profile")
@@ -107,6 +109,7 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
                 header.metric,
                 structures[layer.name],
                 bytes_per_param=options.bytes_per_param,
+                latencies=latencies,
             )
             for layer in profile.layers
         ],

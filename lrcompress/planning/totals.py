@@ -18,22 +18,27 @@ class Totals:
     params: int
     flops_per_example: float
     bytes: int
+    latency_flops: float
 
     def of(self, kind: BudgetKind) -> int:
         if kind == "params":
             return self.params
+        if kind == "latency":
+            return int(self.latency_flops)
         return int(self.flops_per_example) if kind == "flops" else self.bytes
 
     def plus(self, choices: Iterable[Choice]) -> Totals:
         params, flops, size = self.params, self.flops_per_example, self.bytes
+        time = self.latency_flops
         for choice in choices:
             params += choice.params
             flops += choice.flops_per_example
             size += choice.bytes
-        return Totals(params, flops, size)
+            time += choice.latency_flops
+        return Totals(params, flops, size, time)
 
 
-NOTHING = Totals(0, 0.0, 0)
+NOTHING = Totals(0, 0.0, 0, 0.0)
 
 
 def fixed_totals(profile: Profile, *, bytes_per_param: int, overhead_bytes: int) -> Totals:
@@ -45,10 +50,12 @@ def fixed_totals(profile: Profile, *, bytes_per_param: int, overhead_bytes: int)
         for layer in profile.layers
     )
     params = profile.total_params - changeable
+    others = max(float(round(profile.total_flops_per_example)) - flops, 0.0)
     return Totals(
         params=params,
-        flops_per_example=max(float(round(profile.total_flops_per_example)) - flops, 0.0),
+        flops_per_example=others,
         bytes=params * bytes_per_param + buffer_bytes(profile) + overhead_bytes,
+        latency_flops=others,
     )
 
 

@@ -98,7 +98,7 @@ planning_options = gathered(
     click.option(
         "--budget",
         metavar="BUDGET",
-        help="What may remain: 50%, params=12M, flops=60%, bytes=40MB.",
+        help="What may remain: 50%, params=12M, flops=60%, bytes=40MB, latency=60%.",
     ),
     click.option(
         "--scope",
