@@ -149,6 +149,11 @@ def gathered(value: T) -> list[T]:
     return [value if i == rank() else _unpacked(held) for i, held in enumerate(packed)]
 
 
+def same_everywhere(value: object) -> bool:
+    """Whether everybody calls with an equal value."""
+    return all(theirs == value for theirs in gathered(value))
+
+
 def all_reduce_(tensor: Tensor) -> Tensor:
     """The sum of everybody's tensor, in its place; it must be contiguous."""
     if world_size() > 1:

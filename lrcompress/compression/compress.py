@@ -15,7 +15,7 @@ from lrcompress.compression.refit import Target
 from lrcompress.compression.refitting import PreparedRefit, prepare_refit, refit_
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
-from lrcompress.distributed import alike, in_turns, is_main
+from lrcompress.distributed import alike, failing_together, in_turns, is_main
 from lrcompress.errors import PlanError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.planning.plan import Plan, PlannedLayer
@@ -61,8 +61,9 @@ def compress_(
     """
     if plan.model_fingerprint != profile.model_fingerprint:
         raise PlanError("the plan is for another model than the profile; plan again")
-    if model_fingerprint(module) != plan.model_fingerprint:
-        raise PlanError("the plan is for another model than this one; profile and plan again")
+    with failing_together():
+        if model_fingerprint(module) != plan.model_fingerprint:
+            raise PlanError("the plan is for another model than this one; profile and plan again")
     readout = _readout(module, profile, batches)
     trial = None
     if readout is not None and batches is not None and options.refit is not False:

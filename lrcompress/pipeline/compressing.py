@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressReport, compress_
 from lrcompress.compression.measure import Divergence as Measured
+from lrcompress.distributed import on_main
 from lrcompress.errors import DataError
 from lrcompress.pipeline.deciding import Question
 from lrcompress.pipeline.job import Job
@@ -55,14 +57,8 @@ def compressed(
         )
         facts = _facts(report)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
-        save_compressed(
-            loaded.model.module,
-            plan,
-            loaded.model,
-            folder.root,
-            example=loaded.example(),
-            extra=extra,
-        )
+        save = partial(save_compressed, loaded.model.module, plan, loaded.model, folder.root)
+        on_main(partial(save, example=loaded.example(), extra=extra))
         folder.finish(STAGE, key, _files(loaded), to_json(facts))
     return facts, key
 

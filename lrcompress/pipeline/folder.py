@@ -6,10 +6,11 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from lrcompress.distributed import on_main
 from lrcompress.errors import LrcompressError
 from lrcompress.pipeline.ledger import Ledger, StageRecord
 from lrcompress.pipeline.lock import LOCK_NAME, locked
@@ -25,7 +26,11 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """A locked folder with its ledger. Made by `open_run_folder`."""
+    """A locked folder with its ledger. Made by `open_run_folder`.
+
+    Of several processes the first alone reads and writes the ledger and the lock; the others wait
+    for it and learn what it found.
+    """
 
     def __init__(self, root: Path, ledger: Ledger) -> None:
         self.root = root
@@ -37,11 +42,7 @@ class RunFolder:
     def work(self, key: str) -> Path:
         """Where the stage of that key keeps its checkpoint; those of other keys are dropped."""
         own = self.root / WORK_NAME / key[:16]
-        if own.parent.is_dir():
-            for stale in own.parent.iterdir():
-                if stale != own:
-                    shutil.rmtree(stale, ignore_errors=True)
-        own.mkdir(parents=True, exist_ok=True)
+        on_main(lambda: _only(own))
         return own
 
     def record(self, stage: str) -> StageRecord | None:
@@ -49,6 +50,9 @@ class RunFolder:
 
     def finished(self, stage: str, key: str) -> Mapping[str, Any] | None:
         """The facts of a stage whose key and files are as they should be, else None."""
+        return on_main(lambda: self._finished(stage, key))
+
+    def _finished(self, stage: str, key: str) -> Mapping[str, Any] | None:
         record = self.record(stage)
         if record is None or record.key != key:
             return None
@@ -66,9 +70,12 @@ class RunFolder:
 
     def begin(self, stage: str) -> None:
         """Forget the stage and its followers before their files are touched."""
-        self.save(self._ledger.before(stage))
+        on_main(lambda: self.save(self._ledger.before(stage)))
 
     def finish(self, stage: str, key: str, files: Sequence[str], facts: Mapping[str, Any]) -> None:
+        on_main(lambda: self._finish(stage, key, files, facts))
+
+    def _finish(self, stage: str, key: str, files: Sequence[str], facts: Mapping[str, Any]) -> None:
         digests = {name: file_digest(self.path(name)) for name in files}
         self.save(self._ledger.with_stage(stage, StageRecord(key, digests, to_json(facts))))
 
@@ -81,7 +88,7 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove the checkpoints."""
-        shutil.rmtree(self.root / WORK_NAME, ignore_errors=True)
+        on_main(lambda: shutil.rmtree(self.root / WORK_NAME, ignore_errors=True))
 
     def _is(self, name: str, digest: str) -> bool:
         path = self.path(name)
@@ -112,20 +119,25 @@ def open_run_folder(
     Raises:
         LrcompressError: the folder is foreign, of another model, in use, or cannot be written.
     """
-    refuse_foreign(root, force=force)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LrcompressError(
-            f"{root}: cannot be created ({error.strerror}); choose another output folder"
-        ) from error
-    with locked(root):
+
+    def claim() -> Ledger:
+        refuse_foreign(root, force=force)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LrcompressError(
+                f"{root}: cannot be created ({error.strerror}); choose another output folder"
+            ) from error
+        held.enter_context(locked(root))
         if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
             remove_temporaries(root)
         ledger = _ledger_of(root, model, model_fingerprint, force=force)
-        folder = RunFolder(root, ledger)
-        folder.save(ledger)  # marks the folder as a run's, and shows that it can be written
-        yield folder
+        # marks the folder as a run's, and shows that it can be written
+        RunFolder(root, ledger).save(ledger)
+        return ledger
+
+    with ExitStack() as held:
+        yield RunFolder(root, on_main(claim))
 
 
 def read_ledger(root: Path) -> Ledger | None:
@@ -153,6 +165,15 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
         f"{root}: holds a run of {found.model} with other weights; choose another output folder, "
         "or --force to replace it"
     )
+
+
+def _only(own: Path) -> None:
+    """An empty folder `own`, or what it held, and nothing else beside it."""
+    if own.parent.is_dir():
+        for stale in own.parent.iterdir():
+            if stale != own:
+                shutil.rmtree(stale, ignore_errors=True)
+    own.mkdir(parents=True, exist_ok=True)
 
 
 def remove_temporaries(root: Path) -> None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from lrcompress.distributed import is_main, on_main
 from lrcompress.errors import DataError, ModelError
+from lrcompress.metrics import LayerMoments, MomentStore
 from lrcompress.pipeline.folder import PROFILE_FOLDER, file_digest
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
@@ -15,6 +19,7 @@ from lrcompress.pipeline.loading import Loaded
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.sink import MomentSink
 from lrcompress.storage import (
     MomentsWriter,
     drop_moments,
@@ -29,6 +34,16 @@ PROFILE_NAME = "profile.json"
 PATTERNS = (PROFILE_NAME, "spectra.safetensors", "moments-*.safetensors")
 
 log = logging.getLogger(__name__)
+
+
+class _NoSink:
+    """Of the processes that write no file: they read the moments back from the disk."""
+
+    def add(self, name: str, input_group: str, moments: LayerMoments) -> None:
+        pass
+
+    def finish(self) -> MomentStore:
+        return {}
 
 
 def find_profile(folder: Path) -> Path:
@@ -59,13 +74,13 @@ def measured(
     else:
         folder.begin(STAGE)
         with job.clock.stage(STAGE):
-            sink = MomentsWriter(target)
+            sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
             module, batches = loaded.model.module, loaded.batches
             found = profile(module, batches, options, job.progress, sink)
             for warning in found.warnings:
                 log.warning("%s", warning)
-            save_profile(found, target)
-            folder.finish(STAGE, key, _names(folder.root, target), {})
+            on_main(partial(save_profile, found, target))
+            folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
     return load_profile(target), key
 
 
@@ -106,11 +121,8 @@ def handed_in(
     else:
         folder.begin(STAGE)
         with job.clock.stage(STAGE):
-            for stale in _files(target):
-                stale.unlink()
-            for name in names:
-                _copy(source / name, target / name)
-            folder.finish(STAGE, key, _names(folder.root, target), {})
+            on_main(partial(_copy_all, names, source, target))
+            folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
     return load_profile(target), key
 
 
@@ -155,6 +167,14 @@ def _files(folder: Path) -> list[Path]:
 
 def _names(root: Path, target: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in _files(target)]
+
+
+def _copy_all(names: Sequence[str], source: Path, target: Path) -> None:
+    """In place of a profile that `target` held."""
+    for stale in _files(target):
+        stale.unlink()
+    for name in names:
+        _copy(source / name, target / name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from lrcompress.distributed import failing_together, on_main
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.compressing import compressed, is_compressed
+from lrcompress.pipeline.compressing import CompressFacts, compressed, is_compressed
 from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
 from lrcompress.pipeline.exporting import Product, budget_facts, exported, verified
 from lrcompress.pipeline.folder import (
@@ -46,11 +49,14 @@ from lrcompress.pipeline.reporting import (
     with_recorded,
     write_report,
 )
-from lrcompress.pipeline.sweeping import is_swept, swept
+from lrcompress.pipeline.sweeping import SweepFacts, is_swept, swept
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
 from lrcompress.reporting.html import require_plotly
+from lrcompress.reporting.report import Report
 from lrcompress.storage import load, load_profile
 
 
@@ -58,7 +64,8 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     """Take a model to a smaller, verified ONNX file in a run folder.
 
     Interrupted at any moment and called again with the same options, it goes on where it stopped,
-    and the files end up the same to the bit.
+    and the files end up the same to the bit. Several processes (see `distributed`) share the
+    measuring and compressing out; the first does all else, and it alone writes.
 
     Raises:
         LrcompressError: an input cannot be read, the budget cannot be met, the folder is foreign,
@@ -71,37 +78,57 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
         question, profiled = _asked(job, loaded, options)
-        plan, key = decided(job, question, profiled)
+        plan, key = on_main(partial(decided, job, question, profiled))
         done = is_compressed(job, question, key) and is_swept(job, question, profiled)
         if lacks_moments(question.profile, plan) and not done:
             question, profiled = _asked(job, loaded, options, again=True)
-            plan, key = decided(job, question, profiled)
+            plan, key = on_main(partial(decided, job, question, profiled))
         found = question.profile
-        curve = swept(job, question, profiled)
+        curve = on_main(partial(swept, job, question, profiled))
         outcome, key = compressed(job, question, plan, key)
-        warnings = loaded.model.warnings
+        warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
         del loaded, question  # the dense weights; what follows works on what was written
-        product = Product(
-            load(folder.root, trust_remote_code=source.trust_remote_code), batch, plan
-        )
-        facts, key = exported(job, product, options, key)
-        checks = verified(job, product, options.provider, key)
-        if options.drop_moments and all(check.passed is not False for check in checks):
-            found = without_moments(job, PROFILE_FOLDER)
-        folder.clean()
-        findings = Findings(
-            plan,
-            facts["bytes"],
-            outcome.divergences,
-            dict(outcome.fidelity),
-            checks,
-            (*warnings, *curve.warnings, *outcome.warnings, *facts["notes"]),
-            curve.points,
-        )
-        report = run_report(source.model, found, findings, where, clock, options.provider)
-        report = with_recorded(report, folder.root)
-        write_report(report, where)
+        made = _Made(found, plan, curve, outcome, warnings, key)
+        report = on_main(partial(_delivered, job, options, batch, made))
+        if options.drop_moments:
+            found = load_profile(folder.path(PROFILE_FOLDER))
     return RunResult(folder.root, found, plan, report)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """What a run has come to when its compressed model is written."""
+
+    profile: Profile
+    plan: Plan
+    curve: SweepFacts
+    outcome: CompressFacts
+    warnings: tuple[str, ...]
+    key: str
+
+
+def _delivered(job: Job, options: RunOptions, batch: Batch, made: _Made) -> Report:
+    """Export, verify and report: one process does it, from what was written."""
+    root, source, found = job.folder.root, options.source, made.profile
+    product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)
+    facts, key = exported(job, product, options, made.key)
+    checks = verified(job, product, options.provider, key)
+    if options.drop_moments and all(check.passed is not False for check in checks):
+        found = without_moments(job, PROFILE_FOLDER)
+    job.folder.clean()
+    findings = Findings(
+        made.plan,
+        facts["bytes"],
+        made.outcome.divergences,
+        dict(made.outcome.fidelity),
+        checks,
+        (*made.warnings, *facts["notes"]),
+        made.curve.points,
+    )
+    report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
+    report = with_recorded(report, root)
+    write_report(report, options.folder)
+    return report
 
 
 def run_profile(
@@ -120,9 +147,13 @@ def run_profile(
     with _opened(where, source, loaded) as folder:
         found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
         folder.clean()
-        report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)
-        write_report(report, where)
-    return ProfileResult(folder.root, found, report)
+
+        def reported() -> Report:
+            report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)
+            write_report(report, where)
+            return report
+
+        return ProfileResult(folder.root, found, on_main(reported))
 
 
 def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
@@ -136,7 +167,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
     if found is None:
         measuring = with_pooling(options.profile, loaded)
         found = profile(loaded.model.module, loaded.batches, measuring, progress)
-    return Preview(found, chosen(Question(loaded, found, options)))
+    return Preview(found, on_main(partial(chosen, Question(loaded, found, options))))
 
 
 def promised_budget(onnx: Path) -> BudgetFacts:
@@ -152,11 +183,12 @@ def _loaded(
     source: SourceOptions, where: FolderOptions, clock: Clock, progress: Progress
 ) -> Loaded:
     """What needs no long work fails first."""
-    refuse_foreign(where.output, force=where.force)
+    on_main(lambda: refuse_foreign(where.output, force=where.force))
     if where.report:
         require_plotly()
     with clock.stage("load"), progress.stage("load", 1) as step:
-        loaded = load_sources(source)
+        with failing_together():
+            loaded = load_sources(source)
         step.advance()
     return loaded
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lrcompress.distributed import alike, in_turns
+from lrcompress.distributed import alike, in_turns, same_everywhere, world_size
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.layers import (
@@ -58,6 +58,7 @@ def profile(
     strange = [name for name in options.structures if name not in STRUCTURES]
     if strange:
         raise DataError(f"structure {strange[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
+    _check_same(module, batches)
     bad = first_nonfinite(module)
     if bad is not None:
         raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
@@ -72,6 +73,21 @@ def profile(
         if batches is None:
             return _without_data(module, found, options, progress)
         return _with_data(module, found, batches, options, progress, sink or MemorySink())
+
+
+def _check_same(module: nn.Module, batches: Batches | None) -> None:
+    """Raises an error where several processes hold different weights or data."""
+    if world_size() == 1:
+        return
+    if not same_everywhere(model_fingerprint(module)):
+        raise ModelError(
+            "the processes hold different weights; load them from one file, or seed what is drawn"
+        )
+    if not same_everywhere(None if batches is None else fingerprint_batches(batches)):
+        raise DataError(
+            "the processes hold different calibration data; give each of them all of it, in the "
+            "same order"
+        )
 
 
 def _without_data(
