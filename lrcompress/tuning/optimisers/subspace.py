@@ -27,6 +27,9 @@ from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, 
 from lrcompress.tuning.optimisers.wide import WideOptimiser
 
 _SMALLEST_SIDE = 4  # below, a subspace saves nothing
+# Of a column's size: a subspace wider than the gradient's rank has coordinates that are rounding,
+# which Adam would scale to full steps.
+_ROUNDING = 100
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ class SubspaceAdam(WideOptimiser):
         inside = subspace.mT @ gradient  # (rank, columns)
         state["first"].lerp_(inside, 1 - first_decay)
         state["second"].lerp_(inside.square(), 1 - second_decay)
-        normalised = state["first"] / (state["second"].sqrt() + group["eps"])
+        power = state["second"].sqrt()
+        rounding = _ROUNDING * torch.finfo(power.dtype).eps * power.norm(dim=0)
+        normalised = state["first"] / (power + rounding + group["eps"])
         step: Tensor = how.scale * (subspace @ normalised)
         if how.recover:
             step += recovered(gradient - subspace @ inside, inside, normalised)
