@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from lrcompress.errors import PlanError
+from lrcompress.errors import TuneError
 from lrcompress.metrics import Whitening
 
 Place = Literal["factors", "layer"]
@@ -43,15 +43,15 @@ class AdapterOptions:
     def __post_init__(self) -> None:
         for name, rank in {"rank": self.rank, **self.ranks}.items():
             if rank < 1:
-                raise PlanError(f"adapter: {name}: rank {rank} is below 1; take 1 or more")
+                raise TuneError(f"adapter: {name}: rank {rank} is below 1; take 1 or more")
         if not 0 <= self.dropout < 1:
-            raise PlanError(f"adapter: dropout {self.dropout} is not in [0, 1); correct it")
+            raise TuneError(f"adapter: dropout {self.dropout} is not in [0, 1); correct it")
         if self.alpha is not None and not 0 < self.alpha < float("inf"):
-            raise PlanError(f"adapter: alpha {self.alpha} is not positive and finite; correct it")
+            raise TuneError(f"adapter: alpha {self.alpha} is not positive and finite; correct it")
         if self.place not in ("factors", "layer"):
-            raise PlanError(f"adapter: place {self.place!r} is unknown; it may be factors or layer")
+            raise TuneError(f"adapter: place {self.place!r} is unknown; it may be factors or layer")
         if self.initial_rank is not None and self.initial_rank < self.rank:
-            raise PlanError(
+            raise TuneError(
                 f"adapter: initial rank {self.initial_rank} is below the rank {self.rank} that is "
                 "to be left; raise it"
             )
@@ -120,7 +120,7 @@ class Adapter(ABC):
         gradient. The same seed gives the same bits, and the global generators stay as they were.
 
         Raises:
-            ModelError: a layer that cannot take this adapter, naming it. `module` is as it was.
+            TuneError: a layer that cannot take this adapter, naming it. `module` is as it was.
         """
 
     def penalty(self) -> Tensor | None:
@@ -141,7 +141,7 @@ class Adapter(ABC):
         objects that they were.
 
         Raises:
-            FitError: a merged factor is not finite, naming its layer; the adapters stay.
+            TuneError: a merged factor is not finite, naming its layer; the adapters stay.
         """
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import FitError, ModelError
+from lrcompress.errors import TuneError
 from lrcompress.layers import replace_
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters.base import (
@@ -90,7 +90,7 @@ class LayerAdapter(Adapter):
         self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
     ) -> nn.Module:
         if self._module is not None:
-            raise ModelError(f"{self.method.name}: is on a network already; merge it first")
+            raise TuneError(f"{self.method.name}: is on a network already; merge it first")
         found = dict.fromkeys(site.layer for site in find_sites(module, layers))
         layers_found = {name: low_rank(name, module.get_submodule(name)) for name in found}
         ranks = {name: self._rank(name, layer) for name, layer in layers_found.items()}
@@ -113,7 +113,7 @@ class LayerAdapter(Adapter):
         largest = min(left.shape[-2], right.shape[-1])
         rank = self.options.ranks.get(name, self.options.rank)
         if rank > largest:
-            raise ModelError(
+            raise TuneError(
                 f"{label(name)}: an adapter of rank {rank} on a layer whose rank cannot be above "
                 f"{largest}; give it one in ranks"
             )
@@ -122,7 +122,7 @@ class LayerAdapter(Adapter):
     @torch.no_grad()
     def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
         if self._module is None or self._frozen is None:
-            raise FitError(f"{self.method.name}: is on no network; attach it first")
+            raise TuneError(f"{self.method.name}: is on no network; attach it first")
         folded = [_folded(p, whitenings.get(p.name, Whitening())) for p in self._placed]
         for placed, (left, right, _) in zip(self._placed, folded, strict=True):
             write_factors_(placed.layer, left, right)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import PlanError
+from lrcompress.errors import TuneError
 from lrcompress.tuning.adapters.base import AdapterOptions
 from lrcompress.tuning.adapters.methods import ADALORA
 from lrcompress.tuning.adapters.on_factors import FactorAdapter, Wrapped
@@ -47,7 +47,7 @@ class BudgetedAdapter(FactorAdapter):
         self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
     ) -> nn.Module:
         if total_steps < 2:
-            raise PlanError(f"adalora: {total_steps} steps share out no ranks; take 2 or more")
+            raise TuneError(f"adalora: {total_steps} steps share out no ranks; take 2 or more")
         super().attach_(module, layers, total_steps=total_steps, seed=seed)
         schedule = self._schedule(1, total_steps)
         self._allocator = peft_for("adalora").tuners.adalora.RankAllocator(module, schedule, NAME)

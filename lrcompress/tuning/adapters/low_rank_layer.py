@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import ModelError
+from lrcompress.errors import TuneError
 from lrcompress.layers import weight_matrix
 from lrcompress.structures.factorized import (
     FactorizedConv,
@@ -21,10 +21,10 @@ def low_rank(name: str, layer: nn.Module) -> LowRankLayer:
     """`layer`, if it is one product of two factors.
 
     Raises:
-        ModelError: it is not.
+        TuneError: it is not.
     """
     if not isinstance(layer, FactorizedLinear | FactorizedEmbedding | FactorizedConv):
-        raise ModelError(
+        raise TuneError(
             f"{label(name)}: {type(layer).__name__} is not one product of two factors, to which "
             "an update could be truncated; take place factors"
         )

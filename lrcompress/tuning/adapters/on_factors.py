@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lrcompress.errors import FitError, ModelError
+from lrcompress.errors import TuneError
 from lrcompress.layers import replace_
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters.base import (
@@ -57,7 +57,7 @@ class FactorAdapter(Adapter):
 
     def __init__(self, method: Method, options: AdapterOptions) -> None:
         if options.place != "factors":
-            raise ModelError(
+            raise TuneError(
                 f"{method.name}: stands on the factors only; take place factors, or lora"
             )
         self.method, self.options = method, options
@@ -74,14 +74,14 @@ class FactorAdapter(Adapter):
         self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
     ) -> nn.Module:
         if self._module is not None:
-            raise ModelError(f"{self.method.name}: is on a network already; merge it first")
+            raise TuneError(f"{self.method.name}: is on a network already; merge it first")
         peft_for(self.method.name)
         sites = find_sites(module, layers)
         ranks = ranks_of(sites, self.options)
         obstacles = {site.name: self._obstacle(site) for site in sites}
         if all(obstacles.values()):
             reason = obstacles[sites[0].name]
-            raise ModelError(
+            raise TuneError(
                 f"{sites[0].name}: {self.method.name} can adapt no factor here ({reason}); "
                 "train the factors themselves"
             )
@@ -97,19 +97,21 @@ class FactorAdapter(Adapter):
         except Exception:
             self.take_out_()
             raise
+        order = [site.name for site in sites]
+        self._attached.sort(key=lambda row: order.index(row.factor))
         return module
 
     def _obstacle(self, site: Site) -> str:
         obstacle = self.method.obstacle(site, self.options)
         if not obstacle and site.kind == "raw" and self.options.dropout > 0:
-            raise ModelError(
+            raise TuneError(
                 f"{site.name}: dropout does not reach the adapter of a raw parameter; "
                 "set it to 0 or leave the layer out"
             )
         if not obstacle and self.method.name == "dora":
             norms = site.matrix.norm(dim=-1)
             if not bool((norms > 0).all()):
-                raise ModelError(
+                raise TuneError(
                     f"{site.name}: dora divides by the norms of its rows, of which "
                     f"{int((norms == 0).sum())} are zero; use lora or leave the layer out"
                 )
@@ -157,7 +159,7 @@ class FactorAdapter(Adapter):
     def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
         """Exact in each factor, so that no metric is asked."""
         if self._module is None:
-            raise FitError(f"{self.method.name}: is on no network; attach it first")
+            raise TuneError(f"{self.method.name}: is on no network; attach it first")
         for wrapped in self.wrapped:
             if not all(bool(torch.isfinite(p).all()) for p in wrapped.parameters):
                 raise not_finite(wrapped.site.layer, wrapped.site.name)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import ModelError
+from lrcompress.errors import TuneError
 from lrcompress.tuning.adapters.sites import Site
 from lrcompress.wording import one_line
 
@@ -29,12 +29,12 @@ def peft_for(what: str) -> Any:
     """The peft module.
 
     Raises:
-        ModelError: it cannot be imported.
+        TuneError: it cannot be imported.
     """
     try:
         return import_module("peft")
     except ImportError as cause:
-        raise ModelError(
+        raise TuneError(
             f'{what}: needs peft ({one_line(cause)}); pip install "lrcompress[tune]"'
         ) from cause
 
@@ -53,7 +53,7 @@ def wrap(site: Site, root: nn.Module, config: Any) -> tuple[nn.Module, nn.Module
     `root` is the site's owner, or what other raw parameters of it have been wrapped in.
 
     Raises:
-        ModelError: PEFT refuses, in its words.
+        TuneError: PEFT refuses, in its words.
     """
     holder = nn.ModuleDict({"factor": root})
     place = f"factor.{site.parameter}"
@@ -67,7 +67,7 @@ def wrap(site: Site, root: nn.Module, config: Any) -> tuple[nn.Module, nn.Module
             warnings.simplefilter("ignore")
             peft_for(site.layer).inject_adapter_in_model(config, holder, NAME)
     except (ValueError, TypeError) as cause:
-        raise ModelError(
+        raise TuneError(
             f"{site.name}: peft cannot adapt it ({one_line(cause)}); leave the layer out"
         ) from cause
     new_root = holder["factor"]
@@ -80,12 +80,19 @@ def wrap(site: Site, root: nn.Module, config: Any) -> tuple[nn.Module, nn.Module
             for parameter in module.parameters(recurse=False):
                 if parameter.dtype in HALVES:  # in which small steps would be rounded away
                     parameter.data = parameter.data.float()
-    wrapper.register_forward_pre_hook(_nothing)
+    wrapper.register_forward_pre_hook(_check_axes)
     return wrapper, new_root
 
 
-def _nothing(*_: object) -> None:
-    """A hook at all keeps torch's own encoder off its fast path, which reads frozen weights."""
+def _check_axes(wrapper: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """PEFT's DoRA takes the channels of a single image for its examples.
+
+    That there is a hook keeps torch's own encoder off its fast path, which reads frozen weights.
+    """
+    weight = getattr(wrapper, "weight", None)
+    dora = getattr(wrapper, "use_dora", {}).get(NAME, False)
+    if dora and weight is not None and weight.dim() > 2 and inputs[0].dim() < weight.dim():
+        raise TuneError("dora: a convolution's input needs an axis of examples; add one")
 
 
 def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
@@ -96,7 +103,7 @@ def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
         return  # AdaLoRA's has no inner layer and takes the frozen one's settings
     first = inner[NAME]
     make = nn.Conv1d if isinstance(owner, nn.Conv1d) else nn.Conv2d
-    inner[NAME] = make(
+    matched = make(  # drawn on the CPU, as all else is
         owner.in_channels,
         first.out_channels,
         owner.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
@@ -106,9 +113,8 @@ def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
         groups=owner.groups,
         bias=False,
         padding_mode=owner.padding_mode,
-        device=first.weight.device,
-        dtype=first.weight.dtype,
     )
+    inner[NAME] = matched.to(first.weight)
 
 
 def _pair(site: Site, wrapper: Any) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import FitError, ModelError, PlanError
+from lrcompress.errors import TuneError
 from lrcompress.layers import layer_kind, weight_matrix
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
 from lrcompress.tuning.adapters.base import AdapterOptions
@@ -70,11 +70,11 @@ def find_sites(module: nn.Module, layers: Sequence[str]) -> tuple[Site, ...]:
     """Every factor of the layers named; a layer that has several names is taken once.
 
     Raises:
-        ModelError: a layer that is not there or has no factors, one whose weight is computed or
+        TuneError: a layer that is not there or has no factors, one whose weight is computed or
             is read by its parent, a factor that is shared, or values that are not finite.
     """
     if not layers:
-        raise ModelError("adapter: no layers to put it on; compress the network first")
+        raise TuneError("adapter: no layers to put it on; compress the network first")
     uses = _Uses(module)
     sites: list[Site] = []
     seen: set[int] = set()
@@ -83,26 +83,26 @@ def find_sites(module: nn.Module, layers: Sequence[str]) -> tuple[Site, ...]:
         try:
             layer = module.get_submodule(name)
         except AttributeError:
-            raise ModelError(
+            raise TuneError(
                 f"{label(name)}: the network has no such layer; check the name"
             ) from None
         if layer is module:
-            raise ModelError("the model is a single layer; wrap it in nn.Sequential to adapt it")
+            raise TuneError("the model is a single layer; wrap it in nn.Sequential to adapt it")
         if id(layer) in seen:
             continue
         seen.add(id(layer))
         found = list(_sites_of(module, name, layer))
         if not found:
-            raise ModelError(
+            raise TuneError(
                 f"{label(name)}: {type(layer).__name__} has no factors to adapt; leave it out"
             )
         for site in found:
             if id(site.values) in taken:
-                raise ModelError(f"{site.name}: is in two of the layers named; name one of them")
+                raise TuneError(f"{site.name}: is in two of the layers named; name one of them")
             taken.add(id(site.values))
             uses.check(site, layer)
             if not bool(torch.isfinite(site.values).all()):
-                raise ModelError(f"{site.name}: holds values that are not finite; check the model")
+                raise TuneError(f"{site.name}: holds values that are not finite; check the model")
         sites += found
     return tuple(sites)
 
@@ -110,7 +110,7 @@ def find_sites(module: nn.Module, layers: Sequence[str]) -> tuple[Site, ...]:
 def _sites_of(module: nn.Module, name: str, layer: nn.Module) -> Iterator[Site]:
     parent = module.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
-        raise ModelError(
+        raise TuneError(
             f"{label(name)}: nn.MultiheadAttention reads its weight, so an adapter would never "
             "be called; leave it out"
         )
@@ -119,7 +119,7 @@ def _sites_of(module: nn.Module, name: str, layer: nn.Module) -> Iterator[Site]:
         kind = layer_kind(owner)
         own = dict(owner.named_parameters(recurse=False))
         if kind is not None and "weight" not in own:
-            raise ModelError(
+            raise TuneError(
                 f"{label(place)}: its weight is computed from other parameters, so a merged "
                 "adapter would be lost; leave the layer out"
             )
@@ -149,7 +149,7 @@ class _Uses:
             users = self.parents[id(site.owner)]
         if len(users) > 1:
             others = [user for user in users if user not in (site.layer, site.place)]
-            raise ModelError(
+            raise TuneError(
                 f"{label(site.layer)}: its factor {label(site.name)} is shared with "
                 f"{listed(others or users)}, where an adapter would not act; leave the layer out"
             )
@@ -159,22 +159,22 @@ def ranks_of(sites: Sequence[Site], options: AdapterOptions) -> Mapping[str, int
     """The rank of the update of each factor, by its name, at most the factor's own.
 
     Raises:
-        PlanError: a rank that is above that of every factor which it is for, or for no layer.
+        TuneError: a rank that is above that of every factor which it is for, or for no layer.
     """
     largest: dict[str, int] = defaultdict(int)
     for site in sites:
         largest[site.layer] = max(largest[site.layer], site.largest_rank)
     for name, rank in options.ranks.items():
         if name not in largest:
-            raise PlanError(f"adapter: a rank for {label(name)}, which is not adapted; remove it")
+            raise TuneError(f"adapter: a rank for {label(name)}, which is not adapted; remove it")
         if rank > largest[name]:
-            raise PlanError(
+            raise TuneError(
                 f"{label(name)}: an adapter of rank {rank} on factors of rank {largest[name]} "
                 f"has more numbers than they have; take {largest[name]} or less"
             )
     top = max(largest.values())
     if options.rank > top and len(options.ranks) < len(largest):
-        raise PlanError(
+        raise TuneError(
             f"adapter: rank {options.rank} is above the rank of every factor ({top} at most); "
             f"take {max(1, top // 2)}"
         )
@@ -182,8 +182,8 @@ def ranks_of(sites: Sequence[Site], options: AdapterOptions) -> Mapping[str, int
     return {site.name: min(wanted[site.name], site.largest_rank) for site in sites}
 
 
-def not_finite(layer: str, factor: str) -> FitError:
-    return FitError(
+def not_finite(layer: str, factor: str) -> TuneError:
+    return TuneError(
         f"{label(layer)}: its adapter or the merged {label(factor)} is not finite; "
         "train again at a lower learning rate"
     )

@@ -1,0 +1,374 @@
+"""Claims of adapters: few parameters train, and merging gives back the same modules, exactly."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+
+import networks
+import pytest
+import torch
+from networks import VOCABULARY, Function
+from random_moments import random_moments
+from test_structure_contract import KINDS, SIZES, Case, Host
+from torch import Tensor, nn
+
+from lrcompress.compression.replace import install_
+from lrcompress.errors import TuneError
+from lrcompress.layers import describe, replace_, weight_matrix
+from lrcompress.metrics import METRICS, Whitening
+from lrcompress.structures import (
+    CP,
+    STRUCTURES,
+    Blast,
+    BlockDiagonal,
+    Interpolative,
+    Kronecker,
+    LowRank,
+    Monarch,
+    Structure,
+    TensorTrain,
+    Tucker2,
+)
+from lrcompress.structures.factorized import FactorizedLinear
+from lrcompress.tuning.adapters import ADAPTERS, Adapter, AdapterOptions, MergeReport
+from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
+
+STEPS = 8
+SMALL = AdapterOptions(rank=2)
+every_adapter = pytest.mark.parametrize("name", ADAPTERS)
+
+
+class Mixed(nn.Module):
+    """One layer of each structure, from tokens and an image to a dense head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8)
+        self.digits = nn.Embedding(30, 8)
+        self.norm = nn.LayerNorm(8)
+        self.low_rank = nn.Linear(8, 12)
+        self.blast = nn.Linear(12, 12)
+        self.monarch = nn.Linear(12, 12)
+        self.block_diagonal = nn.Linear(12, 12)
+        self.kronecker = nn.Linear(12, 12)
+        self.interpolative = nn.Linear(12, 8, bias=False)
+        self.conv = nn.Conv2d(2, 6, 3, padding=1, stride=2)
+        self.grouped = nn.Conv2d(6, 8, 3, padding="same", groups=2, padding_mode="circular")
+        self.tucker = nn.Conv2d(8, 8, 3, dilation=2, padding=2)
+        self.cp = nn.Conv2d(8, 8, 3)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor, image: Tensor) -> Tensor:
+        x = self.norm(self.embedding(tokens) + self.digits(tokens)).mean(1)
+        x = torch.tanh(self.low_rank(x))
+        for layer in (self.blast, self.monarch, self.block_diagonal, self.kronecker):
+            x = x + torch.tanh(layer(x))
+        x = self.interpolative(x)
+        y = torch.tanh(self.grouped(torch.tanh(self.conv(image))))
+        y = self.cp(torch.tanh(self.tucker(y))).mean((-1, -2))
+        out: Tensor = self.head(torch.tanh(x + y))
+        return out
+
+
+STRUCTURED: dict[str, Structure] = {
+    "embedding": LowRank(4),
+    "digits": TensorTrain(3, cores=2),
+    "low_rank": LowRank(5),
+    "blast": Blast(5, 3, 2),
+    "monarch": Monarch(3, 2),
+    "block_diagonal": BlockDiagonal(3, 2),
+    "kronecker": Kronecker(2),
+    "interpolative": Interpolative(6, 2),
+    "conv": LowRank(4),
+    "grouped": LowRank(3),
+    "tucker": Tucker2(6, 5),
+    "cp": CP(6),
+}
+
+
+def compress_plainly_(module: nn.Module, structures: Mapping[str, Structure]) -> nn.Module:
+    specs = describe(module)
+    for name, structure in structures.items():
+        layer = module.get_submodule(name)
+        factors = structure.fit(weight_matrix(layer), Whitening(), specs[name])
+        install_(module, specs[name], structure, factors, getattr(layer, "bias", None))
+    return module
+
+
+@cache
+def fitted() -> nn.Module:
+    torch.manual_seed(0)
+    return compress_plainly_(Mixed(), STRUCTURED).eval()
+
+
+def mixed(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dict[str, Tensor]]:
+    module = copy.deepcopy(fitted()).to(dtype)
+    torch.manual_seed(1)
+    batch = {"tokens": torch.randint(30, (6, 5)), "image": torch.randn(6, 2, 12, 12, dtype=dtype)}
+    return module, batch
+
+
+def train_(adapter: Adapter, module: nn.Module, batch: Mapping[str, Tensor], steps: int) -> None:
+    """Towards outputs of twice the size."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.Adam(trained, lr=1e-2)
+    with torch.no_grad():
+        target = 2 * module(**batch) + 1
+    for step in range(steps):
+        train_step_(adapter, module, batch, target, optimiser, step)
+
+
+def train_step_(
+    adapter: Adapter,
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    target: Tensor,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+) -> float:
+    loss = (module(**batch) - target).square().mean()
+    penalty = adapter.penalty()
+    (loss if penalty is None else loss + penalty).backward()
+    optimiser.step()
+    adapter.after_backward(step)
+    optimiser.zero_grad()
+    return float(loss.detach())
+
+
+@torch.no_grad()
+def outputs(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    out: Tensor = module(**batch)
+    return out
+
+
+def assert_close(one: Tensor, other: Tensor, factor: float = 1e3) -> None:
+    """To `factor` roundings of the type: a few products of up to a hundred terms in a row."""
+    scale = float(other.abs().max())
+    tolerance = factor * torch.finfo(other.dtype).eps * scale
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def snapshot(module: nn.Module) -> dict[str, object]:
+    """All that exports and checkpoints rely on, but for the values."""
+    return {
+        "types": [(name, type(m)) for name, m in module.named_modules()],
+        "state": [(k, v.shape, v.dtype, v.stride()) for k, v in module.state_dict().items()],
+        "parameters": [(name, id(p), p.requires_grad) for name, p in module.named_parameters()],
+        "modes": [m.training for m in module.modules()],
+        "hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules()],
+        "attributes": [sorted(vars(m)) for m in module.modules()],
+    }
+
+
+def attach(name: str, module: nn.Module, options: AdapterOptions = SMALL, seed: int = 0) -> Adapter:
+    adapter = ADAPTERS[name](options)
+    trained = adapter.attach_(module, list(STRUCTURED), total_steps=STEPS, seed=seed)
+    assert trained is module
+    return adapter
+
+
+# --- every method, on a network of every structure -----------------------------------------------
+
+
+@every_adapter
+def test_adapters_that_were_not_trained_change_nothing(name: str) -> None:
+    module, batch = mixed()
+    expected = outputs(module, batch)
+    adapter = attach(name, module)
+    assert_close(outputs(module, batch), expected)
+    adapter.merge_({})
+    assert_close(outputs(module, batch), expected)
+
+
+@every_adapter
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_merged_factors_compute_what_the_adapters_did(name: str, dtype: torch.dtype) -> None:
+    module, batch = mixed(dtype)
+    before = outputs(module, batch)
+    adapter = attach(name, module)
+    train_(adapter, module, batch, STEPS)
+    trained = outputs(module, batch)
+    assert float((trained - before).abs().max()) > 0.1 * float(before.abs().max())
+    adapter.merge_({})
+    merged = outputs(module, batch)
+    assert_close(merged, trained)
+    if dtype is torch.float32:
+        assert float((merged - trained).abs().max()) <= 1e-6 * float(trained.abs().max())
+
+
+@every_adapter
+def test_merging_gives_back_modules_names_and_types(name: str) -> None:
+    module, batch = mixed()
+    module.embedding.requires_grad_(requires_grad=False)
+    before = snapshot(module)
+    adapter = attach(name, module)
+    train_(adapter, module, batch, STEPS)
+    assert snapshot(module) != before
+    report = adapter.merge_({})
+    assert snapshot(module) == before
+    assert adapter.attached == ()
+    assert report.loss == 0
+
+
+@every_adapter
+def test_only_adapters_train_and_factors_that_are_said_to(name: str) -> None:
+    module, batch = mixed()
+    frozen = {id(p): (n, p.detach().clone()) for n, p in module.named_parameters()}
+    adapter = attach(name, module)
+    train_(adapter, module, batch, STEPS)
+    noted = {row.factor for row in adapter.attached if row.rank == 0}
+    assert all(row.note for row in adapter.attached if row.rank == 0)
+    adapted = {row.factor for row in adapter.attached if row.rank > 0}
+    adapter.merge_({})
+    for parameter in module.parameters():
+        factor, before = frozen[id(parameter)]
+        changed = not torch.equal(parameter, before)
+        assert changed == (factor in noted | adapted), factor
+
+
+@every_adapter
+def test_the_seed_decides_every_bit_and_the_global_generator_is_left_alone(name: str) -> None:
+    states = []
+    for seed in (3, 3, 4):
+        module, batch = mixed()
+        torch.manual_seed(seed + 10)
+        before = torch.get_rng_state()
+        adapter = attach(name, module, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        train_(adapter, module, batch, STEPS)
+        states.append(module.state_dict())
+    one, same, other = states
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    if name not in ("pissa", "olora"):  # which begin at the weights alone
+        assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+@every_adapter
+def test_a_resumed_run_ends_with_the_same_bits(name: str) -> None:
+    def begin() -> tuple[Adapter, nn.Module, dict[str, Tensor], torch.optim.Optimizer]:
+        module, batch = mixed()
+        adapter = attach(name, module)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        return adapter, module, batch, torch.optim.Adam(trained, lr=1e-2)
+
+    def run(part: range) -> list[float]:
+        return [train_step_(adapter, module, batch, target, optimiser, i) for i in part]
+
+    target = torch.ones(6, 5, dtype=torch.float64)
+    adapter, module, batch, optimiser = begin()
+    run(range(STEPS // 2))
+    kept = copy.deepcopy((module.state_dict(), optimiser.state_dict(), adapter.state_dict()))
+    losses = run(range(STEPS // 2, STEPS))
+    report = adapter.merge_({})
+    expected = module.state_dict()
+
+    adapter, module, batch, optimiser = begin()
+    module.load_state_dict(kept[0])
+    optimiser.load_state_dict(kept[1])
+    adapter.load_state_dict(kept[2])
+    assert run(range(STEPS // 2, STEPS)) == losses
+    assert adapter.merge_({}) == report
+    assert all(torch.equal(module.state_dict()[key], expected[key]) for key in expected)
+
+
+@every_adapter
+def test_an_adapter_that_is_not_finite_is_refused_and_stays(name: str) -> None:
+    module, batch = mixed()
+    adapter = attach(name, module)
+    train_(adapter, module, batch, STEPS)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    broken = next(p for n, p in module.named_parameters() if "low_rank.up" in n and "lora_B" in n)
+    held = broken.detach().clone()
+    with torch.no_grad():
+        broken[0, 0] = torch.nan
+    with pytest.raises(TuneError, match=r"low_rank: its adapter .* lower learning rate"):
+        adapter.merge_({})
+    with torch.no_grad():
+        broken.copy_(held)
+    after = module.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    adapter.merge_({})
+
+
+@every_adapter
+def test_a_merge_that_overflows_is_undone(name: str) -> None:
+    module, batch = mixed(torch.float16)
+    adapter = attach(name, module)
+    named = dict(module.named_parameters())
+    with torch.no_grad():
+        for key, parameter in named.items():  # the last factor to be merged, of all but raw ones
+            if "cp.stages.3" in key and "lora_" in key:
+                parameter.fill_(1e6)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(TuneError, match=r"cp: .*cp\.stages\.3\.weight is not finite"):
+        adapter.merge_({})
+    after = module.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@every_adapter
+def test_half_precision_factors_get_adapters_of_single(name: str) -> None:
+    module, batch = mixed(torch.bfloat16)
+    before = snapshot(module)
+    adapter = attach(name, module)
+    kinds = {p.dtype for n, p in module.named_parameters() if p.requires_grad and "lora_" in n}
+    assert kinds == {torch.float32}
+    assert outputs(module, batch).dtype is torch.bfloat16
+    train_(adapter, module, batch, STEPS)
+    trained = outputs(module, batch)
+    adapter.merge_({})
+    assert snapshot(module) == before
+    assert_close(outputs(module, batch), trained, factor=10)
+
+
+# --- every structure in every kind of layer ------------------------------------------------------
+
+
+def structured(structure_type: str, case: Case) -> Host:
+    """With the largest structure of its type in the layer's place."""
+    host = case.host()
+    (spec,) = describe(host).layers
+    structure = SIZES[structure_type](spec)[-1]
+    factors = structure.fit(weight_matrix(host.layer), Whitening(), spec)
+    bias = getattr(host.layer, "bias", None)
+    install_(host, spec, structure, factors, None if bias is None else bias.detach())
+    return host
+
+
+@pytest.mark.parametrize(
+    ("structure_type", "case"),
+    [
+        pytest.param(structure_type, case, id=f"{structure_type}, {kind}")
+        for structure_type in STRUCTURES
+        for kind, case in KINDS.items()
+        if not case.tied and SIZES[structure_type](describe(case.host()).layers[0])
+    ],
+)
+@every_adapter
+def test_every_structure_is_merged_exactly_in_its_own_size(
+    name: str, structure_type: str, case: Case
+) -> None:
+    host, x = structured(structure_type, case), case.inputs()
+    before, expected = snapshot(host), outputs(host, {"x": x})
+    adapter = ADAPTERS[name](AdapterOptions(rank=2, alpha=3.0))
+    try:
+        adapter.attach_(host, ["layer"], total_steps=STEPS, seed=0)
+    except TuneError as refusal:
+        assert "can adapt no factor here" in str(refusal)
+        assert name in ("dora", "adalora") or structure_type in ("tensor_train", "cp")
+        assert snapshot(host) == before
+        return
+    if name == "dora" and case is KINDS["conv2d without a batch"]:
+        with pytest.raises(TuneError, match="needs an axis of examples"):
+            outputs(host, {"x": x})
+        return
+    assert_close(outputs(host, {"x": x}), expected)
+    train_(adapter, host, {"x": x}, 3)
+    trained = outputs(host, {"x": x})
+    assert not torch.allclose(trained, expected)
+    adapter.merge_({})
+    assert snapshot(host) == before
+    assert_close(outputs(host, {"x": x}), trained)
