@@ -13,6 +13,7 @@ import atexit
 import os
 import pickle
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -284,11 +285,14 @@ def _unpacked(packed: bytes) -> Any:
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error itself where pickle gives back its class and words, else its words."""
+    """The error where pickle gives back its class and words, else its words; in a note of it where
+    it was raised."""
     try:
-        back = pickle.loads(pickle.dumps(error))
+        carried = pickle.loads(pickle.dumps(error))
     except Exception:  # a class of the user's, say, whose constructor takes something else
-        back = None
-    if type(back) is type(error) and str(back) == str(error):
-        return error
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        carried = None
+    if type(carried) is not type(error) or str(carried) != str(error):
+        carried = RuntimeError(f"{type(error).__name__}: {error}")
+    raised = "".join(traceback.format_exception(error))
+    carried.add_note(f"In process {rank()} of {world_size()}:\n{raised}")
+    return carried

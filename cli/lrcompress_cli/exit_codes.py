@@ -60,6 +60,7 @@ def of_error(error: BaseException) -> ExitCode:
 
 
 def _of_our_error(error: LrcompressError) -> ExitCode:
+    from lrcompress.distributed import ProcessLost
     from lrcompress.errors import BudgetError
     from lrcompress.export.session import ProviderUnavailable
 
@@ -67,4 +68,6 @@ def _of_our_error(error: LrcompressError) -> ExitCode:
         return ExitCode.BUDGET
     if isinstance(error, ProviderUnavailable):
         return ExitCode.PLACEMENT
+    if isinstance(error, ProcessLost):
+        return ExitCode.UNEXPECTED
     return ExitCode.INPUT

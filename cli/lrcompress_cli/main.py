@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import click
 
 from lrcompress_cli.failure import report_failure
+from lrcompress_cli.processes import fail_together, is_follower, silenced
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Entry:
     module: str  # holds `command`
     summary: str
     resumable: bool = False  # rerunning the same command goes on where an interruption struck
+    shared: bool = False  # torchrun's processes share the work; otherwise the first does it
 
 
 COMMANDS: dict[str, Entry] = {
@@ -26,12 +30,20 @@ COMMANDS: dict[str, Entry] = {
         "lrcompress_cli.commands.profile",
         "Measure each layer: spectra, ranks, sensitivity.",
         resumable=True,
+        shared=True,
     ),
     "plan": Entry("lrcompress_cli.commands.plan", "Decide the ranks that meet a budget."),
     "compress": Entry(
         "lrcompress_cli.commands.compress",
         "Profile, plan, compress, export and verify in one run.",
         resumable=True,
+        shared=True,
+    ),
+    "tune": Entry(
+        "lrcompress_cli.commands.tune",
+        "Train a compressed model towards its dense one.",
+        resumable=True,
+        shared=True,
     ),
     "export": Entry("lrcompress_cli.commands.export", "Write a model as an ONNX graph."),
     "verify": Entry("lrcompress_cli.commands.verify", "Check an ONNX file against its model."),
@@ -73,19 +85,25 @@ class CommandTable(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         # Threads that wait without spinning: far faster on a machine shared with other work
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        entry = COMMANDS.get(arguments[0]) if arguments else None
+        if is_follower() and (entry is None or not entry.shared):
+            sys.exit(0)
         try:
-            code = super().main(
-                arguments,
-                prog_name,
-                complete_var,
-                standalone_mode=False,
-                obj=arguments,  # the report shows the exact command
-                **extra,
-            )
+            with silenced() if is_follower() else nullcontext():
+                code = super().main(
+                    arguments,
+                    prog_name,
+                    complete_var,
+                    standalone_mode=False,
+                    obj=arguments,  # the report shows the exact command
+                    **extra,
+                )
+            if is_follower():  # what the checks say is for the first process to tell
+                code = 0
         except BaseException as error:
-            entry = COMMANDS.get(arguments[0]) if arguments else None
             resumable = entry is not None and entry.resumable
-            code = report_failure(error, arguments, resumable=resumable)
+            report = partial(report_failure, arguments=arguments, resumable=resumable)
+            code = fail_together(error, report)
         sys.exit(code)
 
 

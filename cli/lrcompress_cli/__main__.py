@@ -1,0 +1,8 @@
+"""`python -m lrcompress_cli`, and so `torchrun -m lrcompress_cli`."""
+
+from __future__ import annotations
+
+from lrcompress_cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Several processes that torchrun started: the first speaks for all of them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import timedelta
+
+from lrcompress import distributed
+from lrcompress_cli.exit_codes import of_error
+
+FAILED, REPORTED = "lrcompress/failed", "lrcompress/reported"  # keys in torchrun's table
+PATIENCE = timedelta(seconds=10)
+
+
+def is_follower() -> bool:
+    return not distributed.is_main()
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """What is printed goes nowhere."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def fail_together(error: BaseException, report: Callable[[BaseException], int]) -> int:
+    """The exit code. Whichever process failed, the first reports it, and once."""
+    if isinstance(error, SystemExit) or distributed.world_size() == 1:
+        return report(error)
+    if is_follower():
+        return _leave_word(error)
+    if isinstance(error, distributed.ProcessLost):
+        error = _last_word() or error
+    code = report(error)
+    with suppress(RuntimeError):
+        distributed.store().set(REPORTED, str(int(code)))
+    return code
+
+
+def _leave_word(error: BaseException) -> int:
+    """torchrun ends the other processes when the first of them fails: not before it has spoken."""
+    try:
+        if not isinstance(error, distributed.ProcessLost):
+            distributed.store().set(FAILED, pickle.dumps(distributed.portable(error)))
+        distributed.close()  # whoever waits for us waits no longer
+        distributed.store().wait([REPORTED], PATIENCE)
+        return int(distributed.store().get(REPORTED))
+    except RuntimeError:  # the first process is gone, or has not failed
+        return of_error(error)
+
+
+def _last_word() -> BaseException | None:
+    """Of the process that was lost; None if it was killed."""
+    try:
+        distributed.store().wait([FAILED], PATIENCE)
+    except RuntimeError:
+        return None
+    error = pickle.loads(distributed.store().get(FAILED))
+    return error if isinstance(error, BaseException) else None
