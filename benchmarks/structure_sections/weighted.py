@@ -91,8 +91,7 @@ def moments(paragraphs: int) -> tuple[nn.Module, list[dict[str, LayerMoments]]]:
         texts = Path(folder) / "paragraphs.txt"
         texts.write_text("\n".join(TEXTS["bible paragraphs"](paragraphs, 0)), encoding="utf-8")
         batches = load_batches(str(texts), loaded, DataOptions())
-    middle = len(batches) // 2
-    halves = (batches[:middle], batches[middle:])
+    halves = batches[::2], batches[1::2]  # they are sorted by length
     return loaded.module, [inputs_of(loaded.module, half) for half in halves]
 
 
