@@ -1,7 +1,7 @@
 """Make a trained network smaller and faster, provably.
 
-The stages are verbs: profile → plan → compress_ → export_onnx → verify. Each is loaded when it is
-first asked for, so that importing the package is quick.
+The stages are verbs: profile → plan → compress_ → tune_ → export_onnx → verify. Each is loaded
+when it is first asked for, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lrcompress.sources.models import load_model
     from lrcompress.storage import load, load_profile, save_compressed, save_profile
     from lrcompress.structures import Dense, LowRank
+    from lrcompress.tuning.tune import TuneOptions, TuneReport, tune_
 
 __version__ = "0.1.0"
 
@@ -44,6 +45,8 @@ _HOMES: dict[str, str] = {
     "PlanOptions": "planning.plan",
     "Profile": "profiling.profile",
     "ProfileOptions": "profiling.collect",
+    "TuneOptions": "tuning.tune",
+    "TuneReport": "tuning.tune",
     "VerifyOptions": "export.verify",
     "VerifyReport": "export.verify",
     "bench": "export.bench",
@@ -59,6 +62,7 @@ _HOMES: dict[str, str] = {
     "profile": "profiling.collect",
     "save_compressed": "storage",
     "save_profile": "storage",
+    "tune_": "tuning.tune",
     "verify": "export.verify",
 }
 
@@ -78,6 +82,8 @@ __all__ = [  # the names are served by __getattr__
     "PlanOptions",
     "Profile",
     "ProfileOptions",
+    "TuneOptions",
+    "TuneReport",
     "VerifyOptions",
     "VerifyReport",
     "bench",
@@ -93,6 +99,7 @@ __all__ = [  # the names are served by __getattr__
     "profile",
     "save_compressed",
     "save_profile",
+    "tune_",
     "verify",
 ]
 

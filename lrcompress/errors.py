@@ -27,6 +27,10 @@ class FitError(LrcompressError):
     """A structure cannot be fitted to a layer."""
 
 
+class TuneError(LrcompressError):
+    """The compressed network cannot be tuned as asked."""
+
+
 class ExportError(LrcompressError):
     """The model cannot be written as the asked ONNX graph."""
 

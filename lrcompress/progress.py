@@ -10,6 +10,10 @@ from typing import Protocol
 class Step(Protocol):
     def advance(self, amount: int = 1) -> None: ...
 
+    def say(self, text: str) -> None:
+        """What the work has come to so far, in a few words."""
+        ...
+
 
 class Progress(Protocol):
     def stage(self, name: str, total: int) -> AbstractContextManager[Step]:
@@ -19,6 +23,9 @@ class Progress(Protocol):
 
 class _SilentStep:
     def advance(self, amount: int = 1) -> None:
+        pass
+
+    def say(self, text: str) -> None:
         pass
 
 

@@ -22,12 +22,16 @@ PATIENCE_SECONDS = 1.0
 
 
 class _Step:
-    def __init__(self, bars: Progress, task: TaskID) -> None:
+    def __init__(self, bars: Progress, task: TaskID, name: str) -> None:
         self._bars = bars
         self._task = task
+        self._name = name
 
     def advance(self, amount: int = 1) -> None:
         self._bars.advance(self._task, amount)
+
+    def say(self, text: str) -> None:
+        self._bars.update(self._task, description=f"{self._name}: {text}")
 
 
 class TerminalProgress:
@@ -56,7 +60,7 @@ class TerminalProgress:
         timer.daemon = True
         timer.start()
         try:
-            yield _Step(self._bars, task)
+            yield _Step(self._bars, task, name)
         finally:
             timer.cancel()
             self._close(task)

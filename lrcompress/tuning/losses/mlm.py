@@ -1,0 +1,59 @@
+"""Masked language modelling: tokens that were hidden, told from their surroundings."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lrcompress.errors import TuneError
+from lrcompress.profiling.batches import MASK, Batch, Batches
+from lrcompress.profiling.passes import call, on_device
+from lrcompress.tuning.losses.base import TuningObjective
+from lrcompress.tuning.losses.tokens import IDS, check_logits, check_tokens
+
+RATE = 0.15  # of the tokens of a text are asked for
+HIDDEN, ANOTHER = 0.8, 0.1  # of those: masked, drawn anew; the rest stay as they are
+
+
+class MaskedTokens(TuningObjective):
+    """Mean of -log p(token | the text with it masked) over 15 % of the tokens.
+
+    Devlin et al. 2019, sec. 3.1: of them 80 % become the mask, 10 % another token.
+    """
+
+    name: ClassVar[str] = "mlm"
+
+    def check(self, batches: Batches) -> None:
+        check_tokens(self.name, batches)
+        check_logits(self.name, self.setting, batches[0])
+        if self.setting.options.mask_token is None:
+            raise TuneError(
+                "mlm: no mask token is known: the tokenizer names none; give its id "
+                "(--mask-token ID), or use distill"
+            )
+
+    def loss(self, batch: Batch, generator: torch.Generator, *, place: int | None = None) -> Tensor:
+        masked, asked = self._masked(batch, generator)
+        moved = on_device(self.setting.module, masked)
+        logits, _ = self.setting.readout(call(self.setting.module, moved), moved)
+        asked = asked.to(logits.device)
+        rows, targets = logits[asked], batch[IDS].to(logits.device)[asked]
+        return functional.cross_entropy(rows.float(), targets, reduction="sum") / max(len(rows), 1)
+
+    def _masked(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
+        """The batch with tokens hidden, and which of them are asked for."""
+        ids = batch[IDS].cpu()
+        kept = batch[MASK].cpu().bool() if MASK in batch else torch.ones_like(ids, dtype=torch.bool)
+        asked = kept & (torch.rand(ids.shape, generator=generator) < RATE)
+        fate = torch.rand(ids.shape, generator=generator)
+        # Another token of the same batch: which ids are words, only the texts know
+        words = ids[kept]
+        drawn = words[torch.randint(len(words), ids.shape, generator=generator)]
+        mask_token = self.setting.options.mask_token
+        assert mask_token is not None
+        hidden = torch.where(asked & (fate < HIDDEN), mask_token, ids)
+        swapped = asked & (fate >= HIDDEN) & (fate < HIDDEN + ANOTHER)
+        return {**batch, IDS: torch.where(swapped, drawn, hidden)}, asked

@@ -1,0 +1,37 @@
+"""What objectives over texts ask of their data and of the network."""
+
+from __future__ import annotations
+
+import torch
+
+from lrcompress.errors import DataError, TuneError
+from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.passes import call, frozen
+from lrcompress.tuning.losses.base import Setting
+
+IDS = "input_ids"
+
+
+def check_tokens(objective: str, batches: Batches) -> None:
+    """Raises DataError where a batch is no text."""
+    for batch in batches:
+        ids = batch.get(IDS)
+        if ids is None or ids.dim() != 2 or ids.is_floating_point():
+            names = ", ".join(batch)
+            raise DataError(
+                f"{objective}: needs texts as {IDS} (examples, positions), not {names}; give text "
+                "as --data, or use distill"
+            )
+
+
+@torch.no_grad()
+def check_logits(objective: str, setting: Setting, batch: Batch) -> None:
+    """Raises TuneError where the network's output is not one score for each token of a text."""
+    with frozen(setting.module):
+        logits, _ = setting.readout(call(setting.module, batch), batch)
+    ids = batch[IDS]
+    if logits.shape[:2] != ids.shape or logits.dim() != 3 or int(ids.max()) >= logits.shape[-1]:
+        raise TuneError(
+            f"{objective}: the network's output is {tuple(logits.shape)}, not logits over a "
+            f"vocabulary for {tuple(ids.shape)} tokens; use distill"
+        )

@@ -1,0 +1,127 @@
+"""From a compressed network, its dense one and batches to what a training runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lrcompress.distributed import in_turns, world_size
+from lrcompress.errors import TuneError
+from lrcompress.profiling.batches import Batches, batch_size
+from lrcompress.profiling.judge import judge_by
+from lrcompress.profiling.noise import find_noise
+from lrcompress.profiling.passes import call, frozen
+from lrcompress.profiling.readout import choose_readout
+from lrcompress.tuning.course import Course
+from lrcompress.tuning.features import hidden_points
+from lrcompress.tuning.heldout import Split, split
+from lrcompress.tuning.losses import TUNING_OBJECTIVES, Setting, TaskLoss, TuningObjective
+from lrcompress.tuning.optimisers import OPTIMISERS
+from lrcompress.tuning.options import Scope, TuneOptions
+from lrcompress.wording import listed
+
+
+def prepared(
+    module: nn.Module,
+    dense: nn.Module,
+    layers: Sequence[str],
+    batches: Batches,
+    options: TuneOptions,
+    task: TaskLoss | None = None,
+) -> Course:
+    """The course of a training of whatever in `module` asks for gradients.
+
+    Raises:
+        DataError, TuneError: the batches are too few or do not suit the objective or the networks.
+    """
+    parted = split(batches)
+    with torch.no_grad():
+        raw = call(dense, parted.judging[0])
+    readout, _ = choose_readout(raw, objective=options.divergence, pooling=options.pooling)
+    names = hidden_points(dense, layers, parted.taught[0], readout)
+    points = tuple((dense.get_submodule(name), module.get_submodule(name)) for name in names)
+    setting = Setting(module, dense, readout, points, options, task)
+    objective = TUNING_OBJECTIVES[options.objective](setting)
+    objective.check(parted.taught)
+    judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
+
+    def measure() -> float:
+        if objective.judged_by_divergence:
+            return judge.divergence(module)
+        return held_out_loss(objective, parted)
+
+    return Course(
+        module=module,
+        parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
+        objective=objective,
+        split=parted,
+        measure=measure,
+        options=options,
+        noise=None if options.token_noise is False else find_noise(dense, parted.taught),
+    )
+
+
+def check_names(options: TuneOptions) -> None:
+    """Raises TuneError for a name that no table holds."""
+    from lrcompress.tuning.adapters import ADAPTERS
+
+    for what, name, table in (
+        ("objective", options.objective, tuple(TUNING_OBJECTIVES)),
+        ("optimiser", options.optimiser, tuple(OPTIMISERS)),
+        ("adapter", options.adapter, tuple(ADAPTERS)),
+    ):
+        if name is not None and name not in table:
+            known = ", ".join(table)
+            raise TuneError(f"{what} {name!r} is unknown; choose {known}")
+
+
+def parameters_of(
+    module: nn.Module, layers: Sequence[str], scope: Scope
+) -> dict[str, nn.Parameter]:
+    """What trains, by name; a shared parameter once."""
+    inside = {id(p) for name in layers for p in module.get_submodule(name).parameters()}
+    return {
+        name: p
+        for name, p in module.named_parameters()
+        if p.is_floating_point()
+        if scope == "all" or id(p) in inside or (scope == "vectors" and p.dim() <= 1)
+    }
+
+
+@torch.no_grad()
+def held_out_loss(objective: TuningObjective, parted: Split) -> float:
+    """Mean loss over the judging examples, with the same draws at each call."""
+
+    def judged(place: int) -> float:
+        batch, generator = parted.judging[place], torch.Generator().manual_seed(place)
+        return float(objective.loss(batch, generator)) * batch_size(batch)
+
+    total = sum(in_turns(range(len(parted.judging)), judged))
+    return total / parted.judging_examples if total == total else float("inf")
+
+
+@contextmanager
+def asking_only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Only these ask for gradients, in evaluation mode; all is as it was afterwards."""
+    with frozen(module):
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in parameters.values():
+                parameter.grad = None
+
+
+def refuse_shared(parameters: Mapping[str, nn.Parameter], dense: nn.Module) -> None:
+    """Raises TuneError where training would change the dense network too."""
+    own = {id(p) for p in dense.parameters()}
+    shared = [name for name, p in parameters.items() if id(p) in own]
+    if shared:
+        raise TuneError(
+            f"{listed(shared)}: the compressed and the dense network share parameters, which "
+            "tuning would change in both; compress a copy.deepcopy of the dense network"
+        )

@@ -1,0 +1,57 @@
+"""A learning rate by trial: short trainings from the start, judged on held-out examples.
+
+How far factors may move depends on how close they are already, on their scales and on how many
+steps there are, so that no constant suits every network (Smith 2017 ranges over rates likewise).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from lrcompress.progress import Progress
+from lrcompress.tuning.checkpoint import NoCheckpoints, Standing
+from lrcompress.tuning.course import Course
+from lrcompress.tuning.loop import Loop
+from lrcompress.tuning.report import HeldOut
+
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FIRST = 2  # of RATES: what suits most
+TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, steps
+
+log = logging.getLogger(__name__)
+
+
+def chosen_rate(course: Course, steps: int, start: float, progress: Progress) -> float:
+    """Of RATES the one with the best short training; they are climbed while they get better.
+
+    The weights are given back as they were, and so is the state of the objective's draws: a trial
+    sees what the first steps of the training will see.
+    """
+    length = trial_length(steps)
+    before = course.weights()
+    tried: dict[int, float] = {}
+
+    def value(place: int) -> float:
+        if place not in tried:
+            course.set_weights_(before)
+            standing = Standing("", length, RATES[place], history=(HeldOut(0, start),))
+            loop = Loop(course, standing, NoCheckpoints(), on_trial=True)
+            with progress.stage(f"try learning rate {RATES[place]:g}", 1) as shown:
+                tried[place] = loop.straight_()
+                shown.advance()
+        return tried[place]
+
+    place = FIRST
+    while place + 1 < len(RATES) and value(place + 1) < value(place):
+        place += 1
+    if place == FIRST:
+        while place > 0 and value(place - 1) < value(place):
+            place -= 1
+    course.set_weights_(before)
+    for k, result in sorted(tried.items()):
+        log.debug("learning rate %g: %.4g after %d steps", RATES[k], result, length)
+    return RATES[place]
+
+
+def trial_length(steps: int) -> int:
+    return max(SHORTEST_TRIAL, min(round(TRIAL * steps), LONGEST_TRIAL))

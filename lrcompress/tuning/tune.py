@@ -1,0 +1,169 @@
+"""The tune verb: train the factors of a compressed network, sizes unchanged, best point kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from lrcompress.distributed import on_main, world_size
+from lrcompress.errors import TuneError
+from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.metrics import Whitening
+from lrcompress.profiling.batches import Batches
+from lrcompress.progress import SILENT, Progress
+from lrcompress.records import to_json
+from lrcompress.tuning.adapting import Adapted
+from lrcompress.tuning.checkpoint import CheckpointStore, NoCheckpoints, Standing
+from lrcompress.tuning.course import Course, accumulate_
+from lrcompress.tuning.heldout import replaced_layers
+from lrcompress.tuning.loop import Loop, evaluation_interval
+from lrcompress.tuning.losses import TaskLoss
+from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
+from lrcompress.tuning.preparing import (
+    asking_only,
+    check_names,
+    parameters_of,
+    prepared,
+    refuse_shared,
+)
+from lrcompress.tuning.rates import chosen_rate
+from lrcompress.tuning.report import HeldOut, TuneReport
+
+__all__ = ["TuneOptions", "TuneReport", "tune_"]
+
+DEFAULTS = TuneOptions()
+NO_CHECKPOINTS = NoCheckpoints()
+TIMED_STEPS = 3  # after one that is not, since first calls are slow
+
+
+def tune_(
+    module: nn.Module,
+    dense: nn.Module,
+    batches: Batches,
+    options: TuneOptions = DEFAULTS,
+    *,
+    task: TaskLoss | None = None,
+    whitenings: Mapping[str, Whitening] | None = None,
+    progress: Progress = SILENT,
+    store: CheckpointStore = NO_CHECKPOINTS,
+) -> TuneReport:
+    """Train the factors of `module`, in place, to do what `dense` does. Every size stays.
+
+    module: compressed from `dense`, by `compress_` or `load`; it computes in eval mode, so that
+    nothing is dropped out and no running mean moves. Some of `batches` are set aside to judge: the
+    weights end where these were served best, which may be where they began. A training that
+    `store` holds goes on where it stopped, with the same numbers to the bit on a CPU; a store
+    belongs to one `module`. `whitenings`: by layer, the norm in which adapters are merged.
+
+    Several processes share out the batches of a step, which is then as many times as large.
+
+    Raises:
+        TuneError: nothing in `module` is compressed, the two share parameters, or the objective
+            or adapter does not suit the network.
+        DataError: the batches are too few, or do not suit the network or the objective.
+    """
+    check_names(options)
+    layers = replaced_layers(module, dense)
+    if not layers:
+        raise TuneError("no layer differs from the dense network's; compress the module first")
+    sizes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    parameters = parameters_of(module, layers, options.scope)
+    refuse_shared(parameters, dense)
+    with torch.random.fork_rng(_gpus(module)), asking_only(module, parameters):
+        torch.manual_seed(options.seed)
+        course = prepared(module, dense, layers, batches, options, task)
+        key = _key(options, dense, batches)
+        held = on_main(store.get)
+        if held is not None and held.standing.key != key:
+            held = None
+        start = course.measure() if held is None else 0.0
+        steps = _length(course, start) if held is None else held.standing.steps
+        adapted = Adapted(course, layers, steps) if options.adapter else None
+        if adapted is not None:
+            course = adapted.course
+        begun = held or _first(course, Standing(key, steps, 0.0), start, progress)
+        loop = Loop(course, begun, store)
+        loop.run_(progress)
+        report = _report(loop)
+        if adapted is not None:
+            report = adapted.merged_(report, whitenings or {})
+    after = {name: parameter.shape for name, parameter in module.named_parameters()}
+    assert after == sizes, "tuning changed a size"
+    return report
+
+
+def _first(course: Course, blank: Standing, start: float, progress: Progress) -> Standing:
+    """A standing at step 0, its learning rate chosen."""
+    if not math.isfinite(start):
+        raise TuneError(
+            "the compressed network's output is NaN or infinite before any training; compress "
+            "at a larger budget or in float32"
+        )
+    rate = course.options.learning_rate
+    if rate is None:
+        rate = chosen_rate(course, blank.steps, start, progress)
+    return replace(blank, learning_rate=rate, history=(HeldOut(0, start),))
+
+
+def _length(course: Course, start: float) -> int:
+    """Steps of the whole training. With `minutes` a clock decides, once."""
+    options = course.options
+    if options.minutes is None:
+        return options.steps or DEFAULT_STEPS
+    scaler, times = course.scaler(), []
+    for step in range(1 + TIMED_STEPS):
+        begun = time.perf_counter()
+        accumulate_(course, step, scaler)
+        times.append(time.perf_counter() - begun)
+    for parameter in course.parameters.values():
+        parameter.grad = None
+    begun = time.perf_counter()
+    course.measure()
+    judged = time.perf_counter() - begun
+    each = sum(times[1:]) / TIMED_STEPS
+    seconds = 60 * options.minutes
+    every = options.evaluate_every or evaluation_interval(int(seconds / each))
+    affordable = int(seconds / (each + judged / every))
+    if options.learning_rate is None:
+        affordable = int(affordable * SHARE_OF_TRAINING)
+    affordable = on_main(lambda: affordable)
+    return max(1, min(affordable, options.steps or affordable))
+
+
+SHARE_OF_TRAINING = 0.85  # of the time, where trials of learning rates take the rest
+
+
+def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
+    """What a checkpoint is of, beside the module itself."""
+    parts = [to_json(options), model_fingerprint(dense), fingerprint_batches(batches), world_size()]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _report(loop: Loop) -> TuneReport:
+    standing, course = loop.standing, loop.course
+    return TuneReport(
+        objective=course.options.objective,
+        measure=course.objective.measure_name,
+        start=loop.start,
+        end=loop.best_value,
+        best_step=standing.best_step,
+        history=standing.history,
+        losses=standing.losses,
+        steps=standing.step,
+        learning_rate=standing.learning_rate,
+        restarts=standing.restarts,
+        trained_params=sum(p.numel() for p in course.parameters.values()),
+        taught_examples=course.split.taught_examples,
+        judging_examples=course.split.judging_examples,
+    )
+
+
+def _gpus(module: nn.Module) -> list[torch.device]:
+    return list({p.device for p in module.parameters() if p.device.type == "cuda"})

@@ -1,0 +1,439 @@
+"""Claims of tuning: it helps, never harms, keeps every size, and goes on after a stop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import networks
+import pytest
+import small_network
+import tiny_models
+import torch
+from networks import feature_batches
+from torch import Tensor, nn
+
+import lrcompress
+from lrcompress.compression.compress import CompressOptions, compress_
+from lrcompress.errors import DataError, TuneError
+from lrcompress.planning.plan import plan
+from lrcompress.profiling.batches import Batch, batch_size
+from lrcompress.profiling.collect import profile
+from lrcompress.profiling.judge import judge_by
+from lrcompress.profiling.passes import call
+from lrcompress.profiling.readout import choose_readout
+from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
+from lrcompress.tuning.course import draws, factor
+from lrcompress.tuning.features import hidden_difference, hidden_points, watching
+from lrcompress.tuning.heldout import replaced_layers, split
+from lrcompress.tuning.optimisers import OPTIMISERS
+from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.preparing import asking_only, parameters_of, prepared
+from lrcompress.tuning.tune import tune_
+
+SHORT = TuneOptions(steps=40, learning_rate=3e-3)
+# Two ways through the same products in float32, a few layers of width 40
+FP32 = 1e-5
+
+
+def batches(count: int = 10, examples: int = 64) -> list[Batch]:
+    return [{"x": b["x"] * 2} for b in feature_batches(count, examples, small_network.WIDTH)]
+
+
+def pair(budget: str = "40%") -> tuple[nn.Module, nn.Module]:
+    """A compressed network and its dense one."""
+    torch.manual_seed(0)
+    dense = small_network.build().eval()
+    with torch.no_grad():
+        dense.head.weight *= 5  # scores that tell the classes apart
+    module = copy.deepcopy(dense)
+    found = profile(module, batches())
+    compress_(module, plan(found, budget), found, options=CompressOptions(refit=False))
+    return module, dense
+
+
+def divergence(module: nn.Module, dense: nn.Module, data: list[Batch]) -> float:
+    with torch.no_grad():
+        readout, _ = choose_readout(call(dense, data[0]))
+    return judge_by(dense, data, readout).divergence(module)
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(one[k].equal(other[k]) for k in one)
+
+
+# ---- what it does ---------------------------------------------------------------------------
+
+
+def test_tuning_brings_the_network_closer_on_examples_it_never_saw() -> None:
+    module, dense = pair()
+    unseen = [{"x": b["x"] * 2} for b in feature_batches(4, 32, small_network.WIDTH, seed=9)]
+    before = divergence(module, dense, unseen)
+    report = tune_(module, dense, batches(), SHORT)
+    assert report.improved
+    assert divergence(module, dense, unseen) < 0.9 * before
+
+
+def test_the_report_says_what_the_kept_weights_measure() -> None:
+    module, dense = pair()
+    data = batches()
+    before = divergence(module, dense, list(split(data).judging))
+    report = tune_(module, dense, data, SHORT)
+    after = divergence(module, dense, list(split(data).judging))
+    assert (report.start, report.end) == (before, after)
+    assert report.measure == "kl divergence"
+    assert [entry.step for entry in report.history] == [0, 10, 20, 30, 40]
+    values = [entry.value for entry in report.history]
+    assert min(v for v in values if v is not None) == report.end
+    assert report.history[report.best_step // 10].value == report.end
+    assert len(report.losses) == report.steps == 40
+    assert report.taught_examples + report.judging_examples == sum(map(batch_size, data))
+
+
+@pytest.mark.parametrize("scope", ["factors", "vectors", "all"])
+def test_every_size_and_everything_out_of_scope_stays(scope: str) -> None:
+    module, dense = pair()
+    before, names = state(module), [name for name, _ in module.named_parameters()]
+    original = state(dense)
+    report = tune_(module, dense, batches(), replace(SHORT, scope=scope))  # type: ignore[arg-type]
+    after = state(module)
+    assert [name for name, _ in module.named_parameters()] == names
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    moved = {name for name in after if not after[name].equal(before[name])}
+    inside = replaced_layers(module, dense)
+    factors = {name for name in names if name.startswith(tuple(f"{layer}." for layer in inside))}
+    norms = {name for name in names if ".norm." in name}
+    assert factors <= moved
+    assert bool(norms & moved) == (scope != "factors")
+    assert report.trained_params <= sum(p.numel() for p in module.parameters())
+    assert same(state(dense), original)
+
+
+def test_modes_gradients_and_the_global_generator_are_given_back() -> None:
+    module, dense = pair()
+    module.train()
+    first = next(module.parameters()).requires_grad_(False)
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    tune_(module, dense, batches(), replace(SHORT, steps=3))
+    assert torch.rand(4).equal(expected)
+    assert module.training
+    assert not first.requires_grad
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "vit"])
+def test_networks_of_other_architectures_are_tuned_as_they_come(kind: str) -> None:
+    torch.manual_seed(0)
+    dense = tiny_models.MODELS[kind]().eval()
+    with torch.no_grad():
+        for parameter in dense.parameters():
+            parameter *= 1 if parameter.dim() < 2 else 4  # fresh weights hardly tell inputs apart
+    data: list[Batch]
+    if kind == "vit":
+        data = [{"pixel_values": torch.randn(4, 3, 16, 16)} for _ in range(5)]
+    else:
+        mask = (torch.arange(9) < torch.tensor([[9], [7], [5], [9]])).long()
+        data = [
+            {"input_ids": torch.randint(4, 17, (4, 9)) * mask, "attention_mask": mask}
+            for _ in range(5)
+        ]
+    found = profile(dense, data)
+    module = copy.deepcopy(dense)
+    compress_(module, plan(found, "70%"), found, options=CompressOptions(refit=False))
+    report = tune_(module, dense, data, TuneOptions(steps=20))
+    assert report.improved
+
+
+# ---- it never harms -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate", [1.0, 1e4])
+def test_a_rate_that_breaks_the_network_costs_nothing(rate: float) -> None:
+    module, dense = pair("80%")
+    before = state(module)
+    report = tune_(module, dense, batches(), replace(SHORT, learning_rate=rate))
+    assert report.restarts > 0
+    assert report.learning_rate < rate
+    assert report.end <= report.start
+    if not report.improved:
+        assert report.best_step == 0
+        assert same(state(module), before)
+
+
+def test_a_loss_that_is_not_finite_is_left_behind() -> None:
+    module, dense = pair()
+    calls = 0
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        value = (call(network, batch) - call(dense, batch)).square().mean()  # type: ignore[operator]
+        return value * float("nan") if calls == 15 else value
+
+    report = tune_(module, dense, batches(), replace(SHORT, objective="task"), task=loss)
+    assert report.restarts == 1
+    assert [entry.step for entry in report.history if entry.value is None] == [15]
+    assert len(report.losses) == report.steps - 1
+    assert report.improved
+
+
+@pytest.mark.parametrize("optimiser", [name for name in OPTIMISERS if name != "galore"])
+def test_no_optimiser_ends_worse_than_it_began(optimiser: str) -> None:
+    module, dense = pair()
+    report = tune_(module, dense, batches(), TuneOptions(steps=20, optimiser=optimiser))
+    assert report.end < report.start
+
+
+# ---- stopped and resumed --------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+class Stopping(FolderCheckpoints):
+    """Stops right after the checkpoint of a step, as a kill would."""
+
+    def __init__(self, folder: Path, at: int) -> None:
+        super().__init__(folder)
+        self.at = at
+
+    def put(self, checkpoint: Checkpoint) -> None:
+        super().put(checkpoint)
+        if checkpoint.standing.step == self.at:
+            raise Stopped
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "lora-plus", "lora-rite", "subspace"])
+def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, optimiser: str) -> None:
+    options = TuneOptions(steps=40, optimiser=optimiser)
+    whole, dense = pair()
+    expected = tune_(whole, dense, batches(), options)
+    for at in (10, 30):
+        module, _ = pair()
+        with pytest.raises(Stopped):
+            tune_(module, dense, batches(), options, store=Stopping(tmp_path / str(at), at))
+        module, _ = pair()
+        report = tune_(
+            module, dense, batches(), options, store=FolderCheckpoints(tmp_path / str(at))
+        )
+        assert report == expected
+        assert same(state(module), state(whole))
+
+
+def test_steps_between_checkpoints_are_done_again_to_the_same_bits(tmp_path: Path) -> None:
+    whole, dense = pair()
+    expected = tune_(whole, dense, batches(), SHORT)
+    steps = 0
+
+    class Counting:
+        def advance(self, amount: int = 1) -> None:
+            nonlocal steps
+            steps += amount
+            if steps == 17:
+                raise Stopped
+
+        def say(self, text: str) -> None:
+            pass
+
+    class Watching:
+        def stage(self, name: str, total: int) -> object:
+            from contextlib import nullcontext
+
+            return nullcontext(Counting())
+
+    module, _ = pair()
+    with pytest.raises(Stopped):
+        tune_(
+            module,
+            dense,
+            batches(),
+            SHORT,
+            progress=Watching(),  # type: ignore[arg-type]
+            store=FolderCheckpoints(tmp_path),
+        )
+    module, _ = pair()
+    report = tune_(module, dense, batches(), SHORT, store=FolderCheckpoints(tmp_path))
+    assert report == expected
+    assert same(state(module), state(whole))
+
+
+def test_a_finished_training_is_taken_over(tmp_path: Path) -> None:
+    module, dense = pair()
+    expected = tune_(module, dense, batches(), SHORT, store=FolderCheckpoints(tmp_path))
+    again, _ = pair()
+    report = tune_(again, dense, batches(), SHORT, store=FolderCheckpoints(tmp_path))
+    assert report == expected
+    assert same(state(again), state(module))
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", None])
+def test_a_checkpoint_that_does_not_fit_is_passed_over(
+    tmp_path: Path, damage: bytes | None
+) -> None:
+    store = FolderCheckpoints(tmp_path)
+    module, dense = pair()
+    options = SHORT if damage is not None else replace(SHORT, seed=4)
+    tune_(module, dense, batches(), options, store=store)
+    if damage is not None:
+        store.path.write_bytes(damage)
+    module, _ = pair()
+    expected, _ = pair()
+    report = tune_(module, dense, batches(), SHORT, store=store)
+    assert report == tune_(expected, dense, batches(), SHORT)
+
+
+def test_minutes_become_steps_once(tmp_path: Path) -> None:
+    options = replace(SHORT, steps=None, minutes=0.01)
+    module, dense = pair()
+    report = tune_(module, dense, batches(), options, store=FolderCheckpoints(tmp_path))
+    assert report.steps >= 1
+    module, _ = pair()
+    again = tune_(module, dense, batches(), options, store=FolderCheckpoints(tmp_path))
+    assert again == report
+    module, _ = pair()
+    both = tune_(module, dense, batches(), replace(options, steps=2))
+    assert both.steps <= 2
+
+
+# ---- the parts ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 12])
+def test_no_example_both_teaches_and_judges(count: int) -> None:
+    data = [{"x": torch.arange(10 * i, 10 * i + 10)} for i in range(count)]
+    parted = split(data)
+    taught = torch.cat([b["x"] for b in parted.taught]).tolist()
+    judging = torch.cat([b["x"] for b in parted.judging]).tolist()
+    assert not set(taught) & set(judging)
+    assert sorted(taught + judging) == list(range(10 * count))
+    assert len(judging) >= len(taught) // 5
+
+
+def test_one_example_is_too_few() -> None:
+    with pytest.raises(DataError, match="give more"):
+        split([{"x": torch.zeros(1, 3)}])
+
+
+def test_every_batch_comes_once_before_any_comes_again() -> None:
+    module, dense = pair()
+    with asking_only(module, parameters_of(module, replaced_layers(module, dense), "all")):
+        course = prepared(module, dense, replaced_layers(module, dense), batches(), SHORT)
+        count = len(course.split.taught)
+        for turn in range(3):
+            steps = range(turn * count, (turn + 1) * count)
+            places = [place for step in steps for _, place, _ in draws(course, step)]
+            assert sorted(p for p in places if p is not None) == list(range(count))
+
+
+def test_accumulation_is_one_step_on_all_batches() -> None:
+    module, dense = pair()
+    one, other = copy.deepcopy(module), copy.deepcopy(module)
+    data = batches()
+    report = tune_(one, dense, data, replace(SHORT, steps=4, accumulation=8))
+    joined = {"x": torch.cat([b["x"] for b in split(data).taught])}
+    layers = replaced_layers(other, dense)
+    with asking_only(other, parameters_of(other, layers, "vectors")):
+        course = prepared(other, dense, layers, data, replace(SHORT, hidden=0.0))
+        generator = torch.Generator()
+        loss = float(course.objective.loss(joined, generator).detach())
+    with asking_only(module, parameters_of(module, layers, "vectors")):
+        course = prepared(module, dense, layers, data, replace(SHORT, hidden=0.0, accumulation=8))
+        parts = [course.objective.loss(b, g, place=p) for b, p, g in draws(course, 0)]
+    assert float(torch.stack(parts).mean()) == pytest.approx(loss, rel=FP32)
+    assert report.steps == 4
+
+
+def test_the_rate_warms_up_and_ends_near_zero() -> None:
+    for steps in (1, 2, 10, 500):
+        rates = [factor(step, steps) for step in range(steps)]
+        peak = rates.index(max(rates))
+        assert all(0 < rate <= 1 for rate in rates)
+        assert rates[: peak + 1] == sorted(rates[: peak + 1])
+        assert rates[peak:] == sorted(rates[peak:], reverse=True)
+    assert factor(499, 500) < 1e-4
+
+
+def test_blocks_are_watched_and_what_is_in_none_watches_itself() -> None:
+    _, dense = pair()
+    (batch, *_) = batches()
+    with torch.no_grad():
+        readout, _ = choose_readout(call(dense, batch))
+    layers = ("blocks.0.up", "blocks.0.down", "blocks.2.up", "head")
+    # the head's output is read out anyway
+    assert hidden_points(dense, layers, batch, readout) == ("blocks.0", "blocks.2")
+    mlp = networks.Mlp().eval()
+    (batch, *_) = networks.mlp_batches()
+    assert hidden_points(mlp, ("first", "second"), batch, readout) == ("first",)
+
+
+def test_hidden_features_are_seen_before_they_are_changed_in_place() -> None:
+    torch.manual_seed(0)
+    module = networks.InPlaceConvNet().eval()
+    x = torch.randn(3, 2, 5, 5)
+    with torch.no_grad(), watching([module.first]) as seen:
+        module(x)
+    ((output,),) = seen
+    assert bool((output < 0).any())
+    assert output.equal(module.first(x))
+
+
+def test_padding_makes_no_difference_to_hidden_features() -> None:
+    generator = torch.Generator().manual_seed(0)
+    f, g = (torch.randn(2, 4, 5, generator=generator) for _ in range(2))
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0]])
+    batch = {"attention_mask": mask}
+    first = hidden_difference(f, g, batch)
+    g[mask == 0] = 1e3
+    f[mask == 0] = -1e3
+    assert hidden_difference(f, g, batch).equal(first)
+    kept = mask.bool()
+    spread = (f[kept] - f[kept].mean(0)).square().sum()
+    expected = (f[kept] - g[kept]).square().sum() / spread
+    assert float(first) == pytest.approx(float(expected), rel=FP32)
+
+
+# ---- what is refused ------------------------------------------------------------------------
+
+
+def refusals() -> list[tuple[Callable[[], object], str]]:
+    module, dense = pair()
+    shallow = copy.copy(dense)
+    return [
+        (lambda: tune_(dense, copy.deepcopy(dense), batches()), "compress the module first"),
+        (lambda: tune_(module, dense, batches(), TuneOptions(objective="x")), "choose distill"),
+        (lambda: tune_(module, dense, batches(), TuneOptions(optimiser="x")), "choose adamw"),
+        (lambda: tune_(module, dense, batches(), TuneOptions(adapter="x")), "choose lora"),
+        (lambda: TuneOptions(steps=0), "1 or more"),
+        (lambda: TuneOptions(minutes=-1), "above 0"),
+        (lambda: TuneOptions(scope="x"), "choose factors"),  # type: ignore[arg-type]
+        (lambda: tune_(module, shallow, batches(), TuneOptions(objective="task")), "--task"),
+        (lambda: tune_(module, dense, batches(), TuneOptions(precision="bf16")), "use fp32"),
+    ]
+
+
+@pytest.mark.parametrize("case", range(9))
+def test_what_cannot_be_tuned_is_refused_with_the_next_step(case: int) -> None:
+    attempt, words = refusals()[case]
+    with pytest.raises(TuneError, match=words):
+        attempt()
+
+
+def test_networks_that_share_parameters_are_refused() -> None:
+    module, dense = pair()
+    module.get_submodule("blocks.0").norm = dense.get_submodule("blocks.0").norm
+    with pytest.raises(TuneError, match="deepcopy"):
+        tune_(module, dense, batches(), SHORT)
+
+
+def test_the_public_names_are_there() -> None:
+    assert lrcompress.tune_ is tune_
+    assert lrcompress.TuneOptions is TuneOptions
