@@ -69,10 +69,31 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "divergences": to_json(report.divergences),
         "sweep": to_json(report.sweep),
         "fidelity": to_json(report.fidelity),
+        "tuning": _tuning(report),
         "verified": report.verified,
         "checks": to_json(report.checks),
         **_tail(report),
     }
+
+
+def tune_record(result: RunResult) -> dict[str, Any]:
+    report = result.report
+    return {
+        "folder": str(result.folder),
+        **_head(report),
+        "compressed": to_json(report.after),
+        "tuning": _tuning(report),
+        "verified": report.verified,
+        "checks": to_json(report.checks),
+        **_tail(report),
+    }
+
+
+def _tuning(report: Report) -> dict[str, Any] | None:
+    """Without the loss of every step."""
+    if report.tuning is None:
+        return None
+    return {key: value for key, value in to_json(report.tuning).items() if key != "losses"}
 
 
 def _head(report: Report) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from lrcompress.pipeline.options import (
     RunOptions,
     RunResult,
     SourceOptions,
+    TuneRequest,
+    TuneRunOptions,
 )
 from lrcompress.pipeline.reporting import record_latency
+from lrcompress.pipeline.retuning import run_tune
 from lrcompress.pipeline.verbs import preview, promised_budget, run, run_profile
 
 __all__ = [
@@ -22,6 +25,8 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "SourceOptions",
+    "TuneRequest",
+    "TuneRunOptions",
     "budget_facts",
     "find_profile",
     "preview",
@@ -29,4 +34,5 @@ __all__ = [
     "record_latency",
     "run",
     "run_profile",
+    "run_tune",
 ]

@@ -35,12 +35,15 @@ class CompressFacts:
 
 
 def compressed(
-    job: Job, question: Question, plan: Plan, upstream: str
+    job: Job, question: Question, plan: Plan, upstream: str, *, rewritten_by: str | None = None
 ) -> tuple[CompressFacts, str]:
-    """The compressed model in the run folder, and the stage's key."""
+    """The compressed model in the run folder, and the stage's key.
+
+    rewritten_by: a later stage that has finished what this run asks of it.
+    """
     folder, loaded, options = job.folder, question.loaded, question.options
-    key = _key(question, upstream)
-    known = folder.finished(STAGE, key)
+    key = compress_key(question, upstream)
+    known = folder.finished(STAGE, key, rewritten_by=rewritten_by)
     if known is not None:
         job.clock.reused(STAGE)
         return from_json(CompressFacts, known, STAGE, DataError), key
@@ -63,12 +66,15 @@ def compressed(
     return facts, key
 
 
-def is_compressed(job: Job, question: Question, upstream: str) -> bool:
+def is_compressed(
+    job: Job, question: Question, upstream: str, *, rewritten_by: str | None = None
+) -> bool:
     """Whether `compressed` would find its work done."""
-    return job.folder.finished(STAGE, _key(question, upstream)) is not None
+    key = compress_key(question, upstream)
+    return job.folder.finished(STAGE, key, rewritten_by=rewritten_by) is not None
 
 
-def _key(question: Question, upstream: str) -> str:
+def compress_key(question: Question, upstream: str) -> str:
     inputs = {
         "data": question.loaded.data_fingerprint,
         "options": question.options.compress,

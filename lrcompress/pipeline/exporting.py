@@ -59,7 +59,13 @@ def exported(
                 save_pt2(product.module, product.batch, folder.path(PT2_NAME))
             step.advance()
             files.append(PT2_NAME)
-        facts = {"bytes": report.bytes, "nodes": dict(report.node_counts), "notes": report.notes}
+        facts = {
+            "bytes": report.bytes,
+            "nodes": dict(report.node_counts),
+            "notes": report.notes,
+            "asked": to_json(asked.export),
+            "pt2": pt2,
+        }
         folder.finish(EXPORT, key, files, facts)
     return facts, key
 

@@ -48,15 +48,22 @@ class RunFolder:
     def record(self, stage: str) -> StageRecord | None:
         return self._ledger.stages.get(stage)
 
-    def finished(self, stage: str, key: str) -> Mapping[str, Any] | None:
-        """The facts of a stage whose key and files are as they should be, else None."""
-        return on_main(lambda: self._finished(stage, key))
+    def finished(
+        self, stage: str, key: str, *, rewritten_by: str | None = None
+    ) -> Mapping[str, Any] | None:
+        """The facts of a stage whose key and files are as they should be, else None.
 
-    def _finished(self, stage: str, key: str) -> Mapping[str, Any] | None:
+        rewritten_by: a later stage, whose digests count for the files that both wrote.
+        """
+        return on_main(lambda: self._finished(stage, key, rewritten_by))
+
+    def _finished(self, stage: str, key: str, rewritten_by: str | None) -> Mapping[str, Any] | None:
         record = self.record(stage)
         if record is None or record.key != key:
             return None
-        changed = [name for name, digest in record.files.items() if not self._is(name, digest)]
+        later = None if rewritten_by is None else self.record(rewritten_by)
+        files = {**record.files, **(later.files if later is not None else {})}
+        changed = [name for name, digest in files.items() if not self._is(name, digest)]
         if changed:
             log.warning("%s: missing or changed; made again", self.path(changed[0]))
             return None

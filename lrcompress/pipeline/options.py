@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrcompress.compression.compress import CompressOptions
-from lrcompress.errors import PlanError
+from lrcompress.errors import PlanError, TuneError
 from lrcompress.export.onnx import ExportOptions
 from lrcompress.export.session import ProviderName
 from lrcompress.planning.budget import Budget
@@ -15,6 +15,7 @@ from lrcompress.profiling.collect import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import Report
 from lrcompress.sources.data import DataOptions
+from lrcompress.tuning.options import TuneOptions
 
 AUTO_POOLING = ProfileOptions(pooling="auto")  # as the model's folder says
 
@@ -42,6 +43,14 @@ class FolderOptions:
 
 
 @dataclass(frozen=True)
+class TuneRequest:
+    """`task`: pkg.module:loss, of the objective of that name."""
+
+    options: TuneOptions = field(default_factory=TuneOptions)
+    task: str = ""
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """Exactly one of `budget` and `plan_file` says how small; the rest has defaults."""
 
@@ -57,11 +66,14 @@ class RunOptions:
     provider: ProviderName = "cpu"
     pt2: bool = False  # write model.pt2 too
     sweep: tuple[int, ...] = ()  # percentages of the parameters to hold predictions against
+    tune: TuneRequest | None = None  # after compressing
     drop_moments: bool = False  # once the run is verified: most of the folder, and rarely needed
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.plan_file is None):
             raise PlanError("a run needs a budget or a plan.json, and only one of them")
+        if self.tune is not None and self.source.data is None:
+            raise TuneError("tuning needs data to learn from; give --data")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +97,18 @@ class Preview:
 
     profile: Profile
     plan: Plan
+
+
+@dataclass(frozen=True)
+class TuneRunOptions:
+    """Tuning of the finished run in `folder.output`. The data of `source`, and its model where it
+    is the teacher in place of the one that the run was made from ("": that one)."""
+
+    source: SourceOptions
+    folder: FolderOptions
+    request: TuneRequest = field(default_factory=TuneRequest)
+    provider: ProviderName = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.source.data is None:
+            raise TuneError("tuning needs data to learn from; give --data")

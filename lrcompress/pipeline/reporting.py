@@ -22,6 +22,7 @@ from lrcompress.reporting.html import render_html
 from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.storage import write_text
+from lrcompress.tuning.report import TuneReport
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
@@ -37,6 +38,7 @@ class Findings:
     checks: tuple[CheckReport, ...]
     warnings: tuple[str, ...]
     sweep: tuple[SweepPoint, ...] = ()
+    tuning: TuneReport | None = None
 
 
 def profile_report(
@@ -84,7 +86,8 @@ def run_report(
         optimality_gap=plan.optimality_gap,
         divergences=found.divergences,
         sweep=found.sweep,
-        fidelity=found.fidelity,
+        fidelity={**found.fidelity, **_gained(found.tuning)},
+        tuning=found.tuning,
         layers=layer_reports(profile, plan),
         left_alone=left_alone_reports(profile.left_alone),
         checks=found.checks,
@@ -93,6 +96,16 @@ def run_report(
         files=output_files(options.output),
         warnings=(*profile.warnings, *plan.warnings, *found.warnings),
     )
+
+
+def _gained(tuning: TuneReport | None) -> dict[str, float]:
+    """What the examples that judged the tuning say, in words that people use."""
+    if tuning is None:
+        return {}
+    name, start, end = tuning.measure, tuning.start, tuning.end
+    if name == "cosine divergence":
+        name, start, end = "mean cosine", 1 - start, 1 - end
+    return {f"{name}, held out: before tuning": start, f"{name}, held out: after tuning": end}
 
 
 def _budget_in_words(plan: Plan) -> str:

@@ -1,18 +1,18 @@
-"""The verbs of a run: load → profile → plan → compress → export → verify → report."""
+"""The verbs of a run: load → profile → plan → compress → tune → export → verify → report."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.compressing import CompressFacts, compressed, is_compressed
+from lrcompress.pipeline.compressing import compress_key, compressed, is_compressed
 from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
-from lrcompress.pipeline.exporting import Product, budget_facts, exported, verified
+from lrcompress.pipeline.delivering import Made, delivered
+from lrcompress.pipeline.exporting import budget_facts
 from lrcompress.pipeline.folder import (
     PROFILE_FOLDER,
     RunFolder,
@@ -31,7 +31,6 @@ from lrcompress.pipeline.measuring import (
     measured,
     profile_key,
     with_pooling,
-    without_moments,
 )
 from lrcompress.pipeline.options import (
     AUTO_POOLING,
@@ -42,22 +41,18 @@ from lrcompress.pipeline.options import (
     RunResult,
     SourceOptions,
 )
-from lrcompress.pipeline.reporting import (
-    Findings,
-    profile_report,
-    run_report,
-    with_recorded,
-    write_report,
-)
-from lrcompress.pipeline.sweeping import SweepFacts, is_swept, swept
+from lrcompress.pipeline.reporting import profile_report, with_recorded, write_report
+from lrcompress.pipeline.sweeping import is_swept, swept
+from lrcompress.pipeline.tuning import STAGE as TUNE
+from lrcompress.pipeline.tuning import Lesson, is_tuned, required_batches, tuned
 from lrcompress.planning.plan import Plan
-from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
 from lrcompress.reporting.html import require_plotly
 from lrcompress.reporting.report import Report
-from lrcompress.storage import load, load_profile
+from lrcompress.sources.models import LoadedModel, load_model
+from lrcompress.storage import load_profile
 
 
 def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
@@ -79,56 +74,65 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         job = Job(folder, progress, clock)
         question, profiled = _asked(job, loaded, options)
         plan, key = on_main(partial(decided, job, question, profiled))
-        done = is_compressed(job, question, key) and is_swept(job, question, profiled)
-        if lacks_moments(question.profile, plan) and not done:
+        if lacks_moments(question.profile, plan) and not _fitted(
+            job, question, profiled, plan, key
+        ):
             question, profiled = _asked(job, loaded, options, again=True)
             plan, key = on_main(partial(decided, job, question, profiled))
         found = question.profile
         curve = on_main(partial(swept, job, question, profiled))
-        outcome, key = compressed(job, question, plan, key)
+        lesson = _lesson(question, plan)
+        later = _rewriter(job, question, lesson, key)
+        outcome, key = compressed(job, question, plan, key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
         del loaded, question  # the dense weights; what follows works on what was written
-        made = _Made(found, plan, curve, outcome, warnings, key)
-        report = on_main(partial(_delivered, job, options, batch, made))
+        gained = None
+        if lesson is not None:
+            gained, key = tuned(job, lesson, key)
+        made = Made(found, plan, curve, outcome, warnings, key, gained)
+        report = on_main(partial(delivered, job, options, batch, made))
         if options.drop_moments:
             found = load_profile(folder.path(PROFILE_FOLDER))
     return RunResult(folder.root, found, plan, report)
 
 
-@dataclass(frozen=True, eq=False)
-class _Made:
-    """What a run has come to when its compressed model is written."""
-
-    profile: Profile
-    plan: Plan
-    curve: SweepFacts
-    outcome: CompressFacts
-    warnings: tuple[str, ...]
-    key: str
+def _fitted(job: Job, question: Question, profiled: str, plan: Plan, key: str) -> bool:
+    """Whether no layer needs fitting any more. profiled, key: of the profile and of the plan."""
+    later = _rewriter(job, question, _lesson(question, plan), key)
+    swept_already = is_swept(job, question, profiled)
+    return is_compressed(job, question, key, rewritten_by=later) and swept_already
 
 
-def _delivered(job: Job, options: RunOptions, batch: Batch, made: _Made) -> Report:
-    """Export, verify and report: one process does it, from what was written."""
-    root, source, found = job.folder.root, options.source, made.profile
-    product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)
-    facts, key = exported(job, product, options, made.key)
-    checks = verified(job, product, options.provider, key)
-    if options.drop_moments and all(check.passed is not False for check in checks):
-        found = without_moments(job, PROFILE_FOLDER)
-    job.folder.clean()
-    findings = Findings(
-        made.plan,
-        facts["bytes"],
-        made.outcome.divergences,
-        dict(made.outcome.fidelity),
-        checks,
-        (*made.warnings, *facts["notes"]),
-        made.curve.points,
+def _rewriter(job: Job, question: Question, lesson: Lesson | None, key: str) -> str | None:
+    """The tune stage, where it has finished what is asked. key: of the plan."""
+    return TUNE if is_tuned(job, lesson, compress_key(question, key)) else None
+
+
+def _lesson(question: Question, plan: Plan) -> Lesson | None:
+    loaded, options = question.loaded, question.options
+    source = options.source
+    if options.tune is None:
+        return None
+
+    def dense() -> LoadedModel:
+        """Loaded again: the one that was compressed has changed in place."""
+        return load_model(
+            source.model,
+            weights=source.weights,
+            trust_remote_code=source.trust_remote_code,
+            allow_pickle=source.allow_pickle,
+        )
+
+    return Lesson(
+        request=options.tune,
+        dense=dense,
+        dense_fingerprint=loaded.model_fingerprint,
+        batches=required_batches(loaded.batches),
+        data_fingerprint=loaded.data_fingerprint,
+        profile=question.profile,
+        plan=plan,
+        trust_remote_code=source.trust_remote_code,
     )
-    report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
-    report = with_recorded(report, root)
-    write_report(report, options.folder)
-    return report
 
 
 def run_profile(

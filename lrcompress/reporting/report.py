@@ -9,6 +9,7 @@ from pathlib import Path
 from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError
 from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.tuning.report import TuneReport
 
 SCHEMA_VERSION = 1
 
@@ -111,6 +112,7 @@ class Report:
     optimality_gap: float | None = None
     divergences: tuple[Divergence, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()  # the same at other budgets, where it was asked for
+    tuning: TuneReport | None = None
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()

@@ -49,6 +49,14 @@ def text_batches(path: Path, model: LoadedModel, options: DataOptions) -> list[B
     return batches
 
 
+def mask_token(model: LoadedModel) -> int | None:
+    """The id of the token that hides others, where the model has a tokenizer that names one."""
+    if not holds_any(model.folder, TOKENIZER) or model.folder is None:
+        return None
+    found = _tokenizer(model, model.folder).mask_token_id
+    return found if isinstance(found, int) else None
+
+
 def _lines(path: Path) -> Iterator[str]:
     """Examples of a .txt or .jsonl file, empty lines left out."""
     number = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.storage.files import TEMPORARY_GLOB, write_atomically, write_json, write_text
-from lrcompress.storage.models import load, precision, save_compressed
+from lrcompress.storage.models import load, precision, save_compressed, save_tuned
 from lrcompress.storage.moments import DiskMoments, MomentsWriter, drop_moments
 from lrcompress.storage.profiles import load_profile, save_profile
 from lrcompress.storage.program import save_pt2
@@ -21,6 +21,7 @@ __all__ = [
     "save_compressed",
     "save_profile",
     "save_pt2",
+    "save_tuned",
     "write_atomically",
     "write_json",
     "write_text",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,18 @@ def save_compressed(
     for companion in loaded.companions:
         assert loaded.folder is not None
         _copy(companion, folder / companion.relative_to(loaded.folder))
+    write_json(folder / RECORD_NAME, record.to_json())
+
+
+def save_tuned(module: nn.Module, folder: Path, extra: Mapping[str, Any]) -> None:
+    """Other weights for the run in `folder`, of the same sizes; `extra` joins its record.
+
+    Raises:
+        LrcompressError: the folder cannot be written, or is no run.
+    """
+    record = read_record(folder)
+    record = replace(record, extra={**record.extra, **extra})
+    write_tensors(folder / WEIGHTS_NAME, distinct_state(module), {"format": "pt"})
     write_json(folder / RECORD_NAME, record.to_json())
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,7 +20,11 @@ from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
 from lrcompress_cli.options.planning import PlanChoice, planning_options
 from lrcompress_cli.options.running import RunChoice, running_options
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
+from lrcompress_cli.options.tuning import ABOVE_ZERO
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+if TYPE_CHECKING:
+    from lrcompress.pipeline import TuneRequest
 
 
 @click.command()
@@ -58,6 +62,23 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
     "too, separated by commas, for the report.",
 )
 @click.option(
+    "--tune",
+    is_flag=True,
+    help="Train the compressed model towards the dense one; `lrcompress tune` has more options.",
+)
+@click.option(
+    "--tune-steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tune for so many steps; 200 by default, or as many as fit in --tune-minutes.",
+)
+@click.option(
+    "--tune-minutes",
+    type=ABOVE_ZERO,
+    metavar="X",
+    help="Tune for about so many minutes.",
+)
+@click.option(
     "--drop-moments",
     is_flag=True,
     help="Remove the profile's second moments, most of the folder, once the run is verified.",
@@ -84,6 +105,9 @@ def command(
     provider: Literal["cpu", "cuda", "tensorrt"],
     pt2: bool,
     sweep: tuple[int, ...],
+    tune: bool,
+    tune_steps: int | None,
+    tune_minutes: float | None,
     drop_moments: bool,
     output: Path | None,
     dry_run: bool,
@@ -97,6 +121,9 @@ def command(
     running.use_threads()
     budget = planning.parsed_budget()
     _check_together(planning, plan_file, output, dry_run=dry_run)
+    tuning = tune or tune_steps is not None or tune_minutes is not None
+    if tuning and data.data is None:
+        raise click.UsageError("--tune needs --data to learn from", click.get_current_context())
 
     from lrcompress.compression.compress import CompressOptions
     from lrcompress.pipeline import RunOptions, preview, run
@@ -117,6 +144,7 @@ def command(
         provider=provider,
         pt2=pt2,
         sweep=_percentages(sweep),
+        tune=_request(tune_steps, tune_minutes, running.seed) if tuning else None,
         drop_moments=drop_moments,
     )
     if dry_run:
@@ -130,6 +158,13 @@ def command(
         of_checks(result.report.checks),
         [f"{check.name}: {check.detail}" for check in failed],
     )
+
+
+def _request(steps: int | None, minutes: float | None, seed: int) -> TuneRequest:
+    from lrcompress.pipeline import TuneRequest
+    from lrcompress.tuning.options import TuneOptions
+
+    return TuneRequest(TuneOptions(steps=steps, minutes=minutes, seed=seed))
 
 
 def _percentages(sweep: tuple[int, ...]) -> tuple[int, ...]:

@@ -101,6 +101,19 @@ reference_options = gathered(
     *trust_options,
 )
 
+teacher_options = gathered(
+    ModelChoice,
+    "teacher",
+    click.option(
+        "--reference",
+        "model",
+        default="",
+        metavar="MODEL",
+        help="The dense model that teaches; by default the one that the run was made from.",
+    ),
+    *trust_options,
+)
+
 data_options = gathered(
     DataChoice,
     "data",

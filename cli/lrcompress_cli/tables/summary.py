@@ -8,6 +8,7 @@ from rich.text import Text
 
 from lrcompress.pipeline import RunResult
 from lrcompress.reporting.report import Cost, Report
+from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.tables.checks import check_table
 from lrcompress_cli.tables.numbers import agreement, count, flops, optimality, real, share, size
 
@@ -25,6 +26,9 @@ class Summary:
         if report.divergences:
             yield Text("")
             yield _divergences(report)
+        if report.tuning is not None:
+            yield Text("")
+            yield _tuning_line(report.tuning)
         yield Text("")
         yield check_table(report.checks)
         yield Text("")
@@ -68,6 +72,18 @@ def _divergences(report: Report) -> Table:
     for name, value in (report.fidelity or {}).items():
         table.add_row(name, "", agreement(value))
     return table
+
+
+def _tuning_line(tuning: TuneReport) -> Text:
+    told = f"{tuning.steps} steps at {real(tuning.learning_rate)}"
+    if tuning.restarts:
+        told += f", {tuning.restarts} times back to the best point and half the rate"
+    if not tuning.improved:
+        return Text(f"tuning: nothing better was found, the weights stay ({told})")
+    return Text(
+        f"tuning: {tuning.measure} {real(tuning.start)} → {real(tuning.end)} on "
+        f"{tuning.judging_examples} held-out examples ({told}, best after {tuning.best_step})"
+    )
 
 
 def _files(result: RunResult) -> Table:

@@ -291,6 +291,25 @@ function drawSweep() {
     yaxis: { title: { text: `${report.objective} divergence per example` }, type: "log", exponentformat: "power", dtick: 1 },
   }), config);
 }
+function drawTuning() {
+  const points = report.tuning.history.filter((point) => point.value !== null);
+  const trace = {
+    type: "scatter", mode: "lines+markers", x: points.map((point) => point.step), y: points.map((point) => point.value),
+    marker: { color: PALETTE[1] }, line: { color: PALETTE[1] }, hovertemplate: "step %{x}: %{y:.4g}<extra></extra>",
+  };
+  Plotly.react("tuning-plot", [trace], layout({
+    xaxis: { title: { text: "step" }, rangemode: "tozero" },
+    yaxis: { title: { text: `${report.tuning.measure} per example` }, rangemode: "tozero" },
+  }), config);
+}
+function drawTuningWords() {
+  const { tuning } = report;
+  const restarts = tuning.restarts ? ` ${tuning.restarts} times the weights went astray, went back to the best point and on at half the rate.` : "";
+  const kept = tuning.best_step ? `The weights kept are those after ${tuning.best_step} of ${tuning.steps} steps` : `No step of ${tuning.steps} was better than the start, which is kept`;
+  at("tuning-words").textContent =
+    `${kept}: ${real(tuning.start)} → ${real(tuning.end)} on ${tuning.judging_examples} examples that were set aside ` +
+    `(objective ${tuning.objective}, ${count(tuning.trained_params)} parameters trained, learning rate ${real(tuning.learning_rate)}).${restarts}`;
+}
 function drawDivergenceWords() {
   at("divergence-words").textContent =
     "The plan adds up the layers' losses; the measured figure is the whole network's, dense against compressed. " +
@@ -388,6 +407,7 @@ function drawPlots() {
   if (report.layers.length) drawSpectrum();
   if (report.divergences.length) drawDivergence();
   if (report.sweep.length) drawSweep();
+  if (report.tuning) drawTuning();
 }
 drawHead();
 drawCosts();
@@ -395,6 +415,7 @@ if (planned) drawPlanControls(); else hide("plan-section");
 if (report.layers.length) drawSpectrumControls(); else { hide("spectra-section"); hide("layers-section"); hide("plan-section"); }
 if (report.divergences.length) drawDivergenceWords(); else hide("divergence-section");
 if (!report.sweep.length) hide("sweep-section");
+if (report.tuning) drawTuningWords(); else hide("tuning-section");
 if (!report.checks.length) hide("checks-section");
 if (!report.left_alone.length) hide("left-section");
 drawTables();

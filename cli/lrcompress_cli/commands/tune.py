@@ -1,0 +1,69 @@
+"""`lrcompress tune`: better weights for a finished run, its sizes unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from lrcompress_cli.exit_codes import of_checks
+from lrcompress_cli.options.exporting import provider_option
+from lrcompress_cli.options.gather import FOLDER
+from lrcompress_cli.options.running import RunChoice, running_options
+from lrcompress_cli.options.source import (
+    DataChoice,
+    ModelChoice,
+    data_options,
+    teacher_options,
+)
+from lrcompress_cli.options.tuning import TuneChoice, tuning_options
+from lrcompress_cli.terminal import Outcome, Terminal, reporting
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@teacher_options
+@data_options
+@tuning_options
+@provider_option
+@running_options
+@reporting
+def command(
+    terminal: Terminal,
+    *,
+    folder: Path,
+    teacher: ModelChoice,
+    data: DataChoice,
+    tuning: TuneChoice,
+    provider: Literal["cpu", "cuda", "tensorrt"],
+    running: RunChoice,
+) -> Outcome:
+    """Train a compressed model towards its dense one; every size stays.
+
+    FOLDER is the run folder of a `compress`. Its weights, ONNX file and report are replaced; they
+    end where held-out examples say they are best, which is never worse than where they began.
+    Rerunning the same command after an interruption goes on where it stopped.
+    """
+    running.use_threads()
+    if data.data is None:
+        raise click.UsageError("name the data: --data TEXT", click.get_current_context())
+
+    from lrcompress.pipeline import TuneRunOptions, run_tune
+    from lrcompress_cli.records import tune_record
+    from lrcompress_cli.tables.summary import Summary
+
+    options = TuneRunOptions(
+        source=teacher.source(data, running.seed),
+        folder=running.folder(folder),
+        request=tuning.request(running.seed),
+        provider=provider,
+    )
+    result = run_tune(options, terminal.progress)
+    failed = [check for check in result.report.checks if check.passed is False]
+    return Outcome(
+        tune_record(result),
+        [Summary(result)],
+        of_checks(result.report.checks),
+        [f"{check.name}: {check.detail}" for check in failed],
+    )

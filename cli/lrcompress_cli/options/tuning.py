@@ -1,0 +1,165 @@
+"""How a compressed model is tuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from lrcompress_cli.options.gather import gathered
+
+if TYPE_CHECKING:
+    from lrcompress.pipeline import TuneRequest
+
+# Literal as in planning.py, so that --help loads no torch.
+TUNING_OBJECTIVE_NAMES = ("distill", "clm", "mlm", "mae", "task")
+OPTIMISER_NAMES = ("adamw", "lora-plus", "lora-rite", "galore", "subspace")
+ADAPTER_NAMES = ("lora", "rslora", "dora", "pissa", "olora", "adalora")
+SCOPES = ("factors", "vectors", "all")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TuneChoice:
+    objective: str
+    task: str
+    steps: int | None
+    minutes: float | None
+    learning_rate: float | None
+    accumulation: int
+    scope: Literal["factors", "vectors", "all"]
+    hidden: float
+    token_noise: bool | None
+    mask_token: int | None
+    optimiser: str
+    adapter: str | None
+    adapter_rank: int
+    precision: Literal["fp32", "bf16", "fp16"]
+
+    def request(self, seed: int) -> TuneRequest:
+        from lrcompress.pipeline import TuneRequest
+        from lrcompress.tuning.options import TuneOptions
+
+        options = TuneOptions(
+            objective=self.objective,
+            steps=self.steps,
+            minutes=self.minutes,
+            learning_rate=self.learning_rate,
+            accumulation=self.accumulation,
+            scope=self.scope,
+            hidden=self.hidden,
+            token_noise=self.token_noise,
+            mask_token=self.mask_token,
+            optimiser=self.optimiser,
+            adapter=self.adapter,
+            adapter_rank=self.adapter_rank,
+            precision=self.precision,
+            seed=seed,
+        )
+        return TuneRequest(options, self.task)
+
+
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+steps_option = click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Steps of the optimiser; 200 by default, or as many as fit in --minutes.",
+)
+minutes_option = click.option(
+    "--minutes",
+    type=ABOVE_ZERO,
+    metavar="X",
+    help="Minutes to train for; they become a number of steps at the start, once.",
+)
+
+tuning_options = gathered(
+    TuneChoice,
+    "tuning",
+    click.option(
+        "--objective",
+        type=click.Choice(TUNING_OBJECTIVE_NAMES),
+        default="distill",
+        show_default=True,
+        help="What training makes small: the distance from the dense model, the next or the "
+        "masked tokens' cross-entropy, masked autoencoding, or a loss of your own.",
+    ),
+    click.option(
+        "--task",
+        metavar="pkg.module:loss",
+        default="",
+        help="The loss of --objective task, called as loss(module, batch).",
+    ),
+    steps_option,
+    minutes_option,
+    click.option(
+        "--learning-rate",
+        type=ABOVE_ZERO,
+        metavar="X",
+        help="Peak learning rate; by default the best of a few short trials.",
+    ),
+    click.option(
+        "--accumulation",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Batches in a step.",
+    ),
+    click.option(
+        "--scope",
+        type=click.Choice(SCOPES),
+        default="vectors",
+        show_default=True,
+        help="Train the factors, also the norms and biases of all layers, or everything.",
+    ),
+    click.option(
+        "--hidden",
+        type=click.FloatRange(min=0),
+        metavar="X",
+        default=1.0,
+        show_default=True,
+        help="Weight of the hidden features beside the output, in distillation.",
+    ),
+    click.option(
+        "--token-noise/--no-token-noise",
+        default=None,
+        help="Every other text with most of its tokens drawn anew from the vocabulary; by default "
+        "where words are many.",
+    ),
+    click.option(
+        "--mask-token",
+        type=click.IntRange(min=0),
+        metavar="ID",
+        help="The token that hides others, for --objective mlm; by default the tokenizer's.",
+    ),
+    click.option(
+        "--optimiser",
+        type=click.Choice(OPTIMISER_NAMES),
+        default="adamw",
+        show_default=True,
+        help="How the weights take their steps.",
+    ),
+    click.option(
+        "--adapter",
+        type=click.Choice(ADAPTER_NAMES),
+        help="Train adapters of the factors instead, merged into them at the end.",
+    ),
+    click.option(
+        "--adapter-rank",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=8,
+        show_default=True,
+        help="Rank of each adapter.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="Number format of the products in training, on a GPU.",
+    ),
+)

@@ -1,0 +1,58 @@
+"""From a compressed model in the run folder to its ONNX file, the checks of it and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrcompress.pipeline.compressing import CompressFacts
+from lrcompress.pipeline.exporting import Product, exported, verified
+from lrcompress.pipeline.folder import PROFILE_FOLDER
+from lrcompress.pipeline.job import Job
+from lrcompress.pipeline.measuring import without_moments
+from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.reporting import Findings, run_report, with_recorded, write_report
+from lrcompress.pipeline.sweeping import SweepFacts
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.profile import Profile
+from lrcompress.reporting.report import Report
+from lrcompress.storage import load
+from lrcompress.tuning.tune import TuneReport
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a run has come to when its compressed model is written; `key` is its last stage's."""
+
+    profile: Profile
+    plan: Plan
+    curve: SweepFacts
+    outcome: CompressFacts
+    warnings: tuple[str, ...]
+    key: str
+    tuning: TuneReport | None = None
+
+
+def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report:
+    """Export, verify and report: one process does it, from what was written."""
+    root, source, found = job.folder.root, options.source, made.profile
+    product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)
+    facts, key = exported(job, product, options, made.key)
+    checks = verified(job, product, options.provider, key)
+    if options.drop_moments and all(check.passed is not False for check in checks):
+        found = without_moments(job, PROFILE_FOLDER)
+    job.folder.clean()
+    findings = Findings(
+        made.plan,
+        facts["bytes"],
+        made.outcome.divergences,
+        dict(made.outcome.fidelity),
+        checks,
+        (*made.warnings, *facts["notes"]),
+        made.curve.points,
+        made.tuning,
+    )
+    report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
+    report = with_recorded(report, root)
+    write_report(report, options.folder)
+    return report

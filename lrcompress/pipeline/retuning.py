@@ -1,0 +1,152 @@
+"""Tuning of a finished run: its folder gets better weights, another ONNX file and a new report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from lrcompress.distributed import failing_together, on_main
+from lrcompress.errors import DataError, LrcompressError, TuneError
+from lrcompress.export.onnx import ExportOptions
+from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.compressing import STAGE as COMPRESS
+from lrcompress.pipeline.compressing import CompressFacts
+from lrcompress.pipeline.deciding import PLAN_NAME, read_plan
+from lrcompress.pipeline.delivering import Made, delivered
+from lrcompress.pipeline.exporting import EXPORT
+from lrcompress.pipeline.folder import PROFILE_FOLDER, RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.job import Job
+from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
+from lrcompress.pipeline.sweeping import STAGE as SWEEP
+from lrcompress.pipeline.sweeping import SweepFacts
+from lrcompress.pipeline.tuning import STAGE, Lesson, checked_dense, tune_key, tuned
+from lrcompress.progress import SILENT, Progress
+from lrcompress.records import from_json
+from lrcompress.reporting.html import require_plotly
+from lrcompress.sources.data import load_batches
+from lrcompress.sources.models import LoadedModel, load_model
+from lrcompress.sources.run_record import RunRecord, read_record
+from lrcompress.storage import load_profile
+
+Facts = TypeVar("Facts")
+
+
+def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
+    """Tune the model of a run folder, in place, and export and verify it anew.
+
+    Interrupted at any moment and called again, it goes on where it stopped and ends with the same
+    bits; called again when it has finished, it changes nothing. With other options or data it
+    tunes further, from the weights that it finds. The ONNX file is written as it was before.
+
+    Raises:
+        LrcompressError: the folder is no finished run, or is in use; its dense model or the data
+            cannot be read, or do not belong to it.
+    """
+    clock, root = Clock(), options.folder.output
+    if options.folder.report:
+        require_plotly()
+    with clock.stage("load"), progress.stage("load", 1) as step, failing_together():
+        ledger = _finished_ledger(root)
+        record = read_record(root)
+        dense = _dense(options, record)
+        assert options.source.data is not None  # TuneRunOptions has seen to it
+        batches = load_batches(options.source.data, dense, options.source.data_options)
+        step.advance()
+    with open_run_folder(
+        root, model=ledger.model, model_fingerprint=ledger.model_fingerprint, force=False
+    ) as folder:
+        job = Job(folder, progress, clock)
+        profile = load_profile(root / PROFILE_FOLDER)
+        lesson = Lesson(
+            request=options.request,
+            dense=lambda: dense,
+            dense_fingerprint=model_fingerprint(dense.module),
+            batches=batches,
+            data_fingerprint=fingerprint_batches(batches),
+            profile=profile,
+            plan=read_plan(root / PLAN_NAME, profile),
+            trust_remote_code=options.source.trust_remote_code,
+        )
+        gained, key = tuned(job, lesson, _upstream(folder, lesson))
+        outcome = _facts(folder, COMPRESS, CompressFacts)
+        curve = _facts(folder, SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
+        warnings = (*curve.warnings, *outcome.warnings)
+        made = Made(profile, lesson.plan, curve, outcome, warnings, key, gained)
+        asked = _asked(options, ledger)
+        report = on_main(partial(delivered, job, asked, batches[0], made))
+    return RunResult(root, profile, lesson.plan, report)
+
+
+def _finished_ledger(root: Path) -> Ledger:
+    ledger = read_ledger(root)
+    if ledger is None or COMPRESS not in ledger.stages:
+        raise DataError(
+            f"{root}: is no run folder with a compressed model; make one with lrcompress compress"
+        )
+    return ledger
+
+
+def _upstream(folder: RunFolder, lesson: Lesson) -> str:
+    """The key of what is tuned: of the last tuning, if this is not that very one again."""
+    last, compress = folder.record(STAGE), folder.record(COMPRESS)
+    assert compress is not None
+    if last is None:
+        return compress.key
+    before = str(last.facts["upstream"])
+    return before if tune_key(lesson, before) == last.key else last.key
+
+
+def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
+    """The teacher: as named, else the network that the run was made from."""
+    source, reference = options.source, record.reference
+    if source.model:
+        return load_model(
+            source.model,
+            weights=source.weights,
+            trust_remote_code=source.trust_remote_code,
+            allow_pickle=source.allow_pickle,
+        )
+    weights = reference.details.get("weights")
+    if weights is not None and source.weights is None:
+        raise TuneError(
+            f"{options.folder.output}: was made from {reference.text} with weights from "
+            f"{weights}; say where they are: --weights {weights}"
+        )
+    try:
+        dense = load_model(
+            reference.text,
+            weights=source.weights,
+            trust_remote_code=source.trust_remote_code,
+            allow_pickle=source.allow_pickle,
+        )
+    except LrcompressError as cause:
+        raise TuneError(
+            f"{options.folder.output}: its dense model is the teacher, but {cause}; or name it "
+            "with --reference"
+        ) from cause
+    return checked_dense(dense, record.source_fingerprint, options.folder.output)
+
+
+def _facts(folder: RunFolder, stage: str, kind: type[Facts]) -> Facts:
+    record = folder.record(stage)
+    assert record is not None
+    return from_json(kind, record.facts, stage, DataError)
+
+
+def _asked(options: TuneRunOptions, ledger: Ledger) -> RunOptions:
+    """A run that exports as the one before it did."""
+    record = ledger.stages.get(EXPORT)
+    facts = {} if record is None else record.facts
+    export = from_json(ExportOptions, facts.get("asked", {}), EXPORT, DataError)
+    return RunOptions(
+        source=replace(options.source, model=ledger.model),
+        folder=options.folder,
+        plan_file=options.folder.output / PLAN_NAME,
+        export=export,
+        provider=options.provider,
+        pt2=bool(facts.get("pt2", False)),
+    )

@@ -1,0 +1,173 @@
+"""The tune stage: better weights in the run folder's compressed model, its sizes unchanged.
+
+It replaces the weights that the compress stage wrote. Those it began with stay beside its
+checkpoint until it has finished, so that a run killed at any moment ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from lrcompress.compression.fit import layer_whitening
+from lrcompress.distributed import failing_together, on_main
+from lrcompress.errors import DataError, TuneError
+from lrcompress.fingerprint import model_fingerprint
+from lrcompress.metrics import Whitening
+from lrcompress.pipeline.exporting import EXPORT
+from lrcompress.pipeline.job import Job
+from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.options import TuneRequest
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.profile import Profile
+from lrcompress.records import from_json, to_json
+from lrcompress.sources.factory import import_object
+from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME
+from lrcompress.sources.tensors import fill_, opened_safetensors
+from lrcompress.sources.text import mask_token
+from lrcompress.storage import load, save_tuned, write_atomically
+from lrcompress.structures import Dense
+from lrcompress.tuning.checkpoint import FolderCheckpoints
+from lrcompress.tuning.losses import TaskLoss
+from lrcompress.tuning.tune import TuneOptions, TuneReport, tune_
+
+STAGE = "tune"
+START_NAME = "start.safetensors"  # the weights that a training began with
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What a compressed model is tuned with. `dense` is asked for only if there is work to do."""
+
+    request: TuneRequest
+    dense: Callable[[], LoadedModel]
+    dense_fingerprint: str
+    batches: list[Batch]
+    data_fingerprint: str
+    profile: Profile
+    plan: Plan
+    trust_remote_code: bool = False
+
+
+def tune_key(lesson: Lesson, upstream: str) -> str:
+    inputs = {
+        "options": lesson.request,
+        "dense": lesson.dense_fingerprint,
+        "data": lesson.data_fingerprint,
+    }
+    return stage_key(STAGE, upstream, inputs)
+
+
+def is_tuned(job: Job, lesson: Lesson | None, upstream: str) -> bool:
+    """Whether `tuned` would find its work done. upstream: the key of what is tuned."""
+    return lesson is not None and job.folder.finished(STAGE, tune_key(lesson, upstream)) is not None
+
+
+def tuned(job: Job, lesson: Lesson, upstream: str) -> tuple[TuneReport, str]:
+    """The run folder's model, tuned; its report without the losses, and the stage's key."""
+    folder, key = job.folder, tune_key(lesson, upstream)
+    known = folder.finished(STAGE, key)
+    if known is not None:
+        job.clock.reused(STAGE)
+        return from_json(TuneReport, known["report"], STAGE, DataError), key
+    with job.clock.stage(STAGE):
+        work, root = folder.work(key), folder.root
+        on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
+        with failing_together():
+            dense = lesson.dense()
+            module = load(root, trust_remote_code=lesson.trust_remote_code)
+            with opened_safetensors(work / START_NAME) as file:
+                names, path = file.keys(), work / START_NAME
+                fill_(module, names, file.get_tensor, path, keep_dtype=True)
+            options = _settled(lesson, dense)
+            task = _task(lesson.request.task)
+        report = tune_(
+            module,
+            dense.module,
+            lesson.batches,
+            options,
+            task=task,
+            whitenings=_whitenings(lesson) if options.adapter else None,
+            progress=job.progress,
+            store=FolderCheckpoints(work),
+        )
+        report = replace(report, losses=())
+        if not report.improved:
+            log.warning("%s", unimproved(report))
+        on_main(partial(save_tuned, module, root, {STAGE: to_json(report)}))
+        folder.begin(EXPORT)  # what follows was made from other weights
+        facts = {"upstream": upstream, "report": to_json(report)}
+        folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts)
+    return report, key
+
+
+def unimproved(report: TuneReport) -> str:
+    return (
+        f"tuning found nothing better on {report.judging_examples} held-out examples, so the "
+        "weights stay as they were; give more data or more steps"
+    )
+
+
+def required_batches(batches: list[Batch] | None) -> list[Batch]:
+    """Raises TuneError without data."""
+    if batches is None:
+        raise TuneError("tuning needs data to learn from; give --data")
+    return batches
+
+
+def checked_dense(dense: LoadedModel, fingerprint: str, root: Path) -> LoadedModel:
+    """Raises TuneError if it is not the network that the run was made from."""
+    if model_fingerprint(dense.module) != fingerprint:
+        raise TuneError(
+            f"{dense.reference.text}: has other weights than the model that {root} was made from; "
+            "name the dense model with --reference"
+        )
+    return dense
+
+
+def _settled(lesson: Lesson, dense: LoadedModel) -> TuneOptions:
+    """What the options leave open, as the profile and the tokenizer say."""
+    options, profile = lesson.request.options, lesson.profile
+    if options.divergence == "auto" and profile.objective != "none":
+        options = replace(options, divergence=profile.objective)
+    if options.pooling is None:
+        options = replace(options, pooling=profile.pooling or dense.pooling)
+    if options.objective == "mlm" and options.mask_token is None:
+        options = replace(options, mask_token=mask_token(dense))
+    return options
+
+
+def _task(reference: str) -> TaskLoss | None:
+    if not reference:
+        return None
+    found = import_object(reference, TuneError)
+    if not callable(found):
+        raise TuneError(f"{reference}: is no function; name one called as loss(module, batch)")
+    return cast(TaskLoss, found)
+
+
+def _whitenings(lesson: Lesson) -> Mapping[str, Whitening]:
+    """The metric of each layer's fit; layers whose moments are gone merge in the plain one."""
+    profile, plan = lesson.profile, lesson.plan
+    layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
+    held = [name for name in layers if name in profile.moments]
+    if len(held) < len(layers) and plan.metric != "plain":
+        log.warning("the profile's moments were dropped: adapters are merged in the plain metric")
+    return {
+        name: layer_whitening(profile[name], plan.metric, profile.moments.get(name))
+        for name in held
+    }
+
+
+def _keep_start(weights: Path, start: Path) -> None:
+    if not start.is_file():
+        write_atomically(start, lambda temporary: shutil.copyfile(weights, temporary))
