@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cache
 
 import networks
@@ -32,10 +33,16 @@ from lrcompress.structures import (
     Tucker2,
 )
 from lrcompress.structures.factorized import FactorizedLinear
-from lrcompress.tuning.adapters import ADAPTERS, Adapter, AdapterOptions, MergeReport
+from lrcompress.tuning.adapters import (
+    ADAPTERS,
+    Adapter,
+    AdapterOptions,
+    AttachedFactor,
+    MergeReport,
+)
 from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
 
-STEPS = 8
+STEPS = 6
 SMALL = AdapterOptions(rank=2)
 every_adapter = pytest.mark.parametrize("name", ADAPTERS)
 
@@ -172,77 +179,97 @@ def attach(name: str, module: nn.Module, options: AdapterOptions = SMALL, seed: 
 # --- every method, on a network of every structure -----------------------------------------------
 
 
+@dataclass
+class History:
+    """One adapter's life on the mixed network."""
+
+    before: dict[str, object]
+    first: dict[str, Tensor]
+    dense: Tensor
+    generator_kept: bool
+    attached: tuple[AttachedFactor, ...]
+    untrained: Tensor
+    state: dict[str, Tensor]
+    trained: Tensor
+    report: MergeReport
+    after: dict[str, object]
+    last: dict[str, Tensor]
+    merged: Tensor
+
+
+@cache
+def history(name: str, dtype: torch.dtype = torch.float64) -> History:
+    module, batch = mixed(dtype)
+    module.embedding.requires_grad_(requires_grad=False)
+    before, dense, first = snapshot(module), outputs(module, batch), values(module)
+    generator = torch.get_rng_state()
+    adapter = attach(name, module)
+    kept = torch.equal(torch.get_rng_state(), generator)
+    attached, untrained = adapter.attached, outputs(module, batch)
+    train_(adapter, module, batch, STEPS)
+    state, trained = values(module), outputs(module, batch)
+    report = adapter.merge_({})
+    assert adapter.attached == ()
+    return History(
+        before, first, dense, kept, attached, untrained, state, trained, report,
+        snapshot(module), values(module), outputs(module, batch),
+    )  # fmt: skip
+
+
+def values(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
 @every_adapter
 def test_adapters_that_were_not_trained_change_nothing(name: str) -> None:
+    assert_close(history(name).untrained, history(name).dense)
     module, batch = mixed()
-    expected = outputs(module, batch)
-    adapter = attach(name, module)
-    assert_close(outputs(module, batch), expected)
-    adapter.merge_({})
-    assert_close(outputs(module, batch), expected)
+    attach(name, module).merge_({})
+    assert_close(outputs(module, batch), history(name).dense)
 
 
 @every_adapter
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_merged_factors_compute_what_the_adapters_did(name: str, dtype: torch.dtype) -> None:
-    module, batch = mixed(dtype)
-    before = outputs(module, batch)
-    adapter = attach(name, module)
-    train_(adapter, module, batch, STEPS)
-    trained = outputs(module, batch)
-    assert float((trained - before).abs().max()) > 0.1 * float(before.abs().max())
-    adapter.merge_({})
-    merged = outputs(module, batch)
-    assert_close(merged, trained)
+    run = history(name, dtype)
+    scale = float(run.trained.abs().max())
+    assert float((run.trained - run.dense).abs().max()) > 0.1 * scale
+    assert_close(run.merged, run.trained)
     if dtype is torch.float32:
-        assert float((merged - trained).abs().max()) <= 1e-6 * float(trained.abs().max())
+        assert float((run.merged - run.trained).abs().max()) <= 1e-6 * scale
 
 
 @every_adapter
 def test_merging_gives_back_modules_names_and_types(name: str) -> None:
-    module, batch = mixed()
-    module.embedding.requires_grad_(requires_grad=False)
-    before = snapshot(module)
-    adapter = attach(name, module)
-    train_(adapter, module, batch, STEPS)
-    assert snapshot(module) != before
-    report = adapter.merge_({})
-    assert snapshot(module) == before
-    assert adapter.attached == ()
-    assert report.loss == 0
+    run = history(name)
+    assert run.after == run.before
+    assert run.report.loss == 0
 
 
 @every_adapter
 def test_only_adapters_train_and_factors_that_are_said_to(name: str) -> None:
-    module, batch = mixed()
-    frozen = {id(p): (n, p.detach().clone()) for n, p in module.named_parameters()}
-    adapter = attach(name, module)
-    train_(adapter, module, batch, STEPS)
-    noted = {row.factor for row in adapter.attached if row.rank == 0}
-    assert all(row.note for row in adapter.attached if row.rank == 0)
-    adapted = {row.factor for row in adapter.attached if row.rank > 0}
-    adapter.merge_({})
-    for parameter in module.parameters():
-        factor, before = frozen[id(parameter)]
-        changed = not torch.equal(parameter, before)
-        assert changed == (factor in noted | adapted), factor
+    run = history(name)
+    assert all(bool(row.note) for row in run.attached if row.rank == 0)
+    changed = {key for key in run.first if not torch.equal(run.first[key], run.last[key])}
+    assert changed == {row.factor for row in run.attached}
+    ranks = {factor: rank for row in run.report.layers for factor, rank in row.ranks.items()}
+    assert ranks.keys() == {row.factor for row in run.attached if row.rank > 0}
 
 
 @every_adapter
 def test_the_seed_decides_every_bit_and_the_global_generator_is_left_alone(name: str) -> None:
-    states = []
-    for seed in (3, 3, 4):
-        module, batch = mixed()
-        torch.manual_seed(seed + 10)
-        before = torch.get_rng_state()
-        adapter = attach(name, module, seed=seed)
-        assert torch.equal(torch.get_rng_state(), before)
-        train_(adapter, module, batch, STEPS)
-        states.append(module.state_dict())
-    one, same, other = states
-    assert all(torch.equal(one[key], same[key]) for key in one)
-    if name not in ("pissa", "olora"):  # which begin at the weights alone
-        assert any(not torch.equal(one[key], other[key]) for key in one)
+    assert history(name).generator_kept
+    module, batch = mixed()
+    module.embedding.requires_grad_(requires_grad=False)
+    torch.manual_seed(7)
+    train_(attach(name, module), module, batch, STEPS)
+    state = module.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in history(name).state.items())
+    one, other = mixed()[0], mixed()[0]
+    attach(name, one, seed=3)
+    attach(name, other, seed=4)
+    same = all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    assert same == (name in ("pissa", "olora"))  # which begin at the weights alone
 
 
 @every_adapter
@@ -338,6 +365,15 @@ def structured(structure_type: str, case: Case) -> Host:
     return host
 
 
+@torch.no_grad()
+def perturb_(module: nn.Module) -> None:
+    """All that trains moves, in place of training."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in (p for p in module.parameters() if p.requires_grad):
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter += 0.1 * noise.to(parameter)
+
+
 @pytest.mark.parametrize(
     ("structure_type", "case"),
     [
@@ -347,7 +383,7 @@ def structured(structure_type: str, case: Case) -> Host:
         if not case.tied and SIZES[structure_type](describe(case.host()).layers[0])
     ],
 )
-@every_adapter
+@pytest.mark.parametrize("name", ["lora", "pissa", "dora", "adalora"])  # the others differ by start
 def test_every_structure_is_merged_exactly_in_its_own_size(
     name: str, structure_type: str, case: Case
 ) -> None:
@@ -366,7 +402,7 @@ def test_every_structure_is_merged_exactly_in_its_own_size(
             outputs(host, {"x": x})
         return
     assert_close(outputs(host, {"x": x}), expected)
-    train_(adapter, host, {"x": x}, 3)
+    perturb_(host)
     trained = outputs(host, {"x": x})
     assert not torch.allclose(trained, expected)
     adapter.merge_({})

@@ -89,10 +89,10 @@ def _check_axes(wrapper: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
     That there is a hook keeps torch's own encoder off its fast path, which reads frozen weights.
     """
-    weight = getattr(wrapper, "weight", None)
-    dora = getattr(wrapper, "use_dora", {}).get(NAME, False)
-    if dora and weight is not None and weight.dim() > 2 and inputs[0].dim() < weight.dim():
-        raise TuneError("dora: a convolution's input needs an axis of examples; add one")
+    if getattr(wrapper, "use_dora", {}).get(NAME, False):
+        base = wrapper.base_layer
+        if isinstance(base, nn.Conv1d | nn.Conv2d) and inputs[0].dim() < base.weight.dim():
+            raise TuneError("dora: a convolution's input needs an axis of examples; add one")
 
 
 def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
