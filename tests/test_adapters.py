@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import networks
 import pytest
 import torch
-from networks import VOCABULARY, Function
-from random_moments import random_moments
 from test_structure_contract import KINDS, SIZES, Case, Host
 from torch import Tensor, nn
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import TuneError
-from lrcompress.layers import describe, replace_, weight_matrix
-from lrcompress.metrics import METRICS, Whitening
+from lrcompress.layers import describe, weight_matrix
+from lrcompress.metrics import Whitening
 from lrcompress.structures import (
     CP,
     STRUCTURES,
@@ -32,7 +29,7 @@ from lrcompress.structures import (
     TensorTrain,
     Tucker2,
 )
-from lrcompress.structures.factorized import FactorizedLinear
+from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
 from lrcompress.tuning.adapters import (
     ADAPTERS,
     Adapter,
@@ -40,7 +37,6 @@ from lrcompress.tuning.adapters import (
     AttachedFactor,
     MergeReport,
 )
-from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
 
 STEPS = 6
 SMALL = AdapterOptions(rank=2)
@@ -152,7 +148,7 @@ def outputs(module: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 def assert_close(one: Tensor, other: Tensor, factor: float = 1e3) -> None:
     """To `factor` roundings of the type: a few products of up to a hundred terms in a row."""
-    scale = float(other.abs().max())
+    scale = float(other.detach().abs().max())
     tolerance = factor * torch.finfo(other.dtype).eps * scale
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
@@ -322,7 +318,7 @@ def test_an_adapter_that_is_not_finite_is_refused_and_stays(name: str) -> None:
 
 @every_adapter
 def test_a_merge_that_overflows_is_undone(name: str) -> None:
-    module, batch = mixed(torch.float16)
+    module, _ = mixed(torch.float16)
     adapter = attach(name, module)
     named = dict(module.named_parameters())
     with torch.no_grad():
@@ -374,6 +370,21 @@ def perturb_(module: nn.Module) -> None:
         parameter += 0.1 * noise.to(parameter)
 
 
+def _adaptable(name: str, host: Host) -> Iterator[bool]:
+    """By factor, whether the method can adapt it, told by types alone."""
+    for part in host.layer.modules():
+        grouped = getattr(part, "groups", 1) > 1
+        circular = getattr(part, "padding_mode", "zeros") != "zeros"
+        if type(part) is nn.Linear or (type(part) is nn.Conv2d and not grouped and not circular):
+            yield True
+        elif type(part) is nn.Embedding:
+            yield name != "adalora" and type(host.layer) is not TensorTrainEmbedding
+        elif isinstance(part, nn.Conv1d | nn.Conv2d):
+            yield name in ("lora", "pissa") or (name == "dora" and not grouped)
+        else:
+            yield name in ("lora", "pissa") and bool(dict(part.named_parameters(recurse=False)))
+
+
 @pytest.mark.parametrize(
     ("structure_type", "case"),
     [
@@ -390,13 +401,12 @@ def test_every_structure_is_merged_exactly_in_its_own_size(
     host, x = structured(structure_type, case), case.inputs()
     before, expected = snapshot(host), outputs(host, {"x": x})
     adapter = ADAPTERS[name](AdapterOptions(rank=2, alpha=3.0))
-    try:
-        adapter.attach_(host, ["layer"], total_steps=STEPS, seed=0)
-    except TuneError as refusal:
-        assert "can adapt no factor here" in str(refusal)
-        assert name in ("dora", "adalora") or structure_type in ("tensor_train", "cp")
+    if not any(_adaptable(name, host)):
+        with pytest.raises(TuneError, match="can adapt no factor here"):
+            adapter.attach_(host, ["layer"], total_steps=STEPS, seed=0)
         assert snapshot(host) == before
         return
+    adapter.attach_(host, ["layer"], total_steps=STEPS, seed=0)
     if name == "dora" and case is KINDS["conv2d without a batch"]:
         with pytest.raises(TuneError, match="needs an axis of examples"):
             outputs(host, {"x": x})

@@ -131,7 +131,11 @@ class BudgetedAdapter(FactorAdapter):
         return {name: p for name, p in named if name.endswith(f"lora_E.{NAME}")}
 
     def _scores(self, name: str) -> Tensor:
-        """Of the triplets of one update: (r,)."""
+        """Of the triplets of one update: (r,).
+
+        The penalty pulls at every row and column; an entry of E that no gradient has reached is
+        worth nothing all the same.
+        """
 
         def element(part: str) -> Tensor:
             key = name.replace(f"lora_E.{NAME}", f"{part}.{NAME}")
@@ -140,8 +144,9 @@ class BudgetedAdapter(FactorAdapter):
             score: Tensor = self._allocator._element_score(key)
             return score
 
-        rows, columns = element("lora_A").mean(1), element("lora_B").mean(0)
-        return element("lora_E").squeeze(1) + rows + columns
+        value = element("lora_E").squeeze(1)
+        whole = value + element("lora_A").mean(1) + element("lora_B").mean(0)
+        return torch.where(value > 0, whole, 0)
 
     def _cut_(self, kept: Mapping[str, Tensor]) -> None:
         for name, value in self._values().items():

@@ -1,0 +1,189 @@
+"""Deep LoRA: an update of three small factors beside each factor of a structured layer.
+
+dW = left W3 W2 W1 right^T of the factor's own size, so folding it in is exact and grows nothing.
+The bases come from the first gradient (lrcompress.tuning.deep), which the first step only looks at:
+until `after_backward` the update is zero and asks for no move. The small factors start turned at
+random, without which Adam is led astray by their coordinates.
+
+The update is formed as a matrix in each forward, r^2 times the factor's longer side of work, and
+its gradient is as large as the factor's own, as in training the factor itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lrcompress.distributed import all_reduce_
+from lrcompress.errors import TuneError
+from lrcompress.metrics import Whitening
+from lrcompress.tuning.adapters.base import (
+    Adapter,
+    AdapterOptions,
+    AttachedFactor,
+    MergedLayer,
+    MergeReport,
+)
+from lrcompress.tuning.adapters.freeze import Frozen, freeze_
+from lrcompress.tuning.adapters.sites import Site, find_sites, not_finite, ranks_of
+from lrcompress.tuning.deep import Bases, DeepFactors, aligned_bases
+
+SCALE = 1e-3  # of the small factors at the start, so that the update is 1e-9
+
+
+class DeepUpdate(nn.Module):
+    """W + dW, with dW of one factor; registered on it as a parametrisation."""
+
+    found: Tensor
+
+    def __init__(self, site: Site, rank: int, seed: int) -> None:
+        super().__init__()
+        like, (groups, m, n) = site.values.detach(), site.matrix.shape
+        like = like.float() if like.dtype in (torch.float16, torch.bfloat16) else like
+        self._transposed = site.kind == "embedding"
+        self.seed = seed
+        bases = Bases(like.new_zeros(groups, m, rank), like.new_zeros(groups, n, rank))
+        self.deep = DeepFactors.start(bases, SCALE, torch.Generator().manual_seed(seed))
+        self.register_buffer("found", torch.zeros((), dtype=torch.bool, device=like.device))
+        self._first: Tensor | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        with torch.autocast(values.device.type, enabled=False):
+            update = self.deep()
+            if update.requires_grad and not bool(self.found):
+                update.register_hook(self._look)
+            return values + self.shaped(update).reshape(values.shape).to(values.dtype)
+
+    def shaped(self, update: Tensor) -> Tensor:
+        return update.mT if self._transposed else update
+
+    def _look(self, gradient: Tensor) -> None:
+        """Of every batch of the first step."""
+        gradient = gradient.detach()
+        self._first = gradient if self._first is None else self._first + gradient
+
+    @torch.no_grad()
+    def begin_(self) -> None:
+        """Take the bases from the first gradient that is finite, the sum over all processes."""
+        gradient, self._first = self._first, None
+        if bool(self.found):
+            return
+        if gradient is None:  # the forward did not reach it, here
+            gradient = torch.zeros_like(self.deep())
+        gradient = all_reduce_(gradient.contiguous())
+        if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
+            return
+        rank = self.deep.factors[0].shape[-1]
+        generator = torch.Generator().manual_seed(self.seed)
+        start = DeepFactors.start(aligned_bases(gradient, rank), SCALE, generator)
+        for mine, new in zip(self.deep.buffers(), start.buffers(), strict=True):
+            mine.copy_(new)
+        self.found.fill_(True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Placed:
+    site: Site
+    values: nn.Parameter
+    update: DeepUpdate
+    rank: int
+
+
+class DeepLora(Adapter):
+    """On every factor of two axes or more; what is smaller trains itself."""
+
+    def __init__(self, options: AdapterOptions) -> None:
+        if options.place != "factors":
+            raise TuneError("deep-lora: stands on the factors only; take place factors, or lora")
+        if options.dropout:
+            raise TuneError("deep-lora: has no dropout; set it to 0")
+        self.options = options
+        self._frozen: Frozen | None = None
+        self._placed: list[_Placed] = []
+        self._attached: list[AttachedFactor] = []
+
+    @property
+    def attached(self) -> tuple[AttachedFactor, ...]:
+        return tuple(self._attached)
+
+    def attach_(
+        self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
+    ) -> nn.Module:
+        if self._frozen is not None:
+            raise TuneError("deep-lora: is on a network already; merge it first")
+        sites = find_sites(module, layers)
+        ranks = ranks_of(sites, self.options)
+        self._frozen = freeze_(module)
+        for site in sites:
+            rank = ranks[site.name] if site.largest_rank > 1 else 0
+            note = (
+                ""
+                if rank == self.options.ranks.get(site.layer, self.options.rank)
+                else ("the factor's own rank" if rank else "no update is smaller than a single row")
+            )
+            values = site.values
+            self._attached.append(AttachedFactor(site.layer, site.name, rank, note))
+            if not rank:
+                values.requires_grad_(True)
+                continue
+            update = DeepUpdate(site, rank, seed ^ crc32(site.name.encode()))
+            update.train(site.owner.training)
+            parametrize.register_parametrization(site.owner, site.parameter, update)
+            self._placed.append(_Placed(site, values, update, rank))
+        return module
+
+    def after_backward(self, step: int) -> None:
+        for placed in self._placed:
+            placed.update.begin_()
+
+    @torch.no_grad()
+    def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
+        """Exact in each factor, so that no metric is asked."""
+        if self._frozen is None:
+            raise TuneError("deep-lora: is on no network; attach it first")
+        merged = [self._folded(placed) for placed in self._placed]
+        for placed in self._placed:
+            parametrize.remove_parametrizations(
+                placed.site.owner, placed.site.parameter, leave_parametrized=False
+            )
+        for placed, values in zip(self._placed, merged, strict=True):
+            placed.values.copy_(values)
+        report = MergeReport(tuple(self._report()))
+        self._frozen.thaw_()
+        self._frozen, self._placed, self._attached = None, [], []
+        return report
+
+    def _folded(self, placed: _Placed) -> Tensor:
+        """The factor as it is to be; itself to the bit where nothing was learnt."""
+        if not bool(placed.update.found):
+            return placed.values.detach().clone()
+        update = placed.update.shaped(placed.update.deep().double())
+        values = (placed.values.double() + update.reshape(placed.values.shape)).to(placed.values)
+        if not bool(torch.isfinite(values).all()):
+            raise not_finite(placed.site.layer, placed.site.name)
+        return values
+
+    def _report(self) -> Iterator[MergedLayer]:
+        for layer in dict.fromkeys(factor.layer for factor in self._attached):
+            mine = [placed for placed in self._placed if placed.site.layer == layer]
+            ranks = {p.site.name: p.rank if bool(p.update.found) else 0 for p in mine}
+            yield MergedLayer(layer, 0.0, 0.0, ranks)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The bases; the small factors are the network's own parameters."""
+        return {
+            f"{placed.site.name}.{name}": buffer.clone()
+            for placed in self._placed
+            for name, buffer in placed.update.named_buffers()
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for placed in self._placed:
+            for name, buffer in placed.update.named_buffers():
+                buffer.copy_(state[f"{placed.site.name}.{name}"])
