@@ -30,8 +30,16 @@ def basis(factor: Tensor) -> Basis:
     """(batch, n, r). By orthogonal transformations alone, so that no digit of U is lost to R's."""
     n, r = factor.shape[-2:]
     q, triangle = torch.linalg.qr(factor)
+    smallest = max(n, r) * torch.finfo(factor.dtype).eps  # singular value, of the largest
+    if n >= r:
+        eye = torch.eye(r, dtype=factor.dtype, device=factor.device).expand_as(triangle)
+        inverse = torch.linalg.solve_triangular(triangle, eye, upper=True)
+        # never less than the ratio of singular values, which need not be computed if this is small
+        ratio = torch.linalg.matrix_norm(inverse) * torch.linalg.matrix_norm(triangle)
+        if bool((ratio * smallest < 1).all()):
+            return Basis(q, triangle, inverse)
     p, s, vt = torch.linalg.svd(triangle, full_matrices=False)
-    kept = s > max(n, r) * torch.finfo(s.dtype).eps * s[..., :1]
+    kept = s > smallest * s[..., :1]
     reciprocal = torch.where(kept, 1 / s, 0)
     s = torch.where(kept, s, 0)
     return Basis(

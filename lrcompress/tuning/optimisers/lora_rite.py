@@ -30,7 +30,7 @@ from lrcompress.tuning.optimisers.bias import unbiased
 from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
 from lrcompress.tuning.optimisers.factors import Factor, FactorPair
 from lrcompress.tuning.optimisers.groups import groups, trainable
-from lrcompress.tuning.optimisers.wide import WideOptimiser
+from lrcompress.tuning.optimisers.wide import WideOptimiser, lost_
 
 
 class LoraRite(WideOptimiser):
@@ -52,9 +52,14 @@ class LoraRite(WideOptimiser):
                 adamw_(self, group)
 
     def _advance_pair_(self, pair: FactorPair, groups: dict[Tensor, dict[str, Any]]) -> None:
-        if all(p.grad is None or p.numel() == 0 for p in pair.parameters):
+        first, second = pair.parameters
+        if (first.grad is None and second.grad is None) or 0 in (first.numel(), second.numel()):
             return
-        left, right = (basis(f.matrices(f.parameter)) for f in (pair.left, pair.right))
+        if lost_(pair.parameters):
+            return
+        # a narrow factor without a gradient is still narrow
+        dtype = torch.promote_types(torch.promote_types(first.dtype, second.dtype), torch.float32)
+        left, right = (basis(f.matrices(f.parameter.to(dtype))) for f in (pair.left, pair.right))
         group = groups[pair.right.parameter]
         m, n = (b.columns.shape[-2] for b in (left, right))
         # the length of a step in the spectral norm, where its entries are of order one
@@ -70,7 +75,9 @@ class LoraRite(WideOptimiser):
         if parameter.grad is None:
             return
         group, state = groups[parameter], self.state[parameter]
-        gradient = factor.matrices(parameter.grad) @ other.inverse  # (batch, m, k)
+        gradient = (
+            factor.matrices(parameter.grad).to(inverse.dtype) @ other.inverse
+        )  # (batch, m, k)
         if state:
             held = Moments(state["first"], state["second"], state["escaped"])
             moments = held.moved(state["basis"], other.columns)

@@ -24,7 +24,7 @@ from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
 from lrcompress.tuning.optimisers.bias import unbiased
 from lrcompress.tuning.optimisers.groups import groups, trainable
 from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, turned
-from lrcompress.tuning.optimisers.wide import WideOptimiser
+from lrcompress.tuning.optimisers.wide import WideOptimiser, lost_
 
 _SMALLEST_SIDE = 4  # below, a subspace saves nothing
 # Of a column's size: a subspace wider than the gradient's rank has coordinates that are rounding,
@@ -66,7 +66,7 @@ class SubspaceAdam(WideOptimiser):
                 adamw_(self, group)
                 continue
             for parameter in group["params"]:
-                if parameter.grad is not None:
+                if parameter.grad is not None and not lost_([parameter]):
                     self._advance_parameter_(parameter, group)
 
     def _advance_parameter_(self, parameter: Tensor, group: dict[str, Any]) -> None:

@@ -44,7 +44,8 @@ def turned(subspace: Tensor, gradient: Tensor, gain: float) -> Tensor:
 
 def _unit(gradient: Tensor) -> Tensor:
     g = gradient.double()
-    return g / g.norm().clamp_min(torch.finfo(g.dtype).tiny)
+    scaled: Tensor = g / g.norm().clamp_min(torch.finfo(g.dtype).tiny)
+    return scaled
 
 
 def _orthonormal(s: Tensor) -> Tensor:

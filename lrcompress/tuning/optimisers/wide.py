@@ -7,7 +7,7 @@ which takes the steps; the parameter is that copy, rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -86,6 +86,22 @@ class WideOptimiser(torch.optim.Optimizer):
                     values.copy_(wide)
                     self.state[parameter][_COPY] = wide
                     _set(parameter, values, grad)
+
+
+def lost_(parameters: Iterable[Tensor]) -> bool:
+    """Whether a gradient or parameter is not finite; those that have a gradient are then NaN.
+
+    So would Adam make them. Decompositions would raise instead, in the middle of a step, where
+    whoever trains looks for a loss that is not finite.
+    """
+    rows = list(parameters)
+    values = [v for p in rows for v in (p, p.grad) if v is not None]
+    if all(bool(torch.isfinite(v).all()) for v in values):
+        return False
+    for parameter in rows:
+        if parameter.grad is not None:
+            parameter.fill_(torch.nan)
+    return True
 
 
 def _current(wide: Tensor | None, values: Tensor) -> Tensor:
