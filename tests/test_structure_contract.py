@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise
@@ -233,6 +233,24 @@ def test_every_structure_is_under_contract() -> None:
     assert {name: structure.type_name for name, structure in STRUCTURES.items()} == {
         name: name for name in STRUCTURES
     }
+
+
+@every_pair
+@pytest.mark.parametrize("value", [-1, -3, True, 2.0, "2", None, 2**63], ids=repr)
+def test_what_is_no_size_is_refused_in_every_field(
+    structure_type: str, case: Case, value: object
+) -> None:
+    host = case.host()
+    spec = _spec(host)
+    for structure in _sizes(structure_type, host):
+        assert is_dataclass(structure)
+        for field in fields(structure):
+            if field.type != "int":
+                continue
+            wrong = replace(structure, **{field.name: value})
+            with pytest.raises(PlanError, match=rf"^layer: .*{field.name}") as caught:
+                wrong.check(spec)
+            assert "; " in str(caught.value)  # the next step
 
 
 @every_pair

@@ -39,7 +39,26 @@ class Structure(ABC):
                 f"{spec.name}: {self.type_name} stands in for {kinds}, not for {spec.kind}; "
                 "use low_rank or dense"
             )
+        self._check_whole(spec)
         self.check_sizes(spec)
+
+    def _check_whole(self, spec: LayerSpec) -> None:
+        """Every size is a whole number, and none that no weight of this layer could have."""
+        assert is_dataclass(self)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type != "int":
+                continue
+            if type(value) is not int:  # True is an int too
+                raise PlanError(
+                    f"{spec.name}: {field.name} {value!r:.40} of {self.type_name} is not a whole "
+                    "number; edit it"
+                )
+            if not 0 <= value <= spec.weight_params:
+                raise PlanError(
+                    f"{spec.name}: {field.name} {value} is not between 0 and {spec.weight_params}, "
+                    f"the parameters of its weight ({self.type_name}); edit its {field.name}"
+                )
 
     @abstractmethod
     def check_sizes(self, spec: LayerSpec) -> None:

@@ -68,6 +68,11 @@ class BlockDiagonal(Structure):
             )
         if self.rank:
             self._rest.check_sizes(spec)
+        elif self.chunk and largest % self.chunk:
+            raise PlanError(
+                f"{spec.name}: chunks of {self.chunk} do not divide the {largest} features; "
+                'leave out "chunk"'
+            )
 
     @property
     def _rest(self) -> LowRank | Interpolative:
