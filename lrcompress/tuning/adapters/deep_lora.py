@@ -57,7 +57,8 @@ class DeepUpdate(nn.Module):
             update = self.deep()
             if update.requires_grad and not bool(self.found):
                 update.register_hook(self._look)
-            return values + self.shaped(update).reshape(values.shape).to(values.dtype)
+            whole = values + self.shaped(update).reshape(values.shape)  # rounded once
+            return whole.to(values.dtype)
 
     def shaped(self, update: Tensor) -> Tensor:
         return update.mT if self._transposed else update

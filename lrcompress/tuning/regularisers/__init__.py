@@ -1,0 +1,32 @@
+"""What keeps factors small or of low rank while they train. One row of REGULARISERS each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lrcompress.tuning.regularisers.base import Regularised, Regulariser, regularised_
+from lrcompress.tuning.regularisers.factor_norm import FactorNorm
+from lrcompress.tuning.regularisers.rank_dropout import (
+    MaskedRanks,
+    NestedRankDropout,
+    RankDropout,
+    expected_squared_error,
+)
+
+REGULARISERS: dict[str, Callable[[], Regulariser]] = {
+    "factor-norm": FactorNorm,
+    "rank-dropout": RankDropout,
+    "nested-rank-dropout": NestedRankDropout,
+}
+
+__all__ = [
+    "REGULARISERS",
+    "FactorNorm",
+    "MaskedRanks",
+    "NestedRankDropout",
+    "RankDropout",
+    "Regularised",
+    "Regulariser",
+    "expected_squared_error",
+    "regularised_",
+]

@@ -1,0 +1,138 @@
+"""Dropout of ranks: W = L diag(z) R^T with a random z at each forward whose gradient is asked for.
+
+The expected squared error of L diag(z) R^T X has a closed form in the mean and the covariance of z,
+`expected_squared_error`. For independent z it adds rate / (1 - rate) sum_k ||l_k||^2 ||r_k^T X||^2
+to that of W, which prefers weights of low rank (Cavazza et al., "Dropout as a Low-Rank Regularizer
+for Matrix Factorization", 2018, eq. 6). Nested z (Rippel, Gelbart, Adams 2014) keep the first ranks, so what
+is learnt is ordered by rank, so that a smaller network is a slice of the factors.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lrcompress.errors import TuneError
+from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+from lrcompress.tuning.regularisers.base import Regulariser
+
+
+class MaskedRanks(Regulariser):
+    """Draws from `generator`, or from torch's own, whose state a checkpoint of a tuning holds."""
+
+    def __init__(self, rate: float, generator: torch.Generator | None = None) -> None:
+        if not 0 < rate < 1:
+            raise TuneError(f"rank dropout: rate {rate} is not between 0 and 1; correct it")
+        self.rate, self.generator = rate, generator
+
+    @abstractmethod
+    def draw(self, batch: int, rank: int) -> Tensor:
+        """z: (batch, rank), of as many weights."""
+
+    @abstractmethod
+    def mean(self, rank: int) -> Tensor:
+        """E z: (rank,) in float64."""
+
+    @abstractmethod
+    def covariance(self, rank: int) -> Tensor:
+        """(rank, rank) in float64."""
+
+    def penalty(self, pairs: Sequence[FactorPair]) -> Tensor | None:
+        return None
+
+    @contextmanager
+    def attached_(self, module: nn.Module, pairs: Sequence[FactorPair]) -> Iterator[None]:
+        left = {id(pair.left.parameter): pair.left for pair in pairs}
+        places = [
+            (owner, name, left[id(parameter)])
+            for owner in list(module.modules())
+            for name, parameter in list(owner.named_parameters(recurse=False))
+            if id(parameter) in left
+        ]
+        orders = {owner: tuple(owner._parameters) for owner, _, _ in places}
+        for owner, name, factor in places:
+            parametrize.register_parametrization(owner, name, _Masked(self, factor))
+        try:
+            yield
+        finally:
+            for owner, name, _ in places:
+                parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+            for owner, order in orders.items():  # in which a checkpoint or an export lists them
+                held = {name: owner._parameters[name] for name in order}
+                owner._parameters.clear()
+                owner._parameters.update(held)
+
+
+class RankDropout(MaskedRanks):
+    """Each z_k is 0 with probability `rate` and 1 / (1 - rate) else, on its own."""
+
+    def __init__(self, rate: float = 0.1, generator: torch.Generator | None = None) -> None:
+        super().__init__(rate, generator)
+
+    def draw(self, batch: int, rank: int) -> Tensor:
+        kept = torch.rand(batch, rank, generator=self.generator) >= self.rate
+        return kept / (1 - self.rate)
+
+    def mean(self, rank: int) -> Tensor:
+        return torch.ones(rank, dtype=torch.float64)
+
+    def covariance(self, rank: int) -> Tensor:
+        return self.rate / (1 - self.rate) * torch.eye(rank, dtype=torch.float64)
+
+
+class NestedRankDropout(MaskedRanks):
+    """With probability `rate` only the first b ranks are kept, b uniform over 1 ... rank.
+
+    Not rescaled: each slice is to be a weight of its own.
+    """
+
+    def __init__(self, rate: float = 0.5, generator: torch.Generator | None = None) -> None:
+        super().__init__(rate, generator)
+
+    def draw(self, batch: int, rank: int) -> Tensor:
+        cut = torch.rand(batch, 1, generator=self.generator) < self.rate
+        kept = torch.randint(1, rank + 1, (batch, 1), generator=self.generator)
+        kept = torch.where(cut, kept, rank)
+        return (torch.arange(rank) < kept).to(torch.get_default_dtype())
+
+    def mean(self, rank: int) -> Tensor:
+        """Rank k (from 1) is kept unless b < k."""
+        return 1 - self.rate * torch.arange(rank, dtype=torch.float64) / rank
+
+    def covariance(self, rank: int) -> Tensor:
+        mean = self.mean(rank)
+        return torch.minimum(mean[:, None], mean) - torch.outer(mean, mean)
+
+
+class _Masked(nn.Module):
+    """The left factor of a pair with its columns masked, where a gradient is asked for."""
+
+    def __init__(self, masks: MaskedRanks, factor: Factor) -> None:
+        super().__init__()
+        self._masks, self._factor = masks, factor
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and values.requires_grad):
+            return values
+        matrices = self._factor.matrices(values)  # (batch, rows, rank)
+        masks = self._masks.draw(matrices.shape[0], matrices.shape[-1]).to(matrices)
+        return self._factor.values(matrices * masks.unsqueeze(-2))
+
+
+def expected_squared_error(
+    masks: MaskedRanks, left: Tensor, right: Tensor, inputs: Tensor, targets: Tensor
+) -> Tensor:
+    """E ||targets - L diag(z) R^T inputs||_F^2, a scalar.
+
+    left: (m, r)  right: (n, r)  inputs: (n, rows)  targets: (m, rows)
+    """
+    rank = left.shape[-1]
+    mean, covariance = masks.mean(rank).to(left), masks.covariance(rank).to(left)
+    codes = right.mT @ inputs  # (r, rows)
+    rest = targets - left @ (mean.unsqueeze(-1) * codes)
+    return rest.square().sum() + (covariance * (left.mT @ left) * (codes @ codes.mT)).sum()
