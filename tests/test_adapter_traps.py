@@ -308,7 +308,7 @@ def test_starts_reach_embeddings_too_where_peft_falls_back_to_zero(name: str) ->
     theirs = nn.Sequential(nn.Embedding(9, 4))
     config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=name)
     peft.inject_adapter_in_model(config, theirs)
-    assert float(theirs[0].get_delta_weight("default").abs().max()) == 0
+    assert not bool(theirs[0].get_delta_weight("default").any())
     module, _ = mixed()
     adapter = attach(name, module)
     assert isinstance(adapter, FactorAdapter)

@@ -394,7 +394,10 @@ def _adaptable(name: str, host: Host) -> Iterator[bool]:
         if not case.tied and SIZES[structure_type](describe(case.host()).layers[0])
     ],
 )
-@pytest.mark.parametrize("name", ["lora", "pissa", "dora", "adalora"])  # the others differ by start
+@pytest.mark.parametrize(  # the others differ by a scaling or a start
+    "name",
+    ["lora", "dora", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pissa", "adalora"))],
+)
 def test_every_structure_is_merged_exactly_in_its_own_size(
     name: str, structure_type: str, case: Case
 ) -> None:

@@ -18,7 +18,7 @@ from lrcompress.metrics import METRICS, Whitening
 from lrcompress.structures import LowRank
 from lrcompress.tuning.adapters import ADAPTERS, Adapter, AdapterOptions
 
-RANK, ADDED = 3, 2
+RANK, ADDED = 2, 2
 BESIDE = AdapterOptions(rank=ADDED, alpha=3.0, place="layer")
 
 every_kind = pytest.mark.parametrize(
