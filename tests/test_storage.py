@@ -30,7 +30,8 @@ from lrcompress.compression.replace import install_
 from lrcompress.errors import DataError, LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, LeftAlone, describe, weight_matrix
 from lrcompress.metrics import LayerMoments, MomentStore, Sensitivity, Whitening
-from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.planning.plan import plan
+from lrcompress.profiling.profile import CurvePoint, LayerProfile, Profile
 from lrcompress.profiling.spectrum import measure
 from lrcompress.sources.data import example_batch
 from lrcompress.sources.models import LoadedModel, load_model
@@ -45,7 +46,14 @@ from lrcompress.storage import (
     save_pt2,
     write_atomically,
 )
-from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.structures import (
+    Blast,
+    BlockDiagonal,
+    Dense,
+    Interpolative,
+    LowRank,
+    Structure,
+)
 
 KINDS = tuple(tiny_models.MODELS)
 # One product split in two is summed in another order: a few float32 units in the last place
@@ -181,6 +189,19 @@ def _moments(spec: LayerSpec, shared: LayerMoments | None = None) -> LayerMoment
     return LayerMoments(_moment(g, n), torch.randn(g, n), torch.rand(g, n), 30, 10, sensitivity)
 
 
+def _curve(*points: tuple[Structure, float]) -> tuple[CurvePoint, ...]:
+    return tuple(CurvePoint(*point) for point in points)
+
+
+CURVES = {
+    "a.query": (
+        _curve((Interpolative(1, chunk=1), 0.5), (Interpolative(2, chunk=1), 0.25)),
+        _curve((BlockDiagonal(0, blocks=2), 0.5), (BlockDiagonal(1, blocks=2), 0.125)),
+    ),
+    "a.key": (_curve((Blast(1, blocks=2), 0.25), (Blast(2, blocks=2, blocks_in=3), 0.25)),),
+}
+
+
 def _layer(spec: LayerSpec, group: str) -> LayerProfile:
     spectrum = torch.rand(min(spec.out_features, spec.in_features), dtype=torch.float64)
     spectra = {"plain": spectrum.sort(descending=True).values}
@@ -193,6 +214,8 @@ def _layer(spec: LayerSpec, group: str) -> LayerProfile:
         input_group=group,
         shrinkage=0.125,
         centred=True,
+        curves=CURVES.get(spec.name, ()),
+        curves_metric="two-sided",
     )
 
 
@@ -321,6 +344,10 @@ def test_a_profile_without_moments_comes_back(tmp_path: Path) -> None:
     assert len(load_profile(tmp_path).moments) == 0
 
 
+BLOCKS = {"type": "block_diagonal", "rank": 0, "blocks": 2, "loss": 0.5}
+POINT = {"type": "blast", "rank": 1, "blocks": 2, "loss": 0.5}
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
@@ -342,6 +369,19 @@ def test_a_profile_without_moments_comes_back(tmp_path: Path) -> None:
         (("layers", 0, "name"), "a.key", "twice"),
         (("layers", 3, "tied"), [1], "layers[3].tied[0]"),
         (("layers", 1, "measures", "e90"), 1.5, "measures.e90"),
+        (("layers", 0, "curves"), [[]], "curves[0]: the curve of a.query is empty"),
+        (("layers", 0, "curves"), [0], "list of lists, not [0], of a.query"),
+        (("layers", 0, "curves", 1), [7], "curves[1][0]: must be an object {...}, not 7, of a."),
+        (("layers", 0, "curves", 0, 0, "loss"), -1, "a.query"),
+        (("layers", 0, "curves", 0, 0, "loss"), 0.125, "a.query loses more as Interpolative("),
+        (("layers", 0, "curves", 0, 0, "loss"), 1e308, "a.query loses many times"),
+        (("layers", 0, "curves", 0, 0, "rank"), 2, "a.query does not grow"),
+        (("layers", 0, "curves", 0, 0, "rank"), 3, "a.query does not grow"),
+        (("layers", 0, "curves", 0, 0, "rank"), -1, "a.query"),
+        (("layers", 0, "curves", 1, 0), {**BLOCKS, "chunk": -3}, "a.query: chunk -3"),
+        (("layers", 0, "curves", 0, 0), POINT, "a.query mixes blast, interpolative"),
+        (("layers", 0, "curves", 0), [{"type": "low_rank", "rank": 1, "loss": 0.5}], "a.query"),
+        (("layers", 0, "curves_metric"), "plane", "a.query has no spectrum"),
         (("left_alone", 0, "params"), None, "left_alone[0].params"),
         (("moments",), None, "moments"),
         (("moments", "shards", 0), "moments-00007.safetensors", "moments-00007.safetensors"),
@@ -400,7 +440,7 @@ JSON = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=8)
-    | st.sampled_from(["low_rank", "dense", "linear", "a", "a.key", 10**30]),
+    | st.sampled_from(["low_rank", "dense", "blast", "linear", "a", "a.key", 10**30, 1e308]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=6,
 )
@@ -447,7 +487,21 @@ def saved_profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @FUZZ
 @given(data=st.data())
 def test_no_edit_of_profile_json_escapes(saved_profile: Path, data: st.DataObject) -> None:
-    _fuzz(saved_profile, "profile.json", load_profile, data)
+    """What is read can be planned from."""
+    _fuzz(saved_profile, "profile.json", lambda folder: plan(load_profile(folder), "70%"), data)
+
+
+@FUZZ
+@given(data=st.data())
+def test_no_edit_of_a_loss_curve_escapes(saved_profile: Path, data: st.DataObject) -> None:
+    layer = data.draw(st.sampled_from([0, 1]))
+    _fuzz(
+        saved_profile,
+        "profile.json",
+        lambda folder: plan(load_profile(folder), "70%"),
+        data,
+        within=("layers", layer, "curves"),
+    )
 
 
 @FUZZ
@@ -456,10 +510,19 @@ def test_no_edit_of_lrcompress_json_escapes(saved_run: Path, data: st.DataObject
     _fuzz(saved_run, "lrcompress.json", load, data)
 
 
-def _fuzz(folder: Path, name: str, read: Callable[[Path], object], data: st.DataObject) -> None:
+def _fuzz(
+    folder: Path,
+    name: str,
+    read: Callable[[Path], object],
+    data: st.DataObject,
+    within: tuple[str | int, ...] = (),
+) -> None:
     """Change or remove one place of the file, or replace it by arbitrary text."""
     whole = json.loads((folder / name).read_text())
-    place = data.draw(st.sampled_from(_places(whole)))
+    part = whole
+    for key in within:
+        part = part[key]
+    place = (*within, *data.draw(st.sampled_from(_places(part))))
     action = data.draw(st.sampled_from(["change", "remove", "text"]))
     if action == "change":
         text = json.dumps(_edited(whole, place, data.draw(JSON)))

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrcompress.errors import DataError, PlanError
+from lrcompress.errors import DataError
 from lrcompress.layers import LayerSpec, LeftAlone
-from lrcompress.profiling.profile import SCHEMA_VERSION, CurvePoint, LayerProfile, Profile
+from lrcompress.profiling.profile import SCHEMA_VERSION, LayerProfile, Profile
 from lrcompress.profiling.spectrum import RankMeasures
 from lrcompress.records import fields_from_json, from_json, to_json
 from lrcompress.sources.companions import read_json
 from lrcompress.sources.tensors import opened_safetensors
+from lrcompress.storage.curves import AGAIN, curves_from_json, curves_to_json
 from lrcompress.storage.files import write_json, write_tensors
 from lrcompress.storage.moments import (
     PROFILE_NAME,
@@ -26,13 +27,11 @@ from lrcompress.storage.moments import (
     MomentsIndex,
     MomentsWriter,
 )
-from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label, shown
 
 SPECTRA_NAME = "spectra.safetensors"
 APART_IN_PROFILE = ("layers", "left_alone", "moments")
 APART_IN_LAYER = ("spec", "measures", "spectra", "curves")
-AGAIN = "profile again, or undo the edit"
 
 
 def save_profile(profile: Profile, folder: Path) -> None:
@@ -120,10 +119,7 @@ def _layer_to_json(layer: LayerProfile) -> dict[str, Any]:
         **to_json(layer.spec),
         **_without(layer, APART_IN_LAYER),
         "measures": to_json(layer.measures),
-        "curves": [
-            [{**structure_to_json(point.structure), "loss": point.loss} for point in curve]
-            for curve in layer.curves
-        ],
+        "curves": curves_to_json(layer.curves),
         "break_even_rank": layer.spec.break_even_rank,
         "loss_of_removal": {metric: layer.loss_of_removal(metric) for metric in layer.spectra},
     }
@@ -159,31 +155,9 @@ def _layer(value: object, where: str, spectra: Mapping[str, dict[str, Tensor]]) 
                 f"{where}: the {metric} spectrum has {len(values)} values, a weight of "
                 f"{spec.out_features} x {spec.in_features} has {directions}; {AGAIN}"
             )
-    curves = _curves(value.get("curves", []), spec, f"{where}.curves")
+    metric = fields.get("curves_metric", "")
+    curves = curves_from_json(value.get("curves", []), metric, own, spec, f"{where}.curves")
     return LayerProfile(spec=spec, measures=measures, spectra=own, curves=curves, **fields)
-
-
-def _curves(value: object, spec: LayerSpec, where: str) -> tuple[tuple[CurvePoint, ...], ...]:
-    if not isinstance(value, list) or not all(isinstance(curve, list) for curve in value):
-        raise DataError(f"{where}: must be a list of lists, not {shown(value)}; {AGAIN}")
-    return tuple(
-        tuple(_point(item, spec, f"{where}[{i}][{j}]") for j, item in enumerate(curve))
-        for i, curve in enumerate(value)
-    )
-
-
-def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: must be an object {{...}}, not {shown(value)}; {AGAIN}")
-    loss = from_json(float, value.get("loss"), f"{where}.loss", DataError)
-    try:
-        structure = structure_from_json({k: v for k, v in value.items() if k != "loss"}, spec.name)
-        structure.check(spec)
-    except PlanError as cause:
-        raise DataError(f"{where}: {cause}; {AGAIN}") from cause
-    if loss < 0:
-        raise DataError(f"{where}.loss: must not be negative; {AGAIN}")
-    return CurvePoint(structure, loss)
 
 
 def _read_spectra(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -144,7 +144,8 @@ class Interpolative(Structure):
         if spec.kind not in cls.kinds or min(m, n) < 8 * chunk:
             return ()
         ranks = [((m + n) - sqrt((m + n) ** 2 - 4 * kept * m * n)) / 2 for kept in _KEPT]
-        return (tuple(cls(int(rank) // chunk * chunk, chunk) for rank in ranks),)
+        whole = dict.fromkeys(int(rank) // chunk * chunk for rank in ranks)  # some may coincide
+        return (tuple(cls(rank, chunk) for rank in whole),)
 
     def between(self, larger: Structure) -> tuple[Structure, ...]:
         if not isinstance(larger, Interpolative) or larger.chunk != self.chunk:

@@ -1,0 +1,96 @@
+"""Loss curves of structures in profile.json: {"type": "blast", "rank": 48, "blocks": 4, "loss": …}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from lrcompress.errors import DataError, PlanError
+from lrcompress.layers import LayerSpec
+from lrcompress.profiling.profile import CurvePoint
+from lrcompress.records import from_json
+from lrcompress.structures.serial import structure_from_json, structure_to_json
+from lrcompress.wording import label, listed, shown
+
+AGAIN = "profile again, or undo the edit"
+
+
+def curves_to_json(curves: Sequence[Sequence[CurvePoint]]) -> list[list[dict[str, Any]]]:
+    return [
+        [{**structure_to_json(point.structure), "loss": point.loss} for point in curve]
+        for curve in curves
+    ]
+
+
+def curves_from_json(
+    value: object, metric: str, own: Mapping[str, Tensor], spec: LayerSpec, where: str
+) -> tuple[tuple[CurvePoint, ...], ...]:
+    """The curves of one layer, as profile.json holds them at `where`.
+
+    own: the layer's spectra; the one in `metric` tells how much there is to lose.
+
+    Raises:
+        DataError: what no profile holds; it names the layer.
+    """
+    layer = label(spec.name)
+    if not isinstance(value, list) or not all(isinstance(curve, list) for curve in value):
+        raise DataError(
+            f"{where}: must be a list of lists, not {shown(value)}, of {layer}; {AGAIN}"
+        )
+    if value and metric not in own:
+        raise DataError(
+            f"{where}: were fitted in the metric {shown(metric)}, of which {layer} has no "
+            f"spectrum; {AGAIN}"
+        )
+    curves = []
+    for i, curve in enumerate(value):
+        points = [_point(item, spec, f"{where}[{i}][{j}]") for j, item in enumerate(curve)]
+        wrong = _what_is_no_curve(points, spec)
+        if wrong is None and max(p.loss for p in points) > _most_to_lose(own[metric]):
+            wrong = "loses many times what removing the layer would"
+        if wrong is not None:
+            raise DataError(f"{where}[{i}]: the curve of {layer} {wrong}; {AGAIN}")
+        curves.append(tuple(points))
+    return tuple(curves)
+
+
+def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
+    """Sizes of one structure from small to large, none of which loses more than a smaller one."""
+    if not points:
+        return "is empty"
+    types = {point.structure.type_name: point for point in points}
+    if len(types) > 1:
+        return f"mixes {listed(list(types))}"
+    if types.keys() & {"dense", "low_rank"}:
+        return f"is of {listed(list(types))}, whose loss needs none"
+    for point, after in pairwise(points):
+        if point.structure.weight_params(spec) >= after.structure.weight_params(spec):
+            return f"does not grow from {point.structure} to {after.structure}"
+        if after.loss > point.loss:
+            return f"loses more as {after.structure} than as {point.structure}"
+    return None
+
+
+def _most_to_lose(spectrum: Tensor) -> float:
+    """Ten times the loss of a zero weight: a quick fit may lose a little more than that."""
+    return 10 * max(float(0.5 * spectrum.square().sum()), 1.0)
+
+
+def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{where}: must be an object {{...}}, not {shown(value)}, of {label(spec.name)}; "
+            f"{AGAIN}"
+        )
+    loss = from_json(float, value.get("loss"), f"{where}.loss", DataError)
+    try:
+        structure = structure_from_json({k: v for k, v in value.items() if k != "loss"}, spec.name)
+        structure.check(spec)
+    except PlanError as cause:
+        raise DataError(f"{where}: {cause}; {AGAIN}") from cause
+    if loss < 0:
+        raise DataError(f"{where}.loss: must not be negative, of {label(spec.name)}; {AGAIN}")
+    return CurvePoint(structure, loss)
