@@ -16,8 +16,17 @@ from lrcompress.errors import LrcompressError, PlanError
 from lrcompress.planning.allocate import ALLOCATORS
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
-from lrcompress.profiling.profile import Profile
-from lrcompress.structures import Dense, LowRank
+from lrcompress.profiling.profile import CurvePoint, Profile
+from lrcompress.structures import (
+    STRUCTURES,
+    Blast,
+    BlockDiagonal,
+    Dense,
+    Interpolative,
+    Kronecker,
+    LowRank,
+    Monarch,
+)
 
 SHAPES = [(24, 24), (48, 24), (24, 48), (32, 16)]
 
@@ -168,7 +177,7 @@ def test_what_is_not_a_plan_is_refused_in_one_line(made: Profile, text: str) -> 
 
 junk = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    | st.sampled_from(["dense", "low_rank", "50%", "block.1", "global", "plain", 1e308, 2**70]),
+    | st.sampled_from(["dense", "low_rank", "blast", "monarch", "50%", "block.1", "global", "plain", 1e308, 2**70]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner,
                                                                 max_size=3),
     max_leaves=6,
@@ -182,7 +191,23 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(deeper for key, item in inside for deeper in places(item, (*path, key)))]
 
 
-FUZZED = random_profile(0, SHAPES, fixed_params=500)
+def with_curves(made: Profile) -> Profile:
+    """Two sizes each of structures that suit a linear layer, by turns one and another."""
+    curves = (
+        (CurvePoint(Blast(2, blocks=2), 1e-4), CurvePoint(Blast(6, blocks=2), 1e-6)),
+        (CurvePoint(Interpolative(4, chunk=2), 1e-5), CurvePoint(Interpolative(8, chunk=2), 0.0)),
+        (CurvePoint(BlockDiagonal(0, blocks=4), 1e-4), CurvePoint(BlockDiagonal(3, 4), 1e-6)),
+        (CurvePoint(Monarch(1, blocks=2), 1e-3), CurvePoint(Monarch(4, blocks=2), 1e-6)),
+        (CurvePoint(Kronecker(1), 1e-4), CurvePoint(Kronecker(3), 1e-6)),
+    )
+    layers = [
+        replace(layer, curves=(curves[i], curves[(i + 1) % 5]), curves_metric=made.metric)
+        for i, layer in enumerate(made.layers)
+    ]
+    return replace(made, layers=tuple(layers), structures=tuple(STRUCTURES))
+
+
+FUZZED = with_curves(random_profile(0, SHAPES, fixed_params=500))
 WRITTEN = plan_to_json(plan(FUZZED, "60%", PlanOptions(exclude=("block.2",))))
 
 
@@ -207,6 +232,24 @@ def test_no_mutated_plan_raises_anything_else(data: st.DataObject) -> None:
 @given(st.integers(0, len(WRITTEN)), st.integers(0, 40), st.text(max_size=5))
 def test_no_damaged_text_raises_anything_else(start: int, length: int, put: str) -> None:
     survives(WRITTEN[:start] + put + WRITTEN[start + length :])
+
+
+def test_what_is_fuzzed_has_many_structures() -> None:
+    types = [row["structure"]["type"] for row in json.loads(WRITTEN)["layers"]]
+    assert len({*types} - {"dense", "low_rank"}) > 1
+
+
+def test_blocks_at_their_default_are_told_and_need_not_be() -> None:
+    """People read plan.json without knowing defaults; older files leave them out."""
+    layer = FUZZED["block.0"]
+    curve = (CurvePoint(Blast(2), 1e-4), CurvePoint(Blast(6), 1e-6))
+    made = replace(FUZZED, layers=(replace(layer, curves=(curve,)), *FUZZED.layers[1:]))
+    told = {"type": "blast", "rank": 3, "blocks": 4}
+    text = edited(plan(made, "60%"), {"block.0": {"type": "blast", "rank": 3}})
+    read = plan_from_json(text, made)
+    assert read.layers[0].structure == Blast(3, blocks=4)
+    assert json.loads(plan_to_json(read))["layers"][0]["structure"] == told
+    assert plan_from_json(plan_to_json(read), made).layers == read.layers
 
 
 def survives(text: str) -> None:

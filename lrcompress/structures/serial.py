@@ -12,11 +12,17 @@ from lrcompress.wording import label, shown
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
-    """The type's name and the fields that are not at their default."""
+    """The type's name, its sizes, and whatever else is not at its default.
+
+    A size that defaults to 0 follows from the others, and is told where it does not.
+    """
     assert dataclasses.is_dataclass(structure)
     defaults = {f.name: f.default for f in dataclasses.fields(structure)}
-    fields = to_json(structure)
-    told = {name: value for name, value in fields.items() if value != defaults[name]}
+    told = {
+        name: value
+        for name, value in to_json(structure).items()
+        if value != defaults[name] or (value and isinstance(value, int))
+    }
     return {"type": structure.type_name, **told}
 
 
