@@ -13,6 +13,7 @@ from lrcompress.tuning.adapters.base import (
 )
 from lrcompress.tuning.adapters.beside import LayerAdapter
 from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
+from lrcompress.tuning.adapters.deep_lora import DeepLora
 from lrcompress.tuning.adapters.methods import DORA, LORA, OLORA, PISSA, RSLORA, Method
 from lrcompress.tuning.adapters.on_factors import FactorAdapter
 
@@ -39,6 +40,7 @@ ADAPTERS: dict[str, AdapterMaker] = {
     "pissa": _on_factors(PISSA),
     "olora": _on_factors(OLORA),
     "adalora": BudgetedAdapter,
+    "deep-lora": DeepLora,
 }
 
 __all__ = [
