@@ -38,8 +38,8 @@ from lrcompress.tuning.deep import DeepFactors, aligned_bases, orthogonal
 
 RESULT = RESULTS / "completion.json"
 RANK, WIDTH = 5, 10
-SCALES = (0.1, 0.03, 0.01)  # of the start's factors
-RATES = (0.2, 0.4, 0.6)
+SCALES = (0.03, 0.01)  # of the start's factors
+RATES = (0.4, 0.6)
 TOLERANCE, EVERY, MOST_STEPS = 1e-3, 10, 600
 RECOVERED, REPETITIONS = 2e-3, 3
 DIVERGED = 1e3

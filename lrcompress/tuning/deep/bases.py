@@ -106,4 +106,5 @@ def orthogonal(
         torch.randn(*batch, size, size, generator=generator, dtype=torch.float64)
     )
     signs = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR is unique, and Q uniform
-    return (q * signs).to(dtype=like.dtype, device=like.device)
+    matrix: Tensor = q * signs
+    return matrix.to(dtype=like.dtype, device=like.device)

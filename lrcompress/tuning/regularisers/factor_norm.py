@@ -1,7 +1,7 @@
 """The norm of factors, which at its least over all factors of a weight is its nuclear norm.
 
 ||W||_* = min over L R^T = W of (||L||_F^2 + ||R||_F^2) / 2, met by balanced factors (Srebro,
-Rennie, Jaakkola 2004, lemma 1). So weight decay of factors, unlike that of weights, prefers low rank.
+Rennie, Jaakkola 2004, lemma 1). So decay of factors, unlike that of weights, prefers low rank.
 """
 
 from __future__ import annotations

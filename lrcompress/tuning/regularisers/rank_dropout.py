@@ -3,8 +3,8 @@
 The expected squared error of L diag(z) R^T X has a closed form in the mean and the covariance of z,
 `expected_squared_error`. For independent z it adds rate / (1 - rate) sum_k ||l_k||^2 ||r_k^T X||^2
 to that of W, which prefers weights of low rank (Cavazza et al., "Dropout as a Low-Rank Regularizer
-for Matrix Factorization", 2018, eq. 6). Nested z (Rippel, Gelbart, Adams 2014) keep the first ranks, so what
-is learnt is ordered by rank, so that a smaller network is a slice of the factors.
+for Matrix Factorization", 2018, eq. 6). Nested z (Rippel, Gelbart, Adams 2014) keep the first
+ranks: what is learnt is ordered, and a smaller network is a slice of the factors.
 """
 
 from __future__ import annotations
