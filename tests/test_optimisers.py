@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -16,10 +15,12 @@ from torch.nn import functional
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import TuneError
-from lrcompress.layers import describe
+from lrcompress.layers import describe, weight_matrix
+from lrcompress.metrics import Whitening
 from lrcompress.structures import (
     CP,
     Blast,
+    Interpolative,
     Kronecker,
     LowRank,
     Monarch,
@@ -143,18 +144,18 @@ def test_it_lowers_the_loss_of_a_structured_network(name: str, dtype: torch.dtyp
 def test_it_resumes_with_the_same_bits(name: str, dtype: torch.dtype) -> None:
     module = structured(dtype)
     optimiser = OPTIMISERS[name](module, 3e-3)
-    train(module, optimiser, 12)  # past a move of the subspace
+    train(module, optimiser, 8)  # the subspace moves at the tenth
     file = io.BytesIO()
     torch.save({"module": module.state_dict(), "optimiser": optimiser.state_dict()}, file)
     file.seek(0)
-    expected = train(module, optimiser, 12)
+    expected = train(module, optimiser, 6)
 
     saved = torch.load(file, weights_only=True)
     other = structured(dtype, seed=1)
     other.load_state_dict(saved["module"])
     resumed = OPTIMISERS[name](other, 3e-3)
     resumed.load_state_dict(saved["optimiser"])
-    assert train(other, resumed, 12) == expected
+    assert train(other, resumed, 6) == expected
     for mine, theirs in zip(module.parameters(), other.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -431,15 +432,20 @@ def test_a_pair_that_two_modules_share_whole_is_one_pair() -> None:
 
 def test_dense_layers_and_what_stands_beside_an_identity_have_no_pairs() -> None:
     assert not factor_pairs(Structured())
+    module = Structured()
+    spec = describe(module)["kronecker"]
+    factors = Interpolative(4, 2).fit(weight_matrix(module.kronecker), Whitening(), spec)
+    install_(module, spec, Interpolative(4, 2), factors, None)
+    assert len(list(module.kronecker.parameters())) == 2
+    assert not factor_pairs(module)
 
 
-def adapted(method: str = "lora", **options: Any) -> nn.Module:
+def adapted() -> nn.Module:
+    """With PEFT's LoRA of random factors on an embedding, linear layers and a convolution."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    config = {"lora": peft.LoraConfig, "adalora": peft.AdaLoraConfig}[method](
-        target_modules=["embedding.codes", "linear.down", "linear.up", "conv.down", "head"],
-        **options,
-    )
+    targets = ["embedding.codes", "linear.down", "linear.up", "conv.down", "head"]
+    config = peft.LoraConfig(r=2, target_modules=targets)
     module = peft.get_peft_model(structured(torch.float64), config)
     for name, parameter in module.named_parameters():
         if "lora_" in name:
@@ -448,12 +454,12 @@ def adapted(method: str = "lora", **options: Any) -> nn.Module:
 
 
 def test_pefts_adapters_are_pairs_and_the_frozen_factors_beneath_are_not() -> None:
-    module = adapted(r=2)
+    module = adapted()
     pairs = factor_pairs(module)
-    assert len(pairs) == 5
     names = {id(p): name for name, p in module.named_parameters()}
-    assert all("lora_B" in names[id(p.left.parameter)] or "embedding_B" in
-               names[id(p.left.parameter)] for p in pairs)  # fmt: skip
+    assert len(pairs) == 5
+    for pair in pairs:
+        assert any(part in names[id(pair.left.parameter)] for part in ("lora_B", "embedding_B"))
     inputs = batch(torch.float64)[:2]
     before = module(*inputs)
     for pair in pairs:
@@ -528,7 +534,7 @@ def conditioned(rank: int, condition: float, generator: torch.Generator) -> Tens
     return u @ torch.diag(condition ** torch.linspace(-0.5, 0.5, rank, dtype=torch.float64)) @ vt
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),
@@ -578,7 +584,7 @@ def test_a_network_of_all_structures_is_trained_alike_in_every_basis(
 
 
 def test_an_adapter_is_trained_alike_in_every_basis() -> None:
-    module, other = adapted(r=2), adapted(r=2)
+    module, other = adapted(), adapted()
     for seed, pair in enumerate(factor_pairs(other)):
         change_basis_(pair, seed)
     mine, theirs = (train(m, make_lora_rite(m, 1e-3), 5) for m in (module, other))
@@ -700,9 +706,9 @@ def test_an_adapter_that_starts_from_zero_learns_and_stays_bounded(examples: int
         loss = (network(x) - y).square().mean()
         loss.backward()
         optimiser.step()
-        losses += [float(loss)]
+        losses += [float(loss.detach())]
         # a step has entries of order one before the rate: 1e-3 (16 20)^(1/4), twice, and a product
-        assert float(network.weight.norm()) < 0.1 * len(losses)
+        assert float(network.weight.detach().norm()) < 0.1 * len(losses)
     assert losses[-1] < 0.5 * losses[0]
     assert max(losses) <= 1.1 * losses[0]
 
@@ -918,7 +924,7 @@ def test_recovery_reaches_what_the_subspace_misses() -> None:
             loss = (network.weight - target).square().mean()
             loss.backward()
             optimiser.step()
-        losses[name] = float(loss)
+        losses[name] = float(loss.detach())
     assert losses["subspace"] < 0.1 * losses["galore"]
 
 
