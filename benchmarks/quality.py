@@ -32,7 +32,7 @@ from lrcompress.planning.plan import PlanOptions, plan
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.environment import describe_environment
-from lrcompress.structures import STRUCTURES
+from lrcompress.structures import AUTO
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 OTHERS = ("wordnet glosses", "python docs")
@@ -53,7 +53,6 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 
 
 LOW_RANK = ("low_rank",)
-AUTO = tuple(name for name in STRUCTURES if name != "dense")
 
 
 @dataclass(frozen=True)

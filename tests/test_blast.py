@@ -19,7 +19,7 @@ from lrcompress.compression.replace import install_
 from lrcompress.errors import FitError, PlanError
 from lrcompress.export.forms import forms_of, use_form_
 from lrcompress.export.onnx import ExportOptions, export_onnx
-from lrcompress.export.verify import verify
+from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
 from lrcompress.layers import LayerSpec, describe, weight_matrix
 from lrcompress.metrics import METRICS, Whitening
 from lrcompress.metrics.root import root_of
@@ -167,9 +167,13 @@ def test_every_form_is_exported_with_its_factors(form: str, m: int, n: int, tmp_
     use_form_(host[0], form)
     path, batch = tmp_path / "model.onnx", {"input": torch.randn(2, 5, n)}
     export_onnx(host, batch, path, ExportOptions(forms=None))
-    checks = {check.name: check for check in verify(path, host, batch).checks}
-    assert checks["factors"].passed, checks["factors"].detail
-    assert checks["parity"].passed, checks["parity"].detail
+    held = sum(parameter.numel() for parameter in host.parameters())
+    for allowed in (held, held - 1):
+        options = VerifyOptions(budget=BudgetFacts(params=allowed))
+        checks = {check.name: check for check in verify(path, host, batch, options).checks}
+        assert checks["factors"].passed, checks["factors"].detail
+        assert checks["parity"].passed, checks["parity"].detail
+        assert checks["budget"].passed is (allowed == held), checks["budget"].detail
 
 
 def test_weight_of_a_transposed_layer_is_the_matrix_that_it_multiplies_by() -> None:

@@ -128,15 +128,16 @@ def test_literal_choices_are_the_library_s_tables() -> None:
     from lrcompress.metrics import METRICS
     from lrcompress.planning.allocate import ALLOCATORS
     from lrcompress.profiling.objective import OBJECTIVES
-    from lrcompress.structures import STRUCTURES
+    from lrcompress.structures import AUTO, STRUCTURES
     from lrcompress_cli.options.exporting import OPSET_RANGE, PROVIDERS
     from lrcompress_cli.options.measuring import OBJECTIVE_NAMES
     from lrcompress_cli.options.planning import ALLOCATOR_NAMES, METRIC_NAMES
-    from lrcompress_cli.options.structures import STRUCTURE_NAMES
+    from lrcompress_cli.options.structures import AUTO_NAMES, STRUCTURE_NAMES
 
     assert set(METRIC_NAMES) == set(METRICS)
     assert set(ALLOCATOR_NAMES) == set(ALLOCATORS)
     assert {name.replace("-", "_") for name in STRUCTURE_NAMES} == set(STRUCTURES) - {"dense"}
+    assert {name.replace("-", "_") for name in AUTO_NAMES} == set(AUTO)
     assert set(OBJECTIVE_NAMES) == set(OBJECTIVES)
     assert set(PROVIDERS) == set(EXECUTION_PROVIDERS)
     assert (min(OPSETS), max(OPSETS)) == OPSET_RANGE

@@ -129,7 +129,7 @@ def test_a_plan_for_other_weights_is_honoured_aloud(made: Profile) -> None:
         ({"type": "low_rank", "rank": 8.5}, "rank"),
         ({"type": "low_rank", "rank": True}, "rank"),
         ({"type": "low_rank"}, "rank"),
-        ({"type": "blast", "rank": 8}, "blast"),
+        ({"type": "blast", "rank": 25}, "rank 25 is not between 1 and 24"),
         ({"rank": 8}, "type"),
         (48, "structure"),
         (None, "structure"),

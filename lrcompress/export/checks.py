@@ -15,6 +15,7 @@ from lrcompress.export.check import Check, Subject, listed
 from lrcompress.export.kernels import missing_kernels
 from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.placement import placement
+from lrcompress.export.rewrites.name_weights import parameter_name
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
 
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -110,7 +111,7 @@ def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
     weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
     if module is not None and graph.producer_name == PRODUCER:
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        own = [t for t in weights if t.name.removesuffix(".T") in names]
+        own = [t for t in weights if parameter_name(t.name) in names]
         if sum(_is_weight(t) for t in own) == sum(_is_weight(t) for t in weights):
             return sum(prod(t.dims) for t in own)
     buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
@@ -119,4 +120,4 @@ def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:
     name: str = tensor.name
-    return name.removesuffix(".T").endswith(".weight")
+    return parameter_name(name).endswith(".weight")

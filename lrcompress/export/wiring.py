@@ -6,7 +6,7 @@ Files made elsewhere leave out inputs (no token_type_ids) or name them after a t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from lrcompress.export.forward import named_outputs
 from lrcompress.export.session import GraphArgument
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.readout import EMBEDDINGS, HIDDEN, LOGITS
+from lrcompress.wording import listed
 
 # Two different names that the field knows mean two different things, whatever their shapes.
 _SYNONYMS = {"token_embeddings": "last_hidden_state"}
@@ -48,6 +49,11 @@ def wire(
     arguments = set(inspect.signature(module.forward).parameters)
     inputs = _matched(graph_inputs, batch, arguments)
     unknown = tuple(a.name for a in graph_inputs if a.name not in inputs)
+    if unknown and not _takes(module, inputs.values()):
+        raise VerifyError(
+            f"the file asks for {listed(unknown)}, which {type(module).__name__} does not take; "
+            "name the model that the file was made from"
+        )
     outputs = _outputs_of(module, {name: batch[name] for name in inputs.values()})
     paired = _matched(graph_outputs, outputs, _KNOWN)
     return Wiring(
@@ -57,6 +63,14 @@ def wire(
         unused_inputs=tuple(name for name in batch if name not in inputs.values()),
         uncompared_outputs=tuple(a.name for a in graph_outputs if a.name not in paired),
     )
+
+
+def _takes(module: nn.Module, names: Iterable[str]) -> bool:
+    try:
+        inspect.signature(module.forward).bind(**dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
 
 
 def _outputs_of(module: nn.Module, batch: Batch) -> dict[str, Tensor]:

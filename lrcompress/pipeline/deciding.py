@@ -16,6 +16,7 @@ from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.budget import Budget
+from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.profile import Profile
 from lrcompress.storage import write_text
@@ -45,6 +46,7 @@ class Question:
                 "budget": options.budget,
                 "options": options.plan,
                 "precision": options.export.precision,
+                "latencies": table_digest(options.plan.latency_table),
             }
         text = plan_to_json(read_plan(options.plan_file, self.profile))
         return {"plan": hashlib.sha256(text.encode()).hexdigest()}

@@ -18,6 +18,7 @@ from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.options import RunOptions
+from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
 from lrcompress.records import from_json, to_json
@@ -44,7 +45,8 @@ def exported(
     folder, pt2 = job.folder, asked.pt2
     metadata = {**asked.export.metadata, **_provenance(product.plan)}
     options = replace(asked.export, metadata=metadata)
-    key = stage_key(EXPORT, upstream, {"options": options, "pt2": pt2})
+    table = "" if options.forms is None else table_digest(options.forms.table)
+    key = stage_key(EXPORT, upstream, {"options": options, "pt2": pt2, "latencies": table})
     facts = folder.finished(EXPORT, key)
     if facts is not None:
         job.clock.reused(EXPORT)

@@ -86,9 +86,11 @@ def choice_of(
 ) -> Choice:
     """What a given structure costs and loses in the layer's place, whoever chose it.
 
+    Of a size that the profile has no curve of, the loss is taken to be low rank's of as many
+    parameters (`is_measured` tells which).
+
     Raises:
-        PlanError: the structure cannot stand there, would hold more than the dense weight, or the
-            profile does not tell what it loses.
+        PlanError: the structure cannot stand there, or would hold more than the dense weight.
     """
     structure.check(layer.spec)
     if isinstance(structure, Dense):
@@ -110,13 +112,15 @@ def choice_of(
     for _, curve in _curves(layer, metric):
         if structure in curve:
             return _choice(layer, structure, curve[structure], bytes_per_param, latencies)
-    known = [str(points[0]) for points in (list(curve) for _, curve in _curves(layer, metric))]
-    has = f"; it has curves that begin at {', '.join(known)}" if known else ""
-    raise PlanError(
-        f"{layer.name}: the profile does not tell what {structure} would lose in the metric "
-        f"{metric!r}{has}; profile again with --structures {structure.type_name}, or use "
-        "low_rank or dense"
-    )
+    loss = low_rank_loss(layer, metric, structure.weight_params(layer.spec))
+    return _choice(layer, structure, loss, bytes_per_param, latencies)
+
+
+def is_measured(layer: LayerProfile, metric: str, structure: Structure) -> bool:
+    """Whether the profile tells what the structure loses in the layer's place."""
+    if isinstance(structure, Dense | LowRank):
+        return True
+    return any(structure in curve for _, curve in _curves(layer, metric))
 
 
 def low_rank_loss(layer: LayerProfile, metric: str, params: int) -> float:

@@ -7,6 +7,7 @@ table made on one machine of each kind ships with the package.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from dataclasses import dataclass
@@ -140,6 +141,15 @@ def latency_table(path: str = "") -> LatencyTable:
     return load_table(Path(path)) if path else shipped_table()
 
 
+def table_digest(path: str) -> str:
+    """sha256 of a file's text; "" for the package's own, which its version tells.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    return hashlib.sha256(_text(Path(path)).encode()).hexdigest() if path else ""
+
+
 def shipped_table() -> LatencyTable:
     """The package's own measurements."""
     text = files("lrcompress.planning").joinpath(SHIPPED).read_text(encoding="utf-8")
@@ -148,11 +158,14 @@ def shipped_table() -> LatencyTable:
 
 def load_table(path: Path) -> LatencyTable:
     """Raises DataError, naming the field, for what is no table."""
+    return table_from_json(_text(path), str(path))
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read; make it with calibrate-latency") from error
-    return table_from_json(text, str(path))
 
 
 def table_from_json(text: str, where: str) -> LatencyTable:

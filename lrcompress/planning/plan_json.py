@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from lrcompress.errors import PlanError
 from lrcompress.planning.account import open_account
 from lrcompress.planning.budget import Budget, Scope
-from lrcompress.planning.curves import choice_of
-from lrcompress.planning.looked_up import latencies_for
+from lrcompress.planning.curves import Choice, choice_of, is_measured
+from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planned import SCHEMA_VERSION, Plan, assemble
 from lrcompress.planning.selection import close_names, reasons_to_skip
@@ -21,8 +22,9 @@ from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label, listed, shown
 
 HOW_TO_EDIT: Final = (
-    "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, or "
-    "type dense without a rank. All the rest is information and is computed anew."
+    "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, type "
+    "dense without a rank, or another one with its sizes (docs/cli.md lists them). All the rest is "
+    "information and is computed anew."
 )
 
 
@@ -97,24 +99,44 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
     bound = header.lower_bound
     if header.limit != account.limit or warnings or (bound is not None and bound < 0):
         bound = None  # proven for another problem
+    choices = [
+        choice_of(
+            layer,
+            header.metric,
+            structures[layer.name],
+            bytes_per_param=options.bytes_per_param,
+            latencies=latencies,
+        )
+        for layer in profile.layers
+    ]
     return assemble(
         profile,
         budget,
         options,
         account,
         skipped=skipped,
-        choices=[
-            choice_of(
-                layer,
-                header.metric,
-                structures[layer.name],
-                bytes_per_param=options.bytes_per_param,
-                latencies=latencies,
-            )
-            for layer in profile.layers
-        ],
+        choices=choices,
         lower_bound=bound,
-        warnings=tuple(warnings),
+        warnings=(
+            *warnings,
+            *_guessed(profile, header.metric, choices),
+            *slow_layers(profile.layers, choices, latencies),
+        ),
+    )
+
+
+def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[str, ...]:
+    """A warning that names the layers whose structure is of a size that nothing is known of."""
+    names = [
+        f"{layer.name} ({choice.structure})"
+        for layer, choice in zip(profile.layers, choices, strict=True)
+        if not is_measured(layer, metric, choice.structure)
+    ]
+    if not names:
+        return ()
+    return (
+        f"the profile has no loss curve that holds {listed(names)}: predicted as low rank of the "
+        "same size; compress measures what is lost",
     )
 
 

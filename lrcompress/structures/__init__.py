@@ -29,7 +29,13 @@ STRUCTURES: dict[str, type[Structure]] = {
     "kronecker": Kronecker,
 }
 
+# What `--structures auto` tries.
+AUTO: tuple[str, ...] = tuple(
+    name for name, it in STRUCTURES.items() if it.tried_unasked and name != "dense"
+)
+
 __all__ = [
+    "AUTO",
     "CP",
     "STRUCTURES",
     "Blast",

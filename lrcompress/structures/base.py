@@ -27,6 +27,7 @@ class Structure(ABC):
 
     type_name: ClassVar[str]  # in plan.json and in the STRUCTURES table
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # of layers that it can stand in for
+    tried_unasked: ClassVar[bool] = True  # by --structures auto
     # Some of its work is done on the pixels of the input. flops_per_row takes them for the output's
     # times the stride; padding makes the true number differ by the border.
     counts_input_pixels: ClassVar[bool] = False

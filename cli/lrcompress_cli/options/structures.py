@@ -20,10 +20,11 @@ STRUCTURE_NAMES = (
     "tensor-train",
 )
 AUTO = "auto"
+AUTO_NAMES = tuple(name for name in STRUCTURE_NAMES if name != "kronecker")  # it seldom pays
 
 
 class StructureNames(click.ParamType[tuple[str, ...]]):
-    """low-rank,blast → ("low_rank", "blast"); auto → every one."""
+    """low-rank,blast → ("low_rank", "blast"); auto → all that may pay."""
 
     name = "structures"
 
@@ -34,7 +35,7 @@ class StructureNames(click.ParamType[tuple[str, ...]]):
             return value
         names = [part.strip().lower().replace("_", "-") for part in str(value).split(",")]
         if names == [AUTO]:
-            names = list(STRUCTURE_NAMES)
+            names = list(AUTO_NAMES)
         strange = [name for name in names if name not in STRUCTURE_NAMES]
         if strange:
             known = ", ".join((AUTO, *STRUCTURE_NAMES))
@@ -47,6 +48,6 @@ structures_option = click.option(
     type=StructureNames(),
     metavar="NAMES",
     help="What may stand in a layer's place, separated by commas: "
-    f"{', '.join(STRUCTURE_NAMES)}, or auto for all. By default low-rank alone; all the others "
-    "take a few fits for each layer.",
+    f"{', '.join(STRUCTURE_NAMES)}, or auto for all but kronecker. By default low-rank alone; all "
+    "the others take a few fits for each layer.",
 )

@@ -1,7 +1,8 @@
 """Give weights the names that the network knows them by.
 
 The tracer knows a parameter as `module.<name>`, and one that it stored transposed for a MatMul as
-`val_76`; they become `<name>` and `<name>.T`.
+`val_76`; they become `<name>` and `<name>.T`. One of more axes that it stored in another order, or
+with axes of one, becomes `<name>.reordered`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from lrcompress.export.rewrites.base import RewriteResult
 
 WRAPPER = "module."  # where NamedForward keeps the network
+TRANSPOSED, REORDERED = ".T", ".reordered"
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
 
@@ -21,8 +23,12 @@ def name_weights_(model: Any) -> RewriteResult:
     for old, value in initializers.items():
         new = old.removeprefix(WRAPPER)
         sources = ast.literal_eval(value.metadata_props.get(_FOLDED_FROM, "[]"))
-        if len(sources) == 1 and sources[0].startswith(WRAPPER) and _is_matrix(value):
-            new = f"{sources[0].removeprefix(WRAPPER)}.T"
+        axes = len(value.shape or ())
+        parameters = [source for source in sources if source.startswith(WRAPPER)]
+        if axes == 2 and parameters and len(sources) == 1:
+            new = parameters[0].removeprefix(WRAPPER) + TRANSPOSED
+        elif axes > 2 and len(parameters) == 1:  # beside it, at most the axes of an Unsqueeze
+            new = parameters[0].removeprefix(WRAPPER) + REORDERED
         if new != old:
             wanted[old] = new
     taken = set(initializers) | {v.name for n in model.graph for v in (*n.inputs, *n.outputs) if v}
@@ -36,5 +42,6 @@ def name_weights_(model: Any) -> RewriteResult:
     return RewriteResult("name_weights", changes)
 
 
-def _is_matrix(value: Any) -> bool:
-    return value.shape is not None and len(value.shape) == 2
+def parameter_name(name: str) -> str:
+    """Of the parameter that a weight of the file is, in whatever order."""
+    return name.removesuffix(TRANSPOSED).removesuffix(REORDERED)
