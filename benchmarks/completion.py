@@ -55,12 +55,11 @@ class Problem:
     minus_seen: Tensor  # the matrix times the weights, negated
 
     @classmethod
-    def draw(cls, size: int, seed: int) -> Problem:
+    def draw(cls, size: int, share: float, seed: int) -> Problem:
         generator = torch.Generator().manual_seed(seed)
         left, right = (torch.randn(size, RANK, generator=generator) for _ in range(2))
         matrix = left @ right.mT
         matrix = matrix / torch.linalg.matrix_norm(matrix, 2)
-        share = SHARES[size]
         weights = (torch.rand(size, size, generator=generator) < share) / share
         return cls(matrix, weights, -matrix * weights)
 
@@ -186,7 +185,7 @@ def main() -> None:
     rows: list[Row] = []
     verdicts = []
     for size in options.sizes:
-        problem, seed = Problem.draw(size, options.seed), options.seed + 1
+        problem, seed = Problem.draw(size, SHARES[size], options.seed), options.seed + 1
         run(problem, COMPRESSED, SCALES[0], RATES[0], seed)  # torch's own first calls
         chosen = {}
         for method in METHODS:

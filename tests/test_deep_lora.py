@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from lrcompress.errors import TuneError
 from lrcompress.tuning.adapters import AdapterOptions
 from lrcompress.tuning.adapters.deep_lora import DeepLora
-from lrcompress.tuning.deep import Bases, DeepFactors, aligned_bases, bases_from, orthogonal
+from lrcompress.tuning.deep import (
+    Bases,
+    DeepFactors,
+    aligned_bases,
+    bases_from,
+    factors,
+    orthogonal,
+)
 
 FP64 = 1e-10  # sums of a few dozen float64 products of order one, over some hundred steps
 SHAPES = ((24, 24), (30, 18), (18, 30))
@@ -169,24 +176,36 @@ def test_gradient_descent_does_not_see_the_rotation() -> None:
     assert distance(plain, turned) < FP64
 
 
-def test_the_law_under_a_rotation_knows_no_basis() -> None:
-    """Any other basis of the same span, with the rotation that undoes the change, does the same
-    under Adam too: the rotation is uniform, so what the basis was does not matter."""
-    gradient = sensing(12, 12, 100)
-    first = zero_gradient(gradient, 12, 12)
-    begun = rotated(first, 4)
-    change = orthogonal(8, generator(6), like=first)
-    assert begun.left is not None
-    assert begun.right is not None
-    same = DeepFactors(
-        [factor.detach().clone() for factor in begun.factors],
-        Bases((begun.left @ change) @ change.mT, (begun.right @ change) @ change.mT),
-    )
-    paths = [
-        trajectory(model, gradient, 100, torch.optim.Adam(model.parameters(), 1e-2))
-        for model in (begun, same)
-    ]
-    assert distance(*paths) < 1e-6  # Adam divides by roots: it multiplies the rounding
+def test_the_law_under_a_rotation_knows_no_basis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another basis of the same span, with the first rotation that undoes the change, the
+    factors are the same; and one such rotation is as likely as another."""
+    bases = aligned_bases(gaussian(12, 9), 5)
+    change, *drawn = (orthogonal(5, generator(k), like=bases.right) for k in range(5))
+
+    def start(basis: Bases, rotations: list[Tensor]) -> DeepFactors:
+        given = iter(rotations)
+        monkeypatch.setattr(factors, "orthogonal", lambda *_, **__: next(given))
+        return DeepFactors.start(basis, 0.1, generator())
+
+    one = start(bases, drawn)
+    turned = Bases(bases.left @ change, bases.right @ change)
+    other = start(turned, [drawn[0] @ change, *drawn[1:]])
+    for mine, theirs in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=FP64)
+    torch.testing.assert_close(one(), 1e-3 * bases.left @ bases.right.mT, rtol=0, atol=FP64)
+
+
+def test_rotations_are_uniform() -> None:
+    """Each entry has mean 0 and variance 1/n, and none is singled out by how a QR is computed."""
+    count, size = 4000, 3
+    like = torch.zeros((), dtype=torch.float64)
+    drawn = orthogonal(size, generator(), batch=(count,), like=like)
+    eye = torch.eye(size, dtype=torch.float64).expand_as(drawn)
+    torch.testing.assert_close(drawn @ drawn.mT, eye, rtol=0, atol=FP64)
+    error = 6 * (1 / size / count) ** 0.5  # six standard errors of the mean
+    torch.testing.assert_close(drawn.mean(0), torch.zeros_like(eye[0]), rtol=0, atol=error)
+    spread = drawn.square().mean(0)
+    torch.testing.assert_close(spread, torch.full_like(eye[0], 1 / size), rtol=0, atol=error)
 
 
 def test_adam_needs_the_rotation() -> None:
