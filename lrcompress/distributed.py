@@ -87,13 +87,13 @@ def portions(items: Sequence[T]) -> list[Sequence[T]]:
 def shared_out(portion: Sequence[T], work: Callable[[T], R]) -> list[R]:
     """`work` of each item of a portion, one item a process; everybody gets all results.
 
-    Raises what the work of any process raised.
+    Raises what the work of a process raised; of several, the first one's.
     """
     if world_size() == 1:
         return [work(item) for item in portion]
     own = portion[rank() : rank() + 1]
     outcome = _attempt(lambda: [work(item) for item in own])
-    return [value for values in outcome.result_of(gathered(outcome)) for value in values]
+    return [value for done in gathered(outcome) for value in done.result()]
 
 
 def in_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
@@ -136,7 +136,8 @@ def failing_together() -> Iterator[None]:
         yield
     except Exception as error:
         outcome = _Outcome(error=error)
-    outcome.result_of(gathered(outcome))
+    for theirs in gathered(outcome):
+        theirs.result()
 
 
 def gathered(value: T) -> list[T]:
@@ -194,11 +195,6 @@ class _Outcome(Generic[T]):
         if self.error is not None:
             raise self.error
         return cast(T, self.value)
-
-    def result_of(self, everybody: Sequence[_Outcome[T]]) -> list[T]:
-        """Our own error goes first: it has its traceback."""
-        self.result()
-        return [outcome.result() for outcome in everybody]
 
 
 def _place() -> tuple[int, int]:

@@ -95,8 +95,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[Batch], ProfileOptions]]
     "routed": (Routed, routed_batches(), ProfileOptions()),
     "changes its path": (networks.ChangesPath, path_batches(), ProfileOptions()),
     "curves": (
-        partial(networks.Mlp, 64, 96, 72),
-        feature_batches(3, 8, 64),
+        partial(networks.Mlp, 128, 160, 136),
+        feature_batches(3, 8, 128),
         ProfileOptions(structures=("low_rank", "monarch")),
     ),
     "input-weighted": (
