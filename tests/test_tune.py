@@ -25,12 +25,13 @@ from lrcompress.profiling.judge import judge_by
 from lrcompress.profiling.passes import call
 from lrcompress.profiling.readout import choose_readout
 from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
-from lrcompress.tuning.course import draws, factor
+from lrcompress.tuning.course import accumulate_, draws, factor
 from lrcompress.tuning.features import hidden_difference, hidden_points, watching
 from lrcompress.tuning.heldout import replaced_layers, split
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.preparing import asking_only, parameters_of, prepared
+from lrcompress.tuning.regularisers import REGULARISERS
 from lrcompress.tuning.tune import tune_
 
 SHORT = TuneOptions(steps=40, learning_rate=3e-3)
@@ -51,7 +52,19 @@ def pair(budget: str = "40%") -> tuple[nn.Module, nn.Module]:
     module = copy.deepcopy(dense)
     found = profile(module, batches())
     compress_(module, plan(found, budget), found, options=CompressOptions(refit=False))
-    return module, dense
+    return disturbed(module, dense), dense
+
+
+def disturbed(module: nn.Module, dense: nn.Module) -> nn.Module:
+    """With noise in the factors: what was lost can be found again, by any method that learns."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name in replaced_layers(module, dense):
+            for factor in module.get_submodule(name).parameters():
+                if factor.dim() > 1:
+                    noise = torch.randn(factor.shape, generator=generator)
+                    factor += 0.3 * factor.std() * noise
+    return module
 
 
 def divergence(module: nn.Module, dense: nn.Module, data: list[Batch]) -> float:
@@ -148,7 +161,7 @@ def test_networks_of_other_architectures_are_tuned_as_they_come(kind: str) -> No
     found = profile(dense, data)
     module = copy.deepcopy(dense)
     compress_(module, plan(found, "70%"), found, options=CompressOptions(refit=False))
-    report = tune_(module, dense, data, TuneOptions(steps=20))
+    report = tune_(disturbed(module, dense), dense, data, TuneOptions(steps=20))
     assert report.improved
 
 
@@ -190,6 +203,52 @@ def test_no_optimiser_ends_worse_than_it_began(optimiser: str) -> None:
     module, dense = pair()
     report = tune_(module, dense, batches(), TuneOptions(steps=20, optimiser=optimiser))
     assert report.end < report.start
+
+
+@pytest.mark.parametrize("regulariser", REGULARISERS)
+def test_no_regulariser_ends_worse_than_it_began_and_none_stays(regulariser: str) -> None:
+    module, dense = pair()
+    before = [(name, p.shape) for name, p in module.named_parameters()]
+    options = TuneOptions(steps=20, learning_rate=1e-3, regularisers=(regulariser,))
+    report = tune_(module, dense, batches(), options)
+    assert report.end < report.start
+    assert [(name, p.shape) for name, p in module.named_parameters()] == before
+    again, _ = pair()
+    assert tune_(again, dense, batches(), options) == report
+
+
+@pytest.mark.parametrize("adapter", ["lora", "pissa", "adalora"])
+def test_adapters_are_folded_into_factors_of_the_same_sizes(adapter: str) -> None:
+    pytest.importorskip("peft")
+    module, dense = pair()
+    data = batches()
+    before = [(name, p.shape) for name, p in module.named_parameters()]
+    options = TuneOptions(steps=20, learning_rate=3e-3, adapter=adapter, adapter_rank=2)
+    report = tune_(module, dense, data, options)
+    assert [(name, p.shape) for name, p in module.named_parameters()] == before
+    assert report.end <= report.start
+    assert divergence(module, dense, list(split(data).judging)) == report.end
+    assert set(report.merge_losses) <= set(replaced_layers(module, dense))
+
+
+def test_an_adapter_is_taken_out_when_something_else_goes_wrong() -> None:
+    pytest.importorskip("peft")
+    module, dense = pair()
+    before, calls = state(module), 0
+
+    def broken(network: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise RuntimeError("gone")
+        scores = call(network, batch)
+        assert isinstance(scores, Tensor)
+        return scores.square().mean()
+
+    options = replace(SHORT, objective="task", adapter="lora", adapter_rank=2)
+    with pytest.raises(TuneError, match="gone"):
+        tune_(module, dense, batches(), options, task=broken)
+    assert same(state(module), before)
 
 
 # ---- stopped and resumed --------------------------------------------------------------------
@@ -336,20 +395,50 @@ def test_every_batch_comes_once_before_any_comes_again() -> None:
 
 def test_accumulation_is_one_step_on_all_batches() -> None:
     module, dense = pair()
-    one, other = copy.deepcopy(module), copy.deepcopy(module)
-    data = batches()
-    report = tune_(one, dense, data, replace(SHORT, steps=4, accumulation=8))
-    joined = {"x": torch.cat([b["x"] for b in split(data).taught])}
-    layers = replaced_layers(other, dense)
-    with asking_only(other, parameters_of(other, layers, "vectors")):
-        course = prepared(other, dense, layers, data, replace(SHORT, hidden=0.0))
-        generator = torch.Generator()
-        loss = float(course.objective.loss(joined, generator).detach())
+    data, layers = batches(), replaced_layers(module, dense)
+    count = len(split(data).taught)
+    options = replace(SHORT, accumulation=count)
     with asking_only(module, parameters_of(module, layers, "vectors")):
-        course = prepared(module, dense, layers, data, replace(SHORT, hidden=0.0, accumulation=8))
-        parts = [course.objective.loss(b, g, place=p) for b, p, g in draws(course, 0)]
-    assert float(torch.stack(parts).mean()) == pytest.approx(loss, rel=FP32)
-    assert report.steps == 4
+        course = prepared(module, dense, layers, data, options)
+        losses = [course.objective.loss(b, torch.Generator()) for b in course.split.taught]
+        mean = torch.stack(losses).mean()
+        expected = torch.autograd.grad(mean, list(course.parameters.values()))
+        loss = accumulate_(course, 0, course.scaler())
+        found = [parameter.grad for parameter in course.parameters.values()]
+    assert loss == pytest.approx(float(mean.detach()), rel=FP32)
+    for gradient, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=0, atol=FP32)
+
+
+def test_every_other_text_has_noise_where_words_are_many() -> None:
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Embedding(2000, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    generator = torch.Generator().manual_seed(0)
+    data = [{"input": torch.randint(2000, (4, 6), generator=generator)} for _ in range(10)]
+
+    class Named(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            out: Tensor = self.network(input_ids)
+            return out
+
+    texts = [{"input_ids": batch["input"]} for batch in data]
+    large = Named(dense)
+    layers = ("network.1",)
+    for asked, share in ((None, 0.5), (False, 0.0)):
+        options = replace(SHORT, token_noise=asked)
+        course = prepared(large, copy.deepcopy(large), layers, texts, options)
+        count = len(course.split.taught)
+        drawn = [(b, p) for step in range(2 * count) for b, p, _ in draws(course, step)]
+        own = [p for _, p in drawn if p is not None]
+        assert 1 - len(own) / len(drawn) == share
+        whole = {tuple(b["input_ids"].flatten().tolist()) for b in course.split.taught}
+        assert all(
+            (tuple(b["input_ids"].flatten().tolist()) in whole) == (p is not None) for b, p in drawn
+        )
 
 
 def test_the_rate_warms_up_and_ends_near_zero() -> None:
@@ -417,10 +506,11 @@ def refusals() -> list[tuple[Callable[[], object], str]]:
         (lambda: TuneOptions(scope="x"), "choose factors"),  # type: ignore[arg-type]
         (lambda: tune_(module, shallow, batches(), TuneOptions(objective="task")), "--task"),
         (lambda: tune_(module, dense, batches(), TuneOptions(precision="bf16")), "use fp32"),
+        (lambda: tune_(module, dense, batches(), TuneOptions(token_noise=True)), "token noise"),
     ]
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(10))
 def test_what_cannot_be_tuned_is_refused_with_the_next_step(case: int) -> None:
     attempt, words = refusals()[case]
     with pytest.raises(TuneError, match=words):
@@ -437,3 +527,82 @@ def test_networks_that_share_parameters_are_refused() -> None:
 def test_the_public_names_are_there() -> None:
     assert lrcompress.tune_ is tune_
     assert lrcompress.TuneOptions is TuneOptions
+
+
+# ---- with Hugging Face's Trainer ------------------------------------------------------------
+
+
+class Labelled(nn.Module):
+    """The small network with a loss, as Trainer wants it."""
+
+    def __init__(self, network: nn.Module, *, scale: float) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        scores = self.network(x)
+        if labels is None:
+            return {"logits": scores}
+        loss = torch.nn.functional.kl_div(scores.log_softmax(-1), labels, reduction="batchmean")
+        return {"loss": self.scale * loss, "logits": scores}
+
+
+def trained(folder: Path, *, scale: float) -> tuple[Labelled, Labelled, object]:
+    import transformers
+
+    from lrcompress.tuning.hf_callback import keep_best
+
+    small, large = pair()
+    module, dense = Labelled(small, scale=scale), Labelled(large, scale=scale)
+    parted = split(batches())
+    with torch.no_grad():
+        rows = [{"x": x, "labels": large(x).softmax(-1)} for b in parted.taught for x in b["x"]]
+    callback = keep_best(module, dense, parted.judging, every=10)
+    settings = transformers.TrainingArguments(
+        output_dir=str(folder),
+        max_steps=25,
+        learning_rate=3e-3,
+        per_device_train_batch_size=32,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    trainer = transformers.Trainer(
+        model=module, args=settings, train_dataset=rows, callbacks=[callback]
+    )
+    trainer.train()
+    return module, dense, callback
+
+
+def test_trainer_ends_at_the_best_held_out_point(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    module, dense, callback = trained(tmp_path, scale=1.0)
+    history = callback.history  # type: ignore[attr-defined]
+    assert [entry.step for entry in history] == [0, 10, 20, 25]
+    end = divergence(module, dense, list(split(batches()).judging))
+    assert end == min(entry.value for entry in history) < history[0].value
+
+
+def test_trainer_that_only_harms_ends_where_it_began(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    module, _, callback = trained(tmp_path, scale=-1.0)
+    small, _ = pair()
+    assert callback.history[-1].value > callback.history[0].value  # type: ignore[attr-defined]
+    assert same(state(module.network), state(small))
+
+
+def test_trainer_is_stopped_where_a_size_changes(tmp_path: Path) -> None:
+    from lrcompress.tuning.hf_callback import keep_best
+
+    module, dense = pair()
+    callback = keep_best(module, dense, batches(2))
+
+    class At:
+        global_step = 0
+
+    callback.on_train_begin(None, At, None)
+    head = module.get_submodule("head")
+    head.bias = None  # type: ignore[assignment]
+    with pytest.raises(TuneError, match="size changed"):
+        callback.on_train_end(None, type("End", (), {"global_step": 3}), None)

@@ -60,6 +60,12 @@ def pair(dense: nn.Module, data: list[Batch]) -> tuple[nn.Module, nn.Module]:
     module = copy.deepcopy(dense)
     found = profile(module, data)
     compress_(module, plan(found, "60%"), found, options=CompressOptions(refit=False))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # what was lost can be found again
+        for name in replaced_layers(module, dense):
+            for factor in module.get_submodule(name).parameters():
+                if factor.dim() > 1:
+                    factor += 0.3 * factor.std() * torch.randn(factor.shape, generator=generator)
     return module, dense
 
 

@@ -79,12 +79,30 @@ class RunFolder:
         """Forget the stage and its followers before their files are touched."""
         on_main(lambda: self.save(self._ledger.before(stage)))
 
-    def finish(self, stage: str, key: str, files: Sequence[str], facts: Mapping[str, Any]) -> None:
-        on_main(lambda: self._finish(stage, key, files, facts))
+    def finish(
+        self,
+        stage: str,
+        key: str,
+        files: Sequence[str],
+        facts: Mapping[str, Any],
+        *,
+        forget: str | None = None,
+    ) -> None:
+        """forget: a later stage, made from what this one has replaced; it goes with its followers.
+        Both happen at once."""
+        on_main(lambda: self._finish(stage, key, files, facts, forget))
 
-    def _finish(self, stage: str, key: str, files: Sequence[str], facts: Mapping[str, Any]) -> None:
+    def _finish(
+        self,
+        stage: str,
+        key: str,
+        files: Sequence[str],
+        facts: Mapping[str, Any],
+        forget: str | None,
+    ) -> None:
         digests = {name: file_digest(self.path(name)) for name in files}
-        self.save(self._ledger.with_stage(stage, StageRecord(key, digests, to_json(facts))))
+        ledger = self._ledger if forget is None else self._ledger.before(forget)
+        self.save(ledger.with_stage(stage, StageRecord(key, digests, to_json(facts))))
 
     def save(self, ledger: Ledger) -> None:
         text = ledger.to_json()

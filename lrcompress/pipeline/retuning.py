@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, LrcompressError, TuneError
@@ -15,15 +16,24 @@ from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import STAGE as COMPRESS
 from lrcompress.pipeline.compressing import CompressFacts
 from lrcompress.pipeline.deciding import PLAN_NAME, read_plan
+from lrcompress.pipeline.deciding import STAGE as PLAN
 from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import PROFILE_FOLDER, RunFolder, open_run_folder, read_ledger
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline.measuring import STAGE as PROFILE
 from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.sweeping import STAGE as SWEEP
 from lrcompress.pipeline.sweeping import SweepFacts
-from lrcompress.pipeline.tuning import STAGE, Lesson, checked_dense, tune_key, tuned
+from lrcompress.pipeline.tuning import (
+    STAGE,
+    Teaching,
+    checked_dense,
+    last_export,
+    tune_key,
+    tuned,
+)
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json
 from lrcompress.reporting.html import require_plotly
@@ -61,7 +71,8 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
     ) as folder:
         job = Job(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
-        lesson = Lesson(
+        exporting = last_export(folder)
+        teaching = Teaching(
             request=options.request,
             dense=lambda: dense,
             dense_fingerprint=model_fingerprint(dense.module),
@@ -71,14 +82,16 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             plan=read_plan(root / PLAN_NAME, profile),
             trust_remote_code=options.source.trust_remote_code,
         )
-        gained, key = tuned(job, lesson, _upstream(folder, lesson))
+        gained, key = tuned(job, teaching, _upstream(folder, teaching))
         outcome = _facts(folder, COMPRESS, CompressFacts)
         curve = _facts(folder, SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
-        made = Made(profile, lesson.plan, curve, outcome, warnings, key, gained)
-        asked = _asked(options, ledger)
+        made = Made(profile, teaching.plan, curve, outcome, warnings, key, gained)
+        for earlier in (PROFILE, PLAN, COMPRESS):
+            clock.reused(earlier)
+        asked = _asked(options, ledger.model, exporting)
         report = on_main(partial(delivered, job, asked, batches[0], made))
-    return RunResult(root, profile, lesson.plan, report)
+    return RunResult(root, profile, teaching.plan, report)
 
 
 def _finished_ledger(root: Path) -> Ledger:
@@ -90,14 +103,14 @@ def _finished_ledger(root: Path) -> Ledger:
     return ledger
 
 
-def _upstream(folder: RunFolder, lesson: Lesson) -> str:
+def _upstream(folder: RunFolder, teaching: Teaching) -> str:
     """The key of what is tuned: of the last tuning, if this is not that very one again."""
     last, compress = folder.record(STAGE), folder.record(COMPRESS)
     assert compress is not None
     if last is None:
         return compress.key
     before = str(last.facts["upstream"])
-    return before if tune_key(lesson, before) == last.key else last.key
+    return before if tune_key(teaching, before) == last.key else last.key
 
 
 def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
@@ -137,16 +150,14 @@ def _facts(folder: RunFolder, stage: str, kind: type[Facts]) -> Facts:
     return from_json(kind, record.facts, stage, DataError)
 
 
-def _asked(options: TuneRunOptions, ledger: Ledger) -> RunOptions:
+def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:
     """A run that exports as the one before it did."""
-    record = ledger.stages.get(EXPORT)
-    facts = {} if record is None else record.facts
-    export = from_json(ExportOptions, facts.get("asked", {}), EXPORT, DataError)
+    export = from_json(ExportOptions, exporting.get("asked", {}), EXPORT, DataError)
     return RunOptions(
-        source=replace(options.source, model=ledger.model),
+        source=replace(options.source, model=model),
         folder=options.folder,
         plan_file=options.folder.output / PLAN_NAME,
         export=export,
         provider=options.provider,
-        pt2=bool(facts.get("pt2", False)),
+        pt2=bool(exporting.get("pt2", False)),
     )

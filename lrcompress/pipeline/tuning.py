@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
@@ -20,6 +20,7 @@ from lrcompress.errors import DataError, TuneError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import Whitening
 from lrcompress.pipeline.exporting import EXPORT
+from lrcompress.pipeline.folder import RunFolder
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.options import TuneRequest
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class Teaching:
     """What a compressed model is tuned with. `dense` is asked for only if there is work to do."""
 
     request: TuneRequest
@@ -58,23 +59,26 @@ class Lesson:
     trust_remote_code: bool = False
 
 
-def tune_key(lesson: Lesson, upstream: str) -> str:
+def tune_key(teaching: Teaching, upstream: str) -> str:
     inputs = {
-        "options": lesson.request,
-        "dense": lesson.dense_fingerprint,
-        "data": lesson.data_fingerprint,
+        "options": teaching.request,
+        "dense": teaching.dense_fingerprint,
+        "data": teaching.data_fingerprint,
     }
     return stage_key(STAGE, upstream, inputs)
 
 
-def is_tuned(job: Job, lesson: Lesson | None, upstream: str) -> bool:
+def is_tuned(job: Job, teaching: Teaching | None, upstream: str) -> bool:
     """Whether `tuned` would find its work done. upstream: the key of what is tuned."""
-    return lesson is not None and job.folder.finished(STAGE, tune_key(lesson, upstream)) is not None
+    return (
+        teaching is not None
+        and job.folder.finished(STAGE, tune_key(teaching, upstream)) is not None
+    )
 
 
-def tuned(job: Job, lesson: Lesson, upstream: str) -> tuple[TuneReport, str]:
+def tuned(job: Job, teaching: Teaching, upstream: str) -> tuple[TuneReport, str]:
     """The run folder's model, tuned; its report without the losses, and the stage's key."""
-    folder, key = job.folder, tune_key(lesson, upstream)
+    folder, key = job.folder, tune_key(teaching, upstream)
     known = folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
@@ -83,20 +87,20 @@ def tuned(job: Job, lesson: Lesson, upstream: str) -> tuple[TuneReport, str]:
         work, root = folder.work(key), folder.root
         on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
         with failing_together():
-            dense = lesson.dense()
-            module = load(root, trust_remote_code=lesson.trust_remote_code)
+            dense = teaching.dense()
+            module = load(root, trust_remote_code=teaching.trust_remote_code)
             with opened_safetensors(work / START_NAME) as file:
                 names, path = file.keys(), work / START_NAME
                 fill_(module, names, file.get_tensor, path, keep_dtype=True)
-            options = _settled(lesson, dense)
-            task = _task(lesson.request.task)
+            options = _settled(teaching, dense)
+            task = _task(teaching.request.task)
         report = tune_(
             module,
             dense.module,
-            lesson.batches,
+            teaching.batches,
             options,
             task=task,
-            whitenings=_whitenings(lesson) if options.adapter else None,
+            whitenings=_whitenings(teaching) if options.adapter else None,
             progress=job.progress,
             store=FolderCheckpoints(work),
         )
@@ -104,10 +108,17 @@ def tuned(job: Job, lesson: Lesson, upstream: str) -> tuple[TuneReport, str]:
         if not report.improved:
             log.warning("%s", unimproved(report))
         on_main(partial(save_tuned, module, root, {STAGE: to_json(report)}))
-        folder.begin(EXPORT)  # what follows was made from other weights
-        facts = {"upstream": upstream, "report": to_json(report)}
-        folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts)
+        facts = {"upstream": upstream, "report": to_json(report), "export": last_export(folder)}
+        folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
     return report, key
+
+
+def last_export(folder: RunFolder) -> Mapping[str, Any]:
+    """How the run was exported the last time; empty if it was not."""
+    record, tuning = folder.record(EXPORT), folder.record(STAGE)
+    if record is not None:
+        return {name: record.facts[name] for name in ("asked", "pt2") if name in record.facts}
+    return {} if tuning is None else dict(tuning.facts["export"])
 
 
 def unimproved(report: TuneReport) -> str:
@@ -134,9 +145,9 @@ def checked_dense(dense: LoadedModel, fingerprint: str, root: Path) -> LoadedMod
     return dense
 
 
-def _settled(lesson: Lesson, dense: LoadedModel) -> TuneOptions:
+def _settled(teaching: Teaching, dense: LoadedModel) -> TuneOptions:
     """What the options leave open, as the profile and the tokenizer say."""
-    options, profile = lesson.request.options, lesson.profile
+    options, profile = teaching.request.options, teaching.profile
     if options.divergence == "auto" and profile.objective != "none":
         options = replace(options, divergence=profile.objective)
     if options.pooling is None:
@@ -155,9 +166,9 @@ def _task(reference: str) -> TaskLoss | None:
     return cast(TaskLoss, found)
 
 
-def _whitenings(lesson: Lesson) -> Mapping[str, Whitening]:
+def _whitenings(teaching: Teaching) -> Mapping[str, Whitening]:
     """The metric of each layer's fit; layers whose moments are gone merge in the plain one."""
-    profile, plan = lesson.profile, lesson.plan
+    profile, plan = teaching.profile, teaching.plan
     layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
     held = [name for name in layers if name in profile.moments]
     if len(held) < len(layers) and plan.metric != "plain":

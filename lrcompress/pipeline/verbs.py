@@ -44,7 +44,7 @@ from lrcompress.pipeline.options import (
 from lrcompress.pipeline.reporting import profile_report, with_recorded, write_report
 from lrcompress.pipeline.sweeping import is_swept, swept
 from lrcompress.pipeline.tuning import STAGE as TUNE
-from lrcompress.pipeline.tuning import Lesson, is_tuned, required_batches, tuned
+from lrcompress.pipeline.tuning import Teaching, is_tuned, required_batches, tuned
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
@@ -81,14 +81,14 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
             plan, key = on_main(partial(decided, job, question, profiled))
         found = question.profile
         curve = on_main(partial(swept, job, question, profiled))
-        lesson = _lesson(question, plan)
-        later = _rewriter(job, question, lesson, key)
+        teaching = _teaching(question, plan)
+        later = _rewriter(job, question, teaching, key)
         outcome, key = compressed(job, question, plan, key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
         del loaded, question  # the dense weights; what follows works on what was written
         gained = None
-        if lesson is not None:
-            gained, key = tuned(job, lesson, key)
+        if teaching is not None:
+            gained, key = tuned(job, teaching, key)
         made = Made(found, plan, curve, outcome, warnings, key, gained)
         report = on_main(partial(delivered, job, options, batch, made))
         if options.drop_moments:
@@ -98,17 +98,17 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
 
 def _fitted(job: Job, question: Question, profiled: str, plan: Plan, key: str) -> bool:
     """Whether no layer needs fitting any more. profiled, key: of the profile and of the plan."""
-    later = _rewriter(job, question, _lesson(question, plan), key)
+    later = _rewriter(job, question, _teaching(question, plan), key)
     swept_already = is_swept(job, question, profiled)
     return is_compressed(job, question, key, rewritten_by=later) and swept_already
 
 
-def _rewriter(job: Job, question: Question, lesson: Lesson | None, key: str) -> str | None:
+def _rewriter(job: Job, question: Question, teaching: Teaching | None, key: str) -> str | None:
     """The tune stage, where it has finished what is asked. key: of the plan."""
-    return TUNE if is_tuned(job, lesson, compress_key(question, key)) else None
+    return TUNE if is_tuned(job, teaching, compress_key(question, key)) else None
 
 
-def _lesson(question: Question, plan: Plan) -> Lesson | None:
+def _teaching(question: Question, plan: Plan) -> Teaching | None:
     loaded, options = question.loaded, question.options
     source = options.source
     if options.tune is None:
@@ -123,7 +123,7 @@ def _lesson(question: Question, plan: Plan) -> Lesson | None:
             allow_pickle=source.allow_pickle,
         )
 
-    return Lesson(
+    return Teaching(
         request=options.tune,
         dense=dense,
         dense_fingerprint=loaded.model_fingerprint,

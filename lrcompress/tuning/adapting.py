@@ -46,6 +46,11 @@ class Adapted:
         best_step = report.best_step if end < report.start else 0
         return replace(report, end=end, best_step=best_step, merge_losses=losses)
 
+    def abandoned_(self) -> None:
+        """Out again, with the factors of before: something else went wrong."""
+        self._adapter.merge_({})
+        self._restore_()
+
     @torch.no_grad()
     def _restore_(self) -> None:
         for name, parameter in self._whole.module.named_parameters():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -18,6 +18,7 @@ from lrcompress.tuning.heldout import Split
 from lrcompress.tuning.losses import TuningObjective
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.regularisers import Regulariser, regularised_
 
 LARGEST_NORM = 1.0  # of a gradient; longer ones are shortened to it
 WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, steps
@@ -35,6 +36,7 @@ class Course:
     options: TuneOptions
     noise: TokenNoise | None = None
     penalty: Callable[[], Tensor | None] | None = None
+    regularisers: tuple[Regulariser, ...] = ()
     after_step: Callable[[int], None] | None = None  # before gradients are cleared
     extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # beside the parameters
     load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
@@ -91,16 +93,26 @@ def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.
 def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
     """Add the step's gradients; returns its loss, which may not be finite."""
     total = 0.0
-    for batch, place, generator in draws(course, step):
-        with course.autocast():
-            loss = course.objective.loss(batch, generator, place=place)
-            extra = None if course.penalty is None else course.penalty()
-            if extra is not None:
-                loss = loss + extra
-        loss = loss / course.options.accumulation
-        torch.autograd.backward(scaler.scale(loss))
-        total += float(loss.detach())
+    with _regularised(course) as penalty:
+        for batch, place, generator in draws(course, step):
+            with course.autocast():
+                loss = course.objective.loss(batch, generator, place=place)
+                terms = (penalty(), None if course.penalty is None else course.penalty())
+                loss = sum((term for term in terms if term is not None), start=loss)
+            loss = loss / course.options.accumulation
+            torch.autograd.backward(scaler.scale(loss))
+            total += float(loss.detach())
     return _averaged_(course, total)
+
+
+@contextmanager
+def _regularised(course: Course) -> Iterator[Callable[[], Tensor | None]]:
+    """Only while gradients are taken: an optimiser finds factors by names, which it changes."""
+    if not course.regularisers:
+        yield lambda: None
+        return
+    with regularised_(course.module, course.regularisers) as regularised:
+        yield regularised.penalty
 
 
 def _averaged_(course: Course, loss: float) -> float:

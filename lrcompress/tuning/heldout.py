@@ -27,7 +27,8 @@ class Split:
 
 
 def split(batches: Batches) -> Split:
-    """One batch in five judges and none of them teaches; of few batches, one example in five.
+    """One batch in five judges, up to a hundred examples, and the others teach; of few batches,
+    one example in five.
 
     Raises:
         DataError: fewer than two examples.
@@ -39,7 +40,8 @@ def split(batches: Batches) -> Split:
         )
     judging = judging_batches(batches)
     if judging:
-        kept = [b for i, b in enumerate(batches) if i % JUDGES_EVERY != JUDGES_EVERY - 1]
+        own = {id(batch) for batch in judging}
+        kept = [batch for batch in batches if id(batch) not in own]
         return Split(tuple(kept), tuple(judging))
     every = min(JUDGES_EVERY, examples)
     taught, first = [], 0

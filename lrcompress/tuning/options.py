@@ -37,7 +37,6 @@ class TuneOptions:
     adapter: str | None = None  # a name in ADAPTERS; None trains the factors themselves
     adapter_rank: int = 8
     regularisers: tuple[str, ...] = ()  # names in REGULARISERS
-    skip_first: int = 0  # blocks that stay as they are and get no adapters
     precision: Precision = "fp32"  # of the products on a GPU; weights stay as they are
     evaluate_every: int | None = None  # steps; None: twenty times in all, ten steps at least
     seed: int = 0
@@ -51,9 +50,8 @@ class TuneOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise TuneError(f"{name} is {value}; it must be above 0")
-        for name in ("hidden", "skip_first"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise TuneError(f"{name} is {getattr(self, name)}; it must be 0 or more")
+        if not 0 <= self.hidden < float("inf"):
+            raise TuneError(f"hidden is {self.hidden}; it must be 0 or more")
         for name, choices in (("scope", Scope), ("precision", Precision)):
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))

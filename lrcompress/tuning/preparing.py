@@ -12,7 +12,7 @@ from lrcompress.distributed import in_turns, world_size
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batches, batch_size
 from lrcompress.profiling.judge import judge_by
-from lrcompress.profiling.noise import find_noise
+from lrcompress.profiling.noise import TokenNoise, find_noise
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.readout import choose_readout
 from lrcompress.tuning.course import Course
@@ -21,6 +21,7 @@ from lrcompress.tuning.heldout import Split, split
 from lrcompress.tuning.losses import TUNING_OBJECTIVES, Setting, TaskLoss, TuningObjective
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import Scope, TuneOptions
+from lrcompress.tuning.regularisers import REGULARISERS
 from lrcompress.wording import listed
 
 
@@ -60,8 +61,23 @@ def prepared(
         split=parted,
         measure=measure,
         options=options,
-        noise=None if options.token_noise is False else find_noise(dense, parted.taught),
+        regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
+        noise=_noise(objective, dense, parted.taught),
     )
+
+
+def _noise(objective: TuningObjective, dense: nn.Module, taught: Batches) -> TokenNoise | None:
+    """Raises TuneError where it is asked for and makes no sense."""
+    asked = objective.setting.options.token_noise
+    if asked is False or not (objective.takes_noise or asked):
+        return None
+    found = find_noise(dense, taught) if objective.takes_noise else None
+    if asked and found is None:
+        raise TuneError(
+            f"token noise suits distillation on texts of a large vocabulary, not {objective.name} "
+            "on this data; leave --token-noise out"
+        )
+    return found
 
 
 def check_names(options: TuneOptions) -> None:
@@ -72,6 +88,7 @@ def check_names(options: TuneOptions) -> None:
         ("objective", options.objective, tuple(TUNING_OBJECTIVES)),
         ("optimiser", options.optimiser, tuple(OPTIMISERS)),
         ("adapter", options.adapter, tuple(ADAPTERS)),
+        *(("regulariser", name, tuple(REGULARISERS)) for name in options.regularisers),
     ):
         if name is not None and name not in table:
             known = ", ".join(table)

@@ -16,16 +16,17 @@ from lrcompress.tuning.report import HeldOut
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST = 2  # of RATES: what suits most
+ENOUGH = 1 / 3  # of the best gain
 TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, steps
 
 log = logging.getLogger(__name__)
 
 
 def chosen_rate(course: Course, steps: int, start: float, progress: Progress) -> float:
-    """Of RATES the one with the best short training; they are climbed while they get better.
+    """Of RATES the largest whose short training gains a fair part of what the best of them gains.
 
-    The weights are given back as they were, and so is the state of the objective's draws: a trial
-    sees what the first steps of the training will see.
+    Not the best itself: few steps favour small rates, with which a longer training gets less far.
+    The weights are given back as they were.
     """
     length = trial_length(steps)
     before = course.weights()
@@ -42,15 +43,18 @@ def chosen_rate(course: Course, steps: int, start: float, progress: Progress) ->
         return tried[place]
 
     place = FIRST
-    while place + 1 < len(RATES) and value(place + 1) < value(place):
-        place += 1
-    if place == FIRST:
-        while place > 0 and value(place - 1) < value(place):
+    if value(place) < start:
+        while place + 1 < len(RATES) and value(place + 1) < start:
+            place += 1
+    else:
+        while place > 0 and not value(place) < start:
             place -= 1
     course.set_weights_(before)
     for k, result in sorted(tried.items()):
         log.debug("learning rate %g: %.4g after %d steps", RATES[k], result, length)
-    return RATES[place]
+    gains = {k: start - result for k, result in tried.items()}
+    enough = ENOUGH * max(gains.values())
+    return RATES[max((k for k, gain in gains.items() if gain >= enough > 0), default=place)]
 
 
 def trial_length(steps: int) -> int:

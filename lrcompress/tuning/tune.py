@@ -20,7 +20,7 @@ from lrcompress.profiling.batches import Batches
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import to_json
 from lrcompress.tuning.adapting import Adapted
-from lrcompress.tuning.checkpoint import CheckpointStore, NoCheckpoints, Standing
+from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, NoCheckpoints, Standing
 from lrcompress.tuning.course import Course, accumulate_
 from lrcompress.tuning.heldout import replaced_layers
 from lrcompress.tuning.loop import Loop, evaluation_interval
@@ -85,14 +85,20 @@ def tune_(
             held = None
         start = course.measure() if held is None else 0.0
         steps = _length(course, start) if held is None else held.standing.steps
-        adapted = Adapted(course, layers, steps) if options.adapter else None
-        if adapted is not None:
+        blank = Standing(key, steps, 0.0)
+        if options.adapter is None:
+            report = _trained(
+                course, held or _first(course, blank, start, progress), store, progress
+            )
+        else:
+            adapted = Adapted(course, layers, steps)
             course = adapted.course
-        begun = held or _first(course, Standing(key, steps, 0.0), start, progress)
-        loop = Loop(course, begun, store)
-        loop.run_(progress)
-        report = _report(loop)
-        if adapted is not None:
+            try:
+                begun = held or _first(course, blank, start, progress)
+                report = _trained(course, begun, store, progress)
+            except BaseException:
+                adapted.abandoned_()
+                raise
             report = adapted.merged_(report, whitenings or {})
     after = {name: parameter.shape for name, parameter in module.named_parameters()}
     assert after == sizes, "tuning changed a size"
@@ -144,6 +150,14 @@ def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
     """What a checkpoint is of, beside the module itself."""
     parts = [to_json(options), model_fingerprint(dense), fingerprint_batches(batches), world_size()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _trained(
+    course: Course, begun: Standing | Checkpoint, store: CheckpointStore, progress: Progress
+) -> TuneReport:
+    loop = Loop(course, begun, store)
+    loop.run_(progress)
+    return _report(loop)
 
 
 def _report(loop: Loop) -> TuneReport:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 TUNING_OBJECTIVE_NAMES = ("distill", "clm", "mlm", "mae", "task")
 OPTIMISER_NAMES = ("adamw", "lora-plus", "lora-rite", "galore", "subspace")
 ADAPTER_NAMES = ("lora", "rslora", "dora", "pissa", "olora", "adalora")
+REGULARISER_NAMES = ("factor-norm", "rank-dropout", "nested-rank-dropout")
 SCOPES = ("factors", "vectors", "all")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -35,6 +36,7 @@ class TuneChoice:
     optimiser: str
     adapter: str | None
     adapter_rank: int
+    regularisers: tuple[str, ...]
     precision: Literal["fp32", "bf16", "fp16"]
 
     def request(self, seed: int) -> TuneRequest:
@@ -54,6 +56,7 @@ class TuneChoice:
             optimiser=self.optimiser,
             adapter=self.adapter,
             adapter_rank=self.adapter_rank,
+            regularisers=self.regularisers,
             precision=self.precision,
             seed=seed,
         )
@@ -154,6 +157,13 @@ tuning_options = gathered(
         default=8,
         show_default=True,
         help="Rank of each adapter.",
+    ),
+    click.option(
+        "--regulariser",
+        "regularisers",
+        type=click.Choice(REGULARISER_NAMES),
+        multiple=True,
+        help="What keeps the factors small or of low rank in training; repeatable.",
     ),
     click.option(
         "--precision",

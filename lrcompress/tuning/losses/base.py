@@ -36,6 +36,7 @@ class TuningObjective(ABC):
 
     name: ClassVar[str]
     judged_by_divergence: ClassVar[bool] = False
+    takes_noise: ClassVar[bool] = False  # what to do with texts that mean nothing is known too
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
