@@ -48,18 +48,18 @@ from lrcompress_cli.options.tuning import (
 )
 
 TESTS = Path(__file__).parent
-SOURCE = SourceOptions("small_network:build", data="small_network:batches")
-DATA = SourceOptions("", data="small_network:batches")
+SOURCE = SourceOptions("tuning_subject:build", data="tuning_subject:batches")
+DATA = SourceOptions("", data="tuning_subject:batches")
 REQUEST = TuneRequest(TuneOptions(steps=20))
 STAGES = ["load", "profile", "plan", "compress", "tune", "export", "verify"]
-FACTORY = ["small_network:build", "--data", "small_network:batches"]
+FACTORY = ["tuning_subject:build", "--data", "tuning_subject:batches"]
 
 
 def options(output: Path, tune: TuneRequest | None = REQUEST, **changes: Any) -> RunOptions:
     fields: dict[str, Any] = {
         "source": SOURCE,
         "folder": FolderOptions(output, command="lrcompress compress ...", report=False),
-        "budget": Budget.parse("60%"),
+        "budget": Budget.parse("40%"),
         "tune": tune,
     }
     return RunOptions(**{**fields, **changes})
@@ -346,7 +346,7 @@ def test_an_adapter_is_merged_in_the_metric_of_the_run(plain: Path, tmp_path: Pa
 
 def test_the_dense_model_may_be_named(plain: Path, tmp_path: Path) -> None:
     output = copied(plain, tmp_path / "moved")
-    source = replace(SOURCE, model="small_network:build")
+    source = replace(SOURCE, model="tuning_subject:build")
     named = run_tune(alone(output, source=source))
     other = copied(plain, tmp_path / "other")
     assert run_tune(alone(other)).report.tuning == named.report.tuning
@@ -355,16 +355,17 @@ def test_the_dense_model_may_be_named(plain: Path, tmp_path: Path) -> None:
 def test_another_network_in_the_place_of_the_dense_one_is_refused(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import small_network
+    import tuning_subject
 
     output = copied(plain, tmp_path / "moved")
     before = digests(output)
 
     def other() -> nn.Module:
         torch.manual_seed(99)
-        return small_network.SmallNetwork()
+        return build()
 
-    monkeypatch.setattr(small_network, "build", other)
+    build = tuning_subject.build
+    monkeypatch.setattr(tuning_subject, "build", other)
     with pytest.raises(TuneError, match="--reference"):
         run_tune(alone(output))
     assert digests(output) == before
@@ -385,7 +386,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lrcompress compress"):
         run_tune(alone(tmp_path))
     with pytest.raises(LrcompressError, match="--data"):
-        options(tmp_path, source=SourceOptions("small_network:build"))
+        options(tmp_path, source=SourceOptions("tuning_subject:build"))
     with pytest.raises(TuneError, match="--data"):
         TuneRunOptions(SourceOptions(""), FolderOptions(tmp_path))
 
@@ -409,7 +410,7 @@ def test_the_command_prints_the_documented_object(plain: Path, tmp_path: Path) -
 
 def test_compress_tunes_with_one_flag(tmp_path: Path) -> None:
     output = tmp_path / "out"
-    arguments = ["compress", *FACTORY, "--budget", "60%", "-o", str(output), "--tune"]
+    arguments = ["compress", *FACTORY, "--budget", "40%", "-o", str(output), "--tune"]
     result = CliRunner().invoke(main.main, [*arguments, "--tune-steps", "15", "--json"])
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)
@@ -427,7 +428,7 @@ def test_compress_tunes_with_one_flag(tmp_path: Path) -> None:
         ["tune", "."],
         ["tune", "/nowhere", "--data", "x.txt"],
         ["tune", ".", "--data", "x.txt", "--minutes", "0"],
-        ["compress", "small_network:build", "--budget", "50%", "-o", "out", "--tune"],
+        ["compress", "tuning_subject:build", "--budget", "50%", "-o", "out", "--tune"],
     ],
 )
 def test_usage_errors_have_exit_code_2(arguments: list[str]) -> None:

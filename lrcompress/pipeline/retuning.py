@@ -82,7 +82,7 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             plan=read_plan(root / PLAN_NAME, profile),
             trust_remote_code=options.source.trust_remote_code,
         )
-        gained, key = tuned(job, teaching, _upstream(folder, teaching))
+        gained, key = tuned(job, teaching, _upstream(folder, teaching), exporting)
         outcome = _facts(folder, COMPRESS, CompressFacts)
         curve = _facts(folder, SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)

@@ -76,8 +76,13 @@ def is_tuned(job: Job, teaching: Teaching | None, upstream: str) -> bool:
     )
 
 
-def tuned(job: Job, teaching: Teaching, upstream: str) -> tuple[TuneReport, str]:
-    """The run folder's model, tuned; its report without the losses, and the stage's key."""
+def tuned(
+    job: Job, teaching: Teaching, upstream: str, exported_as: Mapping[str, Any] | None = None
+) -> tuple[TuneReport, str]:
+    """The run folder's model, tuned; its report without the losses, and the stage's key.
+
+    exported_as: how the run was exported before, for whoever comes after a stop.
+    """
     folder, key = job.folder, tune_key(teaching, upstream)
     known = folder.finished(STAGE, key)
     if known is not None:
@@ -108,7 +113,7 @@ def tuned(job: Job, teaching: Teaching, upstream: str) -> tuple[TuneReport, str]
         if not report.improved:
             log.warning("%s", unimproved(report))
         on_main(partial(save_tuned, module, root, {STAGE: to_json(report)}))
-        facts = {"upstream": upstream, "report": to_json(report), "export": last_export(folder)}
+        facts = {"upstream": upstream, "report": to_json(report), "export": exported_as or {}}
         folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
     return report, key
 
