@@ -31,7 +31,8 @@ from lrcompress.structures import Blast, LowRank, Structure
 from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
 from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
 from lrcompress.tuning.adapters.on_factors import FactorAdapter
-from lrcompress.tuning.adapters.peft_access import read_update
+from lrcompress.tuning.adapters.peft_access import read_update, wrap
+from lrcompress.tuning.adapters.sites import Site
 
 DOUBLE = torch.float64
 
@@ -252,6 +253,28 @@ def test_methods_without_a_place_beside_layers_refuse_it() -> None:
 def test_options_out_of_range_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(TuneError, match="adapter: "):
         AdapterOptions(**fields)
+
+
+@pytest.mark.parametrize("name", ["lora", "pissa", "adalora"])
+def test_a_failure_on_the_way_leaves_the_network_as_it_was(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _ = mixed()
+    before, values = snapshot(module), {k: v.clone() for k, v in module.state_dict().items()}
+    calls: list[Site] = []
+
+    def failing(site: Site, *others: Any) -> Any:
+        calls.append(site)
+        if len(calls) > 12:
+            raise RuntimeError("out of memory")
+        return wrap(site, *others)
+
+    monkeypatch.setattr("lrcompress.tuning.adapters.on_factors.wrap", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        attach(name, module)
+    assert len(calls) == 13
+    assert snapshot(module) == before
+    assert all(torch.equal(value, values[key]) for key, value in module.state_dict().items())
 
 
 def test_one_adapter_serves_one_network_at_a_time() -> None:

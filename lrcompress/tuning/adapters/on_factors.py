@@ -85,6 +85,7 @@ class FactorAdapter(Adapter):
                 f"{sites[0].name}: {self.method.name} can adapt no factor here ({reason}); "
                 "train the factors themselves"
             )
+        before = [(site, site.values.detach().clone()) for site in sites if self.method.start]
         self._module, self._frozen = module, freeze_(module)
         try:
             with seeded(seed):
@@ -96,6 +97,8 @@ class FactorAdapter(Adapter):
                         self._wrap_(site, ranks[site.name], total_steps)
         except Exception:
             self.take_out_()
+            for site, values in before:
+                site.values.data.copy_(values)
             raise
         order = [site.name for site in sites]
         self._attached.sort(key=lambda row: order.index(row.factor))
