@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Literal as in planning.py, so that --help loads no torch.
 TUNING_OBJECTIVE_NAMES = ("distill", "clm", "mlm", "mae", "task")
 OPTIMISER_NAMES = ("adamw", "lora-plus", "lora-rite", "galore", "subspace")
-ADAPTER_NAMES = ("lora", "rslora", "dora", "pissa", "olora", "adalora")
+ADAPTER_NAMES = ("lora", "rslora", "dora", "pissa", "olora", "adalora", "deep-lora")
 REGULARISER_NAMES = ("factor-norm", "rank-dropout", "nested-rank-dropout")
 SCOPES = ("factors", "vectors", "all")
 PRECISIONS = ("fp32", "bf16", "fp16")
