@@ -283,11 +283,12 @@ def _unpacked(packed: bytes) -> Any:
 def portable(error: BaseException) -> BaseException:
     """The error where pickle gives back its class and words, else its words; in a note of it where
     it was raised."""
+    carried: BaseException | None
     try:
         carried = pickle.loads(pickle.dumps(error))
     except Exception:  # a class of the user's, say, whose constructor takes something else
         carried = None
-    if type(carried) is not type(error) or str(carried) != str(error):
+    if carried is None or type(carried) is not type(error) or str(carried) != str(error):
         carried = RuntimeError(f"{type(error).__name__}: {error}")
     raised = "".join(traceback.format_exception(error))
     carried.add_note(f"In process {rank()} of {world_size()}:\n{raised}")
