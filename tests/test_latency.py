@@ -9,11 +9,14 @@ from pathlib import Path
 import networks
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 from lrcompress.errors import DataError, ExportError
+from lrcompress.export import calibrate
 from lrcompress.export.calibrate import CalibrationSettings, calibrate_latency
 from lrcompress.export.forms import FormChoice, choose_forms_, forms_of, use_form_
+from lrcompress.export.timeable import linear_layer, not_timed, structures_to_time
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.metrics import Whitening
 from lrcompress.planning.curves import layer_choices
@@ -29,7 +32,8 @@ from lrcompress.planning.latency import (
 from lrcompress.planning.plan import PlanOptions, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
-from lrcompress.structures import Blast, Dense, LowRank
+from lrcompress.structures import STRUCTURES, Blast, Dense, LowRank
+from lrcompress_cli.main import main
 
 SPEC = LayerSpec("layer", "linear", 64, 64, 1, bias=True)
 BLAST = Blast(16, blocks=4)
@@ -189,6 +193,70 @@ def test_calibration_measures_every_form_and_number_of_rows() -> None:
     blast_forms = {it.form for it in found if it.structure == "blast"}
     assert blast_forms == {"broadcast", "columns", "matmuls"}
     assert all(it.ratio > 0 and 0 < it.kept < 1 for it in found)
+
+
+def test_small_layers_are_timed_at_the_few_sizes_that_they_have() -> None:
+    """Ranks at three shares of the break-even rank coincide; each is one model in the bench."""
+    for shape in ((2, 3), (3, 3), (8, 8)):
+        structures = structures_to_time(linear_layer(shape), ("low_rank",))
+        assert structures
+        assert len({*structures}) == len(structures)
+    settings = CalibrationSettings(structures=("low_rank",), shapes=((2, 3),), rows=(1,), runs=1)
+    assert len(calibrate_latency(settings).measurements) == 1
+
+
+@pytest.mark.parametrize("shape", [(128, 128), (384, 1536), (2048, 2048)])
+def test_every_structure_of_linear_layers_can_be_timed(shape: tuple[int, int]) -> None:
+    linear = {name for name, it in STRUCTURES.items() if "linear" in it.kinds} - {"dense"}
+    assert set(CalibrationSettings().structures) == linear
+    assert not_timed(tuple(linear), (shape,)) == {}
+    spec = linear_layer(shape)
+    for structure in structures_to_time(spec, tuple(linear)):
+        structure.check(spec)
+        assert structure.weight_params(spec) < spec.weight_params
+
+
+ANY = ("--rows", "1", "--runs", "1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--sizes", "1"), "1 x 1 is too small a layer for low-rank"),
+        (("--sizes", "64", "--structures", "monarch"), "64 x 64 is too small a layer for monarch"),
+        (("--sizes", "99999999"), "a layer of 99999999 x 99999999 takes 40,000,000 GB at least"),
+        (("--sizes", "64", "--rows", str(10**15)), "fewer --rows"),
+        (("--structures", "tucker2,cp"), "tucker2, cp: only structures of linear layers are timed"),
+        (("--structures", "tensor-train"), "tensor-train: only structures of linear layers"),
+        (("-o", "/proc/x.json"), "/proc/x.json: "),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_before_any_work(
+    arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured before it was refused")
+
+    monkeypatch.setattr(calibrate, "time_structures", refuse)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["calibrate-latency", *ANY, *arguments])
+    assert result.exit_code == 7
+    assert said in result.stderr
+    assert "; " in result.stderr  # the next step
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "latency_table.json").exists()
+
+
+def test_structures_of_other_layers_are_named_as_not_timed(tmp_path: Path) -> None:
+    output = tmp_path / "table.json"
+    arguments = ("--structures", "low-rank,tucker2,monarch", "--sizes", "16", "-o", str(output))
+    result = CliRunner().invoke(main, ["calibrate-latency", *ANY, *arguments, "--json"])
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)
+    assert set(record) == {"file", "machine", "measurements", "not_timed"}
+    assert set(record["not_timed"]) == {"tucker2", "monarch"}
+    assert "not timed: tucker2 (it stands for conv1d, conv2d" in result.stderr
+    assert {it.structure for it in load_table(output).measurements} == {"low_rank"}
 
 
 def test_a_table_is_read_back_and_a_wrong_one_refused_by_field(tmp_path: Path) -> None:

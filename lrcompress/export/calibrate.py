@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +15,27 @@ from lrcompress.export.bench import BenchSettings, BenchTarget, bench
 from lrcompress.export.forms import forms_of, use_form_
 from lrcompress.export.onnx import ExportOptions, export_onnx
 from lrcompress.export.session import ProviderName
-from lrcompress.layers import LayerSpec, describe
+from lrcompress.export.timeable import (
+    Shape,
+    linear_layer,
+    refuse_unmeasurable,
+    structures_to_time,
+)
+from lrcompress.layers import LayerSpec
 from lrcompress.planning.latency import LatencyTable, Measurement
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES, Structure
 
-SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 768), (2048, 2048))  # out, in features
+SHAPES: tuple[Shape, ...] = ((384, 384), (1536, 384), (384, 1536), (768, 768), (2048, 2048))
 ROWS = (1, 16, 128, 512)
+TIMED = tuple(name for name, it in STRUCTURES.items() if "linear" in it.kinds and name != "dense")
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
     provider: ProviderName = "cpu"
-    structures: tuple[str, ...] = tuple(name for name in STRUCTURES if name != "dense")
-    shapes: tuple[tuple[int, int], ...] = SHAPES
+    structures: tuple[str, ...] = TIMED
+    shapes: tuple[Shape, ...] = SHAPES
     rows: tuple[int, ...] = ROWS
     runs: int = 30
     threads: int | None = 1
@@ -65,20 +72,23 @@ def calibrate_latency(
 ) -> LatencyTable:
     """Random weights and inputs: time depends on neither.
 
+    Structures that no linear layer of these sizes can be are left out; `not_timed` names them.
+
     Raises:
+        DataError: of one of the layers nothing could be measured, or memory cannot hold it.
         ProviderUnavailable: the provider cannot run here.
     """
+    refuse_unmeasurable(settings.structures, settings.shapes, settings.rows)
     found: list[Measurement] = []
     for shape in settings.shapes:
-        spec = describe(OneLayer(*shape)).layers[0]
-        structures = list(structures_to_time(spec, settings.structures))
+        structures = structures_to_time(linear_layer(shape), settings.structures)
         found += time_structures(structures, shape, settings, progress)
     return LatencyTable(tuple(found))
 
 
 def time_structures(
     structures: Sequence[Structure],
-    shape: tuple[int, int],
+    shape: Shape,
     settings: CalibrationSettings = DEFAULTS,
     progress: Progress = SILENT,
 ) -> list[Measurement]:
@@ -89,7 +99,7 @@ def time_structures(
     """
     torch.manual_seed(0)
     dense = OneLayer(*shape).eval()
-    spec = describe(dense).layers[0]
+    spec = linear_layer(shape)
     example = {"rows": torch.randn(8, spec.in_features)}
     as_it_is = ExportOptions(forms=None)
     with tempfile.TemporaryDirectory() as scratch:
@@ -138,18 +148,6 @@ def time_structures(
         for one in candidates
         for rows in settings.rows
     ]
-
-
-def structures_to_time(spec: LayerSpec, names: Sequence[str]) -> Iterator[Structure]:
-    """Those that a plan may choose: the families' sizes, and low rank at about the same shares."""
-    for name in names:
-        if name == "low_rank":
-            low_rank = STRUCTURES[name]
-            for share in (0.25, 0.5, 0.75):
-                yield low_rank(rank=max(1, round(share * spec.break_even_rank)))  # type: ignore[call-arg]
-            continue
-        for family in STRUCTURES[name].families(spec):
-            yield from family[:: max(1, len(family) // 3)]
 
 
 def built(structure: Structure, layer: nn.Module, spec: LayerSpec) -> nn.Module:

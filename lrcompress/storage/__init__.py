@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from lrcompress.fingerprint import model_fingerprint
-from lrcompress.storage.files import TEMPORARY_GLOB, write_atomically, write_json, write_text
+from lrcompress.storage.files import (
+    TEMPORARY_GLOB,
+    refuse_unwritable,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from lrcompress.storage.models import load, precision, save_compressed, save_tuned
 from lrcompress.storage.moments import DiskMoments, MomentsWriter, drop_moments
 from lrcompress.storage.profiles import load_profile, save_profile
@@ -18,6 +24,7 @@ __all__ = [
     "load_profile",
     "model_fingerprint",
     "precision",
+    "refuse_unwritable",
     "save_compressed",
     "save_profile",
     "save_pt2",

@@ -52,6 +52,17 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
         raise unwritable(path, int(number[1]) if number else None, one_line(cause)) from cause
 
 
+def refuse_unwritable(path: Path) -> None:
+    """Raises LrcompressError if `path` could not be written: before work that would be lost."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as cause:
+        raise unwritable(path, cause.errno, one_line(cause)) from cause
+
+
 def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 

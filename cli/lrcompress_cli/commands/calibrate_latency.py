@@ -19,7 +19,8 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
     "--structures",
     type=StructureNames(),
     metavar="NAMES",
-    help="Structures to time, separated by commas; by default all that stand for linear layers.",
+    help="Structures to time, separated by commas; by default all that stand for linear layers. "
+    "Others are named as not timed.",
 )
 @click.option(
     "--rows",
@@ -81,9 +82,10 @@ def command(
     """
     from lrcompress.export.bench import device_name
     from lrcompress.export.calibrate import DEFAULTS, CalibrationSettings, calibrate_latency
+    from lrcompress.export.timeable import not_timed
     from lrcompress.planning.latency import table_to_json
     from lrcompress.reporting.environment import describe_environment
-    from lrcompress.storage import write_text
+    from lrcompress.storage import refuse_unwritable, write_text
     from lrcompress_cli.tables.latency import LatencyTableView
 
     settings = CalibrationSettings(
@@ -94,8 +96,20 @@ def command(
         runs,
         threads,
     )
+    refuse_unwritable(output)
     table = calibrate_latency(settings, terminal.progress)
+    left_out = {
+        name.replace("_", "-"): reason
+        for name, reason in not_timed(settings.structures, settings.shapes).items()
+    }
+    for name, reason in left_out.items():
+        terminal.note(f"not timed: {name} ({reason})")
     machine = describe_environment(device=device_name(provider), provider=provider, threads=threads)
     write_text(output, table_to_json(table, machine))
-    record = {"file": str(output), "machine": machine, "measurements": len(table.measurements)}
+    record = {
+        "file": str(output),
+        "machine": machine,
+        "measurements": len(table.measurements),
+        "not_timed": left_out,
+    }
     return Outcome(record, [LatencyTableView(table), f"\nwritten: {output}"])
