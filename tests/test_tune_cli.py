@@ -144,8 +144,8 @@ def test_a_tuned_run_is_verified_closer_and_no_larger(
     before, after = weights(plain), weights(output)
     assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
     assert any(not after[name].equal(before[name]) for name in after)
-    size = (plain / "model.onnx").stat().st_size
-    assert abs((output / "model.onnx").stat().st_size - size) < 0.01 * size
+    assert report.after is not None
+    assert report.after.params == sum(p.numel() for p in lrcompress.load(output).parameters())
     record = json.loads((output / "lrcompress.json").read_text())
     assert record["extra"]["tune"]["end"] == report.tuning.end
     assert json.loads((output / "report.json").read_text())["tuning"]["losses"] == []
@@ -233,7 +233,8 @@ def test_the_file_is_exported_as_it_was(tmp_path: Path) -> None:
     size = (output / "model.onnx").stat().st_size
     report = run_tune(alone(output)).report
     assert report.verified
-    assert abs((output / "model.onnx").stat().st_size - size) < 0.01 * size
+    # Fresh norms are all alike and stored once, tuned ones are not; float32 would take half more
+    assert (output / "model.onnx").stat().st_size < 1.25 * size
 
 
 class Stopped(Exception):
