@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from lrcompress.sources.data import DataOptions, load_batches
     from lrcompress.sources.models import load_model
     from lrcompress.storage import load, load_profile, save_compressed, save_profile
-    from lrcompress.structures import Dense, LowRank
+    from lrcompress.structures import (
+        CP,
+        Blast,
+        BlockDiagonal,
+        Dense,
+        Interpolative,
+        Kronecker,
+        LowRank,
+        Monarch,
+        SpatialLowRank,
+        TensorTrain,
+        Tucker2,
+    )
     from lrcompress.tuning.tune import TuneOptions, TuneReport, tune_
 
 __version__ = "0.1.0"
@@ -33,18 +45,27 @@ _HOMES: dict[str, str] = {
     "BenchReport": "export.bench",
     "BenchSettings": "export.bench",
     "BenchTarget": "export.bench",
+    "Blast": "structures",
+    "BlockDiagonal": "structures",
     "Budget": "planning.budget",
+    "CP": "structures",
     "CompressOptions": "compression.compress",
     "CompressReport": "compression.compress",
     "DataOptions": "sources.data",
     "Dense": "structures",
     "ExportOptions": "export.onnx",
     "ExportReport": "export.onnx",
+    "Interpolative": "structures",
+    "Kronecker": "structures",
     "LowRank": "structures",
+    "Monarch": "structures",
     "Plan": "planning.plan",
     "PlanOptions": "planning.plan",
     "Profile": "profiling.profile",
     "ProfileOptions": "profiling.collect",
+    "SpatialLowRank": "structures",
+    "TensorTrain": "structures",
+    "Tucker2": "structures",
     "TuneOptions": "tuning.tune",
     "TuneReport": "tuning.tune",
     "VerifyOptions": "export.verify",
@@ -67,9 +88,12 @@ _HOMES: dict[str, str] = {
 }
 
 __all__ = [  # the names are served by __getattr__
+    "CP",
     "BenchReport",
     "BenchSettings",
     "BenchTarget",
+    "Blast",
+    "BlockDiagonal",
     "Budget",
     "CompressOptions",
     "CompressReport",
@@ -77,11 +101,17 @@ __all__ = [  # the names are served by __getattr__
     "Dense",
     "ExportOptions",
     "ExportReport",
+    "Interpolative",
+    "Kronecker",
     "LowRank",
+    "Monarch",
     "Plan",
     "PlanOptions",
     "Profile",
     "ProfileOptions",
+    "SpatialLowRank",
+    "TensorTrain",
+    "Tucker2",
     "TuneOptions",
     "TuneReport",
     "VerifyOptions",

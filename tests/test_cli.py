@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,6 +86,13 @@ def test_every_public_name_is_there() -> None:
     assert set(lrcompress.__all__) <= set(dir(lrcompress))
     with pytest.raises(AttributeError, match="no attribute 'compres'"):
         _ = lrcompress.compres
+
+
+def test_every_structure_is_a_public_name() -> None:
+    import lrcompress
+    from lrcompress.structures import STRUCTURES
+
+    assert {it.__name__ for it in STRUCTURES.values()} <= set(lrcompress.__all__)
 
 
 # ---- documented -----------------------------------------------------------------------------
@@ -464,6 +472,50 @@ def test_the_object_of_bench_is_the_documented_one(finished: Path, tmp_path: Pat
     assert isinstance(latencies, list)
     assert report["before"]["latency_ms"] == latencies[0]["p50_ms"]
     assert report["after"]["latency_ms"] == latencies[1]["p50_ms"]
+
+
+def test_a_bench_of_another_model_leaves_the_report_alone(finished: Path, tmp_path: Path) -> None:
+    """A report shows a latency beside the model that its run was made from, and no other."""
+    output = tmp_path / "out"
+    shutil.copytree(finished, output)
+    before = (output / "report.json").read_bytes()
+    for other in (output, output / "model.onnx"):  # its own result; a graph, which may be anything
+        arguments = ["bench", other, output / "model.onnx", "--runs", "1", "--batch", "1", "--json"]
+        result = CliRunner().invoke(main.main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.stderr
+        assert "its report was left alone" in result.stderr
+        assert (output / "report.json").read_bytes() == before
+
+
+def test_a_summary_names_the_structures_that_were_taken() -> None:
+    from lrcompress.layers import LayerSpec
+    from lrcompress.planning.plan import PlannedLayer
+    from lrcompress.structures import Blast, LowRank, Structure
+    from lrcompress_cli.tables.summary import structures_taken
+
+    spec = LayerSpec("a", "linear", 8, 8, 1, bias=True)
+
+    def layers(*structures: Structure) -> list[PlannedLayer]:
+        return [PlannedLayer("a", it, 64, it.weight_params(spec), 1, 0, spec) for it in structures]
+
+    assert structures_taken(layers(LowRank(1), LowRank(2))) == ""
+    mixed = layers(LowRank(1), Blast(1, 2), Blast(2, 2))
+    assert structures_taken(mixed) == ": 2 blast, 1 low rank"
+
+
+def test_auto_stands_alone() -> None:
+    arguments = ["profile", "x", "--structures", "auto,blast"]
+    result = CliRunner().invoke(main.main, arguments)
+    assert result.exit_code == ExitCode.USAGE
+    assert "'auto' stands alone" in result.stderr
+
+
+def test_messages_spell_structures_as_options_do(finished: Path) -> None:
+    arguments = ["plan", str(finished), "--budget", "60%", "--structures", "block-diagonal"]
+    result = CliRunner().invoke(main.main, arguments)
+    assert result.exit_code == ExitCode.INPUT
+    assert "--structures block-diagonal" in result.stderr
+    assert "no loss curves of block-diagonal, only of low-rank" in result.stderr
 
 
 def test_the_object_of_doctor_is_the_documented_one() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from lrcompress.compression.sweep import SweepPoint
-from lrcompress.errors import DataError
+from lrcompress.errors import DataError, ModelError, PlanError
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import LEDGER_NAME
@@ -21,10 +22,12 @@ from lrcompress.reporting.environment import describe_environment
 from lrcompress.reporting.html import render_html
 from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
 from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.run_record import read_record
 from lrcompress.storage import write_text
 from lrcompress.tuning.report import TuneReport
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+Recorded = Literal["recorded", "another model", "no report"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,18 +156,32 @@ def _environment(provider: str) -> dict[str, str]:
     return describe_environment(device="cpu", provider=provider, threads=torch.get_num_threads())
 
 
-def record_latency(root: Path, dense_ms: float, compressed_ms: float) -> bool:
-    """Put a bench's medians into a run's report; returns whether there is one."""
+def record_latency(
+    root: Path, dense_fingerprint: str | None, dense_ms: float, compressed_ms: float
+) -> Recorded:
+    """Put a bench's medians into a run's report, if it timed the model that the run was made from.
+
+    dense_fingerprint: of the model that was timed; None where there is only a graph of it.
+    """
     path = root / REPORT_JSON
     if not path.is_file():
-        return False
+        return "no report"
     report = Report.from_json(path.read_text(encoding="utf-8"), path)
     if report.after is None:
-        return False
+        return "no report"
+    if dense_fingerprint is None or _source_fingerprint(root) != dense_fingerprint:
+        return "another model"
     report = replace(
         report,
         before=replace(report.before, latency_ms=dense_ms),
         after=replace(report.after, latency_ms=compressed_ms),
     )
     write_report(report, FolderOptions(root, report=(root / REPORT_HTML).is_file()))
-    return True
+    return "recorded"
+
+
+def _source_fingerprint(root: Path) -> str | None:
+    try:
+        return read_record(root).source_fingerprint
+    except (ModelError, PlanError):
+        return None  # a report without its run

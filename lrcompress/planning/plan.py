@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil
 
 from lrcompress.errors import BudgetError, PlanError
@@ -104,15 +105,20 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
     for name in options.structures:
         if name not in explored:
             raise PlanError(
-                f"the profile has no loss curves of {name}, only of "
-                f"{', '.join(sorted(measured)) or 'low_rank'}; profile again with "
-                f"--structures {name.replace('_', '-')}"
+                f"the profile has no loss curves of {_spelled([name])}, only of "
+                f"{_spelled(sorted(measured) or ['low_rank'])}; profile again with "
+                f"--structures {_spelled([name])}"
             )
     if options.structures and not measured and not set(options.structures) & set(free):
         raise PlanError(
-            f"no layer has a loss curve of {', '.join(options.structures)} in the metric "
-            f"{options.metric!r}; add low_rank, or leave --metric out"
+            f"no layer has a loss curve of {_spelled(options.structures)} in the metric "
+            f"{options.metric!r}; add low-rank, or leave --metric out"
         )
+
+
+def _spelled(names: Sequence[str]) -> str:
+    """As the command line spells them."""
+    return ", ".join(names).replace("_", "-")
 
 
 def _unreachable(

@@ -83,41 +83,59 @@ def command(
     from lrcompress_cli.tables.bench import BenchTable
 
     settings = BenchSettings(batches, lengths, provider, runs, threads=threads)
-    with _dense_graph(model, data, terminal.progress) as dense:
+    with _dense_graph(model, data, terminal.progress) as (dense, fingerprint):
         names = _names([dense, *onnx])
         targets = [BenchTarget(*pair) for pair in zip(names, [dense, *onnx], strict=True)]
         report = bench(targets, settings, progress=terminal.progress)
     if output is not None:
         write_json(output, report.to_json())
     for name, path in zip(names[1:], onnx, strict=True):
-        _show_in_report(terminal, report, name, path)
+        _show_in_report(terminal, report, name, path, fingerprint)
     return Outcome(report.to_json(), [BenchTable(report)])
 
 
 @contextmanager
-def _dense_graph(model: ModelChoice, data: DataChoice, progress: Progress) -> Iterator[Path]:
-    """MODEL itself if it is a graph, else an export of it that is gone afterwards."""
+def _dense_graph(
+    model: ModelChoice, data: DataChoice, progress: Progress
+) -> Iterator[tuple[Path, str | None]]:
+    """MODEL itself if it is a graph, else an export of it that is gone afterwards; its fingerprint,
+    which a graph does not tell."""
     if model.model.endswith(".onnx"):
-        yield Path(model.model)
+        yield Path(model.model), None
         return
     from lrcompress.export.onnx import export_onnx
+    from lrcompress.fingerprint import model_fingerprint
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "dense.onnx"
         with progress.stage("export of the dense model", 1) as step:
             loaded = model.load()
+            fingerprint = model_fingerprint(loaded.module)
             export_onnx(loaded.module, data.example(loaded, seed=0), path)
             step.advance()
-        yield path
+        yield path, fingerprint
 
 
-def _show_in_report(terminal: Terminal, report: BenchReport, name: str, path: Path) -> None:
-    """The report of the run that the file comes from shows its first latency."""
+def _show_in_report(
+    terminal: Terminal, report: BenchReport, name: str, path: Path, dense: str | None
+) -> None:
+    """The report of the run that the file comes from shows its first latency.
+
+    dense: fingerprint of MODEL, which has to be the one that the run was made from.
+    """
     from lrcompress.pipeline import record_latency
 
+    if path.name != "model.onnx":
+        return
     first = {row.target: row.p50_ms for row in reversed(report.latencies)}
-    if path.name == "model.onnx" and record_latency(path.parent, first["dense"], first[name]):
+    recorded = record_latency(path.parent, dense, first["dense"], first[name])
+    if recorded == "recorded":
         terminal.note(f"{path.parent}: its report now shows the latency")
+    elif recorded == "another model":
+        terminal.note(
+            f"{path.parent}: its report was left alone, as MODEL is not known to be the one that "
+            "the run was made from"
+        )
 
 
 def _names(paths: list[Path]) -> list[str]:

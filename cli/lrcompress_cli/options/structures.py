@@ -36,6 +36,8 @@ class StructureNames(click.ParamType[tuple[str, ...]]):
         names = [part.strip().lower().replace("_", "-") for part in str(value).split(",")]
         if names == [AUTO]:
             names = list(AUTO_NAMES)
+        if AUTO in names:
+            self.fail(f"{AUTO!r} stands alone; leave out the others, or name every one", param, ctx)
         strange = [name for name in names if name not in STRUCTURE_NAMES]
         if strange:
             known = ", ".join((AUTO, *STRUCTURE_NAMES))

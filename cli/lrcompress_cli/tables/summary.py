@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from lrcompress.pipeline import RunResult
+from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.tables.checks import check_table
@@ -51,13 +55,21 @@ def _costs(before: Cost, after: Cost) -> Table:
 
 def _plan_line(result: RunResult) -> Text:
     plan = result.plan
-    changed = sum(layer.params < layer.dense_params for layer in plan.layers)
+    changed = [layer for layer in plan.layers if layer.params < layer.dense_params]
     gap = plan.optimality_gap
     proven = "" if gap is None else f", {optimality(gap)}"
     return Text(
-        f"budget {result.report.budget}: {changed} of {len(plan.layers)} layers factored "
-        f"({plan.metric} metric, {plan.allocator} allocation{proven})"
+        f"budget {result.report.budget}: {len(changed)} of {len(plan.layers)} layers factored"
+        f"{structures_taken(changed)} ({plan.metric} metric, {plan.allocator} allocation{proven})"
     )
+
+
+def structures_taken(layers: Sequence[PlannedLayer]) -> str:
+    """ ": 21 interpolative, 9 blast, 4 low rank"; nothing where low rank is all there is."""
+    counts = Counter(layer.structure.type_name.replace("_", " ") for layer in layers)
+    if not counts.keys() - {"low rank"}:
+        return ""
+    return ": " + ", ".join(f"{number} {name}" for name, number in counts.most_common())
 
 
 def _divergences(report: Report) -> Table:
