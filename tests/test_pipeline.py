@@ -659,5 +659,5 @@ def test_a_damaged_ledger_is_named(unbroken: tuple[Path, RunResult], tmp_path: P
     output = copied(unbroken[0], tmp_path / "moved")
     for text in ("{", "[]", '{"schema_version": 7}', '{"schema_version": 1, "stages": {"a": 1}}'):
         (output / folders.LEDGER_NAME).write_text(text)
-        with pytest.raises(DataError, match=r"stages\.json"):
+        with pytest.raises(DataError, match=r"stages\.json: .*; choose another .* or --force"):
             run(options(output))

@@ -18,6 +18,7 @@ from lrcompress.export.placement import placement
 from lrcompress.export.rewrites.name_weights import parameter_name
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
 
+WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -98,7 +99,8 @@ def budget(subject: Subject, params: int | None, size_bytes: int | None) -> Chec
         if most is not None
     ]
     passed = all(most is None or found[key] <= most for key, most in allowed.items())
-    return Check("budget", "budget", passed, ", ".join(held), numbers)
+    detail = ", ".join(held) if passed else f"{', '.join(held)}; {WHEN_OVER}"
+    return Check("budget", "budget", passed, detail, numbers)
 
 
 def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 
 from lrcompress.errors import DataError
 from lrcompress.export.check import Check
+from lrcompress.export.checks import WHEN_OVER
 from lrcompress.export.onnx import export_onnx
 from lrcompress.export.session import ProviderName
 from lrcompress.export.tracing import quiet
@@ -106,6 +107,8 @@ def _reported(check: Check, plan: Plan) -> CheckReport:
                 f"measurements of single layers, of {share:.1%} allowed"
             )
         detail = f"{counted}; {detail}"
+        if passed is False and check.passed is not False:
+            detail += f"; {WHEN_OVER}"
     return CheckReport(check.name, check.kind, passed, detail)
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from lrcompress import __version__
 from lrcompress.errors import DataError
 from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.wording import shown
 
 SCHEMA_VERSION = 1
+BEGIN_ANEW = "choose another output folder, or --force to begin anew"
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,36 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Ledger:
-        """Raises DataError if the text is no ledger of this version."""
-        data = parse_object(text, where, DataError)
-        stages = data.pop("stages", None)
-        if data.get("schema_version") != SCHEMA_VERSION or not isinstance(stages, dict):
-            raise DataError(
-                f"{where}: written by another version; choose another output folder, or --force"
-            )
-        head = from_json(cls, data, where, DataError)
-        records = {name: _record(value, f"{where}: {name}") for name, value in stages.items()}
+        """Raises DataError if the text is no ledger of this version.
+
+        Nobody edits a ledger, so whatever is wrong with it, the way out is to begin anew.
+        """
+        try:
+            data = parse_object(text, where, DataError)
+        except DataError as cause:
+            raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(f"{where}: written by another version; {BEGIN_ANEW}")
+        try:
+            stages = data.pop("stages", None)
+            records = {name: _record(value, name) for name, value in _object(stages).items()}
+            head = from_json(cls, data, where, DataError)
+        except DataError as cause:
+            raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
         return Ledger(head.model, head.model_fingerprint, records)
 
 
-def _record(value: Any, where: str) -> StageRecord:
-    if not isinstance(value, dict) or not isinstance(value.get("facts"), dict):
-        raise DataError(f"{where}: not a stage's record; choose another output folder, or --force")
-    key = from_json(str, value.get("key"), f"{where}.key", DataError)
-    files = from_json(dict[str, str], value.get("files"), f"{where}.files", DataError)
-    return StageRecord(key, files, value["facts"])
+def _record(value: object, where: str) -> StageRecord:
+    fields = _object(value)
+    key = from_json(str, fields.get("key"), where, DataError)
+    files = from_json(dict[str, str], fields.get("files"), where, DataError)
+    return StageRecord(key, files, _object(fields.get("facts")))
+
+
+def _object(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"must be an object {{...}}, not {shown(value)}")
+    return value
 
 
 def stage_key(name: str, upstream: str, inputs: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lrcompress.compression.replace import install_
-from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.errors import LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.companions import companions, pooling
@@ -67,7 +67,10 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
                 f"{folder / RECORD_NAME}: the model has no layer {layer.name}; the folder belongs "
                 "to another version of the model's code"
             )
-        layer.structure.check(spec)
+        try:
+            layer.structure.check(spec)
+        except PlanError as cause:
+            raise PlanError(f"{folder / RECORD_NAME}: {cause}") from cause
         try:
             factors = layer.structure.empty_factors(spec)
             install_(module, spec, layer.structure, factors, _empty_bias(layer, spec))

@@ -45,7 +45,9 @@ class TensorTrain(Structure):
                 "tied to this embedding); use low_rank or dense"
             )
         if self.cores not in (2, 3):
-            raise PlanError(f"{spec.name}: tensor_train has 2 or 3 cores, not {self.cores}")
+            raise PlanError(
+                f"{spec.name}: tensor_train has 2 or 3 cores, not {self.cores}; edit its cores"
+            )
         largest = max(_largest_ranks(spec, self.cores))
         if not 1 <= self.rank <= largest:
             raise PlanError(
