@@ -41,6 +41,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.latency
 	$(BIN)/python -m benchmarks.cost
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.structures
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scaling
+	$(BIN)/python -m benchmarks.tucker
 
 clean:
 	rm -rf $(OUT) build dist
