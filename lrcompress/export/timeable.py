@@ -1,4 +1,4 @@
-"""What can be timed in place of a linear layer: which structures, of which sizes, on this machine."""
+"""What can be timed in place of a linear layer: which structures, of what sizes, and where."""
 
 from __future__ import annotations
 

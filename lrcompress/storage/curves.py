@@ -1,4 +1,4 @@
-"""Loss curves of structures in profile.json: {"type": "blast", "rank": 48, "blocks": 4, "loss": …}."""
+"""Loss curves of structures in profile.json: points {"type": "blast", "rank": 48, …, "loss": …}."""
 
 from __future__ import annotations
 
