@@ -32,6 +32,7 @@ from lrcompress.reporting.report import (
     Spectrum,
     StageTime,
 )
+from lrcompress.tuning.report import HeldOut, TuneReport
 from lrcompress_cli.main import main
 
 COLLECT = """<script>
@@ -56,6 +57,8 @@ addEventListener("load", () => setTimeout(() => {
   at("spectrum-layer").value = "0";
   at("spectrum-layer").dispatchEvent(new Event("change"));
   const back = at("spectrum-words").textContent;
+  click(at("plan-measure").children[1]);
+  const ranks = (at("plan-plot").data ?? []).flatMap((trace) => [...trace.y]);
   click(at("plan-measure").children[2]);
   const cells = () => [...at("layers").querySelectorAll("tbody td:first-child")];
   const names = () => cells().map((cell) => cell.textContent);
@@ -71,6 +74,8 @@ addEventListener("load", () => setTimeout(() => {
       bars: at("plan-plot").querySelectorAll(".bars .point").length,
       swept: at("sweep-plot").querySelectorAll(".scatterlayer .trace").length,
       axis: at("plan-plot").querySelector(".ytitle")?.textContent ?? "",
+      ranks, words: at("plan-words").textContent,
+      decisions: [...at("layers").querySelectorAll("td.decision")].map((td) => td.textContent),
       changed: first !== second, back: back === first, ascending, descending: names(),
       hidden: [...document.querySelectorAll("section[hidden]")].map((s) => s.id),
       title: document.title, model: at("model").textContent, images: document.images.length,
@@ -143,6 +148,23 @@ def layer(name: str, m: int, n: int, rank: int | None) -> LayerReport:
     )
 
 
+TUNING = TuneReport(
+    objective="distill",
+    measure="cosine divergence",
+    start=0.05,
+    end=0.03,
+    best_step=20,
+    history=(HeldOut(0, 0.05), HeldOut(10, None), HeldOut(20, 0.03)),
+    losses=(0.1, 0.08),
+    steps=20,
+    learning_rate=3e-4,
+    restarts=0,
+    trained_params=1000,
+    taught_examples=100,
+    judging_examples=28,
+)
+
+
 def report() -> Report:
     return Report(
         model="tests/model",
@@ -158,6 +180,7 @@ def report() -> Report:
         optimality_gap=3e-5,
         divergences=(Divergence("calibration", 0.04, 0.05), Divergence("held-out", 0.04, 0.06)),
         sweep=(SweepPoint("params=80%", 800_000, 3e-3, 4e-3), SweepPoint("b", 1, 0.1, 0.2)),
+        tuning=TUNING,
         fidelity={"mean cosine, held-out": 0.94},
         layers=(
             layer("blocks.0.fc", 40, 24, 9),
@@ -187,6 +210,7 @@ def profile_report() -> Report:
         optimality_gap=None,
         divergences=(),
         sweep=(),
+        tuning=None,
         fidelity=None,
         checks=(),
         layers=tuple(replace(row, **absent) for row in report().layers),
@@ -259,8 +283,33 @@ def test_the_page_of_a_profile_hides_what_it_lacks(tmp_path: Path) -> None:
     found = in_browser(render_html(profile_report()), tmp_path)
     assert found["errors"] == []
     assert found["curves"] == 2
-    absent = ("plan", "divergence", "sweep", "checks")
+    absent = ("plan", "divergence", "sweep", "tuning", "checks")
     assert set(found["hidden"]) == {f"{name}-section" for name in absent}
+
+
+def test_the_page_says_what_other_structures_save_or_do_not(tmp_path: Path) -> None:
+    blast = replace(layer("a", 40, 24, 6), structure="blast, rank 9, blocks 4", rank=None)
+    made = replace(
+        report(),
+        layers=(
+            replace(blast, saved=0.2),
+            replace(blast, name="b", saved=-0.2),
+            layer("c", 40, 24, 6),
+            layer("d", 40, 24, None),
+        ),
+    )
+    found = in_browser(render_html(made), tmp_path)
+    assert found["errors"] == []
+    assert found["decisions"] == [
+        "dense",
+        "rank 6",
+        "blast, rank 9, blocks 4 (20\u00a0% more loss than low rank)",
+        "blast, rank 9, blocks 4 (20\u00a0% less loss than low rank)",
+    ]  # sorted by name, descending
+    assert "The 2 hatched bars take another structure" in found["words"]
+    assert "1 of these are predicted to lose less" in found["words"]
+    assert "The 1 pale bar stays dense." in found["words"]
+    assert sorted(found["ranks"]) == [0.25, 0.25, 0.25, 1]  # as much as low rank of that size
 
 
 def test_what_the_user_typed_is_text_on_the_page(tmp_path: Path) -> None:

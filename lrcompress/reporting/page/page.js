@@ -123,7 +123,7 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 // A list of its own: plotly's default buttons include one that sends the chart to a server.
 const config = { displaylogo: false, responsive: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
 function layout(extra) {
-  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true };
+  const axis = { gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"), automargin: true, exponentformat: "power" };
   const { xaxis = {}, yaxis = {}, ...rest } = extra;
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
@@ -150,14 +150,18 @@ const isDense = (layer) => layer.structure === "dense";
 const isLowRank = (layer) => layer.rank !== null;
 const MEASURES = {
   "Parameters": { of: (l) => l.params_kept / l.params, axis: "share of the weight's parameters", format: ".0%" },
-  "Rank": { of: (l) => (isLowRank(l) ? l.rank / fullRank(l) : isDense(l) ? 1 : null), axis: "share of full rank (low rank and dense)", format: ".0%" },
+  "Rank": { of: (l) => (isDense(l) ? 1 : rankOrEqual(l) / fullRank(l)), axis: "share of full rank", format: ".0%" },
   "Predicted loss": { of: (l) => l.predicted_loss, axis: "predicted loss", format: ".2~g" },
 };
 let measureName = "Parameters";
 
+// Of another structure the rank at which low rank would hold as many parameters.
+const perRank = (layer) => layer.groups * (layer.out_features + layer.in_features);
+const rankOrEqual = (layer) => (isLowRank(layer) ? layer.rank : layer.params_kept / perRank(layer));
+
 // What stands there, and why it is not low rank.
 function decision(layer) {
-  const why = layer.saved === null ? "" : ` (${percent(layer.saved)} less loss than low rank)`;
+  const why = layer.saved === null ? "" : ` (${percent(Math.abs(layer.saved)).replace(" ", "\u00a0")} ${layer.saved < 0 ? "more" : "less"} loss than low rank)`;
   return `${layer.structure}${why}`;
 }
 
@@ -204,6 +208,7 @@ function drawPlan() {
     yaxis: { title: { text: measure.axis }, tickformat: measure.format, rangemode: "tozero" },
   }), config);
 }
+const bars = (number, look, one, many) => `The ${number} ${look} ${number === 1 ? `bar ${one}` : `bars ${many}`}`;
 function drawPlanControls() {
   for (const name of Object.keys(MEASURES)) {
     const button = element("button", { type: "button", "aria-pressed": String(name === measureName) }, name);
@@ -215,11 +220,15 @@ function drawPlanControls() {
     at("plan-measure").append(button);
   }
   const dense = report.layers.filter(isDense).length;
-  const structured = report.layers.filter((layer) => !isDense(layer) && !isLowRank(layer)).length;
-  const others = structured ? ` ${structured} of them, hatched, lose less in another structure than as low rank of the same size.` : "";
+  const structured = report.layers.filter((layer) => !isDense(layer) && !isLowRank(layer));
+  const better = structured.filter((layer) => layer.saved > 0).length;
+  const gain = better === structured.length ? "each is predicted to lose less" : `${better} of these are predicted to lose less`;
+  const others = structured.length
+    ? ` ${bars(structured.length, "hatched", "takes", "take")} another structure than low rank: ${gain} than low rank of as many parameters would, whose rank "Rank" shows.`
+    : "";
   const proof = report.optimality_gap === null ? "" : ` The sum of predicted losses is ${gap(report.optimality_gap)} at this budget.`;
   at("plan-words").textContent =
-    `${report.layers.length - dense} of ${report.layers.length} layers are factored; the ${dense} pale bars stay dense.${others}${proof}`;
+    `${report.layers.length - dense} of ${report.layers.length} layers are factored.${dense ? ` ${bars(dense, "pale", "stays", "stay")} dense.` : ""}${others}${proof}`;
 }
 
 let shownLayer = 0;
@@ -247,7 +256,7 @@ function drawSpectrum() {
     hovermode: "x", annotations,
     shapes: marks.map((mark) => ({ type: "line", x0: mark.x, x1: mark.x, y0: 0, y1: 1, yref: "paper", line: { color: mark.color, width: 1.2, dash: mark.dash } })),
     xaxis: { title: { text: "direction", standoff: 8 }, range: [0, fullRank(layer) * 1.02] },
-    yaxis: { title: { text: "singular value / largest" }, type: "log", exponentformat: "power", dtick: 1 },
+    yaxis: { title: { text: "singular value / largest" }, type: "log", dtick: 1 },
   }), config);
   at("spectrum-words").textContent =
     `${layer.out_features} × ${layer.in_features} ${layer.kind}${layer.groups > 1 ? ` in ${layer.groups} groups` : ""}` +
@@ -287,8 +296,8 @@ function drawSweep() {
     hovertemplate: `${name} at %{text}: %{y:.4g}<extra></extra>`,
   }));
   Plotly.react("sweep-plot", traces, layout({
-    xaxis: { title: { text: "parameters kept, %" } },
-    yaxis: { title: { text: `${report.objective} divergence per example` }, type: "log", exponentformat: "power", dtick: 1 },
+    xaxis: { title: { text: "parameters kept, %", standoff: 8 } },
+    yaxis: { title: { text: `${report.objective} divergence per example` }, type: "log", dtick: 1 },
   }), config);
 }
 function drawTuning() {
@@ -298,7 +307,7 @@ function drawTuning() {
     marker: { color: PALETTE[1] }, line: { color: PALETTE[1] }, hovertemplate: "step %{x}: %{y:.4g}<extra></extra>",
   };
   Plotly.react("tuning-plot", [trace], layout({
-    xaxis: { title: { text: "step" }, rangemode: "tozero" },
+    xaxis: { title: { text: "step", standoff: 8 }, rangemode: "tozero" },
     yaxis: { title: { text: `${report.tuning.measure} per example` }, rangemode: "tozero" },
   }), config);
 }
@@ -323,12 +332,14 @@ function drawDivergenceWords() {
 }
 
 // ---- tables ----------------------------------------------------------------------------------
+// A long name may break after its dots.
+const breakable = (name) => element("span", {}, ...name.split(/(?<=\.)/).flatMap((part, i) => (i ? [element("wbr"), part] : [part])));
 const LAYER_COLUMNS = [
-  { title: "layer", value: (l) => l.name, text: (l) => l.name, className: () => "name" },
+  { title: "layer", value: (l) => l.name, text: (l) => breakable(l.name), className: () => "name" },
   { title: "kind", value: (l) => l.kind },
   { title: "shape", value: (l) => l.params, text: (l) => `${l.groups > 1 ? `${l.groups} × ` : ""}${l.out_features} × ${l.in_features}`, number: true },
   ...(planned ? [
-    { title: "decision", value: (l) => (isDense(l) ? Infinity : isLowRank(l) ? l.rank : l.params_kept / l.params), text: decision },
+    { title: "decision", value: (l) => (isDense(l) ? Infinity : isLowRank(l) ? l.rank : l.params_kept / l.params), text: decision, className: () => "decision" },
     { title: "kept", value: (l) => l.params_kept / l.params, text: (l) => percent(l.params_kept / l.params), number: true, help: "share of the weight's parameters" },
     { title: "loss", value: (l) => l.predicted_loss, text: (l) => real(l.predicted_loss), number: true, help: "predicted, in the plan's metric" },
   ] : []),
