@@ -29,7 +29,7 @@ class TuneOptions:
     accumulation: int = 1  # batches in a step
     scope: Scope = "vectors"
     hidden: float = 1.0  # weight of the hidden features beside the output in distillation
-    token_noise: bool | None = None  # None: where it was measured to help
+    token_noise: bool | None = None  # None: for texts of a large vocabulary
     divergence: str = "auto"  # of the output, a name in OBJECTIVES
     pooling: str | None = None  # of token embeddings: "mean" or "cls"
     mask_token: int | None = None  # id of the token that hides others, for mlm
