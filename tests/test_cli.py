@@ -321,7 +321,7 @@ def test_the_process_ends_with_130_on_an_interrupt(tmp_path: Path) -> None:
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130
     assert stderr.strip() == "interrupted; rerun the same command to resume"
 
