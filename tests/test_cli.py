@@ -309,7 +309,8 @@ def test_a_provider_that_cannot_run_is_a_placement_failure() -> None:
 def test_the_process_ends_with_130_on_an_interrupt(tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored\n"
         "from lrcompress_cli import main\n"
         "def hang(*args): print('ready', file=sys.stderr, flush=True); time.sleep(60)\n"
         "main.import_module = hang\n"
