@@ -34,6 +34,8 @@ PATIENCE = 240  # seconds: far more than needed, but a busy machine is slow to i
 FP32 = torch.finfo(torch.float32).eps
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
 
+pytestmark = pytest.mark.slow  # five processes that import torch
+
 
 @dataclass(frozen=True)
 class Results:

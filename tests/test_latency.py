@@ -183,6 +183,7 @@ def test_an_export_takes_the_fastest_form(tmp_path: Path) -> None:
         use_form_(module[0], "einsum")
 
 
+@pytest.mark.slow
 def test_calibration_measures_every_form_and_number_of_rows() -> None:
     settings = CalibrationSettings(
         structures=("low_rank", "blast"), shapes=((64, 64),), rows=(1, 4), runs=2

@@ -165,6 +165,7 @@ def test_two_runs_give_the_same_bits(tuned: tuple[Path, RunResult], tmp_path: Pa
     assert digests(tmp_path / "again") == digests(tuned[0])
 
 
+@pytest.mark.slow
 def test_without_the_option_the_weights_are_untuned_again(
     plain: Path, tuned: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
@@ -175,6 +176,7 @@ def test_without_the_option_the_weights_are_untuned_again(
     assert result.report.tuning is None
 
 
+@pytest.mark.slow
 def test_other_options_tune_the_untuned_weights(
     tuned: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
@@ -226,6 +228,7 @@ def test_tuning_again_changes_nothing_and_other_options_go_on(plain: Path, tmp_p
     assert digests(output) == third
 
 
+@pytest.mark.slow
 def test_the_file_is_exported_as_it_was(tmp_path: Path) -> None:
     export = lrcompress.ExportOptions(precision="fp16")
     output = tmp_path / "half"
