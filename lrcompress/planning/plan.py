@@ -53,7 +53,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
                 min_rank=options.min_rank,
                 bytes_per_param=options.bytes_per_param,
                 wanted=options.structures or tuple(STRUCTURES),
-                latencies=latencies,
+                latencies=latencies if budget.kind in ("flops", "latency") else None,
                 refuse_slower=budget.kind == "flops",
             )
             for layer in open_layers
