@@ -143,6 +143,29 @@ def test_a_latency_budget_counts_the_time_of_the_table(explored: Profile, tmp_pa
     assert plan_from_json(plan_to_json(decided), explored) == decided
 
 
+def test_a_plan_is_read_without_its_table_unless_it_counts_by_it(
+    explored: Profile, tmp_path: Path
+) -> None:
+    options = PlanOptions(latency_table=slow(tmp_path, 0.5))
+    by_params, by_time = (plan(explored, budget, options) for budget in ("60%", "latency=60%"))
+    Path(options.latency_table).unlink()
+    read = plan_from_json(plan_to_json(by_params), explored)
+    assert read.layers == by_params.layers
+    assert any(options.latency_table in warning for warning in read.warnings)
+    with pytest.raises(DataError, match="cannot be read"):
+        plan_from_json(plan_to_json(by_time), explored)
+
+
+def test_a_table_that_is_named_is_read_where_low_rank_is_all_there_is(
+    explored: Profile, tmp_path: Path
+) -> None:
+    path = tmp_path / "table.json"
+    path.write_text("{}")
+    options = PlanOptions(structures=("low_rank",), latency_table=str(path))
+    with pytest.raises(DataError, match="not a latency table"):
+        plan(explored, "60%", options)
+
+
 def test_a_latency_budget_takes_no_structure_that_is_slower_than_dense(
     explored: Profile, tmp_path: Path
 ) -> None:

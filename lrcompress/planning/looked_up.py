@@ -15,7 +15,7 @@ from lrcompress.wording import listed
 def latencies_for(profile: Profile, budget: Budget, options: PlanOptions) -> Latencies | None:
     """None where nobody asks: a budget counts something else, and low rank, which is never slower
     than what it replaces at its rank, is all there is."""
-    if budget.kind == "latency":
+    if budget.kind == "latency" or options.latency_table:  # one that is named is read
         return Latencies(latency_table(options.latency_table), options.provider, options.rows)
     named = set(options.structures or profile.structures) - {"dense", "low_rank"}
     if not named or not set(profile.structures) & named:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from lrcompress.errors import PlanError
+from lrcompress.errors import DataError, PlanError
 from lrcompress.planning.account import open_account
 from lrcompress.planning.budget import Budget, Scope
 from lrcompress.planning.curves import Choice, choice_of, is_measured
@@ -92,12 +92,19 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
     budget = Budget.parse(header.budget, header.scope)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     account = open_account(profile, budget, options, skipped)
-    latencies = latencies_for(profile, budget, options)
     warnings = []
-    if header.model_fingerprint != profile.model_fingerprint:
+    latencies = None
+    try:
+        latencies = latencies_for(profile, budget, options)
+    except DataError as error:  # a plan may have moved away from its table
+        if budget.kind == "latency":
+            raise
+        warnings.append(f"{error}; which layers are slower than dense is not known without it")
+    other_weights = header.model_fingerprint != profile.model_fingerprint
+    if other_weights:
         warnings.append("the plan was made for other weights than those of the profile")
     bound = header.lower_bound
-    if header.limit != account.limit or warnings or (bound is not None and bound < 0):
+    if header.limit != account.limit or other_weights or (bound is not None and bound < 0):
         bound = None  # proven for another problem
     choices = [
         choice_of(
