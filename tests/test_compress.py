@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lrcompress.compression import fit
 from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
-from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
+from lrcompress.compression.inputs import Inputs, PairedInputs, layer_calls
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.compression.sweep import sweep
 from lrcompress.errors import FitError, ModelError, PlanError
@@ -569,7 +569,8 @@ def seen_by(module: nn.Module, batch: Batch) -> tuple[Inputs, nn.Linear, nn.Line
 
     show(dense=False)
     once = layer_calls(module, ["shared"], batch) == {"shared": 1}
-    return paired_inputs(module, "shared", dense, [batch], show, once=once), dense, other
+    pairs = PairedInputs(module, {"shared": dense}, [batch], show, once)
+    return pairs.of("shared"), dense, other
 
 
 @torch.no_grad()

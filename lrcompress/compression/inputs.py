@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -68,67 +68,110 @@ def layer_calls(module: nn.Module, names: Sequence[str], batch: Batch) -> dict[s
     return calls
 
 
-def paired_inputs(
-    module: nn.Module, name: str, original: nn.Module, batches: Batches, show: Show, *, once: bool
-) -> Inputs:
-    """Moments of the layer's inputs in both networks, over the rows that are not padding.
+@dataclass(eq=False)
+class PairedInputs:
+    """Moments of layers' inputs in both networks, over the rows that are not padding.
 
-    once: a forward calls the layer a single time, so it need not be run to its end.
-    Batches whose rows cannot be paired, since the networks route them differently, do not count.
-    Several processes share the batches out; each gets all rows, to sum in the same order.
+    originals: dense layers by name, whose dense inputs one pass measures: rows wait until their
+    layer is asked for. once: a forward calls each of them a single time, so it need not be run to
+    its end.
     """
-    groups, _, n = weight_matrix(original).shape
-    square, line = (groups, n, n), (groups, n)
-    sums = [torch.zeros(shape, dtype=torch.float64) for shape in (square, square, line, line)]
-    rows = 0
 
-    def pair(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        show(dense=True)
-        try:
-            dense = _captured(module, name, original, batch, once=once)
-        finally:
-            show(dense=False)
-        return dense, _captured(module, name, original, batch, once=once)
+    module: nn.Module
+    originals: Mapping[str, nn.Module]
+    batches: Batches
+    show: Show
+    once: bool
+    _waiting: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
 
-    for dense, other in in_turns(batches, pair):
-        if dense is None or other is None or dense.shape != other.shape:
-            continue
+    def of(self, name: str) -> Inputs:
+        """As the compressed network is now. Each layer may be asked for once.
+
+        Batches whose rows cannot be paired, since the networks route them differently, do not
+        count. Several processes share the batches out; each gets all rows, to sum in the same
+        order.
+        """
+        sums = _Sums(weight_matrix(self.originals[name]))
+
+        def pair(index: int) -> tuple[Tensor | None, Tensor | None]:
+            dense = self._dense(name, index)
+            only = {name: self.originals[name]}
+            return dense, _captured(self.module, only, self.batches[index], once=self.once)[name]
+
+        for dense, other in in_turns(range(len(self.batches)), pair):
+            if dense is not None and other is not None and dense.shape == other.shape:
+                sums.add(dense, other)
+        return sums.finish()
+
+    def _dense(self, name: str, index: int) -> Tensor | None:
+        if (name, index) not in self._waiting:
+            self.show(dense=True)
+            try:
+                rows = _captured(self.module, self.originals, self.batches[index], once=self.once)
+            finally:
+                self.show(dense=False)
+            self._waiting |= {(layer, index): found for layer, found in rows.items()}
+        return self._waiting.pop((name, index))
+
+
+class _Sums:
+    def __init__(self, weight: Tensor) -> None:
+        groups, _, n = weight.shape
+        square, line = (groups, n, n), (groups, n)
+        self._sums = [torch.zeros(s, dtype=torch.float64) for s in (square, square, line, line)]
+        self._rows = 0
+
+    def add(self, dense: Tensor, other: Tensor) -> None:
+        """Both: (rows, g, n)."""
         terms = [
             torch.einsum("rgn,rgk->gnk", dense, other),
             torch.einsum("rgn,rgk->gnk", other, other),
             dense.sum(0),
             other.sum(0),
         ]
-        sums = [total.to(term.device) + term for total, term in zip(sums, terms, strict=True)]
-        rows += len(dense)
-    cross, second, dense_mean, other_mean = (total / max(rows, 1) for total in sums)
-    return Inputs(
-        cross=cross - dense_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
-        compressed=second - other_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
-        dense_mean=dense_mean,
-        compressed_mean=other_mean,
-    )
+        pairs = zip(self._sums, terms, strict=True)
+        self._sums = [total.to(term.device) + term for total, term in pairs]
+        self._rows += len(dense)
+
+    def finish(self) -> Inputs:
+        rows = max(self._rows, 1)
+        cross, second, dense_mean, other_mean = (total / rows for total in self._sums)
+        return Inputs(
+            cross=cross - dense_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
+            compressed=second - other_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
+            dense_mean=dense_mean,
+            compressed_mean=other_mean,
+        )
 
 
 def _captured(
-    module: nn.Module, name: str, original: nn.Module, batch: Batch, *, once: bool
-) -> Tensor | None:
-    """The rows of all calls of the layer: (rows, g, n); None if this batch never reaches it."""
-    held: list[Tensor] = []
+    module: nn.Module, originals: Mapping[str, nn.Module], batch: Batch, *, once: bool
+) -> dict[str, Tensor | None]:
+    """The rows of all calls of each layer: (rows, g, n); None if this batch never reaches it."""
+    held: dict[str, list[Tensor]] = {}
     mask = batch.get(MASK)
     mask = None if mask is None or mask.dim() != 2 else mask.bool()
 
-    def capture(_: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
-        rows = input_rows(original, (args[0] if args else next(iter(named.values()))).detach())
-        # a copy at once: the network may overwrite its activations in place
-        held.append(without_padding(rows, rows.shape[:-2], mask).to(torch.float32, copy=True))
-        if once:
-            raise _Reached
+    def capture(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
+            given = args[0] if args else next(iter(named.values()))
+            rows = input_rows(originals[name], given.detach())
+            # a copy at once: the network may overwrite its activations in place
+            kept = without_padding(rows, rows.shape[:-2], mask).to(torch.float32, copy=True)
+            held.setdefault(name, []).append(kept)
+            if once and len(held) == len(originals):
+                raise _Reached
 
-    handle = module.get_submodule(name).register_forward_pre_hook(capture, with_kwargs=True)
+        return hook
+
+    handles = [
+        module.get_submodule(name).register_forward_pre_hook(capture(name), with_kwargs=True)
+        for name in originals
+    ]
     try:
         with torch.no_grad(), frozen(module), suppress(_Reached):
             module(**on_device(module, batch))
     finally:
-        handle.remove()
-    return torch.cat(held) if held else None
+        for handle in handles:
+            handle.remove()
+    return {name: torch.cat(held[name]) if name in held else None for name in originals}

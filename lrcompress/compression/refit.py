@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
-from lrcompress.compression.inputs import Inputs, layer_calls, paired_inputs
+from lrcompress.compression.inputs import Inputs, PairedInputs, layer_calls
 from lrcompress.compression.replace import (
     Replacement,
     show_originals_,
@@ -27,7 +27,7 @@ from lrcompress.compression.replace import (
 )
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
-from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.batches import Batches, batch_size
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
@@ -35,6 +35,7 @@ from lrcompress.structures import Factors, Structure
 
 WEIGHT_STEP = 0.5  # of the way from W to W*: B is noisy, and upstream errors are not all linear
 DAMPING = 0.03  # of the mean input energy
+LARGEST_HELD = 2**26  # values of dense inputs that wait for their layer's turn: 256 MB
 
 
 @dataclass
@@ -69,25 +70,30 @@ class Refit:
         groups = list(self._groups(calls))
         best = self.judge.divergence(self.module)
         with progress.stage("refit", len(groups)) as step:
-            for group in groups:
-                first = group[0].spec
-                seen = self._inputs(first, batches, once=calls[first.name] == 1)
-                for with_weight in (False, True):
-                    held = [target.change.replacement for target in group]
-                    propose = partial(self._proposal, seen=seen, with_weight=with_weight)
-                    for target, (factors, bias) in zip(
-                        group, in_turns(group, propose), strict=True
-                    ):
-                        self._install_(target, factors, bias)
-                    divergence = self.judge.divergence(self.module)
-                    if divergence < best:
-                        best = divergence
-                        self.accepted += 1
-                    else:
-                        for target, replacement in zip(group, held, strict=True):
-                            self._put_(target, replacement)
-                step.advance()
+            for sweep in self._sweeps(groups, sum(map(batch_size, batches))):
+                firsts = [group[0].spec.name for group in sweep]
+                once = all(calls[name] == 1 for name in firsts)
+                inputs = self._inputs(firsts, batches, once=once)
+                for name, group in zip(firsts, sweep, strict=True):
+                    best = self._visit_(group, inputs.of(name), best)
+                    step.advance()
         return len(groups)
+
+    def _visit_(self, group: Sequence[Target], seen: Inputs, best: float) -> float:
+        """Propose twice, keep what judges better than `best`, and say how well that judges."""
+        for with_weight in (False, True):
+            held = [target.change.replacement for target in group]
+            propose = partial(self._proposal, seen=seen, with_weight=with_weight)
+            for target, (factors, bias) in zip(group, in_turns(group, propose), strict=True):
+                self._install_(target, factors, bias)
+            divergence = self.judge.divergence(self.module)
+            if divergence < best:
+                best = divergence
+                self.accepted += 1
+            else:
+                for target, replacement in zip(group, held, strict=True):
+                    self._put_(target, replacement)
+        return best
 
     def _able(self) -> list[Target]:
         """Lookups have no shifted input."""
@@ -101,12 +107,30 @@ class Refit:
             groups.setdefault(by_name[name].layer.input_group, []).append(by_name[name])
         yield from groups.values()
 
-    def _inputs(self, spec: LayerSpec, batches: Batches, *, once: bool) -> Inputs:
+    def _sweeps(
+        self, groups: Sequence[Sequence[Target]], examples: int
+    ) -> Iterator[list[Sequence[Target]]]:
+        """Neighbouring groups whose dense inputs are few enough to be held at once."""
+        sweep: list[Sequence[Target]] = []
+        held = 0.0
+        for group in groups:
+            spec = group[0].spec
+            size = examples * group[0].layer.rows_per_example * spec.groups * spec.in_features
+            if sweep and held + size > LARGEST_HELD:
+                yield sweep
+                sweep, held = [], 0.0
+            sweep.append(group)
+            held += size
+        if sweep:
+            yield sweep
+
+    def _inputs(self, names: Sequence[str], batches: Batches, *, once: bool) -> PairedInputs:
         def show(*, dense: bool) -> None:
             (show_originals_ if dense else show_replacements_)(self.module, self.replacements)
 
-        original = next(c.original for c in self.replacements if c.name == spec.name)
-        return paired_inputs(self.module, spec.name, original, batches, show, once=once)
+        held = {change.name: change.original for change in self.replacements}
+        originals = {name: held[name] for name in names}
+        return PairedInputs(self.module, originals, batches, show, once)
 
     def _proposal(
         self, target: Target, seen: Inputs, *, with_weight: bool
@@ -115,19 +139,18 @@ class Refit:
         original = target.change.original
         weight = weight_matrix(original).to(torch.float64)
         bias = layer_bias(original)
-        wanted = weight
+        factors = target.factors
         if with_weight:
             wanted = weight + WEIGHT_STEP * weight @ seen.correction(DAMPING)
-        moments = self.profile.moments.get(target.spec.name)
-        whitening = layer_whitening(target.layer, self.metric, moments)
-        factors = target.structure.fit(
-            wanted, whitening, target.spec, quick=True, start=target.factors
-        )
+            moments = self.profile.moments.get(target.spec.name)
+            whitening = layer_whitening(target.layer, self.metric, moments)
+            factors = target.structure.fit(
+                wanted, whitening, target.spec, quick=True, start=target.factors
+            )
         if bias is not None and not target.spec.shared_bias:
             lost = weight @ seen.dense_mean.unsqueeze(-1)
-            given = target.structure.dense(factors, target.spec) @ seen.compressed_mean.unsqueeze(
-                -1
-            )
+            dense = target.structure.dense(factors, target.spec).to(torch.float64)
+            given = dense @ seen.compressed_mean.unsqueeze(-1)
             bias = (bias.to(torch.float64) + (lost - given).flatten()).to(bias.dtype)
         return factors, bias
 

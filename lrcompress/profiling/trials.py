@@ -20,6 +20,8 @@ from lrcompress.profiling.profile import LayerProfile, Trial
 from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import LowRank
+from lrcompress.structures.balance import balanced
+from lrcompress.structures.low_rank import WhitenedSVD
 
 SHARES = (0.3, 0.85)  # of the break-even rank
 EXAMPLES = 24
@@ -68,13 +70,15 @@ def try_ranks(
     layer = module.get_submodule(spec.name)
     weight = weight_matrix(layer).to(torch.float64)
     losses = loss_curve(profile.spectra[metric.name])
+    try:
+        found = WhitenedSVD.of(weight, whitening)
+    except FitError:
+        return ()  # compressing will say why, naming the layer
     trials = []
     for rank in ranks:
         structure = LowRank(rank)
-        try:
-            factors = structure.fit(weight, whitening, spec)
-        except FitError:
-            return ()  # compressing will say why, naming the layer
+        left, right = found.unwhitened(rank, whitening)
+        factors = balanced(left, right)
         bias = getattr(layer, "bias", None) if spec.kind != "embedding" else None
         if bias is not None and profile.centred:
             shift = metric.error_mean(moments, weight - structure.dense(factors, spec))
