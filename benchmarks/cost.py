@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -116,6 +117,7 @@ def prepared(name: str, folder: Path) -> str:
 
 def run(subject: Subject, output: Path) -> Measured:
     """The whole pipeline in a fresh process; SystemExit if it does not get through."""
+    shutil.rmtree(output, ignore_errors=True)  # a stage that an earlier run finished costs nothing
     shown = output.with_suffix(".json")
     command = [sys.executable, "-m", "lrcompress_cli.main", "compress", *subject.arguments,
                "--output", str(output), "--json"]  # fmt: skip

@@ -5,7 +5,7 @@ C~ = E[x~ x~^T] the weight that best reproduces W x from x~ is W* = W B C~^-1 (m
 and GPTQ's sequential updates), and the mean of what is left goes into the bias. Layers are visited
 in the order in which they compute. Least squares on a layer's output is not the network's output,
 so each group of layers only proposes, and what the network's own output says on held-out examples
-decides: the bias alone, the bias and the weight, or neither.
+decides: the bias and the weight, the bias alone, or neither.
 """
 
 from __future__ import annotations
@@ -80,19 +80,18 @@ class Refit:
         return len(groups)
 
     def _visit_(self, group: Sequence[Target], seen: Inputs, best: float) -> float:
-        """Propose twice, keep what judges better than `best`, and say how well that judges."""
-        for with_weight in (False, True):
-            held = [target.change.replacement for target in group]
+        """Propose both, then the bias alone; the first that judges better than `best` stays."""
+        held = [target.change.replacement for target in group]
+        for with_weight in (True, False):
             propose = partial(self._proposal, seen=seen, with_weight=with_weight)
             for target, (factors, bias) in zip(group, in_turns(group, propose), strict=True):
                 self._install_(target, factors, bias)
             divergence = self.judge.divergence(self.module)
             if divergence < best:
-                best = divergence
                 self.accepted += 1
-            else:
-                for target, replacement in zip(group, held, strict=True):
-                    self._put_(target, replacement)
+                return divergence
+        for target, replacement in zip(group, held, strict=True):
+            self._put_(target, replacement)
         return best
 
     def _able(self) -> list[Target]:

@@ -20,7 +20,7 @@ from lrcompress.structures import Dense
 
 JUDGES_EVERY = 5  # one batch in five judges, the rest teach
 LARGEST_TAUGHT = 384  # examples
-LARGEST_JUDGED = 96
+LARGEST_JUDGED = 64
 AFFORDABLE_FLOPS = 2e13  # a few minutes on two cores
 
 

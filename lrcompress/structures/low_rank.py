@@ -26,29 +26,6 @@ from lrcompress.structures.factorized import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class WhitenedSVD:
-    """P S Q^T of a whitened weight: (groups, m, k), (groups, k) and (groups, k, n)."""
-
-    left: Tensor
-    singular_values: Tensor
-    right: Tensor
-
-    @classmethod
-    def of(cls, weight: Tensor, whitening: Whitening) -> WhitenedSVD:
-        """Raises FitError for a weight or moments that are not finite."""
-        whitened = whitening.whiten(weight)
-        if not bool(torch.isfinite(whitened).all()):
-            raise FitError("the weight or its moments are not finite; check the model and data")
-        return cls(*torch.linalg.svd(whitened, full_matrices=False))
-
-    def unwhitened(self, rank: int, whitening: Whitening) -> tuple[Tensor, Tensor]:
-        """The best left and right factors of a rank, in the weight's own coordinates."""
-        scaled = self.left[..., :rank] * self.singular_values[..., None, :rank]
-        left = whitening.output.left_inverse(scaled)
-        return left, whitening.input.right_inverse(self.right[..., :rank, :])
-
-
 @dataclass(frozen=True)
 class LowRank(Structure):
     """Two factors of `rank` columns; convolutions keep their kernel in the first."""
@@ -81,9 +58,13 @@ class LowRank(Structure):
         quick: bool = False,
         start: Factors | None = None,
     ) -> Factors:
-        found = WhitenedSVD.of(weight, whitening)
-        left, right = found.unwhitened(self.rank, whitening)
-        del found  # a vocabulary is wide, and balancing makes copies of its own
+        whitened = whitening.whiten(weight)  # (groups, m', n')
+        if not bool(torch.isfinite(whitened).all()):
+            raise FitError("the weight or its moments are not finite; check the model and data")
+        p, s, qt = torch.linalg.svd(whitened, full_matrices=False)
+        left = whitening.output.left_inverse(p[..., : self.rank] * s[..., None, : self.rank])
+        right = whitening.input.right_inverse(qt[..., : self.rank, :])
+        del whitened, qt  # a vocabulary is wide, and balancing makes copies of its own
         return balanced(left, right)
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
