@@ -29,7 +29,7 @@ from lrcompress.tuning.course import accumulate_, draws, factor
 from lrcompress.tuning.features import hidden_difference, hidden_points, watching
 from lrcompress.tuning.heldout import replaced_layers, split
 from lrcompress.tuning.optimisers import OPTIMISERS
-from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.options import Scope, TuneOptions
 from lrcompress.tuning.preparing import asking_only, parameters_of, prepared
 from lrcompress.tuning.regularisers import REGULARISERS
 from lrcompress.tuning.tune import tune_
@@ -151,7 +151,7 @@ def test_networks_of_other_architectures_are_tuned_as_they_come(kind: str) -> No
             parameter *= 1 if parameter.dim() < 2 else 4  # fresh weights hardly tell inputs apart
     data: list[Batch]
     if kind == "vit":
-        data = [{"pixel_values": torch.randn(4, 3, 16, 16)} for _ in range(5)]
+        data = [{"pixel_values": torch.randn(4, 3, 16, 16)} for _ in range(20)]
     else:
         mask = (torch.arange(9) < torch.tensor([[9], [7], [5], [9]])).long()
         data = [
@@ -229,6 +229,89 @@ def test_adapters_are_folded_into_factors_of_the_same_sizes(adapter: str) -> Non
     assert report.end <= report.start
     assert divergence(module, dense, list(split(data).judging)) == report.end
     assert set(report.merge_losses) <= set(replaced_layers(module, dense))
+
+
+def encoder(budget: str = "50%") -> tuple[nn.Module, nn.Module, list[Batch]]:
+    """A compressed BERT of two blocks, its dense one, and texts."""
+    torch.manual_seed(0)
+    dense = tiny_models.bert().eval()
+    words = torch.randint(4, 17, (12, 8, 9), generator=torch.Generator().manual_seed(2))
+    data: list[Batch] = [{"input_ids": w, "attention_mask": torch.ones_like(w)} for w in words]
+    module = copy.deepcopy(dense)
+    found = profile(module, data)
+    chosen = plan(found, budget)
+    compress_(module, chosen, found, options=CompressOptions(refit=False))
+    return disturbed(module, dense), dense, data
+
+
+@pytest.mark.parametrize("scope", ["factors", "vectors", "all"])
+def test_the_first_blocks_and_what_comes_before_them_can_be_left_alone(scope: Scope) -> None:
+    module, dense, data = encoder()
+    before = state(module)
+    options = replace(SHORT, steps=10, scope=scope, skip_first=1)
+    report = tune_(module, dense, data, options)
+    assert report.end < report.start
+    moved = {name for name, value in state(module).items() if not value.equal(before[name])}
+    assert any(".layer.1." in name for name in moved)
+    assert not [name for name in moved if "embeddings" in name or ".layer.0." in name]
+
+
+@pytest.mark.parametrize("adapter", [None, "lora"])
+def test_blocks_can_be_skipped_at_random(adapter: str | None) -> None:
+    if adapter is not None:
+        pytest.importorskip("peft")
+    options = replace(SHORT, steps=10, skip_first=1, random_skip=True, adapter=adapter)
+    ends = []
+    for _ in range(2):
+        module, dense, data = encoder()
+        before = state(module)
+        report = tune_(module, dense, data, options)
+        assert report.end < report.start
+        moved = {name for name, value in state(module).items() if not value.equal(before[name])}
+        assert any(".layer.0." in name for name in moved)
+        assert any(".layer.1." in name for name in moved)
+        ends.append(report.end)
+    assert ends[0] == ends[1]
+    module, dense, data = encoder()
+    always = tune_(module, dense, data, replace(options, skip_first=0, random_skip=False))
+    assert always.end != ends[0], "nothing was ever skipped"
+
+
+def test_skipping_every_block_is_refused() -> None:
+    module, dense, data = encoder()
+    with pytest.raises(TuneError, match="skip-first 2: the network has 2 blocks; take 0 to 1"):
+        tune_(module, dense, data, replace(SHORT, skip_first=2))
+    with pytest.raises(TuneError, match="say how many with skip_first"):
+        TuneOptions(random_skip=True)
+    with pytest.raises(TuneError, match="skip_first is -1"):
+        TuneOptions(skip_first=-1)
+
+
+def test_an_adapter_that_ended_in_nan_is_taken_out_all_the_same() -> None:
+    pytest.importorskip("peft")
+    module, dense = pair()
+    before = state(module)
+
+    def broken(network: nn.Module, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.requires_grad:
+                    parameter.fill_(float("nan"))
+        raise RuntimeError("gone")
+
+    options = replace(SHORT, objective="task", adapter="lora", adapter_rank=2)
+    calls = iter(range(100))
+
+    def task(network: nn.Module, batch: Batch) -> Tensor:
+        if next(calls) > 5:
+            broken(network, batch)
+        scores = call(network, batch)
+        assert isinstance(scores, Tensor)
+        return scores.square().mean()
+
+    with pytest.raises(TuneError, match="gone"):
+        tune_(module, dense, batches(), options, task=task)
+    assert same(state(module), before)
 
 
 def test_an_adapter_is_taken_out_when_something_else_goes_wrong() -> None:

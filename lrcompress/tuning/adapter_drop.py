@@ -92,18 +92,10 @@ def without_first(blocks: Blocks, skip: int) -> tuple[str, ...]:
 class RandomDrop:
     """The first K blocks as they were when this was made, K drawn at each step from 0 ... most.
 
-    Give it the network with adapters attached and not yet trained. It draws from `generator`, or
-    from torch's own, whose state a checkpoint of a tuning holds.
+    Give it the network with adapters attached and not yet trained.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        blocks: Blocks,
-        *,
-        most: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, module: nn.Module, blocks: Blocks, *, most: int | None = None) -> None:
         """most: the largest K; None for all blocks but the last.
 
         Raises:
@@ -115,7 +107,6 @@ class RandomDrop:
                 f"random drop of up to {self.most} of {len(blocks)} blocks: take 1 to "
                 f"{len(blocks) - 1}"
             )
-        self._generator = generator
         self._trained: list[Mapping[nn.Parameter, Tensor]] = [
             {
                 parameter: parameter.detach().clone()
@@ -127,9 +118,10 @@ class RandomDrop:
         ]
 
     @contextmanager
-    def step(self) -> Iterator[int]:
-        """Around a step's forward and backward; gives K. Its blocks get no gradient."""
-        skip = int(torch.randint(self.most + 1, (), generator=self._generator))
+    def step(self, generator: torch.Generator | None = None) -> Iterator[int]:
+        """Around a step's forward and backward; gives K, drawn from `generator` or from torch's
+        own. Its blocks get no gradient."""
+        skip = int(torch.randint(self.most + 1, (), generator=generator))
         with self.dropped(skip):
             yield skip
 

@@ -46,8 +46,11 @@ class Adapted:
         best_step = report.best_step if end < report.start else 0
         return replace(report, end=end, best_step=best_step, merge_losses=losses)
 
+    @torch.no_grad()
     def abandoned_(self) -> None:
         """Out again, with the factors of before: something else went wrong."""
+        for parameter in self.course.parameters.values():
+            parameter.zero_()  # what went wrong may have left NaN, which would not merge
         self._adapter.merge_({})
         self._restore_()
 

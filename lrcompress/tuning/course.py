@@ -37,6 +37,7 @@ class Course:
     noise: TokenNoise | None = None
     penalty: Callable[[], Tensor | None] | None = None
     regularisers: tuple[Regulariser, ...] = ()
+    around_step: Callable[[int], AbstractContextManager[object]] | None = None  # its passes
     after_step: Callable[[int], None] | None = None  # before gradients are cleared
     extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # beside the parameters
     load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
@@ -81,9 +82,9 @@ def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.
     for part in range(options.accumulation):
         index = (step * options.accumulation + part) * world_size() + rank()
         turn, place = divmod(index, len(taught))
-        order = torch.randperm(len(taught), generator=_generator(options.seed, turn))
+        order = torch.randperm(len(taught), generator=step_generator(options.seed, turn))
         place = int(order[place])
-        generator = _generator(options.seed + 1, index)
+        generator = step_generator(options.seed + 1, index)
         if course.noise is not None and (place + turn) % 2:
             yield course.noise.noisy(taught[place], generator), None, generator
         else:
@@ -93,7 +94,8 @@ def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.
 def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
     """Add the step's gradients; returns its loss, which may not be finite."""
     total = 0.0
-    with _regularised(course) as penalty:
+    around = nullcontext() if course.around_step is None else course.around_step(step)
+    with around, _regularised(course) as penalty:
         for batch, place, generator in draws(course, step):
             with course.autocast():
                 loss = course.objective.loss(batch, generator, place=place)
@@ -133,5 +135,6 @@ def factor(step: int, steps: int) -> float:
     return (1 + cos(pi * (step - warm_up + 1) / (steps - warm_up + 1))) / 2
 
 
-def _generator(seed: int, place: int) -> torch.Generator:
+def step_generator(seed: int, place: int) -> torch.Generator:
+    """Of what is drawn there and nowhere else."""
     return torch.Generator().manual_seed(1_000_003 * seed + place)

@@ -36,6 +36,8 @@ class TuneOptions:
     optimiser: str = "adamw"  # a name in OPTIMISERS
     adapter: str | None = None  # a name in ADAPTERS; None trains the factors themselves
     adapter_rank: int = 8
+    skip_first: int = 0  # blocks of the network that keep what they are (AdapterDrop)
+    random_skip: bool = False  # at each step the first 0 ... skip_first of them, drawn anew
     regularisers: tuple[str, ...] = ()  # names in REGULARISERS
     precision: Precision = "fp32"  # of the products on a GPU; weights stay as they are
     evaluate_every: int | None = None  # steps; None: twenty times in all, ten steps at least
@@ -50,6 +52,10 @@ class TuneOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise TuneError(f"{name} is {value}; it must be above 0")
+        if self.skip_first < 0:
+            raise TuneError(f"skip_first is {self.skip_first}; it must be 0 or more")
+        if self.random_skip and not self.skip_first:
+            raise TuneError("random_skip draws from the first blocks; say how many with skip_first")
         if not 0 <= self.hidden < float("inf"):
             raise TuneError(f"hidden is {self.hidden}; it must be 0 or more")
         for name, choices in (("scope", Scope), ("precision", Precision)):

@@ -35,6 +35,7 @@ from lrcompress.tuning.preparing import (
 )
 from lrcompress.tuning.rates import chosen_rate
 from lrcompress.tuning.report import HeldOut, TuneReport
+from lrcompress.tuning.skipping import trained_part, with_random_skips
 
 __all__ = ["TuneOptions", "TuneReport", "tune_"]
 
@@ -74,7 +75,14 @@ def tune_(
     if not layers:
         raise TuneError("no layer differs from the dense network's; compress the module first")
     sizes = {name: parameter.shape for name, parameter in module.named_parameters()}
-    parameters = parameters_of(module, layers, options.scope)
+    part = trained_part(module, dense, layers, batches[0], options)
+    found = parameters_of(module, part.layers, options.scope)
+    parameters = {name: p for name, p in found.items() if name not in part.fixed}
+    if not part.layers or not parameters:
+        raise TuneError(
+            f"skip-first {options.skip_first}: no layer after these blocks is compressed; "
+            "skip fewer"
+        )
     refuse_shared(parameters, dense)
     with torch.random.fork_rng(_gpus(module)), asking_only(module, parameters):
         torch.manual_seed(options.seed)
@@ -87,12 +95,13 @@ def tune_(
         steps = _length(course, start) if held is None else held.standing.steps
         blank = Standing(key, steps, 0.0)
         if options.adapter is None:
+            course = with_random_skips(course, part)
             report = _trained(
                 course, held or _first(course, blank, start, progress), store, progress
             )
         else:
-            adapted = Adapted(course, layers, steps)
-            course = adapted.course
+            adapted = Adapted(course, part.layers, steps)
+            course = with_random_skips(adapted.course, part)
             try:
                 begun = held or _first(course, blank, start, progress)
                 report = _trained(course, begun, store, progress)

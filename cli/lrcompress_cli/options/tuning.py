@@ -36,6 +36,8 @@ class TuneChoice:
     optimiser: str
     adapter: str | None
     adapter_rank: int
+    skip_first: int
+    random_skip: bool
     regularisers: tuple[str, ...]
     precision: Literal["fp32", "bf16", "fp16"]
 
@@ -56,6 +58,8 @@ class TuneChoice:
             optimiser=self.optimiser,
             adapter=self.adapter,
             adapter_rank=self.adapter_rank,
+            skip_first=self.skip_first,
+            random_skip=self.random_skip,
             regularisers=self.regularisers,
             precision=self.precision,
             seed=seed,
@@ -157,6 +161,21 @@ tuning_options = gathered(
         default=8,
         show_default=True,
         help="Rank of each adapter.",
+    ),
+    click.option(
+        "--skip-first",
+        type=click.IntRange(min=0),
+        metavar="K",
+        default=0,
+        show_default=True,
+        help="Leave the network's first K blocks, and all that comes before them, as they are: "
+        "steps get cheaper.",
+    ),
+    click.option(
+        "--random-skip",
+        is_flag=True,
+        help="Skip 0 to K of them, drawn anew at each step, so that the later blocks learn to do "
+        "without.",
     ),
     click.option(
         "--regulariser",
