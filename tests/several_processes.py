@@ -20,6 +20,7 @@ from unittest.mock import patch
 import networks
 import small_network
 import torch
+import tuning_subject
 from networks import feature_batches, token_batches
 from torch import Tensor, nn
 
@@ -32,6 +33,11 @@ from lrcompress.planning.plan import Plan, plan
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
+from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.report import TuneReport
+from lrcompress.tuning.tune import tune_
+
+PROCESSES = 2
 
 
 class Routed(nn.Module):
@@ -198,6 +204,28 @@ def _compressed(
     return Compressed(report, module.state_dict(), sorted(store.held), len(fits), resumed, error)
 
 
+def tuning() -> dict[str, tuple[TuneReport, Mapping[str, Tensor]]]:
+    """A step of several processes is as many batches; one process takes as many one by one."""
+    dense = tuning_subject.build().eval()
+    data = tuning_subject.batches()
+    with distributed.alone():
+        found = profile(dense, data)
+        start = copy.deepcopy(dense)
+        compress_(start, plan(found, "40%"), found, options=CompressOptions(refit=False))
+    whole = TuneOptions(steps=12, learning_rate=3e-3, accumulation=PROCESSES)
+    shared = replace(whole, accumulation=PROCESSES // distributed.world_size())
+    made = {}
+    for name, options in (
+        ("rate given", shared),
+        ("rate found", replace(shared, learning_rate=None)),
+        ("regularised", replace(shared, regularisers=("factor-norm",))),
+    ):
+        module = copy.deepcopy(start)
+        report = tune_(module, dense, data, options)
+        made[name] = (report, module.state_dict())
+    return made
+
+
 def meeting() -> dict[str, Any]:
     """The layer itself."""
     own = distributed.rank()
@@ -302,6 +330,7 @@ SCENARIOS: dict[str, Callable[[], object]] = {
     "profiles": profiles,
     "profiling calls": profiling_calls,
     "compressing": compressing,
+    "tuning": tuning,
     "meeting": meeting,
     "failures": failures,
     "gone": gone,

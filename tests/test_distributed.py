@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from several_processes import NETWORKS, Compressed
+from several_processes import NETWORKS, PROCESSES, Compressed
 from torch import Tensor
 
 from lrcompress import distributed
@@ -29,7 +29,6 @@ from lrcompress.profiling.profile import Profile
 from lrcompress_cli.main import main
 
 TESTS = Path(__file__).parent
-PROCESSES = 2
 PATIENCE = 240  # seconds: far more than needed, but a busy machine is slow to import torch
 FP32 = torch.finfo(torch.float32).eps
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
@@ -77,7 +76,7 @@ def launch(folder: Path, scenarios: Sequence[str], *, single: bool = False) -> N
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """One launch for all: starting a process takes longer than what it does here."""
     folder = tmp_path_factory.mktemp("processes")
-    scenarios = ["meeting", "failures", "profiles", "profiling calls", "compressing"]
+    scenarios = ["meeting", "failures", "profiles", "profiling calls", "compressing", "tuning"]
     launch(folder, scenarios, single=True)
     return Results(folder)
 
@@ -297,6 +296,22 @@ def digests(root: Path) -> dict[str, str]:
 
 
 NETWORK = ("small_network:build", "--data", "small_network:batches", "--no-report")
+
+
+@pytest.mark.parametrize("name", ["rate given", "rate found", "regularised"])
+def test_a_tuning_by_several_processes_takes_the_steps_of_one(results: Results, name: str) -> None:
+    one, alone = results.of("tuning", "single")[name]
+    (first, weights), (second, other) = (found[name] for found in results.everybodys("tuning"))
+    assert first == second
+    assert all(torch.equal(value, other[key]) for key, value in weights.items())
+    assert first.end < first.start
+    assert first.learning_rate == one.learning_rate
+    assert first.end == pytest.approx(one.end, rel=1e-3)
+    for (
+        key,
+        value,
+    ) in weights.items():  # Adam magnifies rounding
+        torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-3 * float(value.abs().max()))
 
 
 @pytest.mark.slow
