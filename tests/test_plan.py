@@ -308,3 +308,14 @@ def test_a_profile_without_layers_can_only_stay_as_it_is() -> None:
     assert plan(made, "100%").params == 100
     with pytest.raises(BudgetError, match="smallest reachable is 100 %"):
         plan(made, "50%")
+
+
+@pytest.mark.parametrize(("wide", "step"), [(255, 1), (256, 8)])
+def test_by_default_ranks_of_wide_layers_go_in_steps_of_8(wide: int, step: int) -> None:
+    profiled = layer(spec("x", wide, 512), np.random.default_rng(0))
+    choices = layer_choices(profiled, "two-sided")
+    ranks = [c.structure.rank for c in choices if isinstance(c.structure, LowRank)]
+    largest = profiled.spec.break_even_rank
+    assert ranks == [r for r in range(1, largest + 1) if r < 8 or r % step == 0]
+    every = layer_choices(profiled, "two-sided", multiple_of=1)
+    assert len([c for c in every if isinstance(c.structure, LowRank)]) == largest

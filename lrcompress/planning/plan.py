@@ -128,7 +128,7 @@ def _unreachable(
     steps = ["raise the budget"]
     if options.include or options.exclude:
         steps.append("--include more layers")
-    if options.min_rank > 1 or options.multiple_of > 1:
+    if options.min_rank > 1 or (options.multiple_of or 1) > 1:
         steps.append("lower --min-rank or --multiple-of")
     return BudgetError(
         f"budget {budget}: cannot be met; the smallest reachable is {percent:g} % "

@@ -149,6 +149,10 @@ def _remarks(
     if limit > account.counted_dense:
         return (f"budget {budget} is above the dense model: nothing has to change",)
     if loss > 0 and cost < (1 - BUDGET_TOLERANCE) * limit:
-        step = f"; ranks go in steps of {options.multiple_of}" if options.multiple_of > 1 else ""
+        step = (
+            f"; ranks go in steps of {options.multiple_of}"
+            if (options.multiple_of or 1) > 1
+            else ""
+        )
         return (f"the plan uses {100 * cost / limit:.1f} % of its budget {budget}{step}",)
     return ()

@@ -29,7 +29,7 @@ class PlanChoice:
     allocator: str | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
-    multiple_of: int
+    multiple_of: int | None
     min_rank: int
     metric: str | None
     structures: tuple[str, ...] | None
@@ -133,9 +133,8 @@ planning_options = gathered(
         "--multiple-of",
         type=click.IntRange(min=1),
         metavar="N",
-        default=1,
-        show_default=True,
-        help="Ranks are multiples of this; 8 suits a GPU.",
+        help="Ranks are multiples of this; by default of 8 in layers that are wide both ways, of 1 "
+        "elsewhere.",
     ),
     click.option(
         "--min-rank",
