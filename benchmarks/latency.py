@@ -4,7 +4,8 @@
 
 Dense and low-rank graphs, exported by lrcompress, take turns in one process on the same inputs:
 
-layers    one Linear with bias and random weights, at three FLOP ratios, over the number of rows
+layers    one Linear with bias and random weights, at three FLOP ratios (ranks in steps of 8, the
+          planner's own), over the number of rows
 encoder   all-MiniLM-L6-v2 with 80, 50 and 40 % of its encoder's Linears kept, ranks planned on
           500 sentences, over batch and length
 
@@ -34,6 +35,7 @@ from lrcompress.export.onnx import export_onnx
 from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName, open_session
 from lrcompress.layers import describe
 from lrcompress.planning.budget import Budget
+from lrcompress.planning.curves import STEP
 from lrcompress.planning.plan import PlanOptions, plan
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.sources.data import DataOptions, load_batches
@@ -104,7 +106,8 @@ def layer_targets(features: int, out_features: int, folder: Path) -> list[BenchT
         module = OneLinear(features, out_features).eval()
         if ratio is not None:
             spec = describe(module).layers[0]
-            rank = round(ratio * features * out_features / (features + out_features))
+            exact = ratio * features * out_features / (features + out_features)
+            rank = STEP * round(exact / STEP)  # as the planner has it
             factors = {
                 "left": torch.randn(1, out_features, rank) / rank**0.5,
                 "right": torch.randn(1, rank, features) / features**0.5,

@@ -231,6 +231,23 @@ def test_adapters_are_folded_into_factors_of_the_same_sizes(adapter: str) -> Non
     assert set(report.merge_losses) <= set(replaced_layers(module, dense))
 
 
+def test_an_adapter_beside_the_layer_is_truncated_to_its_rank_and_the_loss_is_told() -> None:
+    pytest.importorskip("peft")
+    module, dense = pair()
+    before = [(name, p.shape) for name, p in module.named_parameters()]
+    options = TuneOptions(
+        steps=20, learning_rate=3e-3, adapter="lora", adapter_rank=2, adapter_place="layer"
+    )
+    report = tune_(module, dense, batches(), options)
+    assert [(name, p.shape) for name, p in module.named_parameters()] == before
+    assert report.end < report.start
+    assert any(loss > 0 for loss in report.merge_losses.values())
+    with pytest.raises(TuneError, match="adapter_place 'roof' is unknown"):
+        TuneOptions(adapter_place="roof")  # type: ignore[arg-type]
+    with pytest.raises(TuneError, match="adapter_alpha is 0"):
+        TuneOptions(adapter_alpha=0)
+
+
 def encoder(budget: str = "50%") -> tuple[nn.Module, nn.Module, list[Batch]]:
     """A compressed BERT of two blocks, its dense one, and texts."""
     torch.manual_seed(0)

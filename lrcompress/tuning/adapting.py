@@ -22,7 +22,13 @@ class Adapted:
         assert options.adapter is not None
         self._whole, module = whole, whole.module
         self._before = {name: p.detach().clone() for name, p in module.named_parameters()}
-        self._adapter = ADAPTERS[options.adapter](AdapterOptions(rank=options.adapter_rank))
+        self._adapter = ADAPTERS[options.adapter](
+            AdapterOptions(
+                rank=options.adapter_rank,
+                alpha=options.adapter_alpha,
+                place=options.adapter_place,
+            )
+        )
         trained = self._adapter.attach_(module, layers, total_steps=steps, seed=options.seed)
         trained.eval()
         self.course = replace(

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from lrcompress.errors import TuneError
 
+Place = Literal["factors", "layer"]
 Scope = Literal["factors", "vectors", "all"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -36,6 +37,8 @@ class TuneOptions:
     optimiser: str = "adamw"  # a name in OPTIMISERS
     adapter: str | None = None  # a name in ADAPTERS; None trains the factors themselves
     adapter_rank: int = 8
+    adapter_place: Place = "factors"  # or beside the "layer", truncated to its rank in the end
+    adapter_alpha: float | None = None  # PEFT's alpha / rank scales an update; None: the rank
     skip_first: int = 0  # blocks of the network that keep what they are (AdapterDrop)
     random_skip: bool = False  # at each step the first 0 ... skip_first of them, drawn anew
     regularisers: tuple[str, ...] = ()  # names in REGULARISERS
@@ -48,7 +51,7 @@ class TuneOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise TuneError(f"{name} is {value}; it must be 1 or more")
-        for name in ("minutes", "learning_rate"):
+        for name in ("minutes", "learning_rate", "adapter_alpha"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise TuneError(f"{name} is {value}; it must be above 0")
@@ -58,7 +61,11 @@ class TuneOptions:
             raise TuneError("random_skip draws from the first blocks; say how many with skip_first")
         if not 0 <= self.hidden < float("inf"):
             raise TuneError(f"hidden is {self.hidden}; it must be 0 or more")
-        for name, choices in (("scope", Scope), ("precision", Precision)):
+        for name, choices in (
+            ("scope", Scope),
+            ("precision", Precision),
+            ("adapter_place", Place),
+        ):
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(get_args(choices))
                 raise TuneError(f"{name} {getattr(self, name)!r} is unknown; choose {known}")

@@ -36,6 +36,8 @@ class TuneChoice:
     optimiser: str
     adapter: str | None
     adapter_rank: int
+    adapter_place: Literal["factors", "layer"]
+    adapter_alpha: float | None
     skip_first: int
     random_skip: bool
     regularisers: tuple[str, ...]
@@ -58,6 +60,8 @@ class TuneChoice:
             optimiser=self.optimiser,
             adapter=self.adapter,
             adapter_rank=self.adapter_rank,
+            adapter_place=self.adapter_place,
+            adapter_alpha=self.adapter_alpha,
             skip_first=self.skip_first,
             random_skip=self.random_skip,
             regularisers=self.regularisers,
@@ -161,6 +165,20 @@ tuning_options = gathered(
         default=8,
         show_default=True,
         help="Rank of each adapter.",
+    ),
+    click.option(
+        "--adapter-place",
+        type=click.Choice(("factors", "layer")),
+        default="factors",
+        show_default=True,
+        help="On each factor, so that merging is exact, or beside the whole layer, whose sum is "
+        "truncated to the layer's rank in its metric in the end.",
+    ),
+    click.option(
+        "--adapter-alpha",
+        type=ABOVE_ZERO,
+        metavar="X",
+        help="An update is scaled by this over its rank; by default the rank itself.",
     ),
     click.option(
         "--skip-first",
