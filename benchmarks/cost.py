@@ -6,6 +6,8 @@ Each model goes once through `lrcompress compress` in a process of its own: prof
 export, verify. Seconds are the command's own (wall clock); the peak is the process's highest
 resident memory, as the system counted it; a stage's peak is sampled every 20 ms.
 
+A model that is run again replaces its earlier row; the others stay.
+
 SmolLM2 is also scored, before and after: perplexity over 8,176 tokens of each text.
 """
 
@@ -27,7 +29,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import RESULTS, describe_machine, write_result
+from benchmarks.machine import RESULTS, describe_machine, this_command, write_result
 from sample_models.germlines import germline_sequences
 
 RESULT = RESULTS / "cost.json"
@@ -283,7 +285,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 for text, dense in row["perplexity"]["dense"].items():
                     after = row["perplexity"]["compressed"][text]
                     print(f"  perplexity, {text}: {dense:.2f} -> {after:.2f}")
-            rows.append(row)
+            rows.append({**row, "command": this_command(), "machine": machine})
+    again = {row["model"] for row in rows}
+    held = json.loads(asked.output.read_text()) if asked.output.exists() else {}
+    rows = [*(row for row in held.get("rows", []) if row["model"] not in again), *rows]
     write_result(asked.output, machine, {"sampled_seconds": SAMPLE_SECONDS, "rows": rows})
     print(f"\nwritten: {asked.output}", file=sys.stderr)
 
