@@ -11,7 +11,7 @@ from lrcompress.profiling.explore import structure_curves
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.running import FULL_MOMENT_LIMIT
-from lrcompress.profiling.spectrum import measure
+from lrcompress.profiling.spectrum import gram_of_shorter_side, measure
 
 SHRINKAGE_PER_FEATURE = 0.25  # times features over rows; benchmarks/quality.py measures it
 LARGEST_SHRINKAGE = 0.5
@@ -67,9 +67,7 @@ def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tens
 
     An energy s^2 is right to rounding of the largest one, far below any loss that could matter.
     """
-    whitened = whitening.whiten(weight)
-    wide = whitened.shape[-2] <= whitened.shape[-1]
-    gram = whitened @ whitened.mT if wide else whitened.mT @ whitened
+    gram = gram_of_shorter_side(whitening.whiten(weight))
     energies: torch.Tensor = torch.linalg.eigvalsh(gram)
     return energies.clamp_min(0).sqrt().flip(-1)
 

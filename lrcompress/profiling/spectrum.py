@@ -69,6 +69,12 @@ def _median_of_marchenko_pastur(aspect: float, points: int = 4096) -> float:
     return float(x[int((cumulative < 0.5).sum())])
 
 
+def gram_of_shorter_side(matrix: Tensor) -> Tensor:
+    """A A^T or A^T A, whichever is smaller: (..., k, k), its eigenvalues the energies of A."""
+    wide = matrix.shape[-2] <= matrix.shape[-1]
+    return matrix @ matrix.mT if wide else matrix.mT @ matrix
+
+
 def loss_curve(singular_values: Tensor) -> Tensor:
     """Loss of keeping k directions, k = 0..len: 1/2 sum_{i>k} s_i^2."""
     energy = singular_values.to(torch.float64).square()

@@ -17,7 +17,7 @@ from lrcompress.profiling.flops import counted_flops
 from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.profile import LayerProfile, Trial
 from lrcompress.profiling.readout import Readout
-from lrcompress.profiling.spectrum import loss_curve
+from lrcompress.profiling.spectrum import gram_of_shorter_side, loss_curve
 from lrcompress.structures import Factors, LowRank
 from lrcompress.structures.balance import balanced
 
@@ -97,8 +97,7 @@ def _leading_directions(whitened: Tensor) -> Tensor:
     From the Gram matrix, which serves every rank and costs a quarter of an SVD; what it loses are
     digits of directions 1e8 times weaker than the first.
     """
-    wide = whitened.shape[-2] <= whitened.shape[-1]
-    gram = whitened @ whitened.mT if wide else whitened.mT @ whitened
+    gram = gram_of_shorter_side(whitened)
     vectors: Tensor = torch.linalg.eigh(gram).eigenvectors.flip(-1)
     return vectors
 

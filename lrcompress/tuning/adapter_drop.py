@@ -17,9 +17,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lrcompress.compression.inputs import layer_calls
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.passes import call, frozen
 
 Blocks = tuple[tuple[str, ...], ...]
 """Names of layers by block, the first block first."""
@@ -34,7 +34,8 @@ def blocks_in_depth_order(
     is in no block (an embedding, a head) is left out, unless all are: then each is a block. Without
     a batch the order is that of registration. Layers that the forward does not reach come last.
     """
-    order = list(layers) if batch is None else _called(module, layers, batch)
+    called = {} if batch is None else layer_calls(module, layers, batch)
+    order = list(called | dict.fromkeys(layers))
     containers = {
         name
         for name, child in module.named_modules()
@@ -55,24 +56,6 @@ def _member(container: str, layer: str) -> str | None:
     if not layer.startswith(prefix):
         return None
     return prefix + layer.removeprefix(prefix).partition(".")[0]
-
-
-@torch.no_grad()
-def _called(module: nn.Module, layers: Sequence[str], batch: Batch) -> list[str]:
-    order: dict[str, None] = {}
-    handles = [
-        module.get_submodule(name).register_forward_pre_hook(
-            lambda *_, name=name: order.setdefault(name)
-        )
-        for name in layers
-    ]
-    try:
-        with frozen(module):
-            call(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order | dict.fromkeys(layers))
 
 
 def without_first(blocks: Blocks, skip: int) -> tuple[str, ...]:

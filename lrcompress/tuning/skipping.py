@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
-import torch
 from torch import nn
 
+from lrcompress.compression.inputs import layer_calls
 from lrcompress.layers import describe
 from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.passes import call, frozen
 from lrcompress.tuning.adapter_drop import (
     Blocks,
     RandomDrop,
@@ -54,34 +54,21 @@ def trained_part(
     if options.random_skip:
         return TrainedPart(tuple(layers), blocks=compressed)
     early = {name for block in blocks[:skip] for name in block}
-    fixed = _before(module, first=kept, after=early, batch=batch)
+    fixed = _before(module, first=kept, skipped=early, batch=batch)
     return TrainedPart(tuple(n for n in layers if n not in early), fixed)
 
 
-@torch.no_grad()
-def _before(module: nn.Module, *, first: set[str], after: set[str], batch: Batch) -> frozenset[str]:
-    """Names of the parameters of all modules that a forward reaches before any layer of `first`,
-    and of the layers `after` which those come."""
-    order: dict[str, None] = {}
-    handles = [
-        part.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
-        for name, part in module.named_modules()
-    ]
-    try:
-        with frozen(module):
-            call(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    early: set[str] = set()
-    for name in order:
-        if name in first:
-            break
-        early.add(name)
+def _before(
+    module: nn.Module, *, first: set[str], skipped: set[str], batch: Batch
+) -> frozenset[str]:
+    """Names of the parameters of the skipped layers, and of all modules that a forward reaches
+    before any layer of `first`."""
+    order = layer_calls(module, [name for name, _ in module.named_modules()], batch)
+    early = set(takewhile(lambda name: name not in first, order))
     return frozenset(
         name
         for name, _ in module.named_parameters()
-        if name.rpartition(".")[0] in early or any(name.startswith(f"{x}.") for x in after)
+        if name.rpartition(".")[0] in early or any(name.startswith(f"{x}.") for x in skipped)
     )
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
 from lrcompress.metrics import Whitening
-
-Place = Literal["factors", "layer"]
+from lrcompress.tuning.options import Place
 
 
 @dataclass(frozen=True)
