@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lrcompress.errors import FitError
-from lrcompress.structures.blast_fit.alternating import solve_left
+from lrcompress.structures.blast_fit.alternating import grams, solve_left
 from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.blast_fit.plain import fit_plain
 from lrcompress.structures.blast_fit.precgd import fit_precgd
 from lrcompress.structures.blast_fit.residual import block_losses
 from lrcompress.structures.blast_fit.spectral_start import spectral_loss, spectral_start
 from lrcompress.structures.blast_fit.sweeps import alternate
+from lrcompress.structures.solve import rows_solved
 
 few = settings(max_examples=30, deadline=None, derandomize=True)
 EPS32 = torch.finfo(torch.float32).eps
@@ -133,12 +134,20 @@ def test_start_is_the_truncated_svd_and_knows_its_loss(shape: tuple[int, int]) -
 def test_half_a_sweep_solves_for_the_left_factors_exactly(seed: int, rank: int) -> None:
     weight = drawn(seed, 1, 24, 18)
     before = random_factors(seed, 3, 2, 8, 9, rank)
-    after = BlastFactors(solve_left(weight, before), before.diag, before.right)
+    after = BlastFactors(solve_left(weight, before, grams(before.right)), before.diag, before.right)
     # at the minimum over U the residual is orthogonal to every W_hat that another U would give
     residual = weight - after.dense(24, 18)
     other = BlastFactors(drawn(seed + 5, 1, 3, 8, rank), before.diag, before.right).dense(24, 18)
     cosine = (residual * other).sum() / (weight.norm() * other.norm())
     assert abs(float(cosine)) < 1e-10
+
+
+@pytest.mark.parametrize("count", [3, 7, 20])
+def test_rows_are_solved_for_as_by_the_inverse(count: int) -> None:
+    root, rows = drawn(4, 2, 5, 7, 9), drawn(5, 2, 5, count, 7)
+    gram = root @ root.mT
+    solved = rows_solved(rows, torch.linalg.cholesky(gram))
+    torch.testing.assert_close(solved @ gram, rows)
 
 
 def test_more_rank_from_a_start_never_loses_more() -> None:

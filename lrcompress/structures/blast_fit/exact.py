@@ -45,7 +45,7 @@ def recover(weight: Tensor, factors: BlastFactors, generator: torch.Generator) -
     for _ in range(_ATTEMPTS):
         if failures == _FAILURES or float(best.loss) < 1e-6:
             break
-        tried = alternate(weight, _redrawn(weight, best.factors, generator))
+        tried = alternate(weight, _redrawn(weight, best.factors, failures, generator))
         found = until_flat(tried, _SWEEPS, worthwhile=1e-2)
         failures = 0 if float(found.loss) < 0.9 * float(best.loss) else failures + 1
         best = found if float(found.loss) < float(best.loss) else best
@@ -54,20 +54,23 @@ def recover(weight: Tensor, factors: BlastFactors, generator: torch.Generator) -
     return until_flat(alternate(weight, best.factors), _FINISH, worthwhile=1e-2)
 
 
-def _redrawn(weight: Tensor, factors: BlastFactors, generator: torch.Generator) -> BlastFactors:
+def _redrawn(
+    weight: Tensor, factors: BlastFactors, failures: int, generator: torch.Generator
+) -> BlastFactors:
     """Random s in some rows of blocks (their U follows from it), random s and V in some columns.
 
-    In those that have more than their share of the loss; one by chance if there are none.
+    In those that have more than their share of the loss; after failures in as many more, by chance.
     """
     losses = block_losses(weight, factors)[0]  # (b_out, b_in)
     b_out, b_in, rank = factors.diag.shape[1:]
     lines = torch.cat([losses.sum(1) * b_out, losses.sum(0) * b_in]).cpu()  # (b_out + b_in,)
-    suspects = (lines > _SUSPECT * losses.sum().cpu()).nonzero().flatten()
-    if len(suspects) == 0:
-        suspects = torch.multinomial(lines, 1, generator=generator)
+    suspected = lines > _SUSPECT * losses.sum().cpu()
+    more = min(max(failures, int(not suspected.any())), int((lines > 0).sum()))
+    if more:
+        suspected[torch.multinomial(lines, more, generator=generator)] = True
     diag, right = factors.diag.clone(), factors.right.clone()
     size, width = diag.square().mean((0, 1, 2)).sqrt(), right.square().mean((0, 1, 2)).sqrt()
-    for line in suspects.tolist():
+    for line in suspected.nonzero().flatten().tolist():
         if line < b_out:
             diag[0, line] = drawn((b_in, rank), diag, generator) * size
         else:

@@ -92,7 +92,7 @@ def _half(
         slope = (left @ systems - rhs).mT  # (batch, rows, r, p)
         left = left - step * torch.cholesky_solve(slope, _damped(systems, delta)).mT
         if move_diag:
-            systems, aim = diag_systems(products, left, gram)
+            systems, aim = diag_systems(products, left, grams(left), gram)
             image = (systems @ diag.unsqueeze(-1)).squeeze(-1)  # (batch, rows, b_in, r)
             gain = gain + (diag * (2 * aim - image)).sum((1, 2, 3))
             slope = (image - aim).unsqueeze(-1)
