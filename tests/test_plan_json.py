@@ -123,7 +123,7 @@ def test_a_plan_for_other_weights_is_honoured_aloud(made: Profile) -> None:
     ("structure", "complaint"),
     [
         ({"type": "low_rank", "rank": 0}, "rank 0 is not between 1 and 24"),
-        ({"type": "low_rank", "rank": 25}, "rank 25 is not between 1 and 24"),
+        ({"type": "low_rank", "rank": 25}, "use a rank up to 15, or dense"),
         ({"type": "low_rank", "rank": 17}, "use a rank up to 15, or dense"),
         ({"type": "low_rank", "rank": "8"}, "rank"),
         ({"type": "low_rank", "rank": 8.5}, "rank"),
@@ -157,6 +157,8 @@ def test_layers_are_named_exactly(made: Profile) -> None:
         read([*rows, rows[1]])
     with pytest.raises(PlanError, match=r"no layer blok\.1; did you mean block\.1"):
         read([*rows, {**rows[1], "name": "blok.1"}])
+    with pytest.raises(PlanError, match=r"no layer blocks; did you mean block\.\d"):
+        read([*rows, {**rows[1], "name": "blocks"}])  # "block" is no layer
     unreadable: list[Any] = [{}, "rows", None, [7], [{"structure": {"type": "dense"}}]]
     for wrong in unreadable:
         with pytest.raises(PlanError):

@@ -35,6 +35,7 @@ from lrcompress.profiling.profile import CurvePoint, LayerProfile, Profile
 from lrcompress.profiling.spectrum import measure
 from lrcompress.sources.data import example_batch
 from lrcompress.sources.models import LoadedModel, load_model
+from lrcompress.sources.run_record import read_record
 from lrcompress.storage import (
     DiskMoments,
     MomentsWriter,
@@ -689,7 +690,8 @@ def test_the_record_says_what_was_done(folders: dict[str, Path], tmp_path: Path)
     assert record["source_fingerprint"] == "cd" * 32
     assert record["precision"] == "float32"
     assert record["extra"] == {"command": "compress"}
-    assert record["reference"]["details"] == {"architecture": "BertModel"}
+    details = record["reference"]["details"]
+    assert details == {"architecture": "BertModel", "folder": str(folders["bert"].resolve())}
     low_rank = [x for x in record["layers"] if x["structure"]["type"] == "low_rank"]
     assert low_rank
     assert all(set(x["structure"]) == {"type", "rank"} for x in low_rank)
@@ -732,6 +734,17 @@ def test_an_edited_record_is_refused_by_name(
     folder = shutil.copytree(saved_run, tmp_path / "run")
     _edit(folder / "lrcompress.json", path, value)
     assert said in complaint(lambda: load(folder), kind)
+
+
+def test_the_dense_model_is_found_from_another_directory(
+    saved_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(saved_run, tmp_path / "run")
+    whole = read_record(folder).reference
+    assert whole.place == whole.text  # it is where the user wrote that it is
+    _edit(folder / "lrcompress.json", ("reference", "text"), "models/bert")  # as seen from there
+    monkeypatch.chdir(tmp_path)
+    assert read_record(folder).reference.place == whole.details["folder"]
 
 
 def test_a_damaged_run_is_named(saved_run: Path, tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ from lrcompress.pipeline.options import (
     TuneRequest,
     TuneRunOptions,
 )
-from lrcompress.pipeline.reporting import record_latency
+from lrcompress.pipeline.reporting import REPORT_HTML, REPORT_JSON, record_latency
 from lrcompress.pipeline.retuning import run_tune
 from lrcompress.pipeline.verbs import preview, promised_budget, run, run_profile
 
 __all__ = [
+    "REPORT_HTML",
+    "REPORT_JSON",
     "FolderOptions",
     "Preview",
     "ProfileResult",

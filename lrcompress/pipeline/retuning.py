@@ -131,7 +131,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
         )
     try:
         dense = load_model(
-            reference.text,
+            reference.place,
             weights=source.weights,
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,

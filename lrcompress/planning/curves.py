@@ -110,15 +110,16 @@ def choice_of(
     Raises:
         PlanError: the structure cannot stand there, or would hold more than the dense weight.
     """
+    largest = layer.spec.break_even_rank
+    if isinstance(structure, LowRank) and structure.rank > largest:
+        raise PlanError(
+            f"{layer.name}: rank {structure.rank} holds no fewer parameters than the dense "
+            f"weight; use a rank up to {largest}, or dense"
+        )
     structure.check(layer.spec)
     if isinstance(structure, Dense):
         return _choice(layer, structure, 0.0, bytes_per_param, latencies)
     if isinstance(structure, LowRank):
-        if structure.rank > layer.spec.break_even_rank:
-            raise PlanError(
-                f"{layer.name}: rank {structure.rank} holds no fewer parameters than the dense "
-                f"weight; use a rank up to {layer.spec.break_even_rank}, or dense"
-            )
         losses = _losses(layer, metric)
         loss = losses[min(structure.rank, len(losses) - 1)]
         return _choice(layer, structure, loss, bytes_per_param, latencies)

@@ -187,7 +187,7 @@ def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
             raise PlanError(f"{where}: needs a name and a structure, but is {shown(row)}")
         name = row["name"]
         if name not in known:
-            near = close_names(name, known)
+            near = close_names(name, known, whole=True)
             raise PlanError(f"{where}: the model has no layer {label(name)}; {near}remove the line")
         if name in structures:
             raise PlanError(f"{where}: {label(name)} is there twice; remove one line")

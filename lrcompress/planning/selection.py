@@ -63,12 +63,12 @@ def _refuse_unless_harmless(profile: Profile, option: str, pattern: str) -> None
     )
 
 
-def close_names(wanted: str, names: Iterable[str]) -> str:
-    """`did you mean a, b? or ` when names or dotted prefixes come close, else nothing."""
+def close_names(wanted: str, names: Iterable[str], *, whole: bool = False) -> str:
+    """`did you mean a, b? or ` when names, or their dotted prefixes unless `whole`, come close."""
     known = list(dict.fromkeys(names))
     prefixes = {
         ".".join(parts[:end]) for parts in (n.split(".") for n in known)
-        for end in range(1, len(parts))
+        for end in range(1, len(parts)) if not whole
     }  # fmt: skip
     close = get_close_matches(wanted[:200], [*known, *sorted(prefixes)], n=3, cutoff=0.5)
     return f"did you mean {', '.join(close)}? or " if close else ""

@@ -18,6 +18,12 @@ class ModelReference:
     text: str  # as the user wrote it
     details: Mapping[str, str] = field(default_factory=dict, hash=False)
 
+    @property
+    def place(self) -> str:
+        """As the user wrote it, if that is here; else where its folder lay then."""
+        here = Path(self.text).expanduser().exists()
+        return self.text if here else self.details.get("folder", self.text)
+
 
 @dataclass(frozen=True)
 class InputRecord:

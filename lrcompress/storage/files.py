@@ -46,7 +46,7 @@ def write_atomically(path: Path, writer: Callable[[Path], object]) -> None:
             raise
         _flush(path.parent)
     except OSError as cause:
-        raise unwritable(path, cause.errno, one_line(cause)) from cause
+        raise unwritable(path, cause.errno, cause.strerror or one_line(cause)) from cause
     except SafetensorError as cause:  # safetensors words the system's error in its own class
         number = OS_ERROR_NUMBER.search(str(cause))
         raise unwritable(path, int(number[1]) if number else None, one_line(cause)) from cause

@@ -52,6 +52,9 @@ def save_compressed(
         assert loaded.folder is not None
         before = read_record(loaded.folder)
         reference, earlier = before.reference, before.layers
+    elif reference.kind == "huggingface" and loaded.folder is not None:
+        place = {"folder": str(loaded.folder.resolve())}
+        reference = replace(reference, details={**reference.details, **place})
     record = RunRecord(
         lrcompress=__version__,
         reference=reference,

@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from lrcompress.pipeline import RunResult
+from lrcompress.pipeline import REPORT_HTML, REPORT_JSON, RunResult
 from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
@@ -87,7 +87,7 @@ def _divergences(report: Report) -> Table:
 
 
 def _tuning_line(tuning: TuneReport) -> Text:
-    told = f"{tuning.steps} steps at {real(tuning.learning_rate)}"
+    told = f"{tuning.steps} steps at {tuning.learning_rate:g}"
     if tuning.restarts:
         told += f", {tuning.restarts} times back to the best point and half the rate"
     if not tuning.improved:
@@ -104,4 +104,7 @@ def _files(result: RunResult) -> Table:
     table.add_column(justify="right", no_wrap=True)
     for file in result.report.files:
         table.add_row(Text(str(result.folder / file.name)), size(file.bytes))
+    for name in (REPORT_JSON, REPORT_HTML):  # written after the report itself was made
+        if (path := result.folder / name).is_file():
+            table.add_row(Text(str(path)), size(path.stat().st_size))
     return table
