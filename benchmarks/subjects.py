@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -33,6 +34,8 @@ class Subject:
     pooling: str | None = None
     calibration: str = ""
     evaluation: str = ""
+    lessons: Callable[[], Batches] | None = None  # to tune on; None: the calibration data
+    taught: str = ""  # what they are
 
 
 TEXTS: dict[str, Callable[[int, int], list[str]]] = {
@@ -81,6 +84,43 @@ def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
         calibration=f"{count} {calibration}",
         evaluation=f"512 texts each of {', '.join(held_out)}",
     )
+
+
+LESSONS = 6000  # paragraphs, and as many glosses
+LESSON_BATCHES = 400  # of 4 kB
+
+
+def minilm_with_lessons() -> Subject:
+    """Calibrated on 1,200 paragraphs and tuned on two kinds of text, none of it evaluated on."""
+    kinds = ("bible paragraphs", "wordnet glosses")
+    subject = minilm(kinds[0], 1200, (kinds[1], "python docs"))
+    held_out = {row for kind in kinds for row in TEXTS[kind](1024, 1)}
+    rows = [row for kind in kinds for row in TEXTS[kind](LESSONS, 0) if row not in held_out]
+    random.Random(0).shuffle(rows)
+
+    def lessons() -> Batches:
+        with tempfile.TemporaryDirectory() as folder:
+            from sample_models.minilm import prepare
+
+            loaded = load_model(str(prepare(Path(folder) / "minilm")))
+            texts = Path(folder) / "lessons.txt"
+            texts.write_text("\n".join(rows), encoding="utf-8")
+            return load_batches(str(texts), loaded, DataOptions())
+
+    return replace(
+        subject, lessons=lessons, taught=f"{len(rows)} bible paragraphs and wordnet glosses"
+    )
+
+
+def text_gpt_with_lessons() -> Subject:
+    """Tuned on 1.6 MB of the books that it was trained on, Luke not among them."""
+    from sample_models.text_gpt import data
+
+    def lessons() -> Batches:
+        return data.training_batches(LESSON_BATCHES, seed=0)
+
+    taught = f"{LESSON_BATCHES} batches of 4 kB of its training text"
+    return replace(text_gpt(), lessons=lessons, taught=taught)
 
 
 def text_gpt() -> Subject:

@@ -75,8 +75,8 @@ class Course:
 def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
     """The batches of a step, in an order that the seed and the step alone decide.
 
-    Every batch comes once before any comes again. With token noise it comes half of the times with
-    most of its tokens drawn anew.
+    Every batch comes once before any comes again. With token noise it comes from its second time
+    on every other time with most of its tokens drawn anew: new text teaches more than noise does.
     """
     taught, options = course.split.taught, course.options
     for part in range(options.accumulation):
@@ -85,7 +85,7 @@ def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.
         order = torch.randperm(len(taught), generator=step_generator(options.seed, turn))
         place = int(order[place])
         generator = step_generator(options.seed + 1, index)
-        if course.noise is not None and (place + turn) % 2:
+        if course.noise is not None and turn and (place + turn) % 2:
             yield course.noise.noisy(taught[place], generator), None, generator
         else:
             yield taught[place], place, generator

