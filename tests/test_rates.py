@@ -1,0 +1,58 @@
+"""Learning rates from trials: which of them a training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from lrcompress.progress import SILENT
+from lrcompress.tuning import rates
+from lrcompress.tuning.course import Course
+from lrcompress.tuning.rates import RATES, chosen_rate, trial_length
+
+START = 1.0
+
+
+def chosen(monkeypatch: pytest.MonkeyPatch, ends: Mapping[float, float]) -> float:
+    """The rate for trials that end so; a rate that is not named ends far worse than it began."""
+
+    class Trial:
+        def __init__(self, course: object, standing: Any, store: object, *, on_trial: bool) -> None:
+            assert on_trial
+            assert standing.steps == trial_length(100)
+            self._rate = standing.learning_rate
+
+        def straight_(self) -> float:
+            return ends.get(self._rate, 10 * START)
+
+    monkeypatch.setattr(rates, "Loop", Trial)
+    given: list[object] = []
+    course = SimpleNamespace(weights=lambda: "as they were", set_weights_=given.append)
+    found = chosen_rate(cast(Course, course), 100, START, SILENT)
+    assert given[-1] == "as they were"
+    return found
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ({3e-4: 1.4}, 3e-4),  # a little worse comes right as the rate falls
+        ({3e-4: 0.8, 1e-3: 1.4}, 1e-3),
+        ({3e-4: 1.6, 1e-4: 0.9, 3e-5: 0.8}, 1e-4),  # not the one that gains most
+        ({3e-5: 0.9}, 3e-5),
+        (dict.fromkeys(RATES, 0.5), RATES[-1]),
+        ({3e-4: float("nan"), 1e-4: float("nan")}, RATES[0]),
+        ({}, RATES[0]),  # all do harm: the smallest, and the best point is kept anyway
+    ],
+)
+def test_the_largest_rate_that_does_little_harm_is_taken(
+    monkeypatch: pytest.MonkeyPatch, ends: dict[float, float], expected: float
+) -> None:
+    assert chosen(monkeypatch, ends) == expected
+
+
+def test_trials_are_short_and_long_enough() -> None:
+    assert [trial_length(steps) for steps in (1, 100, 10_000)] == [4, 5, 20]
