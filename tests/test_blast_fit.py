@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lrcompress.errors import FitError
+from lrcompress.structures.blast_fit import alternating
 from lrcompress.structures.blast_fit.alternating import grams, solve_left
 from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.blast_fit.plain import fit_plain
@@ -169,6 +171,17 @@ def test_layers_are_fitted_together_as_they_are_alone() -> None:
         difference = together.dense(90, 70)[index] - alone.dense(90, 70)[0]
         # the same operations in float32, but batched kernels may order their sums otherwise
         assert float(difference.norm() / weights[index].norm()) < 1e-3
+
+
+def test_a_large_weight_is_worked_on_in_chunks_to_the_same_sweeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, start = decaying(5, 96, 80), random_factors(6, 4, 5, 24, 16, 12)
+    whole = list(islice(alternate(weight, start), 6))
+    monkeypatch.setattr(alternating, "_AT_ONCE", 1)  # and so a quarter of the weight's numbers
+    for once, chunked in zip(whole, alternate(weight, start), strict=False):
+        torch.testing.assert_close(chunked.loss, once.loss)
+        torch.testing.assert_close(chunked.factors.dense(96, 80), once.factors.dense(96, 80))
 
 
 def test_fits_are_deterministic() -> None:

@@ -55,10 +55,10 @@ def solve_left(weight: Tensor, factors: BlastFactors, gram: Tensor) -> Tensor:
     return left
 
 
-def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor) -> Half:
+def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor | None) -> Half:
     """s improved by a step or two of conjugate gradients, and then the best U.
 
-    left_gram: `grams(factors.left)`, (batch, b_out, r, r).
+    left_gram: `grams(factors.left)`, (batch, b_out, r, r), if it is at hand.
     """
     gram = grams(factors.right)
     left, diag = torch.empty_like(factors.left), factors.diag.clone()
@@ -66,14 +66,19 @@ def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor
     steps = 1 if diag.shape[1] * diag.shape[2] <= _FEW_BLOCKS else 2
     for rows in row_chunks(weight, factors):
         products = right_products(weight, factors, rows)
+        before = factors.left[:, rows]
+        own = grams(before) if left_gram is None else left_gram[:, rows]
         for columns in _column_chunks(weight, factors, rows):
-            equations = diag_systems(
-                products[:, columns], factors.left[:, rows], left_gram[:, rows], gram[:, columns]
-            )
+            equations = diag_systems(products[:, columns], before, own, gram[:, columns])
             diag[:, rows, columns] = _improved_diag(*equations, diag[:, rows, columns], steps)
         systems, rhs = left_systems(products, diag[:, rows], gram)
-        left[:, rows] = _solved(systems, rhs, factors.left[:, rows], gain)
+        left[:, rows] = _solved(systems, rhs, before, gain)
     return Half(left, diag, gain)
+
+
+def worth_keeping(gram: Tensor, weight: Tensor) -> bool:
+    """Whether a Gram matrix may stay for the other half of a sweep, where it is needed again."""
+    return gram.numel() <= _limit(weight)
 
 
 def row_chunks(weight: Tensor, factors: BlastFactors) -> list[slice]:

@@ -9,7 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrcompress.structures.blast_fit.alternating import grams, solve_left, solve_left_and_diag
+from lrcompress.structures.blast_fit.alternating import (
+    grams,
+    solve_left,
+    solve_left_and_diag,
+    worth_keeping,
+)
 from lrcompress.structures.blast_fit.factors import BlastFactors
 
 # The SVD is nearly a saddle, which the first sweeps leave slowly: momentum of 3, 3/2, 1 there saves
@@ -80,8 +85,10 @@ def chosen(first: Tensor, a: Sweep, b: Sweep) -> Sweep:
 
 
 def _sweep(weight: Tensor, point: BlastFactors, total: Tensor) -> Sweep:
-    gram = grams(point.right)
+    gram: Tensor | None = grams(point.right)
     left = solve_left(weight, point, gram)
+    if not worth_keeping(gram, weight):
+        gram = None
     point = BlastFactors(left, point.diag, point.right)
     half = solve_left_and_diag(weight.mT, point.transposed, gram)
     factors = BlastFactors(half.left, half.diag, left).transposed
