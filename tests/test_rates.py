@@ -16,13 +16,13 @@ from lrcompress.tuning.rates import RATES, chosen_rate, trial_length
 START = 1.0
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, ends: Mapping[float, float]) -> float:
+def chosen(monkeypatch: pytest.MonkeyPatch, ends: Mapping[float, float], steps: int = 100) -> float:
     """The rate for trials that end so; a rate that is not named ends far worse than it began."""
 
     class Trial:
         def __init__(self, course: object, standing: Any, store: object, *, on_trial: bool) -> None:
             assert on_trial
-            assert standing.steps == trial_length(100)
+            assert standing.steps == trial_length(steps)
             self._rate = standing.learning_rate
 
         def straight_(self) -> float:
@@ -31,7 +31,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, ends: Mapping[float, float]) -> floa
     monkeypatch.setattr(rates, "Loop", Trial)
     given: list[object] = []
     course = SimpleNamespace(weights=lambda: "as they were", set_weights_=given.append)
-    found = chosen_rate(cast(Course, course), 100, START, SILENT)
+    found = chosen_rate(cast(Course, course), steps, START, SILENT)
     assert given[-1] == "as they were"
     return found
 
@@ -52,6 +52,22 @@ def test_the_largest_rate_that_does_little_harm_is_taken(
     monkeypatch: pytest.MonkeyPatch, ends: dict[float, float], expected: float
 ) -> None:
     assert chosen(monkeypatch, ends) == expected
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ({3e-5: 0.9, 1e-4: 0.8, 3e-4: 0.7}, 3e-4),
+        ({3e-4: 0.5, 1e-3: 0.9}, 3e-4),  # 1e-3 gains a fifth: too little
+        ({3e-4: 0.5, 1e-3: 0.8}, 1e-3),
+        ({3e-4: 1.1, 1e-4: 0.9}, 1e-4),  # no steps to make up for harm
+        ({}, RATES[0]),
+    ],
+)
+def test_a_short_training_takes_a_rate_that_gains(
+    monkeypatch: pytest.MonkeyPatch, ends: dict[float, float], expected: float
+) -> None:
+    assert chosen(monkeypatch, ends, steps=99) == expected
 
 
 def test_trials_are_short_and_long_enough() -> None:

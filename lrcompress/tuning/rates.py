@@ -7,6 +7,8 @@ steps there are, so that no constant suits every network (Smith 2017 ranges over
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from math import isfinite
 
 from lrcompress.progress import Progress
 from lrcompress.tuning.checkpoint import NoCheckpoints, Standing
@@ -16,7 +18,9 @@ from lrcompress.tuning.report import HeldOut
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST = 2  # of RATES: what suits most
-BEARABLE = 1.5  # times the start's measure
+LONG = 100  # steps that make up for a bad beginning
+BEARABLE = 1.5  # times the start's measure after a trial, for long trainings
+ENOUGH = 1 / 3  # of the best gain of a trial, for short ones
 TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, steps
 
 log = logging.getLogger(__name__)
@@ -25,14 +29,17 @@ log = logging.getLogger(__name__)
 def chosen_rate(course: Course, steps: int, start: float, progress: Progress) -> float:
     """Of RATES the largest whose short training does little harm; the smallest if all do much.
 
-    What such a trial gains says little: Adam's first steps are as long in directions of mere noise
-    as in any other, and what they lose there comes right as the rate falls. A rate that ends a
-    training of 100 steps or more worse than a smaller one shows in a trial of five: it was at 2 to
-    5 times the start's measure, and the best rate at 0.8 to 1.3 times (transformers of text and
-    images, a CNN). The weights are given back as they were.
+    What a trial gains says little of a long training: Adam's first steps are as long in directions
+    of mere noise as in any other, and what they lose there comes right as the rate falls. But a
+    rate that ends 100 steps or more worse than a smaller one shows in a trial of five: it was at 2
+    to 5 times the start's measure, and the best rate at 0.8 to 1.3 times (transformers of text and
+    images, a CNN). A shorter training takes the largest rate that gains a fair part of what the
+    best gains. The weights are given back as they were.
     """
-    length = trial_length(steps)
+    length, long = trial_length(steps), steps >= LONG
+    limit = BEARABLE * start if long else start
     before = course.weights()
+    tried: dict[int, float] = {}
 
     def bearable(place: int) -> bool:
         course.set_weights_(before)
@@ -41,8 +48,9 @@ def chosen_rate(course: Course, steps: int, start: float, progress: Progress) ->
         with progress.stage(f"try learning rate {RATES[place]:g}", 1) as shown:
             value = loop.straight_()
             shown.advance()
-        log.debug("learning rate %g: %.4g after %d steps", RATES[place], value, length)
-        return value <= BEARABLE * start
+        tried[place] = value if isfinite(value) else float("inf")
+        log.debug("learning rate %g: %.4g after %d steps", RATES[place], tried[place], length)
+        return tried[place] <= limit
 
     place = FIRST
     if bearable(place):
@@ -53,7 +61,14 @@ def chosen_rate(course: Course, steps: int, start: float, progress: Progress) ->
         while place > 0 and not bearable(place):
             place -= 1
     course.set_weights_(before)
-    return RATES[place]
+    return RATES[place if long else _gaining(tried, start, place)]
+
+
+def _gaining(tried: Mapping[int, float], start: float, otherwise: int) -> int:
+    """The largest place whose trial gains enough."""
+    gains = {place: start - value for place, value in tried.items()}
+    enough = ENOUGH * max(gains.values())
+    return max((place for place, gain in gains.items() if gain >= enough > 0), default=otherwise)
 
 
 def trial_length(steps: int) -> int:

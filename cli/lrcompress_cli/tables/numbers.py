@@ -34,6 +34,8 @@ def real(value: float) -> str:
 def agreement(value: float) -> str:
     """A cosine or a share: as many digits as tell it from 1."""
     missing = 1 - value
+    if missing == 0:
+        return "1"
     if not 0 < missing < 1e-2:
         return real(value)
     return f"{value:.{min(1 - floor(log10(missing)), 9)}f}".rstrip("0")

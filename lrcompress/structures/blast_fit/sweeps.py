@@ -85,12 +85,12 @@ def chosen(first: Tensor, a: Sweep, b: Sweep) -> Sweep:
 
 
 def _sweep(weight: Tensor, point: BlastFactors, total: Tensor) -> Sweep:
-    gram: Tensor | None = grams(point.right)
+    gram = grams(point.right)
     left = solve_left(weight, point, gram)
-    if not worth_keeping(gram, weight):
-        gram = None
+    kept = gram if worth_keeping(gram, weight) else None
+    del gram  # half as large as the weight, for eight blocks
     point = BlastFactors(left, point.diag, point.right)
-    half = solve_left_and_diag(weight.mT, point.transposed, gram)
+    half = solve_left_and_diag(weight.mT, point.transposed, kept)
     factors = BlastFactors(half.left, half.diag, left).transposed
     return Sweep(factors, (total - half.gain).clamp_min(0))
 
