@@ -178,7 +178,7 @@ def rows(
 ) -> list[Row]:
     subject = start.subject
     options = replace(recipe.options, pooling=subject.pooling if case.text else None)
-    whole = list(subject.batches if subject.lessons is None else subject.lessons())
+    whole = list(subject.lessons or subject.batches)
     if seconds is not None:
         return [
             _row(name, start, recipe.name, replace(options, minutes=seconds / 60), whole, "all")

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -115,11 +116,11 @@ def child(n: int, blocks: int) -> None:
     Not from ru_maxrss: that of a child begins at what its parent held.
     """
     torch.set_num_threads(1)
-    sizes = {"blocks_out": blocks, "blocks_in": blocks}
-    fit_plain(torch.randn(1, 256, 256), rank=32, sweeps=2, **sizes)  # type: ignore[arg-type]
+    fit = partial(fit_plain, blocks_out=blocks, blocks_in=blocks)
+    fit(torch.randn(1, 256, 256), rank=32, sweeps=2)
     before = psutil.Process().memory_info().rss
     weight = torch.randn(1, n, n)
-    fit_plain(weight, rank=rank_of(n, blocks), sweeps=MEMORY_SWEEPS, **sizes)  # type: ignore[arg-type]
+    fit(weight, rank=rank_of(n, blocks), sweeps=MEMORY_SWEEPS)
     status = Path("/proc/self/status").read_text()
     peak = int(next(x for x in status.splitlines() if x.startswith("VmHWM")).split()[1]) * 1024
     times = (peak - before) / weight.nbytes

@@ -34,7 +34,7 @@ class Subject:
     pooling: str | None = None
     calibration: str = ""
     evaluation: str = ""
-    lessons: Callable[[], Batches] | None = None  # to tune on; None: the calibration data
+    lessons: Batches = ()  # to tune on; none: the calibration data
     taught: str = ""  # what they are
 
 
@@ -46,7 +46,9 @@ TEXTS: dict[str, Callable[[int, int], list[str]]] = {
 }
 
 
-def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
+def minilm(
+    calibration: str, count: int, evaluations: Sequence[str], lessons: Sequence[str] = ()
+) -> Subject:
     """all-MiniLM-L6-v2's encoder; the score is the mean cosine on text of other sources."""
     from transformers import AutoTokenizer
 
@@ -54,10 +56,13 @@ def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
 
     folder = prepare(Path(tempfile.mkdtemp()) / "minilm")
     loaded = load_model(str(folder))
-    texts = folder.parent / "calibration.txt"
     taught = TEXTS[calibration](count, 0)
-    texts.write_text("\n".join(taught), encoding="utf-8")
-    batches = load_batches(str(texts), loaded, DataOptions())
+
+    def batched(rows: Sequence[str]) -> Batches:
+        texts = folder.parent / "texts.txt"
+        texts.write_text("\n".join(rows), encoding="utf-8")
+        return load_batches(str(texts), loaded, DataOptions())
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     held_out = {name: TEXTS[name](512, 1) for name in evaluations}
     others = [row for row in TEXTS[calibration](1024, 1) if row not in set(taught)]
@@ -76,13 +81,14 @@ def minilm(calibration: str, count: int, evaluations: Sequence[str]) -> Subject:
     return Subject(
         name=f"MiniLM, {count} {calibration}",
         module=loaded.module,
-        batches=batches,
+        batches=batched(taught),
         evaluate=evaluate,
         headline=f"cosine, {evaluations[0]}",
         include=("encoder.*",),
         pooling=loaded.pooling,
         calibration=f"{count} {calibration}",
         evaluation=f"512 texts each of {', '.join(held_out)}",
+        lessons=batched(lessons) if lessons else (),
     )
 
 
@@ -93,34 +99,22 @@ LESSON_BATCHES = 400  # of 4 kB
 def minilm_with_lessons() -> Subject:
     """Calibrated on 1,200 paragraphs and tuned on two kinds of text, none of it evaluated on."""
     kinds = ("bible paragraphs", "wordnet glosses")
-    subject = minilm(kinds[0], 1200, (kinds[1], "python docs"))
     held_out = {row for kind in kinds for row in TEXTS[kind](1024, 1)}
     rows = [row for kind in kinds for row in TEXTS[kind](LESSONS, 0) if row not in held_out]
     random.Random(0).shuffle(rows)
-
-    def lessons() -> Batches:
-        with tempfile.TemporaryDirectory() as folder:
-            from sample_models.minilm import prepare
-
-            loaded = load_model(str(prepare(Path(folder) / "minilm")))
-            texts = Path(folder) / "lessons.txt"
-            texts.write_text("\n".join(rows), encoding="utf-8")
-            return load_batches(str(texts), loaded, DataOptions())
-
-    return replace(
-        subject, lessons=lessons, taught=f"{len(rows)} bible paragraphs and wordnet glosses"
-    )
+    subject = minilm(kinds[0], 1200, (kinds[1], "python docs"), lessons=rows)
+    return replace(subject, taught=f"{len(rows)} bible paragraphs and wordnet glosses")
 
 
 def text_gpt_with_lessons() -> Subject:
     """Tuned on 1.6 MB of the books that it was trained on, Luke not among them."""
     from sample_models.text_gpt import data
 
-    def lessons() -> Batches:
-        return data.training_batches(LESSON_BATCHES, seed=0)
-
-    taught = f"{LESSON_BATCHES} batches of 4 kB of its training text"
-    return replace(text_gpt(), lessons=lessons, taught=taught)
+    return replace(
+        text_gpt(),
+        lessons=data.training_batches(LESSON_BATCHES, seed=0),
+        taught=f"{LESSON_BATCHES} batches of 4 kB of its training text",
+    )
 
 
 def text_gpt() -> Subject:
