@@ -37,7 +37,7 @@ from lrcompress.structures.block_rows import (
 )
 from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.low_rank import LowRank
-from lrcompress.structures.solve import cholesky, pcg
+from lrcompress.structures.solve import cholesky, pcg, rows_solved
 
 _STEPS = 200  # of conjugate gradients for blocks alone
 # What loss curves are fitted of, on layers of MiniLM: 16 blocks lose less than 8 or 32 up to three
@@ -230,7 +230,7 @@ def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
         rows, columns = residual.left.rows(i), right.rows(i)
         force = residual.force(i)
         pull = torch.cat([force @ v.mT, force[:, columns]], -1)  # (p, r + q)
-        step = torch.cholesky_solve(pull.mT, roots[i]).mT
+        step = rows_solved(pull, roots[i])
         low, block = step[:, :rank], step[:, rank:]
         u[rows] += low
         d[i] += block
@@ -241,7 +241,7 @@ def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
             residual.image[rows, columns] -= block
         else:
             residual.image[rows] -= block @ right.gram[columns]
-    step = torch.cholesky_solve((residual.image @ v.mT).mT, cholesky(gram)).mT
+    step = rows_solved(residual.image @ v.mT, cholesky(gram))
     u += step
     residual.error -= step @ v
     residual.image -= step @ seen
@@ -285,5 +285,5 @@ def _by_blocks(left: Side, right: Side, x: Tensor) -> Tensor:
     if left.roots is not None:
         x = torch.cholesky_solve(x, left.roots)
     if right.roots is not None:
-        x = torch.cholesky_solve(x.mT, right.roots).mT
+        x = rows_solved(x, right.roots)
     return x

@@ -11,7 +11,7 @@ from torch import Tensor
 from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root
-from lrcompress.structures.solve import cholesky, pcg
+from lrcompress.structures.solve import cholesky, pcg, rows_solved
 
 _STEPS = 8  # of conjugate gradients for one factor
 _POWER_STEPS = 20  # towards the nearest Kronecker product of a moment; any near one will do
@@ -177,7 +177,7 @@ class KroneckerFit:
         def preconditioned(x: Tensor) -> Tensor:
             x = torch.cholesky_solve(x.flatten(1), terms).reshape(x.shape)
             x = torch.cholesky_solve(x, rows)
-            return torch.cholesky_solve(x.mT, columns).mT
+            return rows_solved(x, columns)
 
         return pcg(
             lambda x: projected(dense(x)),

@@ -28,7 +28,7 @@ from lrcompress.structures.block_rows import (
     block_diagonal,
 )
 from lrcompress.structures.monarch_module import MonarchLinear
-from lrcompress.structures.solve import cholesky
+from lrcompress.structures.solve import cholesky, rows_solved
 
 # What loss curves are fitted of. On layers of MiniLM four blocks lose up to half less than low rank
 # of the same size where outputs are summed up next (the last layer's), 5 to 20 % less for values
@@ -210,7 +210,7 @@ def _by_diagonal_blocks(problem: Blocked, cells: Tensor) -> Tensor:
     if problem.left.roots is not None:
         cells = torch.cholesky_solve(cells, problem.left.roots[:, None])
     if problem.right.roots is not None:
-        cells = torch.cholesky_solve(cells.mT, problem.right.roots).mT
+        cells = rows_solved(cells, problem.right.roots)
     return cells
 
 
@@ -233,7 +233,7 @@ def _fit_rows(residual: Residual, left: Tensor, right: Tensor) -> None:
         image = block_diagonal(basis) if by_rows is None else (basis @ by_rows).flatten(0, 1)
         gram = _onto(image, basis)
         pull = _onto(residual.force(i), basis)  # (p, b r)
-        step = torch.cholesky_solve(pull.mT, cholesky(gram)).mT
+        step = rows_solved(pull, cholesky(gram))
         cells = step.reshape(len(step), blocks, r).transpose(0, 1)  # (b, p, r)
         left[i] += cells
         residual.error[rows] -= (cells @ basis).transpose(0, 1).flatten(1)

@@ -22,7 +22,7 @@ from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root, root_of
 from lrcompress.structures.modes import separable, times
-from lrcompress.structures.solve import cholesky, pcg
+from lrcompress.structures.solve import cholesky, pcg, rows_solved
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +139,7 @@ def first_stage_step(
     right = cholesky(over)
 
     def precondition(residual: Tensor) -> Tensor:
-        return torch.cholesky_solve(torch.cholesky_solve(residual, left).mT, right).mT
+        return rows_solved(torch.cholesky_solve(residual, left), right)
 
     return pcg(normal, tall.mT @ weighted(target), precondition, first, steps)
 
