@@ -19,11 +19,13 @@ const gap = (v) => (v < 1e-6 ? "proven optimal" : `proven within ${(100 * v).toP
 function real(v) {
   if (v === 0) return "0";
   const size = Math.abs(v);
-  return size >= 1e-3 && size < 1e5 ? String(Number(v.toPrecision(3))) : v.toExponential(1);
+  if (size < 1e-3 || size >= 1e5) return v.toExponential(1);
+  return size < 999.5 ? v.toPrecision(3) : v.toFixed(0);
 }
 // A cosine or a share: as many digits as tell it from 1.
 function agreement(v) {
   const missing = 1 - v;
+  if (missing === 0) return "1";
   if (!(missing > 0 && missing < 1e-2)) return real(v);
   return String(Number(v.toFixed(Math.min(1 - Math.floor(Math.log10(missing)), 9))));
 }
@@ -317,7 +319,7 @@ function drawTuningWords() {
   const kept = tuning.best_step ? `The weights kept are those after ${tuning.best_step} of ${tuning.steps} steps` : `No step of ${tuning.steps} was better than the start, which is kept`;
   at("tuning-words").textContent =
     `${kept}: ${real(tuning.start)} → ${real(tuning.end)} on ${tuning.judging_examples} examples that were set aside ` +
-    `(objective ${tuning.objective}, ${count(tuning.trained_params)} parameters trained, learning rate ${real(tuning.learning_rate)}).${restarts}`;
+    `(objective ${tuning.objective}, ${count(tuning.trained_params)} parameters trained, learning rate ${tuning.learning_rate}).${restarts}`;
 }
 function drawDivergenceWords() {
   at("divergence-words").textContent =
