@@ -87,6 +87,7 @@ RECIPES = (
 class Row:
     subject: str
     recipe: str
+    limit: str  # "100 steps" or "60 s", the same for the recipes of a comparison
     steps: int
     data: str
     recovered: float  # share of the gap in the headline score
@@ -206,6 +207,7 @@ def _row(
     row = Row(
         subject=name,
         recipe=recipe,
+        limit=f"{options.minutes * 60:g} s" if options.minutes else f"{options.steps} steps",
         steps=report.steps,
         data=data,
         recovered=recovered(start, scores),
@@ -260,11 +262,11 @@ def save(path: Path, machine: Mapping[str, str], start: Start, row: Row) -> None
             "evaluation": start.subject.evaluation,
         },
     }
-    key = (row.subject, row.recipe, row.steps, row.data)
+    key = (row.subject, row.recipe, row.limit, row.data)
     rows = [
         other
         for other in held.get("rows", [])
-        if (other["subject"], other["recipe"], other["steps"], other["data"]) != key
+        if (other["subject"], other["recipe"], other["limit"], other["data"]) != key
     ]
     write_result(path, machine, {"subjects": subjects, "rows": [*rows, asdict(row)]})
 
