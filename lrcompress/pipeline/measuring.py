@@ -21,6 +21,7 @@ from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.sink import MomentSink
 from lrcompress.storage import (
+    CurveFolder,
     MomentsWriter,
     drop_moments,
     load_profile,
@@ -76,7 +77,8 @@ def measured(
         with job.clock.stage(STAGE):
             sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
             module, batches = loaded.model.module, loaded.batches
-            found = profile(module, batches, options, job.progress, sink)
+            store = CurveFolder(folder.work(key))
+            found = profile(module, batches, options, job.progress, sink, store)
             for warning in found.warnings:
                 log.warning("%s", warning)
             on_main(partial(save_profile, found, target))

@@ -17,6 +17,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
+from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.layer import profile_layer
@@ -42,12 +43,13 @@ def profile(
     options: ProfileOptions = DEFAULTS,
     progress: Progress = SILENT,
     sink: MomentSink | None = None,
+    store: CurveStore | None = None,
 ) -> Profile:
     """Measure every layer of `module`, which is left as it was.
 
     Without batches only the plain metric is measured: there is nothing to weigh it with. Several
     processes (see `distributed`) share the batches and the layers out; each gets the same profile,
-    and its own sink the moments of all layers.
+    and its own sink the moments of all layers. `store` keeps the curves of layers that are done.
 
     Raises:
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
@@ -71,8 +73,10 @@ def profile(
         )
     with frozen(module):
         if batches is None:
-            return _without_data(module, found, options, progress)
-        return _with_data(module, found, batches, options, progress, sink or MemorySink())
+            return _without_data(module, found, options, progress, store or NoCurveStore())
+        return _with_data(
+            module, found, batches, options, progress, sink or MemorySink(), store or NoCurveStore()
+        )
 
 
 def _check_same(module: nn.Module, batches: Batches | None) -> None:
@@ -91,10 +95,14 @@ def _check_same(module: nn.Module, batches: Batches | None) -> None:
 
 
 def _without_data(
-    module: nn.Module, found: ModelLayers, options: ProfileOptions, progress: Progress
+    module: nn.Module,
+    found: ModelLayers,
+    options: ProfileOptions,
+    progress: Progress,
+    store: CurveStore,
 ) -> Profile:
     def measured(spec: LayerSpec) -> LayerProfile:
-        return profile_layer(module, spec, None, spec.name, 1.0, options)[0]
+        return profile_layer(module, spec, None, spec.name, 1.0, options, store)[0]
 
     done: dict[str, LayerProfile] = {}
     with progress.stage("spectra", len(found.layers)) as step:
@@ -127,6 +135,7 @@ def _with_data(
     options: ProfileOptions,
     progress: Progress,
     sink: MomentSink,
+    store: CurveStore,
 ) -> Profile:
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
@@ -147,7 +156,7 @@ def _with_data(
     if options.trials is not False and METRICS[metric].needs_outputs:
         asked = options.trials is True
         judge = trial_judge(module, len(found.layers), batches, readout, asked=asked)
-    work = LayerWork(module, options, metric, judge, seen, sink)
+    work = LayerWork(module, options, metric, judge, seen, sink, store)
     chunks = chunked(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -12,10 +13,30 @@ from lrcompress.metrics import Whitening
 from lrcompress.profiling.profile import CurvePoint
 from lrcompress.structures import STRUCTURES, Factors
 
+Curves = tuple[tuple[CurvePoint, ...], ...]
+
+
+class CurveStore(Protocol):
+    """Curves of finished layers, so that a killed profile goes on where it stopped."""
+
+    def get(self, spec: LayerSpec) -> Curves | None: ...
+
+    def put(self, spec: LayerSpec, curves: Curves) -> None: ...
+
+
+class NoCurveStore:
+    """Keeps nothing: a killed profile starts again."""
+
+    def get(self, spec: LayerSpec) -> Curves | None:
+        return None
+
+    def put(self, spec: LayerSpec, curves: Curves) -> None:
+        pass
+
 
 def structure_curves(
     weight: Tensor, whitening: Whitening, spec: LayerSpec, structures: Sequence[str]
-) -> tuple[tuple[CurvePoint, ...], ...]:
+) -> Curves:
     """One curve for each family of the named structures that suits the layer; none grows with size.
 
     weight: (groups, m, n). Each fit begins where the next smaller one of its family ended. A

@@ -7,7 +7,7 @@ from torch import nn
 
 from lrcompress.layers import LayerSpec, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
-from lrcompress.profiling.explore import structure_curves
+from lrcompress.profiling.explore import CurveStore, structure_curves
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.running import FULL_MOMENT_LIMIT
@@ -24,6 +24,7 @@ def profile_layer(
     group: str,
     rows_per_example: float,
     options: ProfileOptions,
+    store: CurveStore,
 ) -> tuple[LayerProfile, Whitening]:
     """The profile, and the whitening of the metric that is the default for planning."""
     weight = weight_matrix(module.get_submodule(spec.name)).to(torch.float64)
@@ -42,6 +43,11 @@ def profile_layer(
             spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
             if name == (options.metric or "two-sided"):
                 default, fitted_in = whitening, name
+    curves = store.get(spec)
+    if curves is None:
+        curves = structure_curves(weight, default, spec, options.structures)
+        if curves:
+            store.put(spec, curves)
     profiled = LayerProfile(
         spec=spec,
         measures=measure(spectra["plain"], spec.out_features, spec.in_features),
@@ -50,7 +56,7 @@ def profile_layer(
         input_group=group,
         shrinkage=shrinkage,
         centred=centred,
-        curves=structure_curves(weight, default, spec, options.structures),
+        curves=curves,
         curves_metric=fitted_in,
     )
     return profiled, default

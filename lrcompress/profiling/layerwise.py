@@ -10,6 +10,7 @@ from torch import nn
 from lrcompress.distributed import alike, portions, shared_out
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import METRICS, LayerMoments
+from lrcompress.profiling.explore import CurveStore
 from lrcompress.profiling.finish import take_moments
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.layer import profile_layer
@@ -38,6 +39,7 @@ class LayerWork:
     judge: Judge | None  # of the trials, if there are to be any
     examples: int
     sink: MomentSink
+    store: CurveStore
     measured: dict[str, LayerProfile] = field(default_factory=dict)
     missed: dict[str, LeftAlone] = field(default_factory=dict)
 
@@ -62,7 +64,7 @@ class LayerWork:
     def _measure(self, task: _Task) -> LayerProfile:
         rows = task.moments.rows / self.examples
         layer, whitening = profile_layer(
-            self.module, task.spec, task.moments, task.group, rows, self.options
+            self.module, task.spec, task.moments, task.group, rows, self.options, self.store
         )
         if self.judge is None:
             return layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrcompress.fingerprint import model_fingerprint
+from lrcompress.storage.curves import CurveFolder
 from lrcompress.storage.files import (
     TEMPORARY_GLOB,
     refuse_unwritable,
@@ -17,6 +18,7 @@ from lrcompress.storage.program import save_pt2
 
 __all__ = [
     "TEMPORARY_GLOB",
+    "CurveFolder",
     "DiskMoments",
     "MomentsWriter",
     "drop_moments",

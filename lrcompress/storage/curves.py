@@ -1,21 +1,58 @@
-"""Loss curves of structures in profile.json: points {"type": "blast", "rank": 48, …, "loss": …}."""
+"""Loss curves of structures in profile.json: points {"type": "blast", "rank": 48, …, "loss": …};
+and of the layers that a profile has done, each in a file of its own until it is whole."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from lrcompress.errors import DataError, PlanError
 from lrcompress.layers import LayerSpec
+from lrcompress.profiling.explore import Curves
 from lrcompress.profiling.profile import CurvePoint
 from lrcompress.records import from_json
+from lrcompress.storage.files import write_json
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label, listed, shown
 
 AGAIN = "profile again, or undo the edit"
+
+
+class CurveFolder:
+    """A CurveStore. The folder belongs to one model, data and options; whoever makes it sees to it.
+
+    Raises:
+        LrcompressError: the disk is full or read-only.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, spec: LayerSpec) -> Curves | None:
+        """None too for a file damaged by whatever stopped the run: the curves are fitted again."""
+        path = self._path(spec)
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))["curves"]
+            return tuple(
+                tuple(_point(item, spec, f"{path}[{i}][{j}]") for j, item in enumerate(curve))
+                for i, curve in enumerate(held)
+            )
+        except (OSError, ValueError, KeyError, TypeError, DataError):
+            return None
+
+    def put(self, spec: LayerSpec, curves: Curves) -> None:
+        write_json(self._path(spec), {"layer": spec.name, "curves": curves_to_json(curves)})
+
+    def _path(self, spec: LayerSpec) -> Path:
+        # A digest: names of layers may hold what names of files may not
+        digest = hashlib.sha256(spec.name.encode("utf-8", "replace")).hexdigest()
+        return self.folder / f"curves-{digest[:24]}.json"
 
 
 def curves_to_json(curves: Sequence[Sequence[CurvePoint]]) -> list[list[dict[str, Any]]]:
@@ -27,7 +64,7 @@ def curves_to_json(curves: Sequence[Sequence[CurvePoint]]) -> list[list[dict[str
 
 def curves_from_json(
     value: object, metric: str, own: Mapping[str, Tensor], spec: LayerSpec, where: str
-) -> tuple[tuple[CurvePoint, ...], ...]:
+) -> Curves:
     """The curves of one layer, as profile.json holds them at `where`.
 
     own: the layer's spectra; the one in `metric` tells how much there is to lose.

@@ -1,0 +1,93 @@
+"""The loss curves that a killed profile leaves behind for the next one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lrcompress.layers import LayerSpec
+from lrcompress.profiling import layer as profiling_layer
+from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.explore import Curves, structure_curves
+from lrcompress.storage import CurveFolder
+
+OPTIONS = ProfileOptions(structures=("low_rank", "blast", "monarch"))
+
+
+class Killed(Exception):
+    pass
+
+
+class Dying(CurveFolder):
+    """Ends the profile once two layers are done."""
+
+    def put(self, spec: LayerSpec, curves: Curves) -> None:
+        super().put(spec, curves)
+        if len(list(self.folder.iterdir())) == 2:
+            raise Killed
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 96), nn.Linear(96, 64)).eval()
+
+
+@pytest.fixture
+def batches() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [{"input": torch.randn(16, 64, generator=generator)} for _ in range(4)]
+
+
+@pytest.fixture
+def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the layers whose curves were fitted."""
+    names: list[str] = []
+
+    def counting(*arguments: object) -> Curves:
+        spec = arguments[2]
+        assert isinstance(spec, LayerSpec)
+        names.append(spec.name)
+        return structure_curves(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(profiling_layer, "structure_curves", counting)
+    return names
+
+
+def test_a_killed_profile_fits_only_what_was_not_done(
+    network: nn.Module, batches: list[dict[str, torch.Tensor]], fitted: list[str], tmp_path: Path
+) -> None:
+    unbroken = profile(network, batches, OPTIONS)
+    assert fitted == ["0", "2", "3"]
+    with pytest.raises(Killed):
+        profile(network, batches, OPTIONS, store=Dying(tmp_path))
+    fitted.clear()
+    resumed = profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    assert fitted == ["3"]
+    for whole, other in zip(unbroken.layers, resumed.layers, strict=True):
+        assert whole.curves
+        assert other.curves == whole.curves
+
+
+def test_a_damaged_file_is_fitted_again(
+    network: nn.Module, batches: list[dict[str, torch.Tensor]], fitted: list[str], tmp_path: Path
+) -> None:
+    profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    fitted.clear()
+    whole = {path: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    texts = ["", '{"curves": [[{"type": "blast"}]]}', '{"curves": 3}']
+    for path, text in zip(whole, texts, strict=True):
+        path.write_text(text, encoding="utf-8")
+    profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    assert sorted(fitted) == ["0", "2", "3"]
+    assert {path: path.read_text(encoding="utf-8") for path in whole} == whole
+
+
+def test_layers_without_curves_leave_no_file(
+    network: nn.Module, batches: list[dict[str, torch.Tensor]], tmp_path: Path
+) -> None:
+    profile(network, batches, ProfileOptions(), store=CurveFolder(tmp_path))
+    assert not list(tmp_path.iterdir())
