@@ -19,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
+from lrcompress.pipeline import loading
 from lrcompress_cli.main import main
 
 TESTS = Path(__file__).parent
@@ -416,3 +417,17 @@ def test_json_says_the_same_as_an_object(finished: Path) -> None:
     assert error["type"] == "BudgetError"
     assert error["exit_code"] == answer.code == 5
     assert answer.error == f"error: {error['message']}"
+
+
+@pytest.mark.parametrize("name", ["none.txt", "none.npz", "table.csv"])
+def test_data_of_no_use_is_told_before_the_model_is_loaded(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "table.csv").write_text("a,b\n")
+    loads: list[object] = []
+    monkeypatch.setattr(loading, "load_model", lambda *given, **_: loads.append(given))
+    data = tmp_path / name
+    answer = lrcompress("compress", MODEL, "--data", data, "--budget", "50%", "-o", tmp_path / "o")
+    assert answer.code == 7
+    assert str(data) in answer.error
+    assert not loads

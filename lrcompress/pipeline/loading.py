@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.pipeline.options import SourceOptions
 from lrcompress.profiling.batches import Batch
-from lrcompress.sources.data import example_batch, load_batches
+from lrcompress.sources.data import example_batch, kind_of_data, load_batches
 from lrcompress.sources.models import LoadedModel, load_model
 
 
@@ -25,6 +25,8 @@ class Loaded:
 
 def load_sources(options: SourceOptions) -> Loaded:
     """Raises ModelError and DataError for what cannot be read."""
+    if options.data is not None:
+        kind_of_data(options.data)
     model = load_model(
         options.model,
         weights=options.weights,

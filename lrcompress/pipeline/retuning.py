@@ -37,7 +37,7 @@ from lrcompress.pipeline.tuning import (
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json
 from lrcompress.reporting.html import require_plotly
-from lrcompress.sources.data import load_batches
+from lrcompress.sources.data import kind_of_data, load_batches
 from lrcompress.sources.models import LoadedModel, load_model
 from lrcompress.sources.run_record import RunRecord, read_record
 from lrcompress.storage import load_profile
@@ -62,8 +62,9 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
     with clock.stage("load"), progress.stage("load", 1) as step, failing_together():
         ledger = _finished_ledger(root)
         record = read_record(root)
-        dense = _dense(options, record)
         assert options.source.data is not None  # TuneRunOptions has seen to it
+        kind_of_data(options.source.data)
+        dense = _dense(options, record)
         batches = load_batches(options.source.data, dense, options.source.data_options)
         step.advance()
     with open_run_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from lrcompress.errors import DataError
 from lrcompress.fingerprint import fingerprint_batches
@@ -16,8 +17,9 @@ from lrcompress.sources.options import DataOptions
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.text import text_batches
 
-__all__ = ["DataOptions", "example_batch", "fingerprint_batches", "load_batches"]
+__all__ = ["DataOptions", "example_batch", "fingerprint_batches", "kind_of_data", "load_batches"]
 
+Kind = Literal["images", "text", "arrays", "made"]
 ACCEPTED = ".txt, .jsonl, .npz, .safetensors, a folder of images, or pkg.module:batches"
 
 
@@ -27,23 +29,39 @@ def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> li
     Raises:
         DataError: nothing there, not readable, empty, not finite, or not what the model takes.
     """
+    kind, path = kind_of_data(reference), Path(reference).expanduser()
+    if kind == "images":
+        batches = image_batches(path, model, options)
+    elif kind == "text":
+        batches = text_batches(path, model, options)
+    elif kind == "arrays":
+        batches = array_batches(path, model.module, options)
+    else:
+        found = import_object(reference, DataError)
+        batches = made_batches(found, model.module, options, reference)
+    check_runs(model.module, batches, reference)
+    return batches
+
+
+def kind_of_data(reference: str) -> Kind:
+    """By name alone, so that a wrong one is told before a model is loaded.
+
+    Raises:
+        DataError: nothing there, or nothing that could be data.
+    """
     path = Path(reference).expanduser()
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as cause:
         raise DataError(f"{reference}: cannot be read ({cause.strerror}); check it") from cause
     if is_folder:
-        batches = image_batches(path, model, options)
-    elif exists and path.suffix in (".txt", ".jsonl"):
-        batches = text_batches(path, model, options)
-    elif exists and path.suffix in (".npz", ".safetensors"):
-        batches = array_batches(path, model.module, options)
-    elif exists:
+        return "images"
+    if exists and path.suffix in (".txt", ".jsonl"):
+        return "text"
+    if exists and path.suffix in (".npz", ".safetensors"):
+        return "arrays"
+    if exists:
         raise DataError(f"{reference}: unknown kind of data; give {ACCEPTED}")
-    elif is_import_reference(reference):
-        found = import_object(reference, DataError)
-        batches = made_batches(found, model.module, options, reference)
-    else:
-        raise DataError(f"{reference}: no such file; give {ACCEPTED}")
-    check_runs(model.module, batches, reference)
-    return batches
+    if is_import_reference(reference):
+        return "made"
+    raise DataError(f"{reference}: no such file; give {ACCEPTED}")
