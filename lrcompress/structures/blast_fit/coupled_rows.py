@@ -1,15 +1,17 @@
 """Half a sweep of the weighted fit: the left factors of a BLAST weight, one row of blocks after
 the other.
 
-The loss is 1/2 tr(E^T G E C) of the residual E, where G and C have identities as diagonal blocks
+The loss is 1/2 tr(E^T G E C) of E = W - W_hat, where G and C have identities as diagonal blocks
 (`BlockMetric`). With the others fixed, row i of blocks has the minimum
     U_i += (G_i E) C K_i^T (K_i C K_i^T)^-1,    K_i = [diag(s_i1) V_1^T ... diag(s_ib) V_b^T]
-and s_i takes a step along its block-Jacobi direction, exact in length. E is kept up to date, so
-rounding never adds up beyond a sweep, and no Gram matrix of all blocks is formed. The other half is
-the same function on everything transposed.
+and s_i takes a step along its block-Jacobi direction, exact in length. G E is never a product with
+the dense weight: G W is known, and row i of G W_hat is sum_j [sum_k G_ik U_k diag(s_kj)] V_j^T. The
+other half is the same function on everything transposed.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,65 +22,91 @@ from lrcompress.structures.solve import cholesky
 _RIDGE = 8.0  # of a Gram matrix scaled to a diagonal of ones, in units of the dtype's epsilon
 
 
-def improve_rows_(
-    residual: Tensor,
-    factors: BlastFactors,
-    outer: Tensor | None,
-    inner: Tensor | None,
-    *,
-    with_diag: bool,
-) -> None:
-    """Lower the loss over U, and s if asked for; in place, as in the residual.
+@dataclass(frozen=True, eq=False)
+class Coupled:
+    """A weight W (b_out p, b_in q) in a metric whose moments couple its blocks.
 
-    residual: (b_out p, b_in q), it may be a transposed view; factors: of a single weight;
-    outer, inner: G and C, None for the identity.
+    outer, inner: G and C, None for the identity. products: G W and C W^T.
     """
+
+    outer: Tensor | None
+    inner: Tensor | None
+    products: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, weight: Tensor, outer: Tensor | None, inner: Tensor | None) -> Coupled:
+        first = weight if outer is None else outer @ weight
+        second = weight.mT if inner is None else inner @ weight.mT
+        return cls(outer, inner, (first, second))
+
+    @property
+    def transposed(self) -> Coupled:
+        return Coupled(self.inner, self.outer, self.products[::-1])
+
+    def loss(self, factors: BlastFactors) -> float:
+        """tr(E^T G E C) = <G E, E C>. factors: of a single weight."""
+        p, q = factors.left.shape[2], factors.right.shape[2]
+        pulls = [
+            _pull(self.products[0], self.outer, factors, i) for i in range(factors.left.shape[1])
+        ]
+        total = 0.0
+        for j in range(factors.right.shape[1]):
+            pull = _pull(self.products[1], self.inner, factors.transposed, j)  # (q, b_out p)
+            for i, other in enumerate(pulls):
+                block = other[:, j * q : (j + 1) * q] * pull[:, i * p : (i + 1) * p].mT
+                total += float(block.sum(dtype=torch.float64))
+        return total
+
+
+def improve_rows_(problem: Coupled, factors: BlastFactors, *, with_diag: bool) -> None:
+    """Lower the loss over U, and s if asked for, in place. factors: of a single weight."""
+    inner = problem.inner
     left, diag, right = factors.left[0], factors.diag[0], factors.right[0]
     p, rank = left.shape[1:]
     images = None if inner is None else _images(inner, right)
     grams = right.mT @ right if with_diag else right  # V_j^T C_jj V_j: (b_in, r, r)
     for i in range(left.shape[0]):
-        part = residual[i * p : (i + 1) * p]  # (p, n)
-        pull = part if outer is None else outer[i * p : (i + 1) * p] @ residual
+        pull = _pull(problem.products[0], problem.outer, factors, i)
         row = _row(right, diag[i])  # K_i^T: (n, r)
         image = row if images is None else _weighted_sum(images, diag[i])  # C K_i^T
         step = _solve(row.mT @ image, (pull @ image).mT).mT  # (p, r)
         left[i] += step
-        part.addmm_(step, row.mT, alpha=-1)
         if not with_diag:
             continue
-        if pull is not part:
-            pull.addmm_(step, row.mT, alpha=-1)  # G_ii = I
-        slope = _through(inner, pull.mT, left[i], shorter=rank < p)  # C E^T G_i^T U_i: (n, r)
-        slope = (slope.view_as(right) * right).sum(1)  # (b_in, r)
+        pull.addmm_(step, row.mT, alpha=-1)  # G_ii = I
+        slope = _slope(pull.mT @ left[i], right, images)  # (b_in, r)
         gram = left[i].mT @ left[i]
         towards = _solve(gram * grams, slope.unsqueeze(-1)).squeeze(-1)  # (b_in, r)
         row = _row(right, towards)
         image = row if images is None else _weighted_sum(images, towards)
-        curvature = (gram * (row.mT @ image)).sum()
+        if 2 * p < rank:  # the cheaper order of tr(U K C K^T U^T)
+            curvature = torch.sum((left[i] @ row.mT) * (left[i] @ image.mT))
+        else:
+            curvature = (gram * (row.mT @ image)).sum()
         rise = (slope * towards).sum()
-        length = torch.where(curvature > 0, rise / curvature, torch.zeros_like(rise))
-        diag[i] += length * towards
-        part.addmm_(left[i] * -length, row.mT)
+        diag[i] += torch.where(curvature > 0, rise / curvature, 0.0) * towards
 
 
-def subtract_(weight: Tensor, factors: BlastFactors) -> None:
-    """weight (b_out p, b_in q) becomes the residual; factors: of a single weight."""
+def _pull(product: Tensor, outer: Tensor | None, factors: BlastFactors, i: int) -> Tensor:
+    """Row i of blocks of G E: (p, n). product: G W."""
     left, diag, right = factors.left[0], factors.diag[0], factors.right[0]
-    p = left.shape[1]
-    for i in range(left.shape[0]):
-        weight[i * p : (i + 1) * p].addmm_(left[i], _row(right, diag[i]).mT, alpha=-1)
+    p, q = left.shape[1], right.shape[1]
+    rows = slice(i * p, (i + 1) * p)
+    if outer is None:
+        return torch.addmm(product[rows], left[i], _row(right, diag[i]).mT, alpha=-1)
+    images = outer[rows].view(p, -1, p).transpose(0, 1) @ left  # G_ik U_k: (b_out, p, r)
+    pull = product[rows].clone()
+    for j in range(right.shape[0]):
+        image = (images * diag[:, j].unsqueeze(1)).sum(0)  # (p, r)
+        pull[:, j * q : (j + 1) * q].addmm_(image, right[j].mT, alpha=-1)
+    return pull
 
 
-def coupled_loss(residual: Tensor, outer: Tensor | None, inner: Tensor | None, p: int) -> float:
-    """tr(E^T G E C), `p` rows at a time."""
-    total = 0.0
-    for start in range(0, residual.shape[0], p):
-        part = residual[start : start + p]
-        pull = part if outer is None else outer[start : start + p] @ residual
-        pull = pull if inner is None else pull @ inner
-        total += float((part * pull).sum(dtype=torch.float64))
-    return total
+def _slope(back: Tensor, right: Tensor, images: Tensor | None) -> Tensor:
+    """diag(V_j^T C_j X) for X = E^T G_i^T U_i (n, r): (b_in, r). images: C_j^T V_j."""
+    if images is None:
+        return (back.view_as(right) * right).sum(1)
+    return torch.stack([(image * back).sum(0) for image in images])
 
 
 def _row(right: Tensor, diag: Tensor) -> Tensor:
@@ -101,13 +129,6 @@ def _weighted_sum(images: Tensor, diag: Tensor) -> Tensor:
     for image, scale in zip(images[1:], diag[1:], strict=True):
         total.addcmul_(image, scale)
     return total
-
-
-def _through(inner: Tensor | None, first: Tensor, second: Tensor, *, shorter: bool) -> Tensor:
-    """inner first second, in the cheaper order: `shorter` if `second` has fewer columns."""
-    if inner is None:
-        return first @ second
-    return inner @ (first @ second) if shorter else (inner @ first) @ second
 
 
 def _solve(gram: Tensor, rhs: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ from torch.nn import functional
 from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.structures.blast_fit.block_metric import BlockMetric, block_metric
-from lrcompress.structures.blast_fit.coupled_rows import coupled_loss, improve_rows_, subtract_
+from lrcompress.structures.blast_fit.coupled_rows import Coupled, improve_rows_
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.plain import fit_plain
 
 _SMALL = 64 * 64  # numbers of a weight that is fitted in float64, which costs nothing there
-_MOMENTUM = 0.9
+_MOMENTUM = 0.9  # one that grows as Nesterov's gains a little at first, and comes to a halt later
 _CHECKED = 5  # sweeps between looks at the loss, which costs a quarter of a sweep
 _WORTHWHILE = 2e-3  # of the loss between two looks
 
@@ -37,7 +37,7 @@ class Effort:
 
 
 QUICK = Effort(plain=20, coupled=8, uncoupled=20)
-FULL = Effort(plain=30, coupled=60, uncoupled=100)
+FULL = Effort(plain=30, coupled=100, uncoupled=100)
 
 _Map = Callable[[Tensor], Tensor]
 
@@ -97,9 +97,10 @@ def _fit_group(
         target = (target / size).to(dtype)  # of norm one: no range of float32 is lost
         start = None if start is None else _times(start, 1 / size).to(target)
         begun = _begun(target, rank, grid, effort.plain, start)
-        found = _sweeps(target, outer.coupling, inner.coupling, begun, effort.coupled)
+        problem = Coupled.of(target[0], outer.coupling, inner.coupling)
+        found = _sweeps(problem, begun, effort.coupled)
         if start is not None:
-            found = _no_worse(target, outer.coupling, inner.coupling, found, start)
+            found = _no_worse(problem, found, start)
         found = _times(found.to(size), size)
     return _mapped(found, outer.unwhiten, inner.unwhiten).balanced()
 
@@ -120,31 +121,20 @@ def _begun(
     )
 
 
-def _sweeps(
-    target: Tensor,
-    outer: Tensor | None,
-    inner: Tensor | None,
-    begun: BlastFactors,
-    sweeps: int,
-) -> BlastFactors:
-    """target: (1, b_out p, b_in q). U, s and V are extrapolated together, as Nesterov does."""
-    weight = target[0]
-    residual = torch.empty_like(weight)
-    p = begun.left.shape[2]
-    diag_with_rows = weight.shape[1] <= weight.shape[0]  # s costs least beside the smaller moment
+def _sweeps(problem: Coupled, begun: BlastFactors, sweeps: int) -> BlastFactors:
+    """U, s and V are extrapolated together, as Nesterov does."""
+    m, n = problem.products[0].shape
+    diag_with_rows = n <= m  # s costs least beside the smaller moment
     last, point = _copied(begun), _copied(begun)
     best, best_loss, gaining, restarted = begun, float("inf"), 0, False
     for sweep in range(1, sweeps + 1):
-        residual.copy_(weight)
-        subtract_(residual, point)
-        improve_rows_(residual, point, outer, inner, with_diag=diag_with_rows)
-        turned = point.transposed
-        improve_rows_(residual.mT, turned, inner, outer, with_diag=not diag_with_rows)
-        _extrapolate_(last, point, max(_MOMENTUM, gaining / (gaining + 3)) if gaining else 0.0)
+        improve_rows_(problem, point, with_diag=diag_with_rows)
+        improve_rows_(problem.transposed, point.transposed, with_diag=not diag_with_rows)
+        _extrapolate_(last, point, _MOMENTUM if gaining else 0.0)
         last, point, gaining = point, last, gaining + 1
         if sweep % _CHECKED and sweep != sweeps:
             continue
-        loss = coupled_loss(residual, outer, inner, p)
+        loss = problem.loss(last)
         gained = best_loss - loss
         if gained > 0:
             best, best_loss, restarted = _copied(last), loss, False
@@ -163,20 +153,9 @@ def _extrapolate_(last: BlastFactors, new: BlastFactors, momentum: float) -> Non
         torch.lerp(before, after, 1 + momentum, out=before)
 
 
-def _no_worse(
-    target: Tensor,
-    outer: Tensor | None,
-    inner: Tensor | None,
-    found: BlastFactors,
-    start: BlastFactors,
-) -> BlastFactors:
+def _no_worse(problem: Coupled, found: BlastFactors, start: BlastFactors) -> BlastFactors:
     """`start`, with columns of zeros, where the fit lost more than it."""
-    losses = []
-    for factors in (found, start):
-        residual = target[0].clone()
-        subtract_(residual, factors)
-        losses.append(coupled_loss(residual, outer, inner, found.left.shape[2]))
-    if losses[0] <= losses[1]:
+    if problem.loss(found) <= problem.loss(start):
         return found
     more = found.rank - start.rank
     return BlastFactors(*(functional.pad(part, (0, more)) for part in _parts(start)))
