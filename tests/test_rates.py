@@ -16,7 +16,13 @@ from lrcompress.tuning.rates import RATES, chosen_rate, trial_length
 START = 1.0
 
 
-def chosen(monkeypatch: pytest.MonkeyPatch, ends: Mapping[float, float], steps: int = 100) -> float:
+def chosen(
+    monkeypatch: pytest.MonkeyPatch,
+    ends: Mapping[float, float],
+    steps: int = 100,
+    *,
+    divergence: bool = True,
+) -> float:
     """The rate for trials that end so; a rate that is not named ends far worse than it began."""
 
     class Trial:
@@ -30,7 +36,11 @@ def chosen(monkeypatch: pytest.MonkeyPatch, ends: Mapping[float, float], steps: 
 
     monkeypatch.setattr(rates, "Loop", Trial)
     given: list[object] = []
-    course = SimpleNamespace(weights=lambda: "as they were", set_weights_=given.append)
+    course = SimpleNamespace(
+        weights=lambda: "as they were",
+        set_weights_=given.append,
+        objective=SimpleNamespace(judged_by_divergence=divergence),
+    )
     found = chosen_rate(cast(Course, course), steps, START, SILENT)
     assert given[-1] == "as they were"
     return found
@@ -64,10 +74,11 @@ def test_the_largest_rate_that_does_little_harm_is_taken(
         ({}, RATES[0]),
     ],
 )
-def test_a_short_training_takes_a_rate_that_gains(
+def test_a_short_training_and_one_with_a_loss_of_its_own_take_a_rate_that_gains(
     monkeypatch: pytest.MonkeyPatch, ends: dict[float, float], expected: float
 ) -> None:
     assert chosen(monkeypatch, ends, steps=99) == expected
+    assert chosen(monkeypatch, ends, steps=200, divergence=False) == expected
 
 
 def test_trials_are_short_and_long_enough() -> None:

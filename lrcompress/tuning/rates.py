@@ -34,9 +34,10 @@ def chosen_rate(course: Course, steps: int, start: float, progress: Progress) ->
     rate that ends 100 steps or more worse than a smaller one shows in a trial of five: it was at 2
     to 5 times the start's measure, and the best rate at 0.8 to 1.3 times (transformers of text and
     images, a CNN). A shorter training takes the largest rate that gains a fair part of what the
-    best gains. The weights are given back as they were.
+    best gains; so does one judged by a loss of its own, of which half as much again may be all that
+    there is to lose. The weights are given back as they were.
     """
-    length, long = trial_length(steps), steps >= LONG
+    length, long = trial_length(steps), steps >= LONG and course.objective.judged_by_divergence
     limit = BEARABLE * start if long else start
     before = course.weights()
     tried: dict[int, float] = {}

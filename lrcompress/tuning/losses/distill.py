@@ -21,7 +21,6 @@ class Distill(TuningObjective):
     """
 
     name: ClassVar[str] = "distill"
-    judged_by_divergence: ClassVar[bool] = True
     takes_noise: ClassVar[bool] = True  # the teacher labels anything
 
     def __init__(self, setting: Setting) -> None:

@@ -18,6 +18,7 @@ class Task(TuningObjective):
     """Whatever `loss(module, batch)` returns: a scalar with a gradient, smaller is better."""
 
     name: ClassVar[str] = "task"
+    judged_by_divergence: ClassVar[bool] = False
 
     def check(self, batches: Batches) -> None:
         if self.setting.task is None:
