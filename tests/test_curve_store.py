@@ -24,8 +24,8 @@ class Killed(Exception):
 class Dying(CurveFolder):
     """Ends the profile once two layers are done."""
 
-    def put(self, spec: LayerSpec, curves: Curves) -> None:
-        super().put(spec, curves)
+    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None:
+        super().put(spec, metric, most, curves)
         if len(list(self.folder.iterdir())) == 2:
             raise Killed
 
@@ -72,13 +72,29 @@ def test_a_killed_profile_fits_only_what_was_not_done(
         assert other.curves == whole.curves
 
 
+def test_curves_of_another_forward_are_fitted_again(
+    network: nn.Module, batches: list[dict[str, torch.Tensor]], fitted: list[str], tmp_path: Path
+) -> None:
+    """The same weights, so that the run's key tells nothing."""
+    profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    assert isinstance(network, nn.Sequential)
+    network[1] = nn.Tanh()
+    fitted.clear()
+    fresh = profile(network, batches, OPTIONS)
+    fitted.clear()
+    resumed = profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    assert fitted == ["0", "2", "3"]
+    assert [layer.curves for layer in resumed.layers] == [layer.curves for layer in fresh.layers]
+
+
 def test_a_damaged_file_is_fitted_again(
     network: nn.Module, batches: list[dict[str, torch.Tensor]], fitted: list[str], tmp_path: Path
 ) -> None:
     profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
     fitted.clear()
     whole = {path: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    texts = ["", '{"curves": [[{"type": "blast"}]]}', '{"curves": 3}']
+    start = next(iter(whole.values())).split('"curves"')[0]
+    texts = ["", start + '"curves": []}', '{"curves": 3}']
     for path, text in zip(whole, texts, strict=True):
         path.write_text(text, encoding="utf-8")
     profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))

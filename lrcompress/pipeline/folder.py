@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lrcompress.storage import TEMPORARY_GLOB, write_atomically
 LEDGER_NAME = "stages.json"
 PROFILE_FOLDER = "profile"  # inside the folder of a whole run
 WORK_NAME = "work"  # checkpoints; gone at the end
+WORK_OF_STAGE = re.compile(r"[0-9a-f]{16}")
 SAFETENSORS_GLOB = ".tmp??????"
 
 log = logging.getLogger(__name__)
@@ -113,7 +115,7 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove the checkpoints."""
-        on_main(lambda: shutil.rmtree(self.root / WORK_NAME, ignore_errors=True))
+        on_main(lambda: _remove_work(self.root / WORK_NAME))
 
     def _is(self, name: str, digest: str) -> bool:
         path = self.path(name)
@@ -193,12 +195,21 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
 
 
 def _only(own: Path) -> None:
-    """An empty folder `own`, or what it held, and nothing else beside it."""
-    if own.parent.is_dir():
-        for stale in own.parent.iterdir():
-            if stale != own:
-                shutil.rmtree(stale, ignore_errors=True)
+    """An empty folder `own`, or what it held, and no other stage's beside it."""
+    _remove_work(own.parent, but=own)
     own.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_work(folder: Path, *, but: Path | None = None) -> None:
+    """The stages' own folders in it, and the folder if nothing else is in there: a foreign one
+    that a run was forced into may hold a user's `work`."""
+    if not folder.is_dir():
+        return
+    for stale in folder.iterdir():
+        if stale != but and WORK_OF_STAGE.fullmatch(stale.name):
+            shutil.rmtree(stale, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def remove_temporaries(root: Path) -> None:

@@ -83,6 +83,7 @@ def measured(
                 log.warning("%s", warning)
             on_main(partial(save_profile, found, target))
             folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
+            folder.clean()
     return load_profile(target), key
 
 

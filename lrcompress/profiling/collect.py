@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lrcompress.distributed import alike, in_turns, same_everywhere, world_size
+from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.layers import (
@@ -17,7 +17,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
-from lrcompress.profiling.explore import CurveStore, NoCurveStore
+from lrcompress.profiling.explore import CurveStore, NoCurveStore, keep_curves
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.layer import profile_layer
@@ -108,6 +108,8 @@ def _without_data(
     with progress.stage("spectra", len(found.layers)) as step:
         for layer in in_turns(alike(found.layers, layer_cost), measured):
             done[layer.name] = layer
+            if is_main():
+                keep_curves(store, layer)
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
     return Profile(

@@ -10,28 +10,43 @@ from torch import Tensor
 from lrcompress.errors import FitError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.profiling.profile import CurvePoint
+from lrcompress.profiling.profile import CurvePoint, LayerProfile
 from lrcompress.structures import STRUCTURES, Factors
 
 Curves = tuple[tuple[CurvePoint, ...], ...]
 
 
 class CurveStore(Protocol):
-    """Curves of finished layers, so that a killed profile goes on where it stopped."""
+    """Curves of finished layers, so that a killed profile goes on where it stopped.
 
-    def get(self, spec: LayerSpec) -> Curves | None: ...
+    metric, most: what they were fitted in, and the loss of a zero weight there. Curves of another
+    metric, or of moments that have changed since, are not given back.
+    """
 
-    def put(self, spec: LayerSpec, curves: Curves) -> None: ...
+    def get(self, spec: LayerSpec, metric: str, most: float) -> Curves | None: ...
+
+    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None: ...
 
 
 class NoCurveStore:
     """Keeps nothing: a killed profile starts again."""
 
-    def get(self, spec: LayerSpec) -> Curves | None:
+    def get(self, spec: LayerSpec, metric: str, most: float) -> Curves | None:
         return None
 
-    def put(self, spec: LayerSpec, curves: Curves) -> None:
+    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None:
         pass
+
+
+def keep_curves(store: CurveStore, layer: LayerProfile) -> None:
+    if layer.curves:
+        metric = layer.curves_metric
+        store.put(layer.spec, metric, most_to_lose(layer.spectra[metric]), layer.curves)
+
+
+def most_to_lose(spectrum: Tensor) -> float:
+    """The loss of a zero weight."""
+    return float(0.5 * spectrum.square().sum())
 
 
 def structure_curves(

@@ -44,7 +44,20 @@ class Judge:
 def judge_by(
     module: nn.Module, batches: Batches, readout: Readout, *, shared: bool = False
 ) -> Judge:
-    """A judge from `module` as it is now, over as many batches as may be kept."""
+    """A judge from `module` as it is now, over as many batches as may be kept, evenly spread: they
+    are sorted by length."""
+    first = _judge_by_first(module, batches, readout, shared=shared)
+    if len(first.batches) == len(batches):
+        return first
+    room = len(first.batches)
+    spread = [batches[(2 * place + 1) * len(batches) // (2 * room)] for place in range(room)]
+    del first
+    return _judge_by_first(module, spread, readout, shared=shared)
+
+
+def _judge_by_first(
+    module: nn.Module, batches: Batches, readout: Readout, *, shared: bool
+) -> Judge:
     kept: list[Batch] = []
     outputs: list[tuple[Tensor, Tensor]] = []
     size = 0

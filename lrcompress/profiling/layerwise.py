@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from lrcompress.distributed import alike, portions, shared_out
+from lrcompress.distributed import alike, is_main, portions, shared_out
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import METRICS, LayerMoments
-from lrcompress.profiling.explore import CurveStore
+from lrcompress.profiling.explore import CurveStore, keep_curves
 from lrcompress.profiling.finish import take_moments
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.layer import profile_layer
@@ -49,6 +49,8 @@ class LayerWork:
             tasks = [task for spec in portion if (task := self._task(spec, collector)) is not None]
             for task, layer in zip(tasks, shared_out(tasks, self._measure), strict=True):
                 self.measured[layer.name] = layer
+                if is_main():
+                    keep_curves(self.store, layer)
                 self.sink.add(layer.name, task.group, task.moments)
             step.advance(len(portion))
 

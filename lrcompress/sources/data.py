@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from lrcompress.errors import DataError
@@ -14,6 +13,7 @@ from lrcompress.sources.factory import import_object, is_import_reference
 from lrcompress.sources.forward import check_runs
 from lrcompress.sources.images import image_batches
 from lrcompress.sources.options import DataOptions
+from lrcompress.sources.paths import expanded
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.text import text_batches
 
@@ -29,7 +29,7 @@ def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> li
     Raises:
         DataError: nothing there, not readable, empty, not finite, or not what the model takes.
     """
-    kind, path = kind_of_data(reference), Path(reference).expanduser()
+    kind, path = kind_of_data(reference), expanded(reference, DataError)
     if kind == "images":
         batches = image_batches(path, model, options)
     elif kind == "text":
@@ -44,12 +44,12 @@ def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> li
 
 
 def kind_of_data(reference: str) -> Kind:
-    """By name alone, so that a wrong one is told before a model is loaded.
+    """Without reading it, so that a wrong name is told before a model is loaded.
 
     Raises:
         DataError: nothing there, or nothing that could be data.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference, DataError)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as cause:

@@ -10,6 +10,7 @@ from lrcompress.errors import ModelError
 from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.factory import is_import_reference, load_factory
 from lrcompress.sources.huggingface import load_folder
+from lrcompress.sources.paths import expanded
 from lrcompress.sources.ready import ready_
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.run_folder import is_run_folder, load_run
@@ -33,7 +34,7 @@ def load_model(
     Raises:
         ModelError: nothing there, not readable, unsafe to read, or NaN among the weights.
     """
-    path = Path(reference).expanduser()
+    path = expanded(reference, ModelError)
     try:
         is_folder, exists = path.is_dir(), path.exists()
     except OSError as cause:

@@ -21,11 +21,13 @@ from lrcompress.storage.files import write_json
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label, listed, shown
 
+SAME = 1e-4  # of the loss of a zero weight: moments summed by other processes differ less
 AGAIN = "profile again, or undo the edit"
 
 
 class CurveFolder:
-    """A CurveStore. The folder belongs to one model, data and options; whoever makes it sees to it.
+    """A CurveStore. The folder belongs to one run's weights, data and options: whoever makes it
+    sees to that.
 
     Raises:
         LrcompressError: the disk is full or read-only.
@@ -34,20 +36,25 @@ class CurveFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, spec: LayerSpec) -> Curves | None:
+    def get(self, spec: LayerSpec, metric: str, most: float) -> Curves | None:
         """None too for a file damaged by whatever stopped the run: the curves are fitted again."""
         path = self._path(spec)
         try:
-            held = json.loads(path.read_text(encoding="utf-8"))["curves"]
-            return tuple(
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["metric"] != metric or abs(held["most"] - most) > SAME * most:
+                return None
+            curves = tuple(
                 tuple(_point(item, spec, f"{path}[{i}][{j}]") for j, item in enumerate(curve))
-                for i, curve in enumerate(held)
+                for i, curve in enumerate(held["curves"])
             )
+            sound = curves and all(_what_is_no_curve(curve, spec) is None for curve in curves)
+            return curves if sound else None
         except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
 
-    def put(self, spec: LayerSpec, curves: Curves) -> None:
-        write_json(self._path(spec), {"layer": spec.name, "curves": curves_to_json(curves)})
+    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None:
+        held = {"layer": spec.name, "metric": metric, "most": most}
+        write_json(self._path(spec), {**held, "curves": curves_to_json(curves)})
 
     def _path(self, spec: LayerSpec) -> Path:
         # A digest: names of layers may hold what names of files may not

@@ -5,7 +5,7 @@ The loss is 1/2 tr(E^T G E C) of E = W - W_hat, where G and C have identities as
 (`BlockMetric`). With the others fixed, row i of blocks has the minimum
     U_i += (G_i E) C K_i^T (K_i C K_i^T)^-1,    K_i = [diag(s_i1) V_1^T ... diag(s_ib) V_b^T]
 and s_i takes a step along its block-Jacobi direction, exact in length. G E is never a product with
-the dense weight: G W is known, and row i of G W_hat is sum_j [sum_k G_ik U_k diag(s_kj)] V_j^T. The
+the dense weight: G W is known, and block ij of G W_hat is [sum_k G_ik U_k diag(s_kj)] V_j^T. The
 other half is the same function on everything transposed.
 """
 
@@ -103,7 +103,7 @@ def _pull(product: Tensor, outer: Tensor | None, factors: BlastFactors, i: int) 
 
 
 def _slope(back: Tensor, right: Tensor, images: Tensor | None) -> Tensor:
-    """diag(V_j^T C_j X) for X = E^T G_i^T U_i (n, r): (b_in, r). images: C_j^T V_j."""
+    """diag(V_j^T C_j X) for X = E^T G_i^T U_i (n, r): (b_in, r). images: those of `_images`."""
     if images is None:
         return (back.view_as(right) * right).sum(1)
     return torch.stack([(image * back).sum(0) for image in images])

@@ -1,7 +1,7 @@
 """The weighted fit of BLAST weights: least 1/2 tr(G dW C dW^T).
 
 Block-diagonal parts of G and C are taken into the weight (`block_metric`), which leaves a plain fit
-with couplings. It begins as one, at a tenth of the cost of a coupled sweep; alternating sweeps with
+with couplings. It begins as one, at a fifth of the cost of a coupled sweep; alternating sweeps with
 momentum follow. One in the full metric alone from the start needs two to three times the time.
 """
 
@@ -23,7 +23,7 @@ from lrcompress.structures.blast_fit.plain import fit_plain
 
 _SMALL = 64 * 64  # numbers of a weight that is fitted in float64, which costs nothing there
 _MOMENTUM = 0.9  # one that grows as Nesterov's gains a little at first, and comes to a halt later
-_CHECKED = 5  # sweeps between looks at the loss, which costs a quarter of a sweep
+_CHECKED = 5  # sweeps between looks at the loss, which costs a third of a sweep
 _WORTHWHILE = 2e-3  # of the loss between two looks
 
 
