@@ -47,12 +47,16 @@ def prepared(
     setting = Setting(module, dense, readout, points, options, task)
     objective = TUNING_OBJECTIVES[options.objective](setting)
     objective.check(parted.taught)
-    judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
+    if objective.judged_by_divergence:
+        judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
+        parted = Split(parted.taught, judge.batches)  # as many as it may keep
 
-    def measure() -> float:
-        if objective.judged_by_divergence:
+        def measure() -> float:
             return judge.divergence(module)
-        return held_out_loss(objective, parted)
+    else:
+
+        def measure() -> float:
+            return held_out_loss(objective, parted)
 
     return Course(
         module=module,
