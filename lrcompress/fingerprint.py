@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 
 
+def name_digest(name: str) -> str:
+    """Of the name of a layer, which may hold what names of files may not."""
+    return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:24]
+
+
 def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """sha256 of names, types, shapes and values, in the order given."""
     digest = hashlib.sha256()

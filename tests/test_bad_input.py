@@ -439,12 +439,3 @@ def test_a_home_of_nobody_is_bad_input(tmp_path: Path) -> None:
         answer = lrcompress("compress", model, "--data", data, "--budget", "50%", "-o", output)
         assert answer.code == 7
         assert "no such user" in answer.error
-
-
-def test_force_leaves_a_folder_of_the_users_own(tmp_path: Path) -> None:
-    mine = tmp_path / "work" / "mine.txt"
-    mine.parent.mkdir()
-    mine.write_text("a year's work")
-    answer = lrcompress("profile", MODEL, "--data", DATA, "-o", tmp_path, "--force", "--no-report")
-    assert answer.code == 0, answer.stderr
-    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.layers import LayerSpec
+from lrcompress.metrics import Whitening
 from lrcompress.profiling import layer as profiling_layer
 from lrcompress.profiling.collect import ProfileOptions, profile
 from lrcompress.profiling.explore import Curves, structure_curves
+from lrcompress.profiling.profile import LayerProfile
 from lrcompress.storage import CurveFolder
 
 OPTIONS = ProfileOptions(structures=("low_rank", "blast", "monarch"))
@@ -24,8 +27,8 @@ class Killed(Exception):
 class Dying(CurveFolder):
     """Ends the profile once two layers are done."""
 
-    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None:
-        super().put(spec, metric, most, curves)
+    def put(self, layer: LayerProfile) -> None:
+        super().put(layer)
         if len(list(self.folder.iterdir())) == 2:
             raise Killed
 
@@ -47,11 +50,11 @@ def fitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the layers whose curves were fitted."""
     names: list[str] = []
 
-    def counting(*arguments: object) -> Curves:
-        spec = arguments[2]
-        assert isinstance(spec, LayerSpec)
+    def counting(
+        weight: Tensor, whitening: Whitening, spec: LayerSpec, structures: Sequence[str]
+    ) -> Curves:
         names.append(spec.name)
-        return structure_curves(*arguments)  # type: ignore[arg-type]
+        return structure_curves(weight, whitening, spec, structures)
 
     monkeypatch.setattr(profiling_layer, "structure_curves", counting)
     return names

@@ -201,6 +201,14 @@ def test_force_removes_nothing_of_a_folder_that_is_no_run(tmp_path: Path) -> Non
     assert (tmp_path / ".download.part").read_text() == "half a film"
 
 
+def test_force_leaves_a_folder_work_of_the_users_own(tmp_path: Path) -> None:
+    mine = tmp_path / "work" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("a year's work")
+    run(options(tmp_path, folder=FolderOptions(tmp_path, report=False, force=True)))
+    assert [path.name for path in mine.parent.iterdir()] == ["mine.txt"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="modes are POSIX")
 def test_files_can_be_read_by_those_who_may(unbroken: tuple[Path, RunResult]) -> None:
     modes = {path.stat().st_mode & 0o777 for path in unbroken[0].rglob("*") if path.is_file()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import networks
 import pytest
@@ -94,12 +95,12 @@ def vision() -> tuple[nn.Module, nn.Module]:
 
 
 def objective(
-    name: str, pair: tuple[nn.Module, nn.Module], data: list[Batch], **options: object
+    name: str, pair: tuple[nn.Module, nn.Module], data: list[Batch], **options: Any
 ) -> TuningObjective:
     module, dense = pair
     with torch.no_grad():
         readout, _ = choose_readout(call(dense, data[0]))
-    asked = TuneOptions(objective=name, **options)  # type: ignore[arg-type]
+    asked = TuneOptions(objective=name, **options)
     made = TUNING_OBJECTIVES[name](Setting(module, dense, readout, (), asked))
     made.check(data)
     return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrcompress.errors import FitError
+from lrcompress.fingerprint import name_digest
 from lrcompress.structures import Factors
 
 
@@ -69,5 +69,4 @@ class FolderStore:
             ) from cause
 
     def _path(self, name: str) -> Path:
-        # A digest: names of layers may hold what names of files may not
-        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+        return self.folder / f"{name_digest(name)}.safetensors"

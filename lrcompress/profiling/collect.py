@@ -17,7 +17,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
-from lrcompress.profiling.explore import CurveStore, NoCurveStore, keep_curves
+from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.layer import profile_layer
@@ -71,12 +71,11 @@ def profile(
             f"no layer of this model can be compressed{why}; give one with Linear, Embedding or "
             "convolution layers"
         )
+    store = store or NoCurveStore()
     with frozen(module):
         if batches is None:
-            return _without_data(module, found, options, progress, store or NoCurveStore())
-        return _with_data(
-            module, found, batches, options, progress, sink or MemorySink(), store or NoCurveStore()
-        )
+            return _without_data(module, found, options, progress, store)
+        return _with_data(module, found, batches, options, progress, sink or MemorySink(), store)
 
 
 def _check_same(module: nn.Module, batches: Batches | None) -> None:
@@ -109,7 +108,7 @@ def _without_data(
         for layer in in_turns(alike(found.layers, layer_cost), measured):
             done[layer.name] = layer
             if is_main():
-                keep_curves(store, layer)
+                store.put(layer)
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
     return Profile(

@@ -17,36 +17,24 @@ Curves = tuple[tuple[CurvePoint, ...], ...]
 
 
 class CurveStore(Protocol):
-    """Curves of finished layers, so that a killed profile goes on where it stopped.
+    """Curves of finished layers, so that a killed profile goes on where it stopped."""
 
-    metric, most: what they were fitted in, and the loss of a zero weight there. Curves of another
-    metric, or of moments that have changed since, are not given back.
-    """
+    def get(self, layer: LayerProfile) -> Curves | None:
+        """Those of the layer, whose profile has none yet; None if they were fitted in another
+        metric or to moments that have changed since."""
+        ...
 
-    def get(self, spec: LayerSpec, metric: str, most: float) -> Curves | None: ...
-
-    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None: ...
+    def put(self, layer: LayerProfile) -> None: ...
 
 
 class NoCurveStore:
     """Keeps nothing: a killed profile starts again."""
 
-    def get(self, spec: LayerSpec, metric: str, most: float) -> Curves | None:
+    def get(self, layer: LayerProfile) -> Curves | None:
         return None
 
-    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None:
+    def put(self, layer: LayerProfile) -> None:
         pass
-
-
-def keep_curves(store: CurveStore, layer: LayerProfile) -> None:
-    if layer.curves:
-        metric = layer.curves_metric
-        store.put(layer.spec, metric, most_to_lose(layer.spectra[metric]), layer.curves)
-
-
-def most_to_lose(spectrum: Tensor) -> float:
-    """The loss of a zero weight."""
-    return float(0.5 * spectrum.square().sum())
 
 
 def structure_curves(

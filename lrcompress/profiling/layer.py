@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from lrcompress.layers import LayerSpec, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
-from lrcompress.profiling.explore import CurveStore, most_to_lose, structure_curves
+from lrcompress.profiling.explore import CurveStore, structure_curves
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.running import FULL_MOMENT_LIMIT
@@ -43,9 +45,6 @@ def profile_layer(
             spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
             if name == (options.metric or "two-sided"):
                 default, fitted_in = whitening, name
-    curves = store.get(spec, fitted_in, most_to_lose(spectra[fitted_in]))
-    if curves is None:
-        curves = structure_curves(weight, default, spec, options.structures)
     profiled = LayerProfile(
         spec=spec,
         measures=measure(spectra["plain"], spec.out_features, spec.in_features),
@@ -54,10 +53,12 @@ def profile_layer(
         input_group=group,
         shrinkage=shrinkage,
         centred=centred,
-        curves=curves,
         curves_metric=fitted_in,
     )
-    return profiled, default
+    curves = store.get(profiled)
+    if curves is None:
+        curves = structure_curves(weight, default, spec, options.structures)
+    return replace(profiled, curves=curves), default
 
 
 def shrinkage_for(spec: LayerSpec, rows: int) -> float:

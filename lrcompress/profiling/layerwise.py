@@ -10,7 +10,7 @@ from torch import nn
 from lrcompress.distributed import alike, is_main, portions, shared_out
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import METRICS, LayerMoments
-from lrcompress.profiling.explore import CurveStore, keep_curves
+from lrcompress.profiling.explore import CurveStore
 from lrcompress.profiling.finish import take_moments
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.layer import profile_layer
@@ -50,7 +50,7 @@ class LayerWork:
             for task, layer in zip(tasks, shared_out(tasks, self._measure), strict=True):
                 self.measured[layer.name] = layer
                 if is_main():
-                    keep_curves(self.store, layer)
+                    self.store.put(layer)
                 self.sink.add(layer.name, task.group, task.moments)
             step.advance(len(portion))
 

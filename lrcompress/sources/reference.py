@@ -9,6 +9,9 @@ from typing import Literal
 
 from torch import nn
 
+from lrcompress.errors import ModelError
+from lrcompress.sources.paths import expanded
+
 
 @dataclass(frozen=True)
 class ModelReference:
@@ -21,7 +24,7 @@ class ModelReference:
     @property
     def place(self) -> str:
         """As the user wrote it, if that is here; else where its folder lay then."""
-        here = Path(self.text).expanduser().exists()
+        here = expanded(self.text, ModelError).exists()
         return self.text if here else self.details.get("folder", self.text)
 
 

@@ -3,7 +3,6 @@ and of the layers that a profile has done, each in a file of its own until it is
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -13,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from lrcompress.errors import DataError, PlanError
+from lrcompress.fingerprint import name_digest
 from lrcompress.layers import LayerSpec
 from lrcompress.profiling.explore import Curves
-from lrcompress.profiling.profile import CurvePoint
+from lrcompress.profiling.profile import CurvePoint, LayerProfile
 from lrcompress.records import from_json
 from lrcompress.storage.files import write_json
 from lrcompress.structures.serial import structure_from_json, structure_to_json
@@ -36,9 +36,10 @@ class CurveFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, spec: LayerSpec, metric: str, most: float) -> Curves | None:
+    def get(self, layer: LayerProfile) -> Curves | None:
         """None too for a file damaged by whatever stopped the run: the curves are fitted again."""
-        path = self._path(spec)
+        path, spec, metric = self._path(layer), layer.spec, layer.curves_metric
+        most = layer.loss_of_removal(metric)
         try:
             held = json.loads(path.read_text(encoding="utf-8"))
             if held["metric"] != metric or abs(held["most"] - most) > SAME * most:
@@ -52,14 +53,19 @@ class CurveFolder:
         except (OSError, ValueError, KeyError, TypeError, DataError):
             return None
 
-    def put(self, spec: LayerSpec, metric: str, most: float, curves: Curves) -> None:
-        held = {"layer": spec.name, "metric": metric, "most": most}
-        write_json(self._path(spec), {**held, "curves": curves_to_json(curves)})
+    def put(self, layer: LayerProfile) -> None:
+        if not layer.curves:
+            return
+        held = {
+            "layer": layer.name,
+            "metric": layer.curves_metric,
+            "most": layer.loss_of_removal(layer.curves_metric),
+            "curves": curves_to_json(layer.curves),
+        }
+        write_json(self._path(layer), held)
 
-    def _path(self, spec: LayerSpec) -> Path:
-        # A digest: names of layers may hold what names of files may not
-        digest = hashlib.sha256(spec.name.encode("utf-8", "replace")).hexdigest()
-        return self.folder / f"curves-{digest[:24]}.json"
+    def _path(self, layer: LayerProfile) -> Path:
+        return self.folder / f"curves-{name_digest(layer.name)}.json"
 
 
 def curves_to_json(curves: Sequence[Sequence[CurvePoint]]) -> list[list[dict[str, Any]]]:

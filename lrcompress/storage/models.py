@@ -11,11 +11,12 @@ from typing import Any
 from torch import nn
 
 from lrcompress import __version__
-from lrcompress.errors import LrcompressError
+from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.fingerprint import distinct_state
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batch
 from lrcompress.sources.example import record_inputs
+from lrcompress.sources.paths import expanded
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_folder import load_run
 from lrcompress.sources.run_record import (
@@ -91,7 +92,7 @@ def load(folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
     Raises:
         ModelError, PlanError: the folder is no run, incomplete, damaged, or edited wrongly.
     """
-    path = Path(folder).expanduser()
+    path = expanded(str(folder), ModelError)
     return load_run(path, str(folder), trust_remote_code=trust_remote_code).module
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -50,13 +51,9 @@ def prepared(
     if objective.judged_by_divergence:
         judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
         parted = Split(parted.taught, judge.batches)  # as many as it may keep
-
-        def measure() -> float:
-            return judge.divergence(module)
+        measure = partial(judge.divergence, module)
     else:
-
-        def measure() -> float:
-            return held_out_loss(objective, parted)
+        measure = partial(held_out_loss, objective, parted)
 
     return Course(
         module=module,

@@ -72,7 +72,10 @@ def command(
 
 
 def _default(model: str, precision: str) -> Path:
-    folder = Path(model).expanduser()
+    from lrcompress.errors import ModelError
+    from lrcompress.sources.paths import expanded
+
+    folder = expanded(model, ModelError)
     if not folder.is_dir():
         raise click.UsageError("name the file: -o model.onnx", click.get_current_context())
     return folder / f"model-{precision}.onnx"

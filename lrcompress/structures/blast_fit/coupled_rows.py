@@ -97,7 +97,7 @@ def _pull(product: Tensor, outer: Tensor | None, factors: BlastFactors, i: int) 
     images = outer[rows].view(p, -1, p).transpose(0, 1) @ left  # G_ik U_k: (b_out, p, r)
     pull = product[rows].clone()
     for j in range(right.shape[0]):
-        image = (images * diag[:, j].unsqueeze(1)).sum(0)  # (p, r)
+        image = _weighted_sum(images, diag[:, j])  # (p, r)
         pull[:, j * q : (j + 1) * q].addmm_(image, right[j].mT, alpha=-1)
     return pull
 
