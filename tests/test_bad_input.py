@@ -297,6 +297,21 @@ def test_a_wrong_plan_names_the_layer(
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("spoil", [name_a_missing_layer, ask_for_too_much, misspell_the_structure])
+def test_a_plan_that_suits_no_profile_is_told_before_one_is_made(
+    spoil: Callable[[Layers], None], finished: Path, tmp_path: Path
+) -> None:
+    value = json.loads((finished / "plan.json").read_text())
+    spoil(value["layers"])
+    plan, output = tmp_path / "plan.json", tmp_path / "out"
+    plan.write_text(json.dumps(value))
+    for more in (["-o", output], ["--dry-run"]):
+        answer = lrcompress("compress", MODEL, "--plan", plan, "--data", DATA, "--no-report", *more)
+        assert answer.code == 7
+        assert "plan.json" in answer.error
+    assert not output.exists()
+
+
 def test_a_plan_that_is_no_plan(finished: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     for text in ("", "{", "[1, 2]", '{"layers": 3}'):

@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
 
 from lrcompress.errors import PlanError
 from lrcompress.export.onnx import export_onnx
+from lrcompress.layers import describe
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
-from lrcompress.planning.plan import Plan, plan, plan_from_json, plan_to_json
+from lrcompress.planning.plan import Plan, check_plan, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.profile import Profile
 from lrcompress.storage import write_text
 
@@ -25,6 +29,8 @@ STAGE = "plan"
 PLAN_NAME = "plan.json"
 BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
 BYTES_PER_STRUCTURE = 8_000  # the same of a structure's dozen nodes and shapes
+
+Read = TypeVar("Read")
 
 log = logging.getLogger(__name__)
 
@@ -94,12 +100,21 @@ def chosen(question: Question) -> Plan:
 
 def read_plan(path: Path, profile: Profile) -> Plan:
     """Raises PlanError, naming the file, for what cannot be read or does not fit the model."""
+    return _from_file(path, lambda text: plan_from_json(text, profile))
+
+
+def check_plan_file(path: Path, module: nn.Module) -> None:
+    """Raises PlanError for what can be told of a plan before the model is profiled."""
+    _from_file(path, lambda text: check_plan(text, describe(module).layers))
+
+
+def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError(f"{path}: cannot be read as text; give a plan.json") from error
     try:
-        return plan_from_json(text, profile)
+        return read(text)
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from error
 

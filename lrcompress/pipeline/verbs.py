@@ -10,7 +10,14 @@ from lrcompress.distributed import failing_together, on_main
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import compress_key, compressed, is_compressed
-from lrcompress.pipeline.deciding import PLAN_NAME, Question, chosen, decided, read_plan
+from lrcompress.pipeline.deciding import (
+    PLAN_NAME,
+    Question,
+    check_plan_file,
+    chosen,
+    decided,
+    read_plan,
+)
 from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import budget_facts
 from lrcompress.pipeline.folder import (
@@ -70,6 +77,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
     batch = loaded.example()  # before any long work: without data it may not be known
+    _check_plan(options, loaded)
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
         question, profiled = _asked(job, loaded, options)
@@ -169,6 +177,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
     loaded = load_sources(options.source)
     found = _known_profile(options, loaded)
     if found is None:
+        _check_plan(options, loaded)
         measuring = with_pooling(options.profile, loaded)
         found = profile(loaded.model.module, loaded.batches, measuring, progress)
     return Preview(found, on_main(partial(chosen, Question(loaded, found, options))))
@@ -195,6 +204,12 @@ def _loaded(
             loaded = load_sources(source)
         step.advance()
     return loaded
+
+
+def _check_plan(options: RunOptions, loaded: Loaded) -> None:
+    """Before a long profile. Raises PlanError for a plan that cannot suit the model."""
+    if options.plan_file is not None:
+        check_plan_file(options.plan_file, loaded.model.module)
 
 
 def _asked(

@@ -12,14 +12,22 @@ from lrcompress.planning.budget import Budget, amount_in_words
 from lrcompress.planning.curves import choice_of, layer_choices
 from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.plan_json import plan_from_json, plan_to_json
+from lrcompress.planning.plan_json import check_plan, plan_from_json, plan_to_json
 from lrcompress.planning.planned import Plan, PlannedLayer, assemble
 from lrcompress.planning.problem import pose
 from lrcompress.planning.selection import reasons_to_skip
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import STRUCTURES, Dense
 
-__all__ = ["Plan", "PlanOptions", "PlannedLayer", "plan", "plan_from_json", "plan_to_json"]
+__all__ = [
+    "Plan",
+    "PlanOptions",
+    "PlannedLayer",
+    "check_plan",
+    "plan",
+    "plan_from_json",
+    "plan_to_json",
+]
 
 DEFAULT_OPTIONS = PlanOptions()
 

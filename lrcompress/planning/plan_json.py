@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from lrcompress.errors import DataError, PlanError
+from lrcompress.layers import LayerSpec
 from lrcompress.planning.account import open_account
 from lrcompress.planning.budget import Budget, Scope
 from lrcompress.planning.curves import Choice, choice_of, is_measured
@@ -80,15 +81,9 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
         PlanError: not a plan, or a layer that is unknown, missing, repeated, or given a structure
             that does not fit it; the message names the layer.
     """
-    data = parse_object(text, "plan", PlanError)
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise PlanError(
-            f"plan: schema_version {shown(data.get('schema_version'))} is not known; "
-            f"this version reads {SCHEMA_VERSION}, so plan again"
-        )
-    header = from_json(_Header, data, "plan", PlanError)
+    header, rows = _parts(text)
     options = replace(header.options, metric=header.metric, allocator=header.allocator)
-    structures = _structures(data.get("layers"), profile)
+    structures = _structures(rows, profile)
     budget = Budget.parse(header.budget, header.scope)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     account = open_account(profile, budget, options, skipped)
@@ -130,6 +125,28 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
             *slow_layers(profile.layers, choices, latencies),
         ),
     )
+
+
+def check_plan(text: str, layers: Sequence[LayerSpec]) -> None:
+    """What is wrong with a plan whatever a profile says: told before one is made.
+
+    layers: all that the model has. Raises PlanError as `plan_from_json`.
+    """
+    specs = {spec.name: spec for spec in layers}
+    _, rows = _parts(text)
+    for name, structure in _named_structures(rows, specs).items():
+        structure.check(specs[name])
+
+
+def _parts(text: str) -> tuple[_Header, object]:
+    """The header, and what stands under "layers"."""
+    data = parse_object(text, "plan", PlanError)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise PlanError(
+            f"plan: schema_version {shown(data.get('schema_version'))} is not known; "
+            f"this version reads {SCHEMA_VERSION}, so plan again"
+        )
+    return from_json(_Header, data, "plan", PlanError), data.get("layers")
 
 
 def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[str, ...]:
@@ -177,9 +194,21 @@ def _total(dense: float, planned: float) -> dict[str, float]:
 
 def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
     """Structure of each layer of the profile, no more and no less."""
+    known = [layer.name for layer in profile.layers]
+    structures = _named_structures(rows, known)
+    missing = [name for name in known if name not in structures]
+    if missing:
+        raise PlanError(
+            f"plan: no line for {listed(missing)}; add it, for example with "
+            '"structure": {"type": "dense"}'
+        )
+    return structures
+
+
+def _named_structures(rows: object, known: Collection[str]) -> dict[str, Structure]:
+    """By layer, all of them known."""
     if not isinstance(rows, list):
         raise PlanError(f"plan: layers must be a list, not {shown(rows)}")
-    known = dict.fromkeys(layer.name for layer in profile.layers)
     structures: dict[str, Structure] = {}
     for index, row in enumerate(rows):
         where = f"plan: layers[{index}]"
@@ -192,10 +221,4 @@ def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
         if name in structures:
             raise PlanError(f"{where}: {label(name)} is there twice; remove one line")
         structures[name] = structure_from_json(row.get("structure"), name)
-    missing = [name for name in known if name not in structures]
-    if missing:
-        raise PlanError(
-            f"plan: no line for {listed(missing)}; add it, for example with "
-            '"structure": {"type": "dense"}'
-        )
     return structures
