@@ -28,7 +28,7 @@ from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout, choose_readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
-from lrcompress.profiling.trials import trial_judge
+from lrcompress.profiling.trials import plan_trials
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
 
@@ -44,12 +44,14 @@ def profile(
     progress: Progress = SILENT,
     sink: MomentSink | None = None,
     store: CurveStore | None = None,
+    judging: Batches | None = None,
 ) -> Profile:
     """Measure every layer of `module`, which is left as it was.
 
     Without batches only the plain metric is measured: there is nothing to weigh it with. Several
     processes (see `distributed`) share the batches and the layers out; each gets the same profile,
     and its own sink the moments of all layers. `store` keeps the curves of layers that are done.
+    `judging` are examples set aside, on which trials are measured (None: among `batches`).
 
     Raises:
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
@@ -75,7 +77,8 @@ def profile(
     with frozen(module):
         if batches is None:
             return _without_data(module, found, options, progress, store)
-        return _with_data(module, found, batches, options, progress, sink or MemorySink(), store)
+        moments = sink or MemorySink()
+        return _with_data(module, found, batches, options, progress, moments, store, judging)
 
 
 def _check_same(module: nn.Module, batches: Batches | None) -> None:
@@ -137,6 +140,7 @@ def _with_data(
     progress: Progress,
     sink: MomentSink,
     store: CurveStore,
+    judging: Batches | None,
 ) -> Profile:
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
@@ -152,12 +156,11 @@ def _with_data(
     batches, note = _with_noise(module, batches, readout, options)
     seen = sum(batch_size(batch) for batch in batches)
     warnings += [note] if note else []
-    judge = None
+    trials = None
     # Only a metric in the divergence's own unit can be held against a trial
-    if options.trials is not False and METRICS[metric].needs_outputs:
-        asked = options.trials is True
-        judge = trial_judge(module, len(found.layers), batches, readout, asked=asked)
-    work = LayerWork(module, options, metric, judge, seen, sink, store)
+    if options.trials and METRICS[metric].needs_outputs:
+        trials = plan_trials(module, len(found.layers), judging or batches, readout)
+    work = LayerWork(module, options, metric, trials, seen, sink, store)
     chunks = chunked(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
