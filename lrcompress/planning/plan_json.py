@@ -126,9 +126,10 @@ def plan_as(
         if budget.kind == "latency":
             raise
         warnings.append(f"{error}; which layers are slower than dense is not known without it")
+    lower_bound, proven_for = bound
     if made_for is not None and made_for != profile.model_fingerprint:
         warnings.append("the plan was made for other weights than those of the profile")
-    lower_bound, proven_for = bound
+        lower_bound = None
     if lower_bound is not None:
         layers = [layer for layer in profile.layers if layer.name not in skipped]
         problem = problem_of(layers, budget, options, account, latencies)

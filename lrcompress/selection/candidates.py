@@ -17,6 +17,7 @@ class Candidate:
     name: str
     metric: str
     allocator: str
+    last_resort: bool = False  # tried only where the network does not do what was predicted
 
 
 CANDIDATES: tuple[Candidate, ...] = (
@@ -24,6 +25,6 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("blended", "blended", "global"),
     Candidate("input-weighted", "input-weighted", "global"),
     Candidate("input-weighted, uniform", "input-weighted", "uniform"),
-    Candidate("diagonal, uniform", "diagonal", "uniform"),
-    Candidate("plain, uniform", "plain", "uniform"),
+    Candidate("diagonal, uniform", "diagonal", "uniform", last_resort=True),
+    Candidate("plain, uniform", "plain", "uniform", last_resort=True),
 )
