@@ -30,7 +30,7 @@ class Objective(ABC):
         """v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
 
 
-SMOOTHING = 0.5  # of the spread of the centred logits: how far compression may move them
+SMOOTHING = 1.0  # of the spread of the centred logits: how far compression may move them
 ROWS = 128  # positions whose probes are drawn at a time: over a vocabulary every copy is large
 
 

@@ -32,6 +32,7 @@ from lrcompress.selection.trial_network import Attribution, TrialNetwork
 ROUNDS = 3
 DAMPING = 0.7  # exponent of a correction: shares change again once the plan does
 WORTHWHILE = 0.98  # of the divergence: a round that gains less is the last
+PREDICTABLE = 2.0  # measured over predicted, beyond which even the simplest ways are tried
 SMALLEST_SHARE = 0.02  # of an even share: less is noise, and a negative one has no meaning here
 SMALLEST_FACTOR = 1e-3  # of one round; none is too large
 FEWEST_EXAMPLES = 4
@@ -136,14 +137,13 @@ def select(
     search = _Search(profile, budget, options, network, store or NoMeasurements())
     tried: list[_Made] = []
     with progress.stage("select", len(CANDIDATES) + rounds) as step:
-        for candidate in CANDIDATES:
-            made = _of_candidate(search, candidate, tried)
-            if made is not None:
-                tried.append(made)
-            step.advance()
+        _try(search, [c for c in CANDIDATES if not c.last_resort], tried, step.advance)
         best = _best(tried)
         if isfinite(best.measured) and best.plan.predicted_loss > 0:
             _rounds(search, tried, rounds, step.advance)
+            best = _best(tried)
+        if best.measured > PREDICTABLE * best.plan.predicted_loss:
+            _try(search, [c for c in CANDIDATES if c.last_resort], tried, step.advance)
     best = _best(tried)
     return Selection(
         plan=_calibrated(search, best),
@@ -152,14 +152,21 @@ def select(
     )
 
 
-def _of_candidate(search: _Search, candidate: Candidate, others: Sequence[_Made]) -> _Made | None:
-    """None for an allocator that cannot meet the budget, where another candidate can."""
-    try:
-        return search.made(candidate.name, candidate)
-    except BudgetError:
-        if not others:
-            raise
-        return None
+def _try(
+    search: _Search,
+    candidates: Sequence[Candidate],
+    tried: list[_Made],
+    advance: Callable[[], None],
+) -> None:
+    """Add the candidates' plans to `tried`, but for an allocator that cannot meet the budget where
+    another can."""
+    for candidate in candidates:
+        try:
+            tried.append(search.made(candidate.name, candidate))
+        except BudgetError:
+            if not tried:
+                raise
+        advance()
 
 
 def _rounds(search: _Search, tried: list[_Made], rounds: int, advance: Callable[[], None]) -> None:
