@@ -7,26 +7,16 @@ matrix: one backward pass, no labels (Martens 2020, sec. 9).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lrcompress.profiling.objectives.bernoulli import Bernoulli
+from lrcompress.profiling.objectives.bernoulli_probabilities import BernoulliProbabilities
+from lrcompress.profiling.objectives.contract import Objective
+from lrcompress.profiling.objectives.probabilities import Probabilities
 
-class Objective(ABC):
-    """Outputs are (examples, *positions, features); `weights` (examples, *positions) is 0 on
-    padding. Divergences are summed over positions, per example."""
-
-    name: str
-
-    @abstractmethod
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        """(examples,) divergence of `other` from `dense`."""
-
-    @abstractmethod
-    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
+__all__ = ["OBJECTIVES", "Cosine", "KullbackLeibler", "Objective", "Squared"]
 
 
 class KullbackLeibler(Objective):
@@ -49,6 +39,13 @@ class KullbackLeibler(Objective):
         drawn = torch.cat([torch.multinomial(part, 1, generator=generator) for part in parts])
         rows.scatter_add_(1, drawn, rows.new_full((len(rows), 1), -1.0))
         return v.mul_(weights.unsqueeze(-1))
+
+    def agreement(
+        self, dense: Tensor, other: Tensor, weights: Tensor
+    ) -> tuple[float, float] | None:
+        """By the class of the largest score of each position."""
+        same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
+        return float(same.sum()), float(weights.sum())
 
 
 class Cosine(Objective):
@@ -88,4 +85,7 @@ OBJECTIVES: dict[str, Objective] = {
     "kl": KullbackLeibler(),
     "cosine": Cosine(),
     "squared": Squared(),
+    "probabilities": Probabilities(),
+    "bernoulli": Bernoulli(),
+    "bernoulli-probabilities": BernoulliProbabilities(),
 }
