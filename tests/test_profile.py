@@ -52,11 +52,21 @@ def assert_same_moments(one: LayerMoments, other: LayerMoments, tolerance: float
 
 # --- objectives -------------------------------------------------------------------------------
 
+OF_ANY_OUTPUT = [name for name in OBJECTIVES if "probabilities" not in name]
+
+
+def drawn_outputs(name: str, *shape: int, seed: int) -> Tensor:
+    """Random outputs of the kind that the objective is for."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    if name == "probabilities":
+        return x.softmax(-1)
+    return torch.sigmoid(x) if name == "bernoulli-probabilities" else x
+
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_probes_have_the_second_moment_of_the_divergences_hessian(name: str) -> None:
     objective = OBJECTIVES[name]
-    dense = torch.randn(5, generator=torch.Generator().manual_seed(1))
+    dense = drawn_outputs(name, 5, seed=1)
     one = torch.ones(1)
     hessian = torch.autograd.functional.hessian(
         lambda other: objective.divergence(dense[None], other[None], one).sum(), dense.clone()
@@ -72,14 +82,15 @@ def test_probes_have_the_second_moment_of_the_divergences_hessian(name: str) -> 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_divergence_and_its_gradient_vanish_where_nothing_changed(name: str) -> None:
-    dense = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))
+    dense = drawn_outputs(name, 3, 4, 5, seed=1)
     other = dense.clone().requires_grad_()
     divergence = OBJECTIVES[name].divergence(dense, other, torch.ones(3, 4))
     assert divergence.shape == (3,)
     assert float(divergence.detach().abs().max()) <= 1e-5
     (gradient,) = torch.autograd.grad(divergence.sum(), other)
     assert float(gradient.abs().max()) <= 1e-6
-    moved = OBJECTIVES[name].divergence(dense, dense + torch.randn(3, 4, 5), torch.ones(3, 4))
+    moved = drawn_outputs(name, 3, 4, 5, seed=2)
+    moved = OBJECTIVES[name].divergence(dense, moved, torch.ones(3, 4))
     assert bool((moved > 0).all())
 
 
@@ -88,8 +99,7 @@ def test_a_divergence_and_its_gradient_vanish_where_nothing_changed(name: str) -
 def test_positions_of_no_weight_neither_diverge_nor_probe(
     name: str, shape: tuple[int, ...]
 ) -> None:
-    dense = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    other = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    dense, other = (drawn_outputs(name, *shape, seed=seed) for seed in (1, 2))
     weights = torch.ones(shape[:-1])
     weights[0] = 0
     divergence = OBJECTIVES[name].divergence(dense, other, weights)
@@ -204,7 +214,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[Batch], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OF_ANY_OUTPUT)
 def test_sensitivities_are_those_of_whole_example_gradients(name: str, objective: str) -> None:
     make, batches, layers = NETWORKS[name]
     torch.manual_seed(0)
@@ -526,7 +536,8 @@ class Recorded:
 
 def test_little_memory_and_an_unreached_layer_go_together() -> None:
     module = networks.Unreached()
-    found = profile(module, feature_batches(2, 3, 5), ProfileOptions(max_memory=1))
+    options = ProfileOptions(max_memory=1, outputs=("logits",))
+    found = profile(module, feature_batches(2, 3, 5), options)
     assert [layer.name for layer in found.layers] == ["used"]
     assert {left.name for left in found.left_alone} == {"never_called", "not_measured"}
 
@@ -724,7 +735,7 @@ def test_an_unknown_metric_or_objective_is_refused_by_name(options: ProfileOptio
 def test_an_output_that_is_not_finite_is_refused_with_its_batch() -> None:
     batches = feature_batches(2, 3, 5)
     batches[1]["x"][0, 0] = float("nan")
-    for objective in OBJECTIVES:
+    for objective in OF_ANY_OUTPUT:
         network = Function(nn.Linear(5, 4), lambda f, x: f(x))
         with pytest.raises(ModelError, match="batch 1"):
             profile(network, batches, ProfileOptions(objective=objective))
@@ -745,7 +756,8 @@ def test_gradients_that_are_not_finite_are_refused_by_the_layers_name() -> None:
 
 
 def test_unreached_layers_are_left_alone_with_the_reason() -> None:
-    found = profile(networks.Unreached(), feature_batches(2, 3, 5))
+    options = ProfileOptions(outputs=("logits",))
+    found = profile(networks.Unreached(), feature_batches(2, 3, 5), options)
     assert [layer.name for layer in found.layers] == ["used"]
     reasons = {left.name: left.reason for left in found.left_alone}
     assert "never reaches" in reasons["never_called"]

@@ -113,6 +113,7 @@ class Report:
     divergences: tuple[Divergence, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()  # the same at other budgets, where it was asked for
     tuning: TuneReport | None = None
+    readout: tuple[str, ...] = ()  # which outputs were measured, as what and why; a line for each
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()
