@@ -346,6 +346,16 @@ def test_probabilities_are_not_asked_of_logits(objective: str) -> None:
         find_readout(module, features(), objective=objective)
 
 
+def test_a_network_of_one_batch_size_is_read_and_the_layout_is_an_assumption() -> None:
+    """Four examples of four positions, and no other number of examples runs."""
+    module = Network(
+        lambda f, x: f[0](x.reshape(4, 12).reshape(4, 3, 4).permute(2, 0, 1)), nn.Linear(3, 5)
+    ).eval()
+    readout, (warning,) = find_readout(module, square_sequences())
+    assert readout.heads[0].examples_at == 0
+    assert "sizes do not tell" in warning
+
+
 # --- the objectives ------------------------------------------------------------------------------
 
 

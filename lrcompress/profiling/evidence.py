@@ -73,7 +73,8 @@ def find_readout(
     heads = []
     for name in names:
         sample = _sample(name, seen, origins[name], named=named)
-        head = recognise(sample, layouts[name].examples_at, objective=objective)
+        at, alone = layouts[name].examples_at, len(names) == 1
+        head = recognise(sample, at, objective=objective, alone=alone)
         if layouts[name].note:
             why = "; ".join(x for x in (layouts[name].note, head.why) if x)
             head = replace(head, why=why, assumed=True)
@@ -113,6 +114,14 @@ def _run(module: nn.Module, batch: Batch, names: Sequence[str]) -> Seen:
     return Seen({name: outputs[name] for name in names}, batch)
 
 
+def _try(module: nn.Module, batch: Batch, name: str) -> Seen | None:
+    """None where the network takes no batch of another size; the layout is then assumed."""
+    try:
+        return _run(module, batch, [name])
+    except DataError:
+        return None
+
+
 def _sample(name: str, seen: Sequence[Seen], origin: Origin, *, named: bool) -> Sample:
     tensors = tuple(one.outputs[name] for one in seen)
     counts = tuple(one.examples for one in seen)
@@ -133,13 +142,14 @@ def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
         return _Layout(0, found=True)
     if len(dims) > 1:
         other = _of_another_size(seen[0].batch)
-        if other is not None:
-            more = _run(module, other, [name])
+        more = None if other is None else _try(module, other, name)
+        if more is not None:
             dims = _sample(name, [*seen, more], UNKNOWN, named=False).example_dims() or dims
     if not dims:
         return _Layout(0, found=False, note="no dimension follows the number of examples")
     if len(dims) > 1:
-        return _Layout(dims[0], found=True, note=f"examples along dimension {dims[0]}")
+        note = f"sizes do not tell examples from other dimensions; taken along dimension {dims[0]}"
+        return _Layout(dims[0], found=True, note=note)
     return _Layout(dims[0], found=True)
 
 

@@ -81,6 +81,8 @@ class Head:
             layout.append(f"examples along dimension {self.examples_at}")
         if self.features_at is not None and self.features_at != len(self.shape) - 1:
             layout.append(f"features along dimension {self.features_at}")
+        if self.pooling and len(self.shape) == 3:
+            layout.append(f"{self.pooling} over positions")
         where = f" ({', '.join(layout)})" if layout else ""
         why = f"; {self.why}" if self.why else ""
         taken = f"{self.taken_for}{where}, divergence {self.objective}{why}"

@@ -93,7 +93,10 @@ def choose_readout(
     names, note = measured_names(raw, outputs, batch)
     tensors, named = named_outputs(raw), has_name(raw)
     heads = [
-        recognise(Sample(name, named, (tensors[name],)), 0, objective=objective) for name in names
+        recognise(
+            Sample(name, named, (tensors[name],)), 0, objective=objective, alone=len(names) == 1
+        )
+        for name in names
     ]
     readout = joined([pooled(head, pooling, named=named) for head in heads], raw, batch or {})
     return readout, assumptions(readout, note)

@@ -20,7 +20,6 @@ REGRESSION_WORDS = {
     "box", "boxes", "bbox", "bboxes", "depth", "offset", "offsets", "coordinates", "keypoints",
     "regression",
 }  # fmt: skip
-OTHERWISE = "name another with --objective"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +54,10 @@ class _Kind:
     assumed: bool = False
 
 
-def recognise(sample: Sample, examples_at: int, *, objective: str = "auto") -> Head:
-    """The head of an output.
+def recognise(
+    sample: Sample, examples_at: int, *, objective: str = "auto", alone: bool = True
+) -> Head:
+    """The head of an output. alone: it is not summed with others, so its unit is its own.
 
     Raises:
         DataError: `objective` asks for probabilities where there are none.
@@ -73,7 +74,7 @@ def recognise(sample: Sample, examples_at: int, *, objective: str = "auto") -> H
         features_at=kind.features_at,
         assumed=kind.assumed,
     )
-    if objective == "auto" and kind.taken_for == "regression":
+    if alone and objective == "auto" and kind.taken_for == "regression":
         return _in_units_of_variance(head, form.finite)
     return head
 
