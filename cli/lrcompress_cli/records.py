@@ -105,6 +105,7 @@ def _head(report: Report) -> dict[str, Any]:
         "model": report.model,
         "metric": report.metric,
         "objective": report.objective,
+        "readout": list(report.readout),
         "examples": report.examples,
         "tokens": report.tokens,
     }

@@ -21,9 +21,8 @@ from lrcompress.fingerprint import model_fingerprint
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.layerwise import layer_cost
-from lrcompress.profiling.passes import call
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 
@@ -68,7 +67,7 @@ def compress_(
     with failing_together():
         if model_fingerprint(module) != plan.model_fingerprint:
             raise PlanError("the plan is for another model than this one; profile and plan again")
-    readout = readout_of(module, profile, batches)
+    readout = profile_readout(module, profile, batches) if batches else None
     trial = None
     if readout is not None and batches is not None and options.refit is not False:
         trial = prepare_refit(
@@ -176,13 +175,3 @@ def _profile_of(planned: PlannedLayer, profile: Profile) -> LayerProfile:
         raise PlanError(
             f"{planned.name}: the plan names a layer that the profile lacks; remove it"
         ) from None
-
-
-def readout_of(module: nn.Module, profile: Profile, batches: Batches | None) -> Readout | None:
-    """The readout that the profile was measured with; None without data."""
-    if not batches or profile.objective == "none":
-        return None
-    with torch.no_grad():
-        raw = call(module, batches[0])
-    readout, _ = choose_readout(raw, objective=profile.objective, pooling=profile.pooling)
-    return readout

@@ -12,7 +12,6 @@ from typing import TypeVar
 
 from torch import nn
 
-from lrcompress.compression.compress import readout_of
 from lrcompress.errors import DataError, PlanError
 from lrcompress.export.onnx import export_onnx
 from lrcompress.layers import describe
@@ -25,6 +24,7 @@ from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan, check_plan, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json, to_json
 from lrcompress.selection.rounds import Tried, select
@@ -148,7 +148,7 @@ def chosen(
     if options.budget.kind == "bytes":
         asked = replace(asked, overhead_bytes=file_overhead(question))
     module = loaded.model.module
-    readout = readout_of(module, profile, loaded.batches)
+    readout = profile_readout(module, profile, loaded.batches) if loaded.batches else None
     if not question.is_selected or loaded.aside is None or readout is None:
         return plan(profile, options.budget, asked), PlanFacts()
     selection = select(

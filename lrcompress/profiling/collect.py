@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
@@ -17,6 +16,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
+from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
@@ -24,9 +24,9 @@ from lrcompress.profiling.layer import profile_layer
 from lrcompress.profiling.layerwise import LayerWork, layer_cost
 from lrcompress.profiling.noise import token_noise
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.passes import call, frozen
+from lrcompress.profiling.passes import frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.trials import plan_trials
 from lrcompress.progress import SILENT, Progress
@@ -146,11 +146,14 @@ def _with_data(
         raise DataError("the calibration data is empty; give at least one example")
     metric = options.metric or "two-sided"
     examples, tokens = sum(batch_size(batch) for batch in batches), token_count(batches)
-    with torch.no_grad():
-        raw = call(module, batches[0])
-    readout, note = choose_readout(raw, objective=options.objective, pooling=options.pooling)
-    del raw  # logits of a large vocabulary are not to lie here all the while
-    warnings = [] if note is None else [note]
+    readout, assumed = find_readout(
+        module,
+        batches,
+        objective=options.objective,
+        pooling=options.pooling,
+        outputs=options.outputs,
+    )
+    warnings = [*assumed]
 
     fingerprint = fingerprint_batches(batches)
     batches, note = _with_noise(module, batches, readout, options)
@@ -196,6 +199,7 @@ def _with_data(
         seed=options.seed,
         structures=options.structures,
         pooling=readout.pooling,
+        readout=readout,
         warnings=tuple(warnings),
         moments=sink.finish(),
     )

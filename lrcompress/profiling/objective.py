@@ -1,47 +1,31 @@
 """How far apart two outputs of the network are, and the random probes of its curvature.
 
 Each divergence D(f, g) vanishes with its gradient at g = f, so its Hessian there is all that a
-small change sees. A probe v has E[v v^T] = Hessian, hence E[(v^T J)^T (v^T J)] is the Gauss-Newton
+small change sees; for a softmax or a sigmoid it is averaged over finite changes (smoothing.py). A
+probe v has E[v v^T] = that Hessian, hence E[(v^T J)^T (v^T J)] is the Gauss-Newton
 matrix: one backward pass, no labels (Martens 2020, sec. 9).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from math import sqrt
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lrcompress.profiling.objectives.bernoulli import Bernoulli
+from lrcompress.profiling.objectives.bernoulli_probabilities import BernoulliProbabilities
+from lrcompress.profiling.objectives.contract import Objective
+from lrcompress.profiling.objectives.probabilities import Probabilities
+from lrcompress.profiling.objectives.smoothing import softmax_probe
 
-class Objective(ABC):
-    """Outputs are (examples, *positions, features); `weights` (examples, *positions) is 0 on
-    padding. Divergences are summed over positions, per example."""
-
-    name: str
-
-    @abstractmethod
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        """(examples,) divergence of `other` from `dense`."""
-
-    @abstractmethod
-    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
-
-
-SMOOTHING = 1.0  # of the spread of the centred logits: how far compression may move them
-ROWS = 128  # positions whose probes are drawn at a time: over a vocabulary every copy is large
+__all__ = ["OBJECTIVES", "Cosine", "KullbackLeibler", "Objective", "Squared"]
 
 
 class KullbackLeibler(Objective):
     """KL(softmax f || softmax g) in nats, for logits f and g.
 
-    Its Hessian diag(p) - p p^T at p = softmax f all but vanishes where the network is certain,
-    although a finite change of the logits is not free there. A Gaussian change d ~ N(0, s^2 I) of
-    the logits costs exactly E[D] = 1/2 s^2 tr(H_s), where H_s is the mean of the Hessian over
-    softmax(f + sqrt(t) s z) with z ~ N(0, I) and t uniform on [0, 1] (the heat equation). The
-    probes are drawn from H_s; s is `SMOOTHING` times the root mean square of the centred logits.
+    Hessian diag(p) - p p^T with p = softmax f; probes of its mean over finite changes of f
+    (`smoothing`).
     """
 
     name = "kl"
@@ -53,31 +37,14 @@ class KullbackLeibler(Objective):
         return pointwise.flatten(1).sum(1) if pointwise.dim() > 1 else pointwise
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        rows = dense.flatten(0, -2)  # (positions, classes)
-        scale = SMOOTHING * _spread(rows, weights.flatten())
-        v = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
-        for part, out in zip(torch.split(rows, ROWS), torch.split(v, ROWS), strict=True):
-            out.copy_(_softmax_probe(part.float(), scale, generator))
-        return v.mul_(weights.reshape(-1, 1)).reshape(dense.shape)
+        return softmax_probe(dense, weights, generator)
 
-
-def _softmax_probe(logits: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    """v ~ N(0, diag(q) - q q^T), q = softmax(logits + noise); (positions, classes)."""
-    time = torch.rand((len(logits), 1), generator=generator).sqrt() * scale
-    noise = torch.randn(logits.shape, generator=generator)
-    q = functional.softmax(logits + (time * noise).to(logits.device), -1)
-    drawn = q.sqrt() * torch.randn(logits.shape, generator=generator).to(logits.device)
-    return drawn - q * drawn.sum(-1, keepdim=True)
-
-
-def _spread(rows: Tensor, weights: Tensor) -> float:
-    """Root mean square of the centred logits over the positions that count."""
-    counted = rows[weights > 0]
-    if not len(counted):
-        return 0.0
-    parts = torch.split(counted, ROWS)
-    total = sum(float(part.float().var(-1, correction=0).sum()) for part in parts)
-    return sqrt(total / len(counted))
+    def agreement(
+        self, dense: Tensor, other: Tensor, weights: Tensor
+    ) -> tuple[float, float] | None:
+        """By the class of the largest score of each position."""
+        same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
+        return float(same.sum()), float(weights.sum())
 
 
 class Cosine(Objective):
@@ -117,4 +84,7 @@ OBJECTIVES: dict[str, Objective] = {
     "kl": KullbackLeibler(),
     "cosine": Cosine(),
     "squared": Squared(),
+    "probabilities": Probabilities(),
+    "bernoulli": Bernoulli(),
+    "bernoulli-probabilities": BernoulliProbabilities(),
 }

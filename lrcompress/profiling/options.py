@@ -8,6 +8,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class ProfileOptions:
     objective: str = "auto"  # or a name in OBJECTIVES
+    outputs: tuple[str, ...] = ()  # names of those to measure; none: all that suit
     pooling: str | None = None  # "mean" or "cls" of token embeddings
     metric: str | None = None  # the default for planning; None: two-sided with data, else plain
     probes: int = 1  # backward passes per batch

@@ -117,6 +117,7 @@ class Report:
     judging_examples: int = 0  # set aside, on which they were measured
     doubts: tuple[str, ...] = ()  # why the result is not to be trusted, and what to do
     tuning: TuneReport | None = None
+    readout: tuple[str, ...] = ()  # which outputs were measured, as what and why; a line for each
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()

@@ -116,6 +116,7 @@ function drawCosts() {
   if (before.latency_ms !== null && planned && after.latency_ms !== null) {
     card("Latency, median", before.latency_ms, after.latency_ms, milliseconds);
   }
+  for (const text of report.readout) at("readout").append(element("p", { class: "words" }, text));
   for (const text of report.warnings) at("warnings").append(element("div", { class: "warning" }, text));
 }
 
