@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.distributed import in_turns
@@ -25,6 +25,7 @@ class Divergence:
     mean: float
     examples: int
     top1_agreement: float | None = None
+    apart: float | None = None  # mean divergence between the dense outputs of two examples
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class _Sums:
 
     total: float
     examples: int
+    apart: float  # between neighbouring examples, as many as have a neighbour
+    pairs: int
     agreed: float = 0.0
     positions: float = 0.0
 
@@ -66,15 +69,30 @@ def measure_divergence(
             )
         total = float(readout.objective.divergence(dense, other, weights).sum())
         counts = readout.objective.agreement(dense, other, weights)
-        return _Sums(total, len(dense), *(counts or ()))
+        return _Sums(total, len(dense), *_apart(readout, dense, weights), *(counts or ()))
 
     total, examples, agreed, positions = 0.0, 0, 0.0, 0.0
+    apart, pairs = 0.0, 0
     with frozen(module):
         for sums in in_turns(batches, measured):
             total += sums.total
             examples += sums.examples
             agreed += sums.agreed
             positions += sums.positions
+            apart += sums.apart
+            pairs += sums.pairs
             step.advance()
     agreement = agreed / positions if positions else None
-    return Divergence(total / max(examples, 1), examples, agreement)
+    between = apart / pairs if pairs else None
+    return Divergence(total / max(examples, 1), examples, agreement, between)
+
+
+def _apart(readout: Readout, dense: Tensor, weights: Tensor) -> tuple[float, int]:
+    """Sum of the divergences between each example and the next one of the batch, over positions
+    that both have, and the number of pairs."""
+    if len(dense) < 2:
+        return 0.0, 0
+    other, both = dense.roll(1, 0), weights * weights.roll(1, 0)
+    counted = float(weights.sum()) / max(float(both.sum()), 1e-12)  # for positions left out
+    found = float(readout.objective.divergence(dense, other, both).sum())
+    return found * counted, len(dense)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
+from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.unseen import SHARE
 
 LARGEST_RATIO = 3.0  # of measured over predicted divergence, and of set aside over calibration
 LARGEST_CHANGE = 0.05  # of first choices
 SMALLEST_COSINE = 0.9  # a mean cosine below it is another embedding
+LARGEST_APART = 0.1  # of the divergence between two examples, where nothing is chosen
+SMALLEST_SEEN = 0.5  # of a head's classes
 NEGLIGIBLE = 1e-4  # divergence per example, below which ratios mean nothing
 
 WHAT_TO_DO = "give more or more varied --data, a larger --budget, or --exclude layers at fault"
 
 
-def doubts(report: CompressReport) -> tuple[str, ...]:
+def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
     """Why the result should not be trusted, one plain sentence each; none if it may be.
 
     Measured on the examples that chose nothing, or on the calibration examples where none could be
@@ -24,7 +28,7 @@ def doubts(report: CompressReport) -> tuple[str, ...]:
         return ()
     where = "examples set aside" if report.held_out is not None else "the calibration data"
     said = [*_unpredicted(report, found, where), *_unlike_calibration(report, found)]
-    said += _changed(report, found, where)
+    said += [*_changed(report, found, where), *_unseen(profile)]
     return tuple(f"not to be trusted: {reason}; {WHAT_TO_DO}" for reason in said)
 
 
@@ -52,9 +56,24 @@ def _unlike_calibration(report: CompressReport, found: Divergence) -> list[str]:
     ]
 
 
+def _unseen(profile: Profile) -> list[str]:
+    readout = profile.readout
+    if readout is None or 1 - readout.unseen / SHARE >= SMALLEST_SEEN:
+        return []
+    return [
+        f"the calibration data show only {1 - readout.unseen / SHARE:.0%} of the classes as first "
+        "choices, and the others cannot be measured"
+    ]
+
+
 def _changed(report: CompressReport, found: Divergence, where: str) -> list[str]:
     if found.top1_agreement is not None and 1 - found.top1_agreement > LARGEST_CHANGE:
         return [f"the first choice changes for {1 - found.top1_agreement:.1%} of {where}"]
     if report.objective == "cosine" and 1 - found.mean < SMALLEST_COSINE:
         return [f"the mean cosine to the dense output is {1 - found.mean:.3f} on {where}"]
+    if found.top1_agreement is None and found.apart and found.mean > LARGEST_APART * found.apart:
+        return [
+            f"the output moves by {found.mean / found.apart:.0%} of what tells two examples apart, "
+            f"on {where}"
+        ]
     return []

@@ -19,6 +19,7 @@ from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.planning.plan import Plan
+from lrcompress.profiling.profile import Profile
 from lrcompress.records import from_json, to_json
 from lrcompress.reporting.report import Divergence
 from lrcompress.storage import save_compressed
@@ -67,7 +68,7 @@ def compressed(
             progress=job.progress,
             store=FolderStore(folder.work(key)),
         )
-        facts = _facts(report)
+        facts = _facts(report, question.profile)
         for doubt in facts.doubts:
             log.warning("%s", doubt)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
@@ -111,7 +112,7 @@ def _summary(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _facts(report: CompressReport) -> CompressFacts:
+def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
     measured: list[Divergence] = []
     fidelity: dict[str, float] = {}
     for where, found in (("calibration", report.calibration), (SET_ASIDE, report.held_out)):
@@ -122,7 +123,7 @@ def _facts(report: CompressReport) -> CompressFacts:
     if report.refit is not None:
         fidelity["examples judging the refit: without it"] = report.refit.before
         fidelity["examples judging the refit: with it"] = report.refit.after
-    return CompressFacts(tuple(measured), fidelity, report.warnings, doubts(report))
+    return CompressFacts(tuple(measured), fidelity, report.warnings, doubts(report, profile))
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:

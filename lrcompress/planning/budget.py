@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from math import floor, isfinite
@@ -74,6 +74,12 @@ class Budget:
             raise PlanError(
                 f"a budget cannot be above 100 % of the dense model; write one of {ACCEPTED_FORMS}"
             )
+
+    def halfway(self, dense: float) -> Budget:
+        """The budget in the middle between this one and all of the dense model, which counts
+        `dense` of the same kind."""
+        whole = 1.0 if self.relative else max(dense, self.amount)
+        return replace(self, amount=self.amount + (whole - self.amount) / 2)
 
     @classmethod
     def parse(cls, text: str, scope: Scope = "total") -> Budget:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import nn
 
 from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
@@ -29,6 +31,7 @@ from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.trials import plan_trials
+from lrcompress.profiling.unseen import unseen_classes
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
 
@@ -154,6 +157,10 @@ def _with_data(
         outputs=options.outputs,
     )
     warnings = [*assumed]
+    unseen = unseen_classes(module, batches, readout)
+    if unseen is not None:
+        readout = replace(readout, unseen=unseen.share)
+        warnings.append(unseen.note)
 
     fingerprint = fingerprint_batches(batches)
     batches, note = _with_noise(module, batches, readout, options)
@@ -163,7 +170,7 @@ def _with_data(
     # Only a metric in the divergence's own unit can be held against a trial
     if options.trials and METRICS[metric].needs_outputs:
         trials = plan_trials(module, len(found.layers), judging or batches, readout)
-    work = LayerWork(module, options, metric, trials, seen, sink, store)
+    work = LayerWork(module, options, metric, trials, seen, sink, store, unseen)
     chunks = chunked(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from lrcompress.distributed import alike, is_main, portions, shared_out
-from lrcompress.layers import LayerSpec, LeftAlone
+from lrcompress.layers import LayerSpec, LeftAlone, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments
 from lrcompress.profiling.explore import CurveStore
 from lrcompress.profiling.finish import take_moments
@@ -18,6 +18,7 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.sink import MomentSink
 from lrcompress.profiling.trials import TrialPlan, try_ranks
+from lrcompress.profiling.unseen import UnseenClasses, with_weight_prior
 from lrcompress.progress import Step
 
 
@@ -39,6 +40,7 @@ class LayerWork:
     examples: int
     sink: MomentSink
     store: CurveStore
+    unseen: UnseenClasses | None = None
     measured: dict[str, LayerProfile] = field(default_factory=dict)
     missed: dict[str, LeftAlone] = field(default_factory=dict)
 
@@ -60,6 +62,9 @@ class LayerWork:
             left = LeftAlone(spec.name, spec.kind, spec.weight_params, reason or "")
             self.missed[spec.name] = left
             return None
+        if self.unseen is not None and self.unseen.head == spec.name:
+            weight = weight_matrix(self.module.get_submodule(spec.name))
+            moments = with_weight_prior(moments, weight, self.unseen.share)
         return _Task(spec, moments, spec.name if spec.tied else collector.leaders[spec.name])
 
     def _measure(self, task: _Task) -> LayerProfile:

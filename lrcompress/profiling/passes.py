@@ -106,7 +106,7 @@ def _backpropagate(
 ) -> None:
     dense = outputs.detach().cpu()
     for probe in range(probes):
-        v = readout.objective.probe(dense, weights.detach().cpu(), generator)
+        v = readout.probe(dense, weights.detach().cpu(), generator)
         try:
             outputs.backward(v.to(outputs), retain_graph=probe + 1 < probes)  # type: ignore[no-untyped-call]
         except RuntimeError as cause:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
@@ -12,6 +13,7 @@ from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.head import Head
 from lrcompress.profiling.objective import OBJECTIVES, Objective
 from lrcompress.profiling.objectives.contract import Reading
+from lrcompress.profiling.objectives.permutation import permuted
 from lrcompress.profiling.objectives.weighted_sum import Part, Scaled, WeightedSum, packed
 from lrcompress.profiling.outputs import HIDDEN, KNOWN, has_name, measured_names, named_outputs
 from lrcompress.profiling.recognition import Sample, recognise
@@ -28,6 +30,7 @@ class Readout:
 
     heads: tuple[Head, ...]
     features: tuple[int, ...] = ()  # of each head, where there are several
+    unseen: float = 0.0  # share of the probes whose classes are permuted (see `unseen`)
 
     def __post_init__(self) -> None:
         if not self.heads or (len(self.heads) > 1 and len(self.features) != len(self.heads)):
@@ -60,6 +63,11 @@ class Readout:
         if len(self.heads) == 1:
             return (self.heads[0].line,)
         return tuple(f"{head.line}; weight {head.weight:.3g} in the sum" for head in self.heads)
+
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        """v of the outputs' shape, as the objective draws it; for all classes if few were seen."""
+        v = self.objective.probe(dense, weights, generator)
+        return permuted(v, self.unseen, generator) if self.unseen else v
 
     def __call__(self, raw: object, batch: Batch) -> Reading:
         outputs = named_outputs(raw)

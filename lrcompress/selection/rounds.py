@@ -32,6 +32,7 @@ from lrcompress.selection.trial_network import Attribution, TrialNetwork
 ROUNDS = 3
 DAMPING = 0.7  # exponent of a correction: shares change again once the plan does
 WORTHWHILE = 0.98  # of the divergence: a round that gains less is the last
+MUCH = 0.7  # of the divergence: a round that gains more is worth another one
 PREDICTABLE = 2.0  # measured over predicted, beyond which even the simplest ways are tried
 SMALLEST_SHARE = 0.02  # of an even share: less is noise, and a negative one has no meaning here
 SMALLEST_FACTOR = 1e-3  # of one round; none is too large
@@ -78,19 +79,35 @@ class _Search:
     network: TrialNetwork
     store: MeasurementStore
 
-    def made(
-        self, name: str, candidate: Candidate, corrections: Mapping[str, float] | None = None
-    ) -> _Made:
-        """The candidate's plan under the corrections, carried out and measured."""
+    def planned(
+        self, candidate: Candidate, corrections: Mapping[str, float], *, eased: bool = False
+    ) -> Plan:
+        """The candidate's plan under the corrections; `eased`, at half of the compression."""
         asked = replace(
             self.options,
             metric=candidate.metric,
             allocator=candidate.allocator,
             loss_metric=self.profile.metric,
-            corrections=corrections or {},
+            corrections=corrections,
         )
-        planned = plan(self.profile, self.budget, asked)
+        budget = self.budget.halfway(self._dense) if eased else self.budget
+        return plan(self.profile, budget, asked)
+
+    def made(
+        self, name: str, candidate: Candidate, corrections: Mapping[str, float] | None = None
+    ) -> _Made:
+        """The candidate's plan under the corrections, carried out and measured."""
+        planned = self.planned(candidate, corrections or {})
         return _Made(name, planned, self.measured(planned))
+
+    @property
+    def _dense(self) -> float:
+        """What the dense model counts of the budget's kind."""
+        if self.budget.kind == "bytes":
+            return float(self.profile.total_bytes)
+        if self.budget.kind == "params":
+            return float(self.profile.total_params)
+        return self.profile.total_flops_per_example
 
     def measured(self, planned: Plan) -> float:
         key = plan_digest(planned)
@@ -170,21 +187,39 @@ def _try(
 
 
 def _rounds(search: _Search, tried: list[_Made], rounds: int, advance: Callable[[], None]) -> None:
-    """Add to `tried` the plans that the shares of the best one so far lead to."""
-    step = DAMPING
-    for number in range(1, rounds + 1):
+    """Add to `tried` the plans that the shares of the best one so far lead to.
+
+    A network that has broken down is not quadratic in its errors, and its shares may mislead. So
+    the round after one that did not help takes the shares at half of the compression, and the next
+    one half a step. Rounds that help much are not counted, up to as many again.
+    """
+    ways = [(False, DAMPING), (True, 1.0), (False, DAMPING / 2)]
+    failed, left, most = 0, rounds, 2 * rounds
+    while left > 0 and most > 0 and failed < len(ways):
         best = _best(tried)
-        corrections = corrected(best.plan, search.attribution(best.plan), exponent=step)
-        like = Candidate(f"round {number}", best.plan.metric, "global")
-        made = search.made(like.name, like, corrections)
-        advance()
+        eased, exponent = ways[failed]
+        corrections = _corrections(search, best, eased=eased, exponent=exponent)
+        name = f"round {2 * rounds - most + 1}"
+        made = search.made(name, Candidate(name, best.plan.metric, "global"), corrections)
+        most -= 1
         if any(made.plan.structures == other.plan.structures for other in tried):
-            return
+            failed += 1
+            continue
         tried.append(made)
-        if made.measured > best.measured:
-            step /= 2
-        elif made.measured > WORTHWHILE * best.measured:
+        failed = failed + 1 if made.measured > best.measured else 0
+        if made.measured > MUCH * best.measured:
+            left -= 1
+            advance()
+        if WORTHWHILE * best.measured < made.measured <= best.measured:
             return
+
+
+def _corrections(search: _Search, best: _Made, *, eased: bool, exponent: float) -> dict[str, float]:
+    planned = best.plan
+    if eased:
+        like = Candidate("eased", best.plan.metric, "global")
+        planned = search.planned(like, best.plan.options.corrections, eased=True)
+    return corrected(planned, search.attribution(planned), exponent=exponent)
 
 
 def corrected(planned: Plan, found: Attribution, *, exponent: float = 1.0) -> dict[str, float]:
