@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from lrcompress.compression.fit import fit_layer
-from lrcompress.compression.refitting import judging_batches
 from lrcompress.compression.replace import Replacement, install_, show_originals_
 from lrcompress.errors import PlanError
 from lrcompress.planning.plan import Plan
@@ -34,21 +33,21 @@ def sweep(
     module: nn.Module,
     plans: Sequence[Plan],
     profile: Profile,
-    batches: Batches,
+    judging: Batches,
     progress: Progress = SILENT,
 ) -> tuple[SweepPoint, ...]:
     """Carry out each plan for a moment, without a refit; the module is left as it was.
 
-    Measured on the batches that judge a refit, which are among those of the profile.
+    judging: examples to measure on, best none of the profile's.
 
     Raises:
         FitError: a layer cannot be fitted, naming it.
         PlanError: the profile was made without data.
     """
-    readout = profile_readout(module, profile, batches)
+    readout = profile_readout(module, profile, judging)
     if readout is None:
         raise PlanError("the profile was made without data, which a sweep needs; profile again")
-    judge = judge_by(module, judging_batches(batches) or batches, readout)
+    judge = judge_by(module, judging, readout)
     points = []
     with progress.stage("sweep", sum(len(plan.layers) for plan in plans)) as step:
         for plan in plans:
