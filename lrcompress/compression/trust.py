@@ -69,8 +69,10 @@ def _unseen(profile: Profile) -> list[str]:
 def _changed(report: CompressReport, found: Divergence, where: str) -> list[str]:
     if found.top1_agreement is not None and 1 - found.top1_agreement > LARGEST_CHANGE:
         return [f"the first choice changes for {1 - found.top1_agreement:.1%} of {where}"]
-    if report.objective == "cosine" and 1 - found.mean < SMALLEST_COSINE:
-        return [f"the mean cosine to the dense output is {1 - found.mean:.3f} on {where}"]
+    if report.objective == "cosine":
+        cosine = 1 - found.mean
+        said = f"the mean cosine to the dense output is {cosine:.3f} on {where}"
+        return [said] if cosine < SMALLEST_COSINE else []
     if found.top1_agreement is None and found.apart and found.mean > LARGEST_APART * found.apart:
         return [
             f"the output moves by {found.mean / found.apart:.0%} of what tells two examples apart, "
