@@ -1,0 +1,1 @@
+"""Layers of other people's making, turned into standard ones that compute the same."""
