@@ -187,7 +187,14 @@ def is_convertible(layer: nn.Module) -> bool:
 
 
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-_NEVER_CONVERTED = (*_RECURRENT, nn.modules.conv._ConvTransposeNd, nn.Conv3d, nn.Bilinear)
+_NEVER_CONVERTED = (
+    *_RECURRENT,
+    nn.modules.conv._ConvTransposeNd,
+    nn.Conv3d,
+    nn.Bilinear,
+    parametrize.ParametrizationList,
+)
+_COMPUTED = "its weight is computed from other parameters (a norm, pruning, quantisation)"
 
 
 def has_hooks(layer: nn.Module) -> bool:
@@ -216,12 +223,14 @@ def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
         count = getattr(layer, "num_layers", 1)
         depth = f"{count} layer{'s' * (count > 1)}"
         return f"recurrent weights of {type(layer).__name__}, {depth}, are not compressed yet"
+    if isinstance(layer, parametrize.ParametrizationList):
+        return _COMPUTED
     if kind is None:
         may = "; lrcompress.convert_(module, batch) may give it one" * is_convertible(layer)
         return f"{type(layer).__name__} has no matrix form here{may}"
     weight = _weight(layer)
     if parametrize.is_parametrized(layer) or not isinstance(weight, nn.Parameter):
-        return "its weight is computed from other parameters (a norm, pruning, quantisation)"
+        return _COMPUTED
     if has_hooks(layer):
         return "it has forward hooks, which a replacement would lose"
     if "forward" in vars(layer):

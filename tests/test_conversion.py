@@ -1,4 +1,4 @@
-"""Layers of other people's making become standard ones of the same function, or stay as they are."""
+"""Layers that compute a standard operation become standard layers, or stay as they are."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ TOKENS = torch.randint(30, (3, 7), generator=torch.Generator().manual_seed(4))
 
 CONVERTIBLE: dict[str, tuple[Callable[[], nn.Module], Tensor, type[nn.Module]]] = {
     "dynamic same": (lambda: DynamicSame(4, 6, 3, stride=2), IMAGE, PaddedConv),
-    "dynamic same, dilated": (lambda: DynamicSame(4, 6, 4, dilation=2), IMAGE, PaddedConv),
+    "dynamic same, dilated": (lambda: DynamicSame(4, 6, 4, dilation=3), IMAGE, PaddedConv),
     "dynamic same, stride 1": (lambda: DynamicSame(4, 6, 3, groups=2), IMAGE, nn.Conv2d),
     "static same": (lambda: StaticSame(4, 6, 3, stride=2, size=12), IMAGE, PaddedConv),
     "standardised": (lambda: Standardised(4, 6, 3, padding=1), IMAGE, nn.Conv2d),
@@ -466,3 +466,47 @@ def test_a_run_converts_exports_and_loads_again(tmp_path: Path) -> None:
     )
     assert smaller.report.verified
     assert lrcompress.load(tmp_path / "again")(x).shape == first.shape
+
+
+class Recurrent(nn.Module):
+    """Most of its parameters are recurrent weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, num_layers=3, batch_first=True)
+        self.middle, self.head = nn.Linear(16, 48), nn.Linear(48, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.middle(self.lstm(x)[0][:, -1])))
+
+
+def build_recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    return Recurrent().eval()
+
+
+def sequences() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(6, 4, 8, generator=generator)} for _ in range(3)]
+
+
+@pytest.mark.usefixtures("_here")
+def test_what_share_stays_and_why_is_said_everywhere(tmp_path: Path) -> None:
+    from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, run_profile
+    from lrcompress.planning.budget import Budget
+    from lrcompress_cli.records import compress_record, profile_record
+
+    source = SourceOptions("test_conversion:build_recurrent", data="test_conversion:sequences")
+    profiled = run_profile(source, FolderOptions(tmp_path / "profile"))
+    module = build_recurrent()
+    weights = sum(p.numel() for p in module.lstm.parameters() if p.dim() > 1)
+    share = round(100 * weights / sum(p.numel() for p in module.parameters()))
+    (line,) = [w for w in profiled.report.warnings if w.startswith("left alone")]
+    assert line.startswith(f"left alone: {share} % of the parameters: LSTM lstm (recurrent weights")
+    assert "3 layers" in line
+    assert line in profile_record(profiled)["warnings"]
+    assert "recurrent weights" in (tmp_path / "profile" / "report.html").read_text()
+    budget = Budget.parse("params=90%")
+    result = run(RunOptions(source, FolderOptions(tmp_path / "out", report=False), budget))
+    assert result.report.verified
+    assert line in compress_record(result)["warnings"]

@@ -1,1 +1,1 @@
-"""Layers of other people's making, turned into standard ones that compute the same."""
+"""Layers that compute a standard operation in their own way, turned into standard layers."""
