@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,6 +205,21 @@ def test_a_scaled_embedding_stays_tied_to_its_head() -> None:
     (spec,) = describe(module).layers
     assert (spec.name, spec.tied) == ("table.layer", ("head",))
     torch.testing.assert_close(module(TOKENS), before, **CLOSE)
+
+
+def test_padding_by_size_is_exported_with_free_sizes(tmp_path: Path) -> None:
+    from lrcompress.export.onnx import ExportOptions
+
+    module = wrapped(DynamicSame(4, 6, 5, stride=3))
+    lrcompress.convert_(module, {"input": IMAGE})
+    free = ExportOptions(dynamic={"input": {2: "height", 3: "width"}})
+    path = tmp_path / "model.onnx"
+    lrcompress.export_onnx(module, {"input": IMAGE}, path, free)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for size in range(9, 13):
+        x = torch.randn(2, 4, size, size + 5)
+        (found,) = session.run(None, {"input": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), module(x).detach(), **CLOSE)
 
 
 # ---- left alone -----------------------------------------------------------------------------

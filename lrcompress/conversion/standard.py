@@ -46,7 +46,7 @@ def standard_layer(
         if isinstance(padding, str):
             return padding
         conversion = replace(conversion, padding=padding[0], same_padding=padding[1])
-    if not _weight_is_constant(layer, x, shown):
+    if not _weight_is_constant(layer, _made_up(conversion, layer), shown):
         return "its weight depends on its input"
     problem = _no_room(layer, shown, shared=shared)
     if problem:
@@ -67,10 +67,7 @@ def build(conversion: Conversion, layer: nn.Module) -> nn.Module:
     Raises:
         ModelError: the module computes no such thing.
     """
-    integers = conversion.became == "embedding"
-    like = next(layer.parameters(recurse=False), None)
-    dtype = torch.int64 if integers or like is None else like.dtype
-    shown = _shown(layer, torch.zeros(conversion.input_shape, dtype=dtype))
+    shown = _shown(layer, _made_up(conversion, layer))
     if isinstance(shown, str) or shown.kind != conversion.became:
         raise ModelError(
             f"{conversion.name}: is no {conversion.became} any more; the model's code has changed"
@@ -79,6 +76,12 @@ def build(conversion: Conversion, layer: nn.Module) -> nn.Module:
     if conversion.scale is not None:
         built = ScaledLayer(built, conversion.scale)
     return built.train(layer.training)
+
+
+def _made_up(conversion: Conversion, layer: nn.Module) -> Tensor:
+    like = next(layer.parameters(recurse=False))
+    dtype = torch.int64 if conversion.became == "embedding" else like.dtype
+    return torch.zeros(conversion.input_shape, dtype=dtype, device=like.device)
 
 
 def _only_input(call: Call) -> Tensor | None:
@@ -98,9 +101,10 @@ def _shown(layer: nn.Module, x: Tensor) -> Product | str:
     return last if last.plain else "an embedding with max_norm or sparse gradients"
 
 
-def _weight_is_constant(layer: nn.Module, x: Tensor, shown: Product) -> bool:
-    again = _shown(layer, torch.zeros_like(x))
-    if isinstance(again, str):
+def _weight_is_constant(layer: nn.Module, other: Tensor, shown: Product) -> bool:
+    """Whether another input is met by the same operation with the same weight."""
+    again = _shown(layer, other)
+    if isinstance(again, str) or again.kind != shown.kind:
         return False
     both = [(shown.weight, again.weight)]
     if (shown.bias is None) != (again.bias is None):
@@ -285,8 +289,8 @@ def _variants(x: Tensor, shown: Product) -> list[Tensor]:
     """Other inputs than those of the example: other values, and for convolutions other sizes."""
     generator = torch.Generator().manual_seed(0)
     if shown.kind == "embedding":
-        return [torch.randint(len(shown.weight), x.shape, generator=generator).to(x.dtype)]
-    noise = torch.randn(x.shape, generator=generator).to(x.dtype)
+        return [torch.randint(len(shown.weight), x.shape, generator=generator).to(x)]
+    noise = torch.randn(x.shape, generator=generator).to(x)
     others = [0.5 * x + noise]
     if shown.kind in ("conv1d", "conv2d"):
         for change in OTHER_SIZES:

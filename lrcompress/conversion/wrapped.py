@@ -47,7 +47,8 @@ class PaddedConv(nn.Module):
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     """Before and after, so that ceil(size / stride) positions come out."""
-    missing = (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size
+    last = (size - 1) // stride * stride  # no negative numbers: ONNX rounds those towards zero
+    missing = last + (kernel - 1) * dilation + 1 - size
     total = torch.sym_max(missing, 0)  # type: ignore[no-untyped-call]
     return total // 2, total - total // 2
 
