@@ -1,7 +1,7 @@
 """Make a trained network smaller and faster, provably.
 
-The stages are verbs: profile → plan → compress_ → tune_ → export_onnx → verify. Each is loaded
-when it is first asked for, so that importing the package is quick.
+The stages are verbs: convert_ → profile → plan → compress_ → tune_ → export_onnx → verify. Each is
+loaded when it is first asked for, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+    from lrcompress.conversion.convert import ConversionReport, convert_
     from lrcompress.export.bench import BenchReport, BenchSettings, BenchTarget, bench
     from lrcompress.export.onnx import ExportOptions, ExportReport, export_onnx
     from lrcompress.export.verify import VerifyOptions, VerifyReport, verify
@@ -51,6 +52,7 @@ _HOMES: dict[str, str] = {
     "CP": "structures",
     "CompressOptions": "compression.compress",
     "CompressReport": "compression.compress",
+    "ConversionReport": "conversion.convert",
     "DataOptions": "sources.data",
     "Dense": "structures",
     "ExportOptions": "export.onnx",
@@ -72,6 +74,7 @@ _HOMES: dict[str, str] = {
     "VerifyReport": "export.verify",
     "bench": "export.bench",
     "compress_": "compression.compress",
+    "convert_": "conversion.convert",
     "export_onnx": "export.onnx",
     "load": "storage",
     "load_batches": "sources.data",
@@ -97,6 +100,7 @@ __all__ = [  # the names are served by __getattr__
     "Budget",
     "CompressOptions",
     "CompressReport",
+    "ConversionReport",
     "DataOptions",
     "Dense",
     "ExportOptions",
@@ -118,6 +122,7 @@ __all__ = [  # the names are served by __getattr__
     "VerifyReport",
     "bench",
     "compress_",
+    "convert_",
     "export_onnx",
     "load",
     "load_batches",

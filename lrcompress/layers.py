@@ -73,6 +73,7 @@ class LeftAlone:
     kind: str
     params: int
     reason: str
+    matrix_params: int = 0  # of them in weights of two axes or more, not in norms and biases
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,9 @@ def describe(module: nn.Module) -> ModelLayers:
             embedding = next((spec.name for spec in layers if name in spec.tied), None)
             if embedding is not None:
                 reason = f"the bias of an output head that is tied to {embedding}"
-            left_alone.append(LeftAlone(name, type(child).__name__, params, reason or "no matrix"))
+            matrices = sum(p.numel() for p in rest if _is_matrix(p))
+            kind = type(child).__name__
+            left_alone.append(LeftAlone(name, kind, params, reason or "no matrix", matrices))
     total = sum(p.numel() for p in module.parameters())
     return ModelLayers(tuple(layers), tuple(left_alone), total)
 
@@ -170,13 +173,68 @@ def layer_kind(layer: nn.Module) -> Kind | None:
     return None
 
 
+def is_convertible(layer: nn.Module) -> bool:
+    """Whether `convert_` looks at what the layer computes: it has a matrix and its own forward."""
+    if type(layer).__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return False  # a structure: another form of it would be what it was fitted to replace
+    if type(layer).forward is nn.MultiheadAttention.forward:
+        return True
+    if layer_kind(layer) is not None or isinstance(layer, _NEVER_CONVERTED):
+        return False
+    if any(True for child in layer.children() for _ in child.parameters()):
+        return False
+    return any(_is_matrix(p) for p in layer.parameters(recurse=False))
+
+
+_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+_NEVER_CONVERTED = (
+    *_RECURRENT,
+    nn.modules.conv._ConvTransposeNd,
+    nn.Conv3d,
+    nn.Bilinear,
+    parametrize.ParametrizationList,
+)
+_COMPUTED = "its weight is computed from other parameters (a norm, pruning, quantisation)"
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether code of somebody else runs before or after the layer's forward."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def leave_alone_(layer: nn.Module, reason: str) -> None:
+    """Have `describe` list the layer among those left alone, for this reason; "" takes it back."""
+    if reason:
+        layer._lrcompress_reason = reason  # type: ignore[assignment]  # a text, not a tensor
+    elif "_lrcompress_reason" in vars(layer):
+        del layer._lrcompress_reason
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.is_floating_point() and sum(size > 1 for size in parameter.shape) > 1
+
+
 def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
     kind = layer_kind(layer)
+    told = vars(layer).get("_lrcompress_reason")
+    if told:
+        return str(told)
+    if isinstance(layer, _RECURRENT):
+        count = getattr(layer, "num_layers", 1)
+        depth = f"{count} layer{'s' * (count > 1)}"
+        return f"recurrent weights of {type(layer).__name__}, {depth}, are not compressed yet"
+    if isinstance(layer, parametrize.ParametrizationList):
+        return _COMPUTED
     if kind is None:
-        return f"{type(layer).__name__} has no matrix form here"
+        may = "; lrcompress.convert_(module, batch) may give it one" * is_convertible(layer)
+        return f"{type(layer).__name__} has no matrix form here{may}"
     weight = _weight(layer)
     if parametrize.is_parametrized(layer) or not isinstance(weight, nn.Parameter):
-        return "its weight is computed from other parameters (a norm, pruning, quantisation)"
+        return _COMPUTED
+    if has_hooks(layer):
+        return "it has forward hooks, which a replacement would lose"
+    if "forward" in vars(layer):
+        return "its forward was replaced on this one module"
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):

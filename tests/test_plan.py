@@ -319,3 +319,18 @@ def test_by_default_ranks_of_wide_layers_go_in_steps_of_8(wide: int, step: int) 
     assert ranks == [r for r in range(1, largest + 1) if r < 8 or r % step == 0]
     every = layer_choices(profiled, "two-sided", multiple_of=1)
     assert len([c for c in every if isinstance(c.structure, LowRank)]) == largest
+
+
+def test_a_plan_that_saves_little_work_says_so() -> None:
+    """Early layers do the work, late ones hold the weights, as in convolutional networks."""
+    generator = np.random.default_rng(0)
+    early = layer(spec("early", 32, 32), generator, rows=4000.0)
+    late = layer(spec("late", 256, 256), generator, rows=1.0)
+    made = profile([early, late])
+    smaller = plan(made, "params=50%")
+    assert smaller.flops_per_example > 0.85 * smaller.dense_flops_per_example
+    assert any("hardly faster" in w and "--budget flops=" in w for w in smaller.warnings)
+    faster = plan(made, "flops=50%")
+    assert not any("hardly faster" in w for w in faster.warnings)
+    even = plan(random_profile(0, [(64, 64), (64, 64)]), "params=50%")
+    assert not any("hardly faster" in w for w in even.warnings)

@@ -26,6 +26,7 @@ from lrcompress.sources.data import (
     example_batch,
     fingerprint_batches,
     load_batches,
+    load_data,
 )
 from lrcompress.sources.models import LoadedModel, load_model, rebuild_empty
 from lrcompress.sources.options import BATCH_TOKENS
@@ -896,3 +897,38 @@ def test_the_fingerprint_sees_names_shapes_and_values() -> None:
     prints = {fingerprint_batches([batch]) for batch in (base, *others)}
     assert len(prints) == 4
     assert fingerprint_batches([base]) == fingerprint_batches([{"x": base["x"].clone()}])
+
+
+# --- text that the tokenizer does not know
+
+
+def test_text_of_unknown_words_is_warned_about_with_a_line(
+    bert: LoadedModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("the cat sat on a mat\nder Hund lief weit\nthe dog saw one Katze\n")
+    data = load_data(str(path), bert, DataOptions())
+    (warning,) = data.warnings
+    assert "28 % of its tokens are unknown" in warning  # 5 of 18: [CLS] counts, it is not declared
+    assert "4 of 5" in warning
+    assert "der Hund lief weit" in warning
+
+
+def test_text_of_known_words_is_not_warned_about(bert: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("the cat sat on a mat\n" * 4 + "the dog saw one Katze\n")
+    assert load_data(str(path), bert, DataOptions()).warnings == ()
+
+
+def test_a_warning_about_the_text_reaches_the_report(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    from lrcompress.pipeline import FolderOptions, SourceOptions, run_profile
+    from lrcompress_cli.records import profile_record
+
+    path = tmp_path / "texts.txt"
+    path.write_text("der Hund lief weit\nthe dog saw one Katze\n")
+    source = SourceOptions(str(folders["bert"]), data=str(path))
+    result = run_profile(source, FolderOptions(tmp_path / "out", report=False))
+    assert any("unknown to the tokenizer" in w for w in result.report.warnings)
+    assert any("unknown to the tokenizer" in w for w in profile_record(result)["warnings"])

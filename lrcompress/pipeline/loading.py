@@ -1,14 +1,16 @@
-"""The model and the data of a run, loaded and fingerprinted."""
+"""The model and the data of a run, loaded, converted and fingerprinted."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from lrcompress.conversion.convert import convert_
+from lrcompress.errors import DataError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.pipeline.options import SourceOptions
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.set_aside import SetAside, set_aside
-from lrcompress.sources.data import example_batch, kind_of_data, load_batches
+from lrcompress.sources.data import example_batch, kind_of_data, load_data
 from lrcompress.sources.models import LoadedModel, load_model
 
 
@@ -26,7 +28,10 @@ class Loaded:
 
 
 def load_sources(options: SourceOptions) -> Loaded:
-    """Raises ModelError and DataError for what cannot be read."""
+    """The model with its layers converted to standard ones as far as the data shows them.
+
+    Raises ModelError and DataError for what cannot be read.
+    """
     if options.data is not None:
         kind_of_data(options.data)
     model = load_model(
@@ -37,7 +42,12 @@ def load_sources(options: SourceOptions) -> Loaded:
     )
     batches = None
     if options.data is not None:
-        batches = load_batches(options.data, model, options.data_options)
+        data = load_data(options.data, model, options.data_options)
+        model = replace(model, warnings=(*model.warnings, *data.warnings))
+        batches = data.batches
+    example = batches[0] if batches else _made_up(model)
+    if example is not None:
+        convert_(model.module, example)
     return Loaded(
         model,
         batches,
@@ -45,3 +55,11 @@ def load_sources(options: SourceOptions) -> Loaded:
         model_fingerprint(model.module),
         "" if batches is None else fingerprint_batches(batches),
     )
+
+
+def _made_up(model: LoadedModel) -> Batch | None:
+    """Nothing where the model does not say what it takes: then it stays as it is."""
+    try:
+        return example_batch(model)
+    except DataError:
+        return None

@@ -191,6 +191,7 @@ def record_latency(
 
 def _source_fingerprint(root: Path) -> str | None:
     try:
-        return read_record(root).source_fingerprint
+        record = read_record(root)
+        return record.unconverted_fingerprint or record.source_fingerprint
     except (ModelError, PlanError):
         return None  # a report without its run

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.export.onnx import ExportOptions
@@ -119,12 +120,14 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
     """The teacher: as named, else the network that the run was made from."""
     source, reference = options.source, record.reference
     if source.model:
-        return load_model(
+        other = load_model(
             source.model,
             weights=source.weights,
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,
         )
+        replay_(other.module, record.conversions, strict=False)
+        return other
     weights = reference.details.get("weights")
     if weights is not None and source.weights is None:
         raise TuneError(
@@ -138,6 +141,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,
         )
+        replay_(dense.module, record.conversions)
     except LrcompressError as cause:
         raise TuneError(
             f"{options.folder.output}: its dense model is the teacher, but {cause}; or name it "

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
+from lrcompress.conversion.conversion import converted_from
+from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.clock import Clock
@@ -127,14 +129,18 @@ def _teaching(question: Question, plan: Plan) -> Teaching | None:
     if options.tune is None:
         return None
 
+    conversions = converted_from(loaded.model.module).conversions
+
     def dense() -> LoadedModel:
         """Loaded again: the one that was compressed has changed in place."""
-        return load_model(
+        again = load_model(
             source.model,
             weights=source.weights,
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,
         )
+        replay_(again.module, conversions)
+        return again
 
     return Teaching(
         request=options.tune,

@@ -11,6 +11,7 @@ from lrcompress.planning.budget import Budget, amount_in_words
 from lrcompress.planning.curves import Choice
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.totals import NOTHING
+from lrcompress.planning.work import kept_work
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Structure
 
@@ -106,6 +107,8 @@ def assemble(
     loss = float(sum(choice.loss for choice in choices))
     if lower_bound is not None:
         lower_bound = min(lower_bound, loss) if cost <= account.limit else None
+    share = cost / account.counted_dense if account.counted_dense else 1.0
+    work = kept_work(profile, budget, account.dense, totals, counted=share)
     layers = tuple(
         PlannedLayer(
             name=layer.name,
@@ -137,7 +140,7 @@ def assemble(
         lower_bound=lower_bound,
         proven_for="" if lower_bound is None else proven_for,
         optimality_gap=_gap(profile, options.curves, loss, lower_bound),
-        warnings=(*warnings, *_remarks(budget, options, account, cost, loss)),
+        warnings=(*warnings, *_remarks(budget, options, account, cost, loss), *work),
     )
 
 

@@ -24,6 +24,7 @@ from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
 from lrcompress.profiling.layer import profile_layer
 from lrcompress.profiling.layerwise import LayerWork, layer_cost
+from lrcompress.profiling.left_alone import left_alone_warning
 from lrcompress.profiling.noise import token_noise
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import frozen
@@ -131,7 +132,10 @@ def _without_data(
         total_flops_per_example=float(flops),
         seed=options.seed,
         structures=options.structures,
-        warnings=("no data: errors are weighed by nothing but the weights (plain metric)",),
+        warnings=(
+            "no data: errors are weighed by nothing but the weights (plain metric)",
+            *left_alone_warning(found.left_alone, found.total_params),
+        ),
     )
 
 
@@ -207,7 +211,7 @@ def _with_data(
         structures=options.structures,
         pooling=readout.pooling,
         readout=readout,
-        warnings=tuple(warnings),
+        warnings=(*warnings, *left_alone_warning(left_alone, found.total_params)),
         moments=sink.finish(),
     )
 

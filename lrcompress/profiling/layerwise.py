@@ -59,7 +59,8 @@ class LayerWork:
         moments = take_moments(spec, collector, examples=self.examples, probes=self.options.probes)
         reason = _unreached(spec, moments, collector)
         if moments is None or reason is not None:
-            left = LeftAlone(spec.name, spec.kind, spec.weight_params, reason or "")
+            params = spec.weight_params
+            left = LeftAlone(spec.name, spec.kind, params, reason or "", params)
             self.missed[spec.name] = left
             return None
         if self.unseen is not None and self.unseen.head == spec.name:

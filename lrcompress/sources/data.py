@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import Literal
 
 from lrcompress.errors import DataError
@@ -15,12 +17,29 @@ from lrcompress.sources.images import image_batches
 from lrcompress.sources.options import DataOptions
 from lrcompress.sources.paths import expanded
 from lrcompress.sources.reference import LoadedModel
-from lrcompress.sources.text import text_batches
+from lrcompress.sources.text import read_texts
 
-__all__ = ["DataOptions", "example_batch", "fingerprint_batches", "kind_of_data", "load_batches"]
+__all__ = [
+    "DataOptions",
+    "LoadedData",
+    "example_batch",
+    "fingerprint_batches",
+    "kind_of_data",
+    "load_batches",
+    "load_data",
+]
 
 Kind = Literal["images", "text", "arrays", "made"]
 ACCEPTED = ".txt, .jsonl, .npz, .safetensors, a folder of images, or pkg.module:batches"
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedData:
+    batches: list[Batch]
+    warnings: tuple[str, ...] = ()  # what the user should know of them
+
+
+log = logging.getLogger(__name__)
 
 
 def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> list[Batch]:
@@ -29,18 +48,27 @@ def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> li
     Raises:
         DataError: nothing there, not readable, empty, not finite, or not what the model takes.
     """
+    return load_data(reference, model, options).batches
+
+
+def load_data(reference: str, model: LoadedModel, options: DataOptions) -> LoadedData:
+    """As `load_batches`, with warnings, which are logged too."""
+    warnings: tuple[str, ...] = ()
     kind, path = kind_of_data(reference), expanded(reference, DataError)
     if kind == "images":
         batches = image_batches(path, model, options)
     elif kind == "text":
-        batches = text_batches(path, model, options)
+        texts = read_texts(path, model, options)
+        batches, warnings = texts.batches, texts.warnings
     elif kind == "arrays":
         batches = array_batches(path, model.module, options)
     else:
         found = import_object(reference, DataError)
         batches = made_batches(found, model.module, options, reference)
     check_runs(model.module, batches, reference)
-    return batches
+    for warning in warnings:
+        log.warning("%s", warning)
+    return LoadedData(batches, warnings)
 
 
 def kind_of_data(reference: str) -> Kind:

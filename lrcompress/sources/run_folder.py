@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lrcompress.compression.replace import install_
+from lrcompress.conversion.convert import replay_
 from lrcompress.errors import LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.sources.architecture import rebuild_empty
@@ -40,6 +41,10 @@ def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> Loa
             "--trust-remote-code if you trust it"
         )
     module = rebuild_empty(record.reference, folder)
+    try:
+        replay_(module, record.conversions)
+    except ModelError as cause:
+        raise ModelError(f"{folder / RECORD_NAME}: {cause}") from cause
     _install_all_(module, record.layers, folder)
     weights = folder / WEIGHTS_NAME
     with opened_safetensors(weights) as file:

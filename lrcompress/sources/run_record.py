@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lrcompress.conversion.conversion import Conversion
 from lrcompress.errors import ModelError, PlanError
 from lrcompress.records import from_json, to_json
 from lrcompress.sources.companions import read_json
@@ -39,6 +40,8 @@ class RunRecord:
     source_fingerprint: str  # of the module that was compressed
     precision: str  # dtype of the weights, or "mixed"
     layers: tuple[RunLayer, ...]
+    conversions: tuple[Conversion, ...] = ()  # made before the layers were replaced
+    unconverted_fingerprint: str = ""  # of the module before them, where there are any
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -58,6 +61,8 @@ class RunRecord:
                 }
                 for layer in self.layers
             ],
+            "conversions": to_json(self.conversions),
+            "unconverted_fingerprint": self.unconverted_fingerprint,
             "inputs": to_json(self.inputs),
             "extra": to_json(self.extra),
         }
@@ -71,6 +76,8 @@ class _Head:
     reference: ModelReference
     source_fingerprint: str
     precision: str
+    conversions: tuple[Conversion, ...] = ()
+    unconverted_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,8 @@ def read_record(folder: Path) -> RunRecord:
         source_fingerprint=head.source_fingerprint,
         precision=head.precision,
         layers=tuple(_layer(item, f"{path}: layers[{i}]") for i, item in enumerate(layers)),
+        conversions=head.conversions,
+        unconverted_fingerprint=head.unconverted_fingerprint,
         inputs=inputs,
         extra=extra,
     )

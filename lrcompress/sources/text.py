@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,22 @@ from lrcompress.sources.forward import arguments, check_token_ids
 from lrcompress.sources.options import BATCH_TOKENS, DataOptions
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.transformers_access import transformers_for
-from lrcompress.wording import listed
+from lrcompress.wording import listed, shown
 
 # What a tokenizer may give besides the ids, and what stands on a padded position
 TOKEN_INPUTS = {"attention_mask": 0, "token_type_ids": 0}
 
 
-def text_batches(path: Path, model: LoadedModel, options: DataOptions) -> list[Batch]:
+UNKNOWN_SHARE = 0.1  # of the tokens; a tokenizer that suits the text is far below it
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    batches: list[Batch]
+    warnings: tuple[str, ...]
+
+
+def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
     """Examples sorted by length, so that a batch holds little padding; padded on the right.
 
     Each line is an example, cut at `max_length` tokens or at what the model can take.
@@ -46,7 +56,28 @@ def text_batches(path: Path, model: LoadedModel, options: DataOptions) -> list[B
         for part in _portions(order, encoded["input_ids"], options.batch_size)
     ]
     check_token_ids((batch["input_ids"] for batch in batches), model.module, str(path))
-    return batches
+    return Texts(batches, _unknown_words(path, tokenizer, lines, encoded["input_ids"]))
+
+
+def _unknown_words(
+    path: Path, tokenizer: Any, lines: Sequence[str], ids: Sequence[Sequence[int]]
+) -> tuple[str, ...]:
+    """A warning where many tokens are the one for unknown words, with the line that has most."""
+    unknown = tokenizer.unk_token_id
+    if not isinstance(unknown, int):
+        return ()
+    special = set(tokenizer.all_special_ids) - {unknown}
+    counts = [sum(token == unknown for token in row) for row in ids]
+    sizes = [sum(token not in special for token in row) for row in ids]
+    share = sum(counts) / max(sum(sizes), 1)
+    if share <= UNKNOWN_SHARE:
+        return ()
+    worst = max(range(len(lines)), key=lambda i: counts[i] / max(sizes[i], 1))
+    return (
+        f"{path}: {100 * share:.0f} % of its tokens are unknown to the tokenizer "
+        f"({tokenizer.unk_token}), such as {counts[worst]} of {sizes[worst]} in "
+        f"{shown(lines[worst])}; calibrate with text of the kind that the model reads",
+    )
 
 
 def mask_token(model: LoadedModel) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lrcompress import __version__
+from lrcompress.conversion.conversion import converted_from
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.fingerprint import distinct_state
 from lrcompress.planning.plan import Plan, PlannedLayer
@@ -56,12 +57,15 @@ def save_compressed(
     elif reference.kind == "huggingface" and loaded.folder is not None:
         place = {"folder": str(loaded.folder.resolve())}
         reference = replace(reference, details={**reference.details, **place})
+    converted = converted_from(module)
     record = RunRecord(
         lrcompress=__version__,
         reference=reference,
         source_fingerprint=plan.model_fingerprint,
         precision=precision(module),
         layers=(*earlier, *(_layer(module, planned) for planned in plan.layers)),
+        conversions=converted.conversions,
+        unconverted_fingerprint=converted.unconverted_fingerprint,
         inputs={} if example is None else record_inputs(example),
         extra=extra,
     )

@@ -1,0 +1,75 @@
+"""Whether two modules compute the same, to the rounding of their number format."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+LARGEST_ERROR = 0.05  # of the scale, in whatever number format
+WHOLE_NETWORK = 100  # rounding grows with depth; what this check is for is far larger
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Largest difference of two orders of summation, relative to the output's scale.
+
+    84 units in the last place are 1e-5 in float32; in half precision products are summed in
+    float32 and rounded once or twice.
+    """
+    units = 84 if dtype in (torch.float32, torch.float64) else 4
+    return units * torch.finfo(dtype).eps
+
+
+def tensors_of(raw: object) -> Iterator[Tensor]:
+    """The tensors of a module's output, wherever they lie in it."""
+    if isinstance(raw, Tensor):
+        yield raw
+    elif isinstance(raw, Mapping):
+        for value in raw.values():
+            yield from tensors_of(value)
+    elif isinstance(raw, tuple | list):
+        for value in raw:
+            yield from tensors_of(value)
+    elif dataclasses.is_dataclass(raw) and not isinstance(raw, type):
+        for item in dataclasses.fields(raw):
+            yield from tensors_of(getattr(raw, item.name))
+
+
+def agree(one: object, other: object, *, slack: float = 1.0) -> bool:
+    """Whether outputs have the same tensors; `slack` multiplies the tolerance."""
+    first, second = list(tensors_of(one)), list(tensors_of(other))
+    return len(first) == len(second) and all(
+        _close(a, b, slack) for a, b in zip(first, second, strict=True)
+    )
+
+
+def _close(a: Tensor, b: Tensor, slack: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    finite = torch.isfinite(b)
+    if not torch.equal(torch.isfinite(a), finite):
+        return False
+    if not torch.equal(
+        a[~finite].nan_to_num(0.0, 1.0, -1.0), b[~finite].nan_to_num(0.0, 1.0, -1.0)
+    ):
+        return False
+    known, wanted = a[finite].double(), b[finite].double()
+    if not wanted.numel():
+        return True
+    scale = float(wanted.abs().max())
+    allowed = min(slack * tolerance(a.dtype), LARGEST_ERROR)
+    return float((known - wanted).abs().max()) <= allowed * scale
+
+
+def output(call: Callable[[], object]) -> object:
+    """What a call gives, with the same random numbers each time; an error is an answer too."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        try:
+            return call()
+        except Exception as cause:  # the user's own forward may raise anything
+            return cause

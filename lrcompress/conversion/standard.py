@@ -1,0 +1,325 @@
+"""From a layer of unknown making to the standard layer that it computes, or why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product as combinations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lrcompress.conversion.agreement import agree, output
+from lrcompress.conversion.conversion import Conversion
+from lrcompress.conversion.observation import Call, Product, products_of
+from lrcompress.conversion.wrapped import PaddedConv, ScaledLayer, same_padding
+from lrcompress.errors import ModelError
+
+OTHER_SIZES = (-1, -2, 1, 2, 3)  # beside the size of the example: all remainders of small strides
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    conversion: Conversion
+    layer: nn.Module
+
+
+def standard_layer(
+    name: str, layer: nn.Module, calls: Sequence[Call], *, shared: bool
+) -> Found | str:
+    """The standard layer that computes what `layer` computes, or the reason why none does.
+
+    shared: whether other modules hold its parameters, so that they have to stay what they are.
+    """
+    inputs = [_only_input(call) for call in calls]
+    x = inputs[0]
+    if x is None or any(other is None for other in inputs):
+        return "it is called with more than one tensor"
+    first = Conversion(name, type(layer).__name__, "linear", tuple(x.shape))
+    shown = _shown(layer, x)
+    if isinstance(shown, str):
+        return shown
+    conversion = replace(first, became=shown.kind)
+    if shown.kind in ("conv1d", "conv2d"):
+        padding = _padding(layer, x, shown)
+        if isinstance(padding, str):
+            return padding
+        conversion = replace(conversion, padding=padding[0], same_padding=padding[1])
+    if not _weight_is_constant(layer, _made_up(conversion, layer), shown):
+        return "its weight depends on its input"
+    problem = _no_room(layer, shown, shared=shared)
+    if problem:
+        return problem
+    tried = [t for t in (*inputs, *_variants(x, shown)) if t is not None]
+    for guess in _guesses(conversion, layer, x):
+        built = build(guess, layer)
+        if all(_same(layer, built, t) for t in tried):
+            if not _same_in_training(layer, x):
+                return "it computes something else in training"
+            return Found(guess, built)
+    return f"its output is not that of {shown.kind} with the weight that it uses"
+
+
+def build(conversion: Conversion, layer: nn.Module) -> nn.Module:
+    """The layer that a conversion stands for, from nothing but the module as it was.
+
+    Raises:
+        ModelError: the module computes no such thing.
+    """
+    shown = _shown(layer, _made_up(conversion, layer))
+    if isinstance(shown, str) or shown.kind != conversion.became:
+        raise ModelError(
+            f"{conversion.name}: is no {conversion.became} any more; the model's code has changed"
+        )
+    built = _plain_layer(conversion, layer, shown)
+    if conversion.scale is not None:
+        built = ScaledLayer(built, conversion.scale)
+    return built.train(layer.training)
+
+
+def _made_up(conversion: Conversion, layer: nn.Module) -> Tensor:
+    like = next(layer.parameters(recurse=False))
+    dtype = torch.int64 if conversion.became == "embedding" else like.dtype
+    return torch.zeros(conversion.input_shape, dtype=dtype, device=like.device)
+
+
+def _only_input(call: Call) -> Tensor | None:
+    values = [*call.args, *call.kwargs.values()]
+    return values[0] if len(values) == 1 and isinstance(values[0], Tensor) else None
+
+
+def _shown(layer: nn.Module, x: Tensor) -> Product | str:
+    """The last standard operation of the layer's forward."""
+    seen = output(lambda: products_of(lambda: layer(x))[1])
+    if not isinstance(seen, list):
+        return "its forward cannot be watched"
+    if not seen:
+        return "its forward calls no linear layer, lookup or convolution"
+    last = seen[-1]
+    assert isinstance(last, Product)
+    return last if last.plain else "an embedding with max_norm or sparse gradients"
+
+
+def _weight_is_constant(layer: nn.Module, other: Tensor, shown: Product) -> bool:
+    """Whether another input is met by the same operation with the same weight."""
+    again = _shown(layer, other)
+    if isinstance(again, str) or again.kind != shown.kind:
+        return False
+    both = [(shown.weight, again.weight)]
+    if (shown.bias is None) != (again.bias is None):
+        return False
+    if shown.bias is not None and again.bias is not None:
+        both.append((shown.bias, again.bias))
+    return all(torch.equal(one, other) for one, other in both)
+
+
+def _no_room(layer: nn.Module, shown: Product, *, shared: bool) -> str:
+    """Why a weight that is computed from parameters cannot take their place, if it cannot."""
+    if not shown.weight.is_floating_point():
+        return f"its weight is {shown.weight.dtype}, not floating point"
+    if _parameter(layer, shown.weight) is not None:
+        return ""
+    if shared:
+        return "its weight is computed from parameters that other modules hold too"
+    if shown.weight.numel() > sum(p.numel() for p in layer.parameters()):
+        return "its weight holds more numbers than the parameters that it is computed from"
+    return ""
+
+
+def _guesses(conversion: Conversion, layer: nn.Module, x: Tensor) -> list[Conversion]:
+    """What may happen to the operation's output: nothing, a bias or a factor."""
+    guesses = [conversion]
+    plain = build(conversion, layer)
+    if getattr(plain, "bias", None) is None and conversion.became != "embedding":
+        size = int(getattr(plain, "out_features", 0) or getattr(plain, "out_channels", 0))
+        guesses += [
+            replace(conversion, bias=name)
+            for name, parameter in layer.named_parameters(recurse=False)
+            if parameter.numel() == size and parameter.shape[-1:] == (size,)
+        ]
+    ours, theirs = output(lambda: plain(x)), output(lambda: layer(x))
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.shape == theirs.shape:
+        a, b = ours.double(), theirs.double()
+        energy = float(a.square().sum())
+        if ours.is_floating_point() and energy > 0:
+            guesses.append(replace(conversion, scale=float((a * b).sum()) / energy))
+    return guesses
+
+
+def _plain_layer(conversion: Conversion, layer: nn.Module, shown: Product) -> nn.Module:
+    weight = _parameter(layer, shown.weight)
+    if weight is None:
+        weight = _made(shown.weight, next(layer.parameters()))
+    bias: nn.Parameter | None = None
+    if conversion.bias:
+        bias = layer.get_parameter(conversion.bias)
+        bias = bias if bias.dim() == 1 else nn.Parameter(bias.detach().flatten())
+    elif shown.bias is not None:
+        bias = _parameter(layer, shown.bias)
+        bias = _made(shown.bias, next(layer.parameters())) if bias is None else bias
+    if shown.kind == "linear":
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        return _with(linear, weight, bias)
+    if shown.kind == "embedding":
+        rows, width = weight.shape
+        table = nn.Embedding(rows, width, padding_idx=shown.padding_idx, device="meta")
+        return _with(table, weight, None)
+    return _conv(conversion, shown, weight, bias)
+
+
+def _conv(
+    conversion: Conversion, shown: Product, weight: nn.Parameter, bias: nn.Parameter | None
+) -> nn.Module:
+    make = nn.Conv1d if shown.kind == "conv1d" else nn.Conv2d
+    before, after = conversion.padding[::2], conversion.padding[1::2]
+    standard = not conversion.same_padding and before == after
+    conv = make(
+        weight.shape[1] * shown.groups,
+        weight.shape[0],
+        tuple(weight.shape[2:]),  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
+        stride=shown.stride,  # type: ignore[arg-type]
+        padding=before if standard else 0,  # type: ignore[arg-type]
+        dilation=shown.dilation,  # type: ignore[arg-type]
+        groups=shown.groups,
+        bias=bias is not None,
+        device="meta",
+    )
+    _with(conv, weight, bias)
+    if standard:
+        return conv
+    return PaddedConv(conv, None if conversion.same_padding else conversion.padding)
+
+
+def _with(layer: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Module:
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer
+
+
+def _parameter(layer: nn.Module, tensor: Tensor) -> nn.Parameter | None:
+    """The layer's own parameter that `tensor` is."""
+    for parameter in layer.parameters(recurse=False):
+        same = parameter.data_ptr() == tensor.data_ptr() and parameter.shape == tensor.shape
+        if same and parameter.stride() == tensor.stride() and parameter.dtype == tensor.dtype:
+            return parameter
+    return None
+
+
+def _made(values: Tensor, like: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(
+        values.detach().clone(memory_format=torch.contiguous_format),
+        requires_grad=like.requires_grad,
+    )
+
+
+def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ...], bool] | str:
+    """Zeros before and after each axis, and whether they follow the input's size.
+
+    Sizes that the layer accepts beside that of the example are tried too.
+    """
+    axes = len(shown.stride)
+    if x.dim() != axes + 2:
+        return "it is called with a single example, without a batch axis"
+    found: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for change in (0, *OTHER_SIZES):
+        sizes = tuple(max(1, size + change) for size in x.shape[2:])
+        probe = x if change == 0 else _resized(x, sizes)
+        at = shown if change == 0 else _shown(layer, probe)
+        if isinstance(at, str) or at.kind != shown.kind:
+            continue  # a size that the layer does not take
+        amounts = _amounts(probe, at)
+        if amounts is None:
+            return "what it convolves is not its input with zeros around it"
+        found[sizes] = amounts
+    first = found[tuple(x.shape[2:])]
+    if all(amounts == first for amounts in found.values()):
+        return first, False
+    kernel = shown.weight.shape[2:]
+    for sizes, amounts in found.items():
+        wanted = [
+            int(amount)
+            for axis, size in enumerate(sizes)
+            for amount in same_padding(size, kernel[axis], shown.stride[axis], shown.dilation[axis])
+        ]
+        if list(amounts) != wanted:
+            return "its padding depends on the input's size in a way that is not known here"
+    return first, True
+
+
+def _amounts(x: Tensor, shown: Product) -> tuple[int, ...] | None:
+    """Zeros around `x` in the operation: those of its input and those of its own."""
+    u, axes = shown.input, len(shown.stride)
+    if u.dim() != x.dim() or u.shape[:2] != x.shape[:2]:
+        return None
+    extra = [a - b for a, b in zip(u.shape[2:], x.shape[2:], strict=True)]
+    if min(extra) < 0:
+        return None
+    kernel = shown.weight.shape[2:]
+    if isinstance(shown.padding, str):
+        totals = [0] * axes
+        if shown.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(shown.dilation, kernel, strict=True)]
+        own = [(total // 2, total - total // 2) for total in totals]
+    else:
+        own = [(amount, amount) for amount in shown.padding]
+    for before in combinations(*(range(size + 1) for size in extra)):
+        pads: list[int] = []
+        for start, size in zip(before, extra, strict=True):
+            pads = [start, size - start, *pads]
+        if torch.equal(functional.pad(x, pads), u):
+            given = [
+                (start + a, size - start + b)
+                for start, size, (a, b) in zip(before, extra, own, strict=True)
+            ]
+            return tuple(amount for pair in given for amount in pair)
+    return None
+
+
+def _resized(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Another size of the same kind of values, none of them zero but by accident."""
+    pads: list[int] = []
+    for old, new in zip(x.shape[2:], sizes, strict=True):
+        pads = [0, new - old, *pads]
+    return functional.pad(x, pads, value=1.0) + 0.25
+
+
+def _variants(x: Tensor, shown: Product) -> list[Tensor]:
+    """Other inputs than those of the example: other values, and for convolutions other sizes."""
+    generator = torch.Generator().manual_seed(0)
+    if shown.kind == "embedding":
+        return [torch.randint(len(shown.weight), x.shape, generator=generator).to(x)]
+    noise = torch.randn(x.shape, generator=generator).to(x)
+    others = [0.5 * x + noise]
+    if shown.kind in ("conv1d", "conv2d"):
+        for change in OTHER_SIZES:
+            others.append(_resized(x, tuple(max(1, size + change) for size in x.shape[2:])))
+    return others
+
+
+def _same(layer: nn.Module, built: nn.Module, x: Tensor) -> bool:
+    """Where the layer refuses an input there is nothing to compare."""
+    theirs = output(lambda: layer(x.clone()))
+    if isinstance(theirs, Exception):
+        return True
+    return isinstance(theirs, Tensor) and agree(output(lambda: built(x.clone())), theirs)
+
+
+def _same_in_training(layer: nn.Module, x: Tensor) -> bool:
+    """Whether training changes nothing: no dropout of weights, no statistics."""
+    before = {name: value.clone() for name, value in layer.named_buffers()}
+    modes = {child: child.training for child in layer.modules()}
+    theirs = output(lambda: layer(x.clone()))
+    layer.train()
+    try:
+        training = output(lambda: layer(x.clone()))
+    finally:
+        for child, mode in modes.items():
+            child.training = mode
+    moved = False
+    for name, value in layer.named_buffers():
+        if not torch.equal(value, before[name]):
+            value.copy_(before[name])
+            moved = True
+    return not moved and agree(training, theirs)
