@@ -1,0 +1,97 @@
+"""What makes a result one that is not to be trusted."""
+
+from __future__ import annotations
+
+import pytest
+import small_network
+
+from lrcompress.compression.compress import compress_
+from lrcompress.compression.measure import Divergence
+from lrcompress.compression.report import CompressReport
+from lrcompress.compression.trust import doubts
+from lrcompress.planning.plan import plan
+from lrcompress.profiling.collect import profile
+from lrcompress.profiling.profile import Profile
+
+
+@pytest.fixture(scope="module")
+def found() -> Profile:
+    return profile(small_network.build().eval(), small_network.batches())
+
+
+CALIBRATION, HELD_OUT = Divergence(0.1, 64, 0.99), Divergence(0.1, 8, 0.99)
+
+
+def report(
+    *,
+    predicted: float = 0.1,
+    calibration: Divergence = CALIBRATION,
+    held_out: Divergence | None = HELD_OUT,
+    objective: str = "kl",
+) -> CompressReport:
+    return CompressReport((), "two-sided", objective, predicted, calibration, held_out)
+
+
+def test_what_does_as_predicted_is_trusted(found: Profile) -> None:
+    assert doubts(report(), found) == ()
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            report(calibration=Divergence(0.3, 64, 0.99), held_out=Divergence(0.4, 8, 0.99)),
+            "4.0 times the predicted 0.1",
+        ),
+        (
+            report(predicted=0.4, held_out=Divergence(0.4, 8, 0.99)),
+            "4.0 times that on the calibration data",
+        ),
+        (report(held_out=Divergence(0.1, 8, 0.9)), "first choice changes for 10.0%"),
+        (
+            report(objective="cosine", held_out=Divergence(0.15, 8)),
+            "mean cosine to the dense output is 0.850",
+        ),
+        (
+            report(objective="squared", held_out=Divergence(0.1, 8, apart=0.5)),
+            "moves by 20% of what tells two examples apart",
+        ),
+        (
+            report(held_out=None, calibration=Divergence(0.5, 4, 0.99)),
+            "on the calibration data, 0.5, is 5.0 times",
+        ),
+    ],
+)
+def test_what_does_not_is_said_with_what_to_do(
+    made: CompressReport, said: str, found: Profile
+) -> None:
+    (doubt,) = doubts(made, found)
+    assert doubt.startswith("not to be trusted: ")
+    assert said in doubt
+    assert "--data" in doubt
+    assert "--exclude" in doubt
+
+
+def test_ratios_of_next_to_nothing_mean_nothing(found: Profile) -> None:
+    small = report(
+        predicted=1e-9,
+        calibration=Divergence(1e-9, 64, 1.0),
+        held_out=Divergence(1e-6, 8, 1.0),
+    )
+    assert doubts(small, found) == ()
+
+
+def test_a_network_that_breaks_down_is_told_on_examples_that_chose_nothing() -> None:
+    module, batches = small_network.build().eval(), small_network.batches()
+    made = profile(module, batches[:2])
+    outcome = compress_(
+        module,
+        plan(made, "15%"),
+        made,
+        batches=batches[:2],
+        judging=batches[2:3],
+        confirming=batches[3:],
+    )
+    assert outcome.held_out is not None
+    assert outcome.held_out.examples == 16
+    assert doubts(outcome, made)
