@@ -1,7 +1,7 @@
 """Make a trained network smaller and faster, provably.
 
-The stages are verbs: convert_ → profile → plan → compress_ → tune_ → export_onnx → verify. Each is
-loaded when it is first asked for, so that importing the package is quick.
+The stages are verbs: convert_ → profile → plan or select → compress_ → tune_ → export_onnx →
+verify. Each is loaded when it is first asked for, so that importing the package is quick.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
     from lrcompress.profiling.collect import ProfileOptions, profile
     from lrcompress.profiling.profile import Profile
+    from lrcompress.profiling.set_aside import SetAside, set_aside
+    from lrcompress.selection.rounds import Selection, select
     from lrcompress.sources.data import DataOptions, load_batches
     from lrcompress.sources.models import load_model
     from lrcompress.storage import load, load_profile, save_compressed, save_profile
@@ -65,6 +67,8 @@ _HOMES: dict[str, str] = {
     "PlanOptions": "planning.plan",
     "Profile": "profiling.profile",
     "ProfileOptions": "profiling.collect",
+    "Selection": "selection.rounds",
+    "SetAside": "profiling.set_aside",
     "SpatialLowRank": "structures",
     "TensorTrain": "structures",
     "Tucker2": "structures",
@@ -86,6 +90,8 @@ _HOMES: dict[str, str] = {
     "profile": "profiling.collect",
     "save_compressed": "storage",
     "save_profile": "storage",
+    "select": "selection.rounds",
+    "set_aside": "profiling.set_aside",
     "tune_": "tuning.tune",
     "verify": "export.verify",
 }
@@ -113,6 +119,8 @@ __all__ = [  # the names are served by __getattr__
     "PlanOptions",
     "Profile",
     "ProfileOptions",
+    "Selection",
+    "SetAside",
     "SpatialLowRank",
     "TensorTrain",
     "Tucker2",
@@ -134,6 +142,8 @@ __all__ = [  # the names are served by __getattr__
     "profile",
     "save_compressed",
     "save_profile",
+    "select",
+    "set_aside",
     "tune_",
     "verify",
 ]

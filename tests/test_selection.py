@@ -9,6 +9,7 @@ import small_network
 import torch
 from torch import Tensor, nn
 
+from lrcompress.errors import PlanError
 from lrcompress.planning.plan import PlanOptions, plan
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.collect import ProfileOptions, profile
@@ -89,8 +90,7 @@ def test_a_correction_makes_the_prediction_the_share() -> None:
 
 
 def selected(module: nn.Module, found: Profile, judging: list[Batch], **more: object) -> Selection:
-    readout, _ = choose_readout(module(**judging[0]), objective=found.objective)
-    return select(module, found, "40%", judging, readout, options=PlanOptions(), **more)  # type: ignore[arg-type]
+    return select(module, found, "40%", judging, options=PlanOptions(), **more)  # type: ignore[arg-type]
 
 
 def certain_network() -> tuple[nn.Module, Profile, list[Batch]]:
@@ -174,3 +174,10 @@ def test_the_digest_of_a_plan_sees_structures_and_the_metric_alone() -> None:
         planned
     )
     assert plan_digest(replace(planned, metric="blended")) != plan_digest(planned)
+
+
+def test_a_profile_that_knows_nothing_of_the_output_is_refused() -> None:
+    module, _, judging, _ = prepared()
+    for made in (profile(module, None), profile(module, judging, ProfileOptions(metric="plain"))):
+        with pytest.raises(PlanError, match="knows nothing of the output"):
+            select(module, made, "50%", judging)

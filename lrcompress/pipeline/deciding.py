@@ -24,7 +24,6 @@ from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan, check_plan, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json, to_json
 from lrcompress.selection.rounds import Tried, select
@@ -148,15 +147,13 @@ def chosen(
     if options.budget.kind == "bytes":
         asked = replace(asked, overhead_bytes=file_overhead(question))
     module = loaded.model.module
-    readout = profile_readout(module, profile, loaded.batches) if loaded.batches else None
-    if not question.is_selected or loaded.aside is None or readout is None:
+    if not question.is_selected or loaded.aside is None:
         return plan(profile, options.budget, asked), PlanFacts()
     selection = select(
         module,
         profile,
         options.budget,
         loaded.aside.judging,
-        readout,
         options=asked,
         rounds=options.rounds,
         progress=progress,

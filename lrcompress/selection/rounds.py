@@ -17,18 +17,20 @@ from statistics import median
 
 from torch import nn
 
-from lrcompress.errors import BudgetError
+from lrcompress.errors import BudgetError, PlanError
+from lrcompress.metrics import METRICS
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_as
 from lrcompress.profiling.batches import Batch, Batches, batch_size, spread_examples
 from lrcompress.profiling.judge import judge_by
 from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.readout import Readout
+from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.selection.candidates import CANDIDATES, Candidate
 from lrcompress.selection.store import MeasurementStore, NoMeasurements, plan_digest
 from lrcompress.selection.trial_network import Attribution, TrialNetwork
 
+DEFAULT_OPTIONS = PlanOptions()
 ROUNDS = 3
 DAMPING = 0.7  # exponent of a correction: shares change again once the plan does
 WORTHWHILE = 0.98  # of the divergence: a round that gains less is the last
@@ -133,9 +135,8 @@ def select(
     profile: Profile,
     budget: Budget | str,
     judging: Batches,
-    readout: Readout,
     *,
-    options: PlanOptions,
+    options: PlanOptions = DEFAULT_OPTIONS,
     rounds: int = ROUNDS,
     progress: Progress = SILENT,
     store: MeasurementStore | None = None,
@@ -145,10 +146,17 @@ def select(
     Those examples should be in none of the profile's moments. `module` is left as it was.
 
     Raises:
-        PlanError: as `plan`. FitError: a layer cannot be fitted, naming it.
+        PlanError: as `plan`; or the profile was made without data, or in a metric that does not
+            know the output. FitError: a layer cannot be fitted, naming it.
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)
+    readout = profile_readout(module, profile, judging)
+    if readout is None or not METRICS[profile.metric].needs_outputs:
+        raise PlanError(
+            f"a profile in the metric {profile.metric!r} knows nothing of the output, by which "
+            "plans are selected; profile with data in the two-sided metric, or use plan"
+        )
     judged = _affordable(profile, judging, rounds)
     network = TrialNetwork(module, profile, judge_by(module, judged, readout))
     search = _Search(profile, budget, options, network, store or NoMeasurements())
