@@ -35,6 +35,12 @@ class Made:
     tuning: TuneReport | None = None
 
 
+def _doubts(made: Made) -> tuple[str, ...]:
+    """What was said of the compressed network. A tuning came after it, and does not undo it."""
+    before = "" if made.tuning is None else "before tuning: "
+    return tuple(f"{before}{doubt}" for doubt in made.outcome.doubts)
+
+
 def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report:
     """Export, verify and report: one process does it, from what was written."""
     root, source, found = job.folder.root, options.source, made.profile
@@ -55,7 +61,7 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
         made.tuning,
         made.selection.tried,
         made.selection.examples,
-        made.outcome.doubts,
+        _doubts(made),
     )
     report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
     report = with_recorded(report, root)

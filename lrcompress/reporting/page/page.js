@@ -80,6 +80,7 @@ function drawHead() {
     const failed = run.filter((check) => !check.passed).length;
     badge(failed ? `${failed} of ${run.length} checks failed` : `verified: ${run.length} checks passed`, failed ? "bad" : "good");
   }
+  if (report.doubts.length) badge("not to be trusted", "bad");
   if (report.budget) badge(`budget ${report.budget}`);
   badge(`${report.metric} metric`);
   if (report.allocator) badge(`${report.allocator} allocation`);
@@ -117,6 +118,7 @@ function drawCosts() {
     card("Latency, median", before.latency_ms, after.latency_ms, milliseconds);
   }
   for (const text of report.readout) at("readout").append(element("p", { class: "words" }, text));
+  for (const text of report.doubts) at("doubts").append(element("div", { class: "warning doubt" }, text));
   for (const text of report.warnings) at("warnings").append(element("div", { class: "warning" }, text));
 }
 
@@ -291,6 +293,19 @@ function drawDivergence() {
     yaxis: { autorange: "reversed" },
   }), config);
 }
+function drawTried() {
+  at("tried-words").textContent =
+    `Each plan was put in place for a moment and measured on ${report.judging_examples} examples set aside; ` +
+    "the one that diverges least was kept.";
+  fillTable("tried", [
+    { title: "Plan", text: (row) => row.name, className: (row) => (row.kept ? "kept" : "") },
+    { title: "Fitted in the metric", text: (row) => row.metric },
+    { title: "Ranks by", text: (row) => row.allocator },
+    { title: "Predicted", number: true, text: (row) => real(row.predicted) },
+    { title: "Measured", number: true, text: (row) => real(row.measured) },
+    { title: "", text: (row) => (row.kept ? "kept" : "") },
+  ], report.tried);
+}
 function drawSweep() {
   const kept = report.sweep.map((point) => 100 * point.params / report.before.params);
   const traces = [["predicted", PALETTE[0]], ["measured", PALETTE[1]]].map(([name, color]) => ({
@@ -428,6 +443,7 @@ drawCosts();
 if (planned) drawPlanControls(); else hide("plan-section");
 if (report.layers.length) drawSpectrumControls(); else { hide("spectra-section"); hide("layers-section"); hide("plan-section"); }
 if (report.divergences.length) drawDivergenceWords(); else hide("divergence-section");
+if (report.tried.length) drawTried(); else hide("tried-section");
 if (!report.sweep.length) hide("sweep-section");
 if (report.tuning) drawTuningWords(); else hide("tuning-section");
 if (!report.checks.length) hide("checks-section");
