@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.compression.fit import FittedLayer, fit_layer, layer_whitening, rounded_fit
+from lrcompress.compression.fit import FittedLayer, layer_whitening, rounded_fit
 from lrcompress.compression.replace import Replacement, install_, show_originals_
 from lrcompress.layers import weight_matrix
 from lrcompress.planning.plan import Plan
@@ -40,7 +40,10 @@ class Attribution:
 
 @dataclass(eq=False)
 class TrialNetwork:
-    """Carries out plans on `module`, which is left as it was after each of them."""
+    """Carries out plans on `module`, which is left as it was after each of them.
+
+    Structures that have to be fitted by iteration are fitted quickly, as for their loss curves.
+    """
 
     module: nn.Module
     profile: Profile
@@ -123,7 +126,10 @@ class TrialNetwork:
             return rounded_fit(layer, original, structure, metric, moments, factors)
         place = (metric, layer.name, structure)
         if place not in self._fits:
-            self._fits[place] = fit_layer(layer, original, structure, metric, moments)
+            whitening = layer_whitening(layer, metric, moments)
+            weight = weight_matrix(original).to(torch.float64)
+            factors = structure.fit(weight, whitening, layer.spec, quick=True)
+            self._fits[place] = rounded_fit(layer, original, structure, metric, moments, factors)
         return self._fits[place]
 
     def _keep(self, key: tuple[str, str], made: Truncation) -> None:
