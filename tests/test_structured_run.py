@@ -44,13 +44,15 @@ def _here() -> Iterator[None]:
     os.chdir(before)
 
 
-def options(output: Path, budget: str = "50%") -> RunOptions:
+def options(output: Path, budget: str = "50%", rounds: int = 0) -> RunOptions:
+    """By default the profile alone decides, so that what it decides is known."""
     return RunOptions(
         source=SourceOptions("structured_network:build", data="structured_network:batches"),
         folder=FolderOptions(output, report=False),
         budget=Budget.parse(budget),
         profile=ProfileOptions(structures=EXPLORED),
         compress=CompressOptions(refit=False),
+        rounds=rounds,
     )
 
 
@@ -86,6 +88,18 @@ def test_a_run_with_structures_is_verified_and_meets_its_budget(
     assert sum(p.numel() for p in module.parameters()) == result.plan.params
     (budget,) = [check for check in result.report.checks if check.kind == "budget"]
     assert f"{result.plan.params:,} params" in budget.detail
+
+
+def test_plans_with_structures_are_carried_out_too(tmp_path: Path) -> None:
+    result = run(options(tmp_path / "run", rounds=2))
+    assert result.report.verified
+    assert result.plan.within_budget
+    (kept,) = [row for row in result.report.tried if row.kept]
+    assert kept.measured == min(row.measured for row in result.report.tried)
+    # structures are fitted quickly for the trial, and in full for the result
+    assert kept.measured == pytest.approx(result.plan.predicted_loss, rel=1e-6)
+    taken = {layer.structure.type_name for layer in result.plan.layers} - {"dense", "low_rank"}
+    assert taken
 
 
 @pytest.mark.parametrize(
@@ -125,8 +139,8 @@ def test_a_structured_file_above_its_budget_is_told(
     finished: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
     output, result = finished
-    more = {"up": Blast(40, 4), "down": Blast(40, 4)}
-    assert all(layer.name not in more or layer.params < 19_000 for layer in result.plan.layers)
+    more = {"up": Blast(70, 4), "down": Blast(70, 4)}  # 23,520 of 24,576 parameters
+    assert all(layer.name not in more or layer.params < 23_000 for layer in result.plan.layers)
     plan = edited(output, tmp_path / "edited.json", more)
     over = followed(output, plan, tmp_path / "followed")
     assert not over.plan.within_budget
@@ -157,7 +171,7 @@ def test_a_table_that_was_measured_again_is_planned_with(tmp_path: Path) -> None
     path.write_text(table_to_json(table(*rows), {}))
     asked = replace(
         options(tmp_path / "run", "flops=60%"),
-        profile=ProfileOptions(structures=("low_rank", "blast")),
+        profile=ProfileOptions(structures=("low_rank", "blast"), trials=False),
         plan=PlanOptions(structures=("low_rank", "blast"), latency_table=str(path)),
     )
     assert any(isinstance(x.structure, Blast) for x in run(asked).plan.layers)

@@ -66,7 +66,7 @@ def pair(dense: nn.Module, data: list[Batch]) -> tuple[nn.Module, nn.Module]:
         for name in replaced_layers(module, dense):
             for factor in module.get_submodule(name).parameters():
                 if factor.dim() > 1:
-                    factor += 0.3 * factor.std() * torch.randn(factor.shape, generator=generator)
+                    factor += 0.5 * factor.std() * torch.randn(factor.shape, generator=generator)
     return module, dense
 
 

@@ -51,7 +51,8 @@ class FolderStore:
             tensors: dict[str, Tensor] = load_file(path)
         except (SafetensorError, OSError):
             return None  # damaged by whatever stopped the run: the layer is fitted again
-        return tensors
+        # In memory of their own: how products round depends on where a factor begins
+        return {key: value.clone() for key, value in tensors.items()}
 
     def put(self, name: str, factors: Factors) -> None:
         """Raises FitError where the disk is full or read-only."""

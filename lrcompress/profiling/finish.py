@@ -44,7 +44,18 @@ def take_moments(
         input_abs_mean=(own.absolute / own.rows).float(),
         rows=own.rows,
         examples=examples,
-        sensitivity=sensitivity,
+        sensitivity=None if sensitivity is None else _in_float32(sensitivity),
+    )
+
+
+def _in_float32(sensitivity: Sensitivity) -> Sensitivity:
+    """As it is stored, so that what is made here and from the disk is the same to the bit."""
+    cross, bias = sensitivity.cross, sensitivity.bias
+    return Sensitivity(
+        input=sensitivity.input.float(),
+        output=sensitivity.output.float(),
+        cross=None if cross is None else cross.float(),
+        bias=None if bias is None else bias.float(),
     )
 
 
