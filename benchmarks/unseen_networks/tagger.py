@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.unseen_networks.cache import cached_arrays
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import IGNORED, Score, classified, portions
 from benchmarks.unseen_networks.sounds import SOUNDS, sounds
@@ -88,19 +90,25 @@ def load() -> Network:
 @cache
 def words() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and held-out words: letters (N, T) and their sounds, IGNORED on padding."""
+    with np.load(cached_arrays("tagger/words", _words)) as found:
+        letters, right = (torch.from_numpy(found[name]).long() for name in ("letters", "right"))
+    order = torch.randperm(len(letters), generator=torch.Generator().manual_seed(0))
+    held_out, training = order[: len(letters) // 10], order[len(letters) // 10 :]
+    return (letters[training], right[training]), (letters[held_out], right[held_out])
+
+
+def _words() -> dict[str, np.ndarray]:
+    """All words of WordNet that are 4 to LONGEST small letters."""
     found: set[str] = set()
     for part in ("noun", "verb", "adj", "adv"):
         path = system_file(WORDNET / f"index.{part}", package="wordnet-base")
         found.update(re.findall(rf"^[a-z]{{4,{LONGEST}}}(?= )", path.read_text(), re.MULTILINE))
-    rows = sorted(found)
-    letters = torch.zeros(len(rows), LONGEST, dtype=torch.int64)
-    right = torch.full((len(rows), LONGEST), IGNORED)
-    for i, word in enumerate(rows):
-        letters[i, : len(word)] = torch.tensor([ord(c) - ord("a") + 1 for c in word])
-        right[i, : len(word)] = torch.tensor([SOUNDS.index(s) for s in sounds(word)])
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    held_out, training = order[: len(rows) // 10], order[len(rows) // 10 :]
-    return (letters[training], right[training]), (letters[held_out], right[held_out])
+    letters = np.zeros((len(found), LONGEST), dtype=np.int8)
+    right = np.full((len(found), LONGEST), IGNORED, dtype=np.int8)
+    for i, word in enumerate(sorted(found)):
+        letters[i, : len(word)] = [ord(c) - ord("a") + 1 for c in word]
+        right[i, : len(word)] = [SOUNDS.index(sound) for sound in sounds(word)]
+    return {"letters": letters, "right": right}
 
 
 def _draw(generator: torch.Generator) -> tuple[Batch, Tensor]:
