@@ -21,9 +21,8 @@ from lrcompress.fingerprint import model_fingerprint
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.layerwise import layer_cost
-from lrcompress.profiling.passes import call
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 
@@ -48,12 +47,16 @@ def compress_(
     options: CompressOptions = DEFAULTS,
     progress: Progress = SILENT,
     store: FactorStore = NO_STORE,
+    judging: Batches | None = None,
+    confirming: Batches | None = None,
 ) -> CompressReport:
     """Put the plan's structures in place of the layers of `module`, in place.
 
     With `batches` (those of the profile, or more) the output divergence is measured, and a refit
-    can be tried. Layers that `store` holds are not fitted again. Several processes (see
-    `distributed`) share the layers out and end with the same bits as one; the first fills `store`.
+    can be tried. `judging` are examples set aside that decide about the refit; `confirming` decide
+    nothing, and tell whether the result can be trusted. Layers that `store` holds are not fitted
+    again. Several processes (see `distributed`) share the layers out and end with the same bits as
+    one; the first fills `store`.
 
     Raises:
         PlanError: the plan is for another model, or names a layer that the profile lacks.
@@ -64,10 +67,12 @@ def compress_(
     with failing_together():
         if model_fingerprint(module) != plan.model_fingerprint:
             raise PlanError("the plan is for another model than this one; profile and plan again")
-    readout = _readout(module, profile, batches)
+    readout = profile_readout(module, profile, batches) if batches else None
     trial = None
     if readout is not None and batches is not None and options.refit is not False:
-        trial = prepare_refit(module, plan, profile, batches, readout, asked=options.refit)
+        trial = prepare_refit(
+            module, plan, profile, batches, readout, asked=options.refit, judging=judging
+        )
     planned = [_Task(x, _profile_of(x, profile)) for x in plan.layers]
     tasks = [task for task in planned if not isinstance(task.planned.structure, Dense)]
     with progress.stage("compress", len(tasks)) as step:
@@ -87,6 +92,10 @@ def compress_(
     if readout is not None and batches is not None:
         with progress.stage("measure", len(batches)) as step:
             measured = measure_divergence(module, replacements, batches, readout, step)
+    held_out: Divergence | None = None
+    if readout is not None and confirming:
+        with progress.stage("confirm", len(confirming)) as step:
+            held_out = measure_divergence(module, replacements, confirming, readout, step)
     return CompressReport(
         layers=tuple(done),
         metric=plan.metric,
@@ -94,6 +103,7 @@ def compress_(
         predicted_divergence=plan.predicted_loss,
         calibration=measured,
         refit=outcome,
+        held_out=held_out,
         warnings=(trial,) if isinstance(trial, str) else (),
     )
 
@@ -165,12 +175,3 @@ def _profile_of(planned: PlannedLayer, profile: Profile) -> LayerProfile:
         raise PlanError(
             f"{planned.name}: the plan names a layer that the profile lacks; remove it"
         ) from None
-
-
-def _readout(module: nn.Module, profile: Profile, batches: Batches | None) -> Readout | None:
-    if not batches or profile.objective == "none":
-        return None
-    with torch.no_grad():
-        raw = call(module, batches[0])
-    readout, _ = choose_readout(raw, objective=profile.objective, pooling=profile.pooling)
-    return readout

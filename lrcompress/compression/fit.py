@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,29 @@ def fit_layer(
         factors = structure.fit(weight, whitening, layer.spec)
     except LrcompressError as cause:
         raise FitError(f"{layer.name}: {cause}") from cause
-    difference = weight - structure.dense(factors, layer.spec)
-    loss = float(whitening.loss(difference))
+    loss = float(whitening.loss(weight - structure.dense(factors, layer.spec)))
+    return replace(rounded_fit(layer, module, structure, metric, moments, factors), loss=loss)
+
+
+def rounded_fit(
+    layer: LayerProfile,
+    module: nn.Module,
+    structure: Structure,
+    metric: str,
+    moments: LayerMoments | None,
+    factors: Factors,
+) -> FittedLayer:
+    """Given float64 factors in the layer's dtype, and the bias that takes up their mean error.
+
+    The loss is not computed (NaN).
+
+    Raises:
+        FitError: the factors overflow the layer's dtype, naming the layer.
+    """
     bias = layer_bias(module)
     if bias is not None and layer.centred and moments is not None:
+        weight = weight_matrix(module).to(torch.float64)
+        difference = weight - structure.dense(factors, layer.spec)
         shift = METRICS[metric].error_mean(moments, difference)  # (groups, m)
         if shift is not None:
             bias = (bias.to(torch.float64) + shift.flatten()).to(bias.dtype)
@@ -67,7 +86,7 @@ def fit_layer(
     rounded = {name: value.to(dtype).contiguous() for name, value in factors.items()}
     if not all(bool(torch.isfinite(value).all()) for value in rounded.values()):
         raise FitError(f"{layer.name}: its factors overflow {dtype}; exclude it or use float32")
-    return FittedLayer(rounded, bias, loss)
+    return FittedLayer(rounded, bias, float("nan"))
 
 
 def layer_bias(module: nn.Module) -> Tensor | None:

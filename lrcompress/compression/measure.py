@@ -19,7 +19,8 @@ from lrcompress.progress import Step
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per example, in the objective's unit; `top1_agreement` for logits only."""
+    """Per example, in the objective's unit; `top1_agreement` where the output chooses something:
+    the share of its choices that stayed."""
 
     mean: float
     examples: int
@@ -64,10 +65,8 @@ def measure_divergence(
                 "compress in float32"
             )
         total = float(readout.objective.divergence(dense, other, weights).sum())
-        if readout.objective_name != "kl":
-            return _Sums(total, len(dense))
-        same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
-        return _Sums(total, len(dense), float(same.sum()), float(weights.sum()))
+        counts = readout.objective.agreement(dense, other, weights)
+        return _Sums(total, len(dense), *(counts or ()))
 
     total, examples, agreed, positions = 0.0, 0, 0.0, 0.0
     with frozen(module):

@@ -38,10 +38,18 @@ def prepare_refit(
     readout: Readout,
     *,
     asked: bool | None,
+    judging: Batches | None = None,
 ) -> PreparedRefit | str | None:
-    """What the refit needs from the still dense network, or why there is none."""
-    judged = judging_batches(batches)
-    rest = [b for i, b in enumerate(batches) if i % JUDGES_EVERY != JUDGES_EVERY - 1]
+    """What the refit needs from the still dense network, or why there is none.
+
+    judging: examples set aside that judge; None: one in five of the batches does, and the rest
+    teach.
+    """
+    judged, rest = judging_batches(batches), list(batches)
+    if judging is None:
+        rest = [b for i, b in enumerate(batches) if i % JUDGES_EVERY != JUDGES_EVERY - 1]
+    else:
+        judged = _up_to(judging, LARGEST_JUDGED)
     taught = _up_to(rest, LARGEST_TAUGHT)
     if not judged or not taught:
         return f"no refit: fewer than {JUDGES_EVERY} batches of data" if asked else None

@@ -42,5 +42,6 @@ class CompressReport:
     objective: str
     predicted_divergence: float
     calibration: Divergence | None = None
+    held_out: Divergence | None = None  # on examples that chose nothing
     refit: RefitTrial | None = None
     warnings: tuple[str, ...] = ()

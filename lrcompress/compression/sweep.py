@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from lrcompress.compression.fit import fit_layer
 from lrcompress.compression.refitting import judging_batches
 from lrcompress.compression.replace import Replacement, install_, show_originals_
+from lrcompress.errors import PlanError
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.judge import judge_by
-from lrcompress.profiling.passes import call
 from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.readout import choose_readout
+from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import Dense
 
@@ -44,10 +43,11 @@ def sweep(
 
     Raises:
         FitError: a layer cannot be fitted, naming it.
+        PlanError: the profile was made without data.
     """
-    with torch.no_grad():
-        raw = call(module, batches[0])
-    readout, _ = choose_readout(raw, objective=profile.objective, pooling=profile.pooling)
+    readout = profile_readout(module, profile, batches)
+    if readout is None:
+        raise PlanError("the profile was made without data, which a sweep needs; profile again")
     judge = judge_by(module, judging_batches(batches) or batches, readout)
     points = []
     with progress.stage("sweep", sum(len(plan.layers) for plan in plans)) as step:

@@ -16,7 +16,7 @@ from lrcompress.errors import VerifyError
 from lrcompress.export.forward import named_outputs
 from lrcompress.export.session import GraphArgument
 from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.readout import EMBEDDINGS, HIDDEN, LOGITS
+from lrcompress.profiling.outputs import EMBEDDINGS, HIDDEN, LOGITS
 from lrcompress.wording import listed
 
 # Two different names that the field knows mean two different things, whatever their shapes.

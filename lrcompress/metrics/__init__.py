@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lrcompress.metrics.blended import Blended
 from lrcompress.metrics.diagonal import Diagonal
 from lrcompress.metrics.input_weighted import InputWeighted
 from lrcompress.metrics.metric import Metric, Whitening
@@ -14,6 +15,7 @@ METRICS: dict[str, Metric] = {
     "diagonal": Diagonal(),
     "input-weighted": InputWeighted(),
     "two-sided": TwoSided(),
+    "blended": Blended(),
 }
 
 __all__ = ["METRICS", "LayerMoments", "Metric", "MomentStore", "Sensitivity", "Whitening"]

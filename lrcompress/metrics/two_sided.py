@@ -20,13 +20,13 @@ from lrcompress.metrics.metric import Metric, Whitening
 from lrcompress.metrics.moments import LayerMoments, Sensitivity, without_mean
 from lrcompress.metrics.root import root_of
 
-INPUT_SHARE = 0.1
-
 
 class TwoSided(Metric):
     name = "two-sided"
     needs_inputs = True
     needs_outputs = True
+    input_share = 0.1  # of the plain second moment of the inputs in the input factor, by trace
+    output_share = 0.0  # of the identity in the output factor, by trace
 
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
@@ -36,16 +36,17 @@ class TwoSided(Metric):
             raise DataError(
                 "the moments hold no output sensitivity; profile again with --metric two-sided"
             )
-        factor = _input_factor(sensitivity, moments)
+        factor = _input_factor(sensitivity, moments, self.input_share)
+        output = toward_identity(sensitivity.output, self.output_share)
         return Whitening(
-            output=root_of(sensitivity.output, shrinkage=shrinkage),
+            output=root_of(output, shrinkage=shrinkage),
             input=root_of(factor.centred if centred else factor.input, shrinkage=shrinkage),
         )
 
     def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
         if moments.sensitivity is None:
             return None
-        factor = _input_factor(moments.sensitivity, moments)
+        factor = _input_factor(moments.sensitivity, moments, self.input_share)
         if factor.cross is None:
             return None
         return torch.einsum("gmn,gn->gm", difference, factor.mean.to(difference.dtype))
@@ -74,14 +75,14 @@ class _InputFactor:
         return without_mean(self.input, self.mean, self.constant)
 
 
-def _input_factor(sensitivity: Sensitivity, moments: LayerMoments) -> _InputFactor:
+def _input_factor(sensitivity: Sensitivity, moments: LayerMoments, share: float) -> _InputFactor:
     """The sensitive factor and the plain moment at one trace, borders included.
 
     The plain part also settles what the sensitive one leaves open: attention ignores the key's
     bias, so there `cross` and `bias` are rounding alone.
     """
     sensitive = sensitivity.input
-    scale, keep = INPUT_SHARE * _ratio(sensitive, moments.input), 1 - INPUT_SHARE
+    scale, keep = share * _ratio(sensitive, moments.input), 1 - share
     blended = keep * sensitive + _scaled(moments.input, scale, like=sensitive)
     if sensitivity.cross is None or sensitivity.bias is None:
         return _InputFactor(blended)
@@ -91,6 +92,17 @@ def _input_factor(sensitivity: Sensitivity, moments: LayerMoments) -> _InputFact
         keep * sensitivity.cross + scale[:, None] * moments.input_mean,
         keep * sensitivity.bias + scale,
     )
+
+
+def toward_identity(moment: Tensor, share: float) -> Tensor:
+    """(1 - share) M + share (tr M / k) I, of a full moment (g, k, k) or a diagonal one (g, k)."""
+    if share == 0.0:
+        return moment
+    mean = share * _trace(moment).to(moment) / moment.shape[-1]
+    if moment.dim() == 2:
+        return (1 - share) * moment + mean[:, None]
+    eye = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
+    return (1 - share) * moment + mean[:, None, None] * eye
 
 
 def _ratio(sensitive: Tensor, inputs: Tensor) -> Tensor:

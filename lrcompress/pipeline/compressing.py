@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressReport, compress_
 from lrcompress.compression.measure import Divergence as Measured
+from lrcompress.compression.trust import doubts
 from lrcompress.distributed import on_main
 from lrcompress.errors import DataError
 from lrcompress.pipeline.deciding import Question
@@ -22,7 +24,10 @@ from lrcompress.reporting.report import Divergence
 from lrcompress.storage import save_compressed
 
 STAGE = "compress"
+SET_ASIDE = "examples set aside"
 WEIGHTS_NAME, RECORD_NAME = "model.safetensors", "lrcompress.json"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class CompressFacts:
     divergences: tuple[Divergence, ...]
     fidelity: Mapping[str, float]
     warnings: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
 def compressed(
@@ -42,6 +48,7 @@ def compressed(
     rewritten_by: a later stage that has finished what this run asks of it.
     """
     folder, loaded, options = job.folder, question.loaded, question.options
+    aside = loaded.aside
     key = compress_key(question, upstream)
     known = folder.finished(STAGE, key, rewritten_by=rewritten_by)
     if known is not None:
@@ -53,12 +60,16 @@ def compressed(
             loaded.model.module,
             plan,
             question.profile,
-            batches=loaded.batches,
+            batches=None if aside is None else aside.calibration,
+            judging=None if aside is None else aside.judging,
+            confirming=None if aside is None else aside.confirming,
             options=options.compress,
             progress=job.progress,
             store=FolderStore(folder.work(key)),
         )
         facts = _facts(report)
+        for doubt in facts.doubts:
+            log.warning("%s", doubt)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
         save = partial(save_compressed, loaded.model.module, plan, loaded.model, folder.root)
         on_main(partial(save, example=loaded.example(), extra=extra))
@@ -101,16 +112,17 @@ def _summary(plan: Plan) -> dict[str, Any]:
 
 
 def _facts(report: CompressReport) -> CompressFacts:
-    measured: tuple[Divergence, ...] = ()
+    measured: list[Divergence] = []
     fidelity: dict[str, float] = {}
-    found = report.calibration
-    if found is not None:
-        measured = (Divergence("calibration", report.predicted_divergence, found.mean),)
-        fidelity = {f"{name}, calibration": v for name, v in _fidelity(report, found).items()}
+    for where, found in (("calibration", report.calibration), (SET_ASIDE, report.held_out)):
+        if found is None:
+            continue
+        measured.append(Divergence(where, report.predicted_divergence, found.mean))
+        fidelity |= {f"{name}, {where}": v for name, v in _fidelity(report, found).items()}
     if report.refit is not None:
         fidelity["examples judging the refit: without it"] = report.refit.before
         fidelity["examples judging the refit: with it"] = report.refit.after
-    return CompressFacts(measured, fidelity, report.warnings)
+    return CompressFacts(tuple(measured), fidelity, report.warnings, doubts(report))
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 from torch import nn
 
-from lrcompress.errors import PlanError
+from lrcompress.errors import DataError, PlanError
 from lrcompress.export.onnx import export_onnx
 from lrcompress.layers import describe
+from lrcompress.metrics import METRICS
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
@@ -23,7 +24,12 @@ from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan, check_plan, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.profile import Profile
-from lrcompress.storage import write_text
+from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.progress import SILENT, Progress
+from lrcompress.records import from_json, to_json
+from lrcompress.selection.rounds import Tried, select
+from lrcompress.selection.store import MeasurementStore
+from lrcompress.storage import MeasurementFolder, write_text
 
 STAGE = "plan"
 PLAN_NAME = "plan.json"
@@ -44,6 +50,15 @@ class Question:
     options: RunOptions
 
     @property
+    def is_selected(self) -> bool:
+        """Whether plans are carried out and measured before one is taken: not where a plan, a
+        metric or an allocator is asked for, nor without data."""
+        options = self.options
+        named = options.plan_file or options.plan.metric or options.plan.allocator
+        comparable = METRICS[self.profile.metric].needs_outputs
+        return bool(self.loaded.aside is not None and comparable and options.rounds and not named)
+
+    @property
     def inputs(self) -> Mapping[str, object]:
         """For the stage's key. A plan that is handed in counts as what it decides."""
         options = self.options
@@ -52,14 +67,45 @@ class Question:
                 "budget": options.budget,
                 "options": options.plan,
                 "precision": options.export.precision,
+                "rounds": options.rounds,
+                "data": self.loaded.data_fingerprint,
                 "latencies": table_digest(options.plan.latency_table),
             }
         text = plan_to_json(read_plan(options.plan_file, self.profile))
         return {"plan": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def decided(job: Job, question: Question, upstream: str) -> tuple[Plan, str]:
-    """The plan of a run, in its plan.json, and its stage's key.
+@dataclass(frozen=True)
+class PlanFacts:
+    """Of a Selection, what the run's report shows."""
+
+    tried: tuple[Tried, ...] = ()
+    examples: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """The plan of a run, how it was selected, and its stage's key."""
+
+    plan: Plan
+    facts: PlanFacts
+    key: str
+
+
+def needs_moments(job: Job, question: Question, upstream: str) -> bool:
+    """Whether a selection is still to be made for which the profile's moments were deleted."""
+    if not question.is_selected or job.folder.finished(STAGE, _key(question, upstream)) is not None:
+        return False
+    profile = question.profile
+    return any(layer.name not in profile.moments for layer in profile.layers)
+
+
+def _key(question: Question, upstream: str) -> str:
+    return stage_key(STAGE, upstream, question.inputs)
+
+
+def decided(job: Job, question: Question, upstream: str) -> Decision:
+    """The plan of a run, in its plan.json.
 
     Raises:
         PlanError: the run's own plan.json was edited, and the run was not told to follow it.
@@ -71,31 +117,52 @@ def decided(job: Job, question: Question, upstream: str) -> tuple[Plan, str]:
             f"{path}: edited since it was made; follow it with --plan {path}, "
             "or delete it to plan anew"
         )
-    key = stage_key(STAGE, upstream, question.inputs)
-    if folder.finished(STAGE, key) is not None:
+    key = _key(question, upstream)
+    known = folder.finished(STAGE, key)
+    if known is not None:
         job.clock.reused(STAGE)
+        facts = from_json(PlanFacts, known, STAGE, DataError)
     else:
         with job.clock.stage(STAGE):
-            made = chosen(question)  # before anything is forgotten: it may not be possible
+            # before anything is forgotten: it may not be possible
+            store = MeasurementFolder(folder.work(key)) if question.is_selected else None
+            made, facts = chosen(question, job.progress, store)
             folder.begin(STAGE)
             write_text(path, plan_to_json(made))
-            folder.finish(STAGE, key, [PLAN_NAME], {})
+            folder.finish(STAGE, key, [PLAN_NAME], to_json(facts))
     result = read_plan(path, question.profile)
     for warning in result.warnings:
         log.warning("%s", warning)
-    return result, key
+    return Decision(result, facts, key)
 
 
-def chosen(question: Question) -> Plan:
-    """The plan that the options ask for, from the file or for the budget."""
-    options = question.options
+def chosen(
+    question: Question, progress: Progress = SILENT, store: MeasurementStore | None = None
+) -> tuple[Plan, PlanFacts]:
+    """The plan that the options ask for: from the file, or for the budget."""
+    options, loaded, profile = question.options, question.loaded, question.profile
     if options.plan_file is not None:
-        return read_plan(options.plan_file, question.profile)
+        return read_plan(options.plan_file, profile), PlanFacts()
     assert options.budget is not None  # RunOptions has seen to it
     asked = options.plan
     if options.budget.kind == "bytes":
         asked = replace(asked, overhead_bytes=file_overhead(question))
-    return plan(question.profile, options.budget, asked)
+    module = loaded.model.module
+    readout = profile_readout(module, profile, loaded.batches) if loaded.batches else None
+    if not question.is_selected or loaded.aside is None or readout is None:
+        return plan(profile, options.budget, asked), PlanFacts()
+    selection = select(
+        module,
+        profile,
+        options.budget,
+        loaded.aside.judging,
+        readout,
+        options=asked,
+        rounds=options.rounds,
+        progress=progress,
+        store=store,
+    )
+    return selection.plan, PlanFacts(selection.tried, selection.examples)
 
 
 def read_plan(path: Path, profile: Profile) -> Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lrcompress.pipeline.compressing import CompressFacts
+from lrcompress.pipeline.deciding import PlanFacts
 from lrcompress.pipeline.exporting import Product, exported, verified
 from lrcompress.pipeline.folder import PROFILE_FOLDER
 from lrcompress.pipeline.job import Job
@@ -26,6 +27,7 @@ class Made:
 
     profile: Profile
     plan: Plan
+    selection: PlanFacts
     curve: SweepFacts
     outcome: CompressFacts
     warnings: tuple[str, ...]
@@ -51,6 +53,9 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
         (*made.warnings, *facts["notes"]),
         made.curve.points,
         made.tuning,
+        made.selection.tried,
+        made.selection.examples,
+        made.outcome.doubts,
     )
     report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
     report = with_recorded(report, root)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.pipeline.options import SourceOptions
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.set_aside import SetAside, set_aside
 from lrcompress.sources.data import example_batch, kind_of_data, load_batches
 from lrcompress.sources.models import LoadedModel, load_model
 
@@ -15,6 +16,7 @@ from lrcompress.sources.models import LoadedModel, load_model
 class Loaded:
     model: LoadedModel
     batches: list[Batch] | None
+    aside: SetAside | None  # the batches in three parts; None without data
     model_fingerprint: str
     data_fingerprint: str  # "" without data
 
@@ -39,6 +41,7 @@ def load_sources(options: SourceOptions) -> Loaded:
     return Loaded(
         model,
         batches,
+        set_aside(batches) if batches else None,
         model_fingerprint(model.module),
         "" if batches is None else fingerprint_batches(batches),
     )

@@ -14,6 +14,7 @@ from lrcompress.planning.plan import Plan, PlanOptions
 from lrcompress.profiling.collect import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import Report
+from lrcompress.selection.rounds import ROUNDS
 from lrcompress.sources.data import DataOptions
 from lrcompress.tuning.options import TuneOptions
 
@@ -61,6 +62,7 @@ class RunOptions:
     profile_folder: Path | None = None
     profile: ProfileOptions = AUTO_POOLING
     plan: PlanOptions = field(default_factory=PlanOptions)
+    rounds: int = ROUNDS  # of planning again after measuring; 0 trusts the profile alone
     compress: CompressOptions = field(default_factory=CompressOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     provider: ProviderName = "cpu"

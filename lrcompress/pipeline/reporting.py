@@ -21,6 +21,7 @@ from lrcompress.reporting.collect import dense_cost, layer_reports, left_alone_r
 from lrcompress.reporting.environment import describe_environment
 from lrcompress.reporting.html import render_html
 from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
+from lrcompress.selection.rounds import Tried
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_record import read_record
 from lrcompress.storage import write_text
@@ -42,6 +43,9 @@ class Findings:
     warnings: tuple[str, ...]
     sweep: tuple[SweepPoint, ...] = ()
     tuning: TuneReport | None = None
+    tried: tuple[Tried, ...] = ()
+    judging_examples: int = 0
+    doubts: tuple[str, ...] = ()
 
 
 def profile_report(
@@ -53,6 +57,7 @@ def profile_report(
         command=options.command,
         metric=profile.metric,
         objective=profile.objective,
+        readout=() if profile.readout is None else profile.readout.lines,
         examples=profile.examples,
         tokens=profile.tokens,
         before=dense_cost(profile),
@@ -80,6 +85,7 @@ def run_report(
         command=options.command,
         metric=plan.metric,
         objective=profile.objective,
+        readout=() if profile.readout is None else profile.readout.lines,
         examples=profile.examples,
         tokens=profile.tokens,
         before=dense_cost(profile),
@@ -89,6 +95,9 @@ def run_report(
         optimality_gap=plan.optimality_gap,
         divergences=found.divergences,
         sweep=found.sweep,
+        tried=found.tried,
+        judging_examples=found.judging_examples,
+        doubts=found.doubts,
         fidelity={**found.fidelity, **_gained(found.tuning)},
         tuning=found.tuning,
         layers=layer_reports(profile, plan),

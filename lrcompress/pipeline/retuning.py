@@ -15,7 +15,7 @@ from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import STAGE as COMPRESS
 from lrcompress.pipeline.compressing import CompressFacts
-from lrcompress.pipeline.deciding import PLAN_NAME, read_plan
+from lrcompress.pipeline.deciding import PLAN_NAME, PlanFacts, read_plan
 from lrcompress.pipeline.deciding import STAGE as PLAN
 from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import EXPORT
@@ -87,7 +87,8 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         outcome = _facts(folder, COMPRESS, CompressFacts)
         curve = _facts(folder, SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
-        made = Made(profile, teaching.plan, curve, outcome, warnings, key, gained)
+        selection = _facts(folder, PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
+        made = Made(profile, teaching.plan, selection, curve, outcome, warnings, key, gained)
         for earlier in (PROFILE, PLAN, COMPRESS):
             clock.reused(earlier)
         asked = _asked(options, ledger.model, exporting)

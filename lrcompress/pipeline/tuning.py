@@ -153,6 +153,8 @@ def checked_dense(dense: LoadedModel, fingerprint: str, root: Path) -> LoadedMod
 def _settled(teaching: Teaching, dense: LoadedModel) -> TuneOptions:
     """What the options leave open, as the profile and the tokenizer say."""
     options, profile = teaching.request.options, teaching.profile
+    if options.divergence == "auto" and options.pooling is None and options.readout is None:
+        options = replace(options, readout=profile.readout)
     if options.divergence == "auto" and profile.objective != "none":
         options = replace(options, divergence=profile.objective)
     if options.pooling is None:

@@ -16,6 +16,7 @@ from lrcompress.pipeline.deciding import (
     check_plan_file,
     chosen,
     decided,
+    needs_moments,
     read_plan,
 )
 from lrcompress.pipeline.delivering import Made, delivered
@@ -81,12 +82,16 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
         question, profiled = _asked(job, loaded, options)
-        plan, key = on_main(partial(decided, job, question, profiled))
+        if needs_moments(job, question, profiled):
+            question, profiled = _asked(job, loaded, options, again=True)
+        decision = on_main(partial(decided, job, question, profiled))
+        plan, key = decision.plan, decision.key
         if lacks_moments(question.profile, plan) and not _fitted(
             job, question, profiled, plan, key
         ):
             question, profiled = _asked(job, loaded, options, again=True)
-            plan, key = on_main(partial(decided, job, question, profiled))
+            decision = on_main(partial(decided, job, question, profiled))
+            plan, key = decision.plan, decision.key
         found = question.profile
         curve = on_main(partial(swept, job, question, profiled))
         teaching = _teaching(question, plan)
@@ -97,7 +102,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         gained = None
         if teaching is not None:
             gained, key = tuned(job, teaching, key)
-        made = Made(found, plan, curve, outcome, warnings, key, gained)
+        made = Made(found, plan, decision.facts, curve, outcome, warnings, key, gained)
         report = on_main(partial(delivered, job, options, batch, made))
         if options.drop_moments:
             found = load_profile(folder.path(PROFILE_FOLDER))
@@ -179,8 +184,12 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
     if found is None:
         _check_plan(options, loaded)
         measuring = with_pooling(options.profile, loaded)
-        found = profile(loaded.model.module, loaded.batches, measuring, progress)
-    return Preview(found, on_main(partial(chosen, Question(loaded, found, options))))
+        aside = loaded.aside
+        batches = loaded.batches if aside is None else aside.calibration
+        judging = None if aside is None else aside.judging
+        found = profile(loaded.model.module, batches, measuring, progress, judging=judging)
+    plan, _ = on_main(partial(chosen, Question(loaded, found, options), progress))
+    return Preview(found, plan)
 
 
 def promised_budget(onnx: Path) -> BudgetFacts:

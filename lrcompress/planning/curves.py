@@ -185,10 +185,16 @@ def _losses(layer: LayerProfile, metric: str) -> list[float]:
             f"{layer.name}: its loss in the metric {metric!r} is not finite; "
             "check the weight and the data, or --exclude the layer"
         )
-    if not (METRICS[metric].needs_outputs and layer.trials):
+    if not _is_tried(layer, metric):
         return losses
     corrected = [loss * layer.correction(rank) for rank, loss in enumerate(losses)]
     return list(accumulate(reversed(corrected), max))[::-1]
+
+
+def _is_tried(layer: LayerProfile, metric: str) -> bool:
+    """Whether what was measured of the network corrects the layer's losses in that metric."""
+    known = bool(layer.trials) or layer.factor != 1.0
+    return known and metric == layer.curves_metric and METRICS[metric].needs_outputs
 
 
 def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Structure, float]]]:
@@ -209,7 +215,7 @@ def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Struct
                 part = (structure.weight_params(layer.spec) - ends[0]) / (ends[1] - ends[0])
                 losses[structure] = exp(low + part * (high - low))
         losses[curve[-1].structure] = curve[-1].loss
-        if METRICS[metric].needs_outputs and layer.trials:
+        if _is_tried(layer, metric):
             losses = {s: x * layer.correction_of_loss(metric, x) for s, x in losses.items()}
         yield curve[0].structure.type_name, losses
 

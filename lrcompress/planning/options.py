@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite
 
 from lrcompress.errors import PlanError
 from lrcompress.metrics import METRICS
@@ -17,7 +19,9 @@ class PlanOptions:
     """Patterns are globs over layer names or dotted prefixes of them (see `selection`)."""
 
     allocator: str | None = None  # None: "global" where losses of layers compare, else "uniform"
-    metric: str | None = None  # None: the profile's
+    metric: str | None = None  # in which layers are fitted; None: the profile's
+    loss_metric: str | None = None  # whose curves predict the losses; None: `metric`
+    corrections: Mapping[str, float] = field(default_factory=dict)  # layer -> factor on its losses
     multiple_of: int | None = None  # of every rank; None: see `default_ranks`
     min_rank: int = 1
     structures: tuple[str, ...] = ()  # that may be used; none: all that the profile has curves of
@@ -46,9 +50,13 @@ class PlanOptions:
         if self.allocator is not None and self.allocator not in ALLOCATORS:
             known = ", ".join(ALLOCATORS)
             raise PlanError(f"allocator {shown(self.allocator)} is not one of {known}")
-        if self.metric is not None and self.metric not in METRICS:
-            known = ", ".join(METRICS)
-            raise PlanError(f"metric {shown(self.metric)} is not one of {known}")
+        for metric in (self.metric, self.loss_metric):
+            if metric is not None and metric not in METRICS:
+                known = ", ".join(METRICS)
+                raise PlanError(f"metric {shown(metric)} is not one of {known}")
+        for name, factor in self.corrections.items():
+            if not (isfinite(factor) and factor > 0):
+                raise PlanError(f"the correction of {name} must be positive, not {factor}")
 
     def resolved(self, profile: Profile) -> PlanOptions:
         """With the metric and the allocator filled in.
@@ -62,3 +70,9 @@ class PlanOptions:
         comparable = METRICS[metric].needs_outputs
         allocator = self.allocator or ("global" if comparable else "uniform")
         return replace(self, metric=metric, allocator=allocator)
+
+    @property
+    def curves(self) -> str:
+        """The metric whose loss curves predict. Only once resolved."""
+        assert self.metric is not None
+        return self.loss_metric or self.metric

@@ -9,15 +9,16 @@ from lrcompress.errors import BudgetError, PlanError
 from lrcompress.planning.account import Account, open_account
 from lrcompress.planning.allocate import ALLOCATORS
 from lrcompress.planning.budget import Budget, amount_in_words
-from lrcompress.planning.curves import choice_of, layer_choices
+from lrcompress.planning.curves import choice_of
 from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.plan_json import check_plan, plan_from_json, plan_to_json
+from lrcompress.planning.plan_json import check_plan, plan_as, plan_from_json, plan_to_json
 from lrcompress.planning.planned import Plan, PlannedLayer, assemble
-from lrcompress.planning.problem import pose
+from lrcompress.planning.posing import problem_of
+from lrcompress.planning.problem import problem_digest
 from lrcompress.planning.selection import reasons_to_skip
 from lrcompress.profiling.profile import Profile
-from lrcompress.structures import STRUCTURES, Dense
+from lrcompress.structures import Dense
 
 __all__ = [
     "Plan",
@@ -25,6 +26,7 @@ __all__ = [
     "PlannedLayer",
     "check_plan",
     "plan",
+    "plan_as",
     "plan_from_json",
     "plan_to_json",
 ]
@@ -43,6 +45,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
     if isinstance(budget, str):
         budget = Budget.parse(budget)
     options = options.resolved(profile)
+    profile = profile.corrected(options.corrections)
     assert options.metric is not None
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)
@@ -51,25 +54,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
 
     latencies = latencies_for(profile, budget, options)
     open_layers = [layer for layer in profile.layers if layer.name not in skipped]
-    problem = pose(
-        open_layers,
-        [
-            layer_choices(
-                layer,
-                options.metric,
-                multiple_of=options.multiple_of,
-                min_rank=options.min_rank,
-                bytes_per_param=options.bytes_per_param,
-                wanted=options.structures or tuple(STRUCTURES),
-                latencies=latencies if budget.kind in ("flops", "latency") else None,
-                refuse_slower=budget.kind == "flops",
-            )
-            for layer in open_layers
-        ],
-        metric=options.metric,
-        kind=budget.kind,
-        room=account.limit - account.counted_fixed,
-    )
+    problem = problem_of(open_layers, budget, options, account, latencies)
     if problem.smallest_cost > problem.room:
         smallest = account.counted_fixed + problem.smallest_cost
         raise _unreachable(budget, options, account, smallest)
@@ -85,7 +70,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
         if layer.name in skipped:
             dense = Dense(reason=skipped[layer.name])
             chosen[layer.name] = choice_of(
-                layer, options.metric, dense, bytes_per_param=options.bytes_per_param
+                layer, options.curves, dense, bytes_per_param=options.bytes_per_param
             )
     choices = [chosen[layer.name] for layer in profile.layers]
     return assemble(
@@ -96,6 +81,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
         skipped=skipped,
         choices=choices,
         lower_bound=allocation.lower_bound,
+        proven_for="" if allocation.lower_bound is None else problem_digest(problem),
         warnings=slow_layers(profile.layers, choices, latencies),
     )
 
@@ -106,7 +92,7 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
     measured = {
         points[0].structure.type_name
         for layer in profile.layers
-        if layer.curves_metric == options.metric
+        if layer.curves_metric == options.curves
         for points in layer.curves
     }
     explored = {*free, *profile.structures}
@@ -120,7 +106,7 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
     if options.structures and not measured and not set(options.structures) & set(free):
         raise PlanError(
             f"no layer has a loss curve of {_spelled(options.structures)} in the metric "
-            f"{options.metric!r}; add low-rank, or leave --metric out"
+            f"{options.curves!r}; add low-rank, or leave --metric out"
         )
 
 

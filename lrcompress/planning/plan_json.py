@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -15,6 +15,8 @@ from lrcompress.planning.curves import Choice, choice_of, is_measured
 from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planned import SCHEMA_VERSION, Plan, assemble
+from lrcompress.planning.posing import problem_of
+from lrcompress.planning.problem import problem_digest
 from lrcompress.planning.selection import close_names, reasons_to_skip
 from lrcompress.profiling.profile import Profile
 from lrcompress.records import from_json, parse_object, to_json
@@ -40,8 +42,8 @@ class _Header:
     scope: Scope = "total"
     model_fingerprint: str = ""
     options: PlanOptions = field(default_factory=PlanOptions)
-    limit: int | None = None
     lower_bound: float | None = None
+    proven_for: str = ""
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -65,6 +67,7 @@ def plan_to_json(plan: Plan) -> str:
         "predicted_loss": plan.predicted_loss,
         "lower_bound": plan.lower_bound,
         "optimality_gap": plan.optimality_gap,
+        "proven_for": plan.proven_for,
         "warnings": list(plan.warnings),
     }
     head = json.dumps(header, indent=2, allow_nan=False).removesuffix("\n}")
@@ -83,8 +86,36 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
     """
     header, rows = _parts(text)
     options = replace(header.options, metric=header.metric, allocator=header.allocator)
-    structures = _structures(rows, profile)
-    budget = Budget.parse(header.budget, header.scope)
+    return plan_as(
+        profile,
+        Budget.parse(header.budget, header.scope),
+        options,
+        _structures(rows, profile),
+        made_for=header.model_fingerprint,
+        bound=(header.lower_bound, header.proven_for),
+    )
+
+
+def plan_as(
+    profile: Profile,
+    budget: Budget,
+    options: PlanOptions,
+    structures: Mapping[str, Structure],
+    *,
+    made_for: str | None = None,
+    bound: tuple[float | None, str] = (None, ""),
+) -> Plan:
+    """The plan of given structures, one for each layer of the profile.
+
+    made_for: the fingerprint of the model that it was made for, if not the profile's. bound: a
+    lower bound and the digest of the problem that it was proven for; it is dropped where the
+    profile, the budget and the options pose another one.
+
+    Raises:
+        PlanError: a structure cannot stand in its layer's place, naming the layer.
+    """
+    options = options.resolved(profile)
+    profile = profile.corrected(options.corrections)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     account = open_account(profile, budget, options, skipped)
     warnings = []
@@ -95,16 +126,19 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
         if budget.kind == "latency":
             raise
         warnings.append(f"{error}; which layers are slower than dense is not known without it")
-    other_weights = header.model_fingerprint != profile.model_fingerprint
-    if other_weights:
+    lower_bound, proven_for = bound
+    if made_for is not None and made_for != profile.model_fingerprint:
         warnings.append("the plan was made for other weights than those of the profile")
-    bound = header.lower_bound
-    if header.limit != account.limit or other_weights or (bound is not None and bound < 0):
-        bound = None  # proven for another problem
+        lower_bound = None
+    if lower_bound is not None:
+        layers = [layer for layer in profile.layers if layer.name not in skipped]
+        problem = problem_of(layers, budget, options, account, latencies)
+        if lower_bound < 0 or problem_digest(problem) != proven_for:
+            lower_bound = None
     choices = [
         choice_of(
             layer,
-            header.metric,
+            options.curves,
             structures[layer.name],
             bytes_per_param=options.bytes_per_param,
             latencies=latencies,
@@ -118,10 +152,11 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
         account,
         skipped=skipped,
         choices=choices,
-        lower_bound=bound,
+        lower_bound=lower_bound,
+        proven_for=proven_for,
         warnings=(
             *warnings,
-            *_guessed(profile, header.metric, choices),
+            *_guessed(profile, options.curves, choices),
             *slow_layers(profile.layers, choices, latencies),
         ),
     )

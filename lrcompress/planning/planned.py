@@ -52,6 +52,7 @@ class Plan:
     limit: int  # at most so much of it
     lower_bound: float | None = None  # proven: no plan within the budget loses less
     optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
+    proven_for: str = ""  # digest of the allocation problem that the bound belongs to
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -60,6 +61,16 @@ class Plan:
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    @property
+    def loss_metric(self) -> str:
+        """The metric whose loss curves predict; `metric` is the one that layers are fitted in."""
+        return self.options.curves
+
+    @property
+    def structures(self) -> dict[str, Structure]:
+        """By layer."""
+        return {layer.name: layer.structure for layer in self.layers}
 
     @property
     def within_budget(self) -> bool:
@@ -75,6 +86,7 @@ def assemble(
     skipped: Mapping[str, str],
     choices: Sequence[Choice],
     lower_bound: float | None = None,
+    proven_for: str = "",
     warnings: tuple[str, ...] = (),
 ) -> Plan:
     """The plan that stands for one choice for each of the profile's layers, in its order.
@@ -123,7 +135,8 @@ def assemble(
         cost=cost,
         limit=account.limit,
         lower_bound=lower_bound,
-        optimality_gap=_gap(profile, options.metric, loss, lower_bound),
+        proven_for="" if lower_bound is None else proven_for,
+        optimality_gap=_gap(profile, options.curves, loss, lower_bound),
         warnings=(*warnings, *_remarks(budget, options, account, cost, loss)),
     )
 

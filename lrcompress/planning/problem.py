@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,3 +80,13 @@ def pose(
         losses.append(loss[front])
     removal = tuple(layer.loss_of_removal(metric) for layer in layers)
     return Problem(tuple(layers), tuple(kept), tuple(costs), tuple(losses), removal, room)
+
+
+def problem_digest(problem: Problem) -> str:
+    """sha256 of all choices' costs and losses and of the room: what a proven bound belongs to."""
+    digest = hashlib.sha256(str(problem.room).encode())
+    for layer, cost, loss in zip(problem.layers, problem.costs, problem.losses, strict=True):
+        digest.update(layer.name.encode() + b"\0" + cost.tobytes())
+        # Rounded: a profile that was written and read again differs in the last digits
+        digest.update(",".join(f"{value:.9e}" for value in loss).encode())
+    return digest.hexdigest()

@@ -39,3 +39,29 @@ def _tokens(batch: Batch) -> int:
     if mask is not None and mask.shape == ids[0].shape:
         return int(mask.sum())
     return max(tensor.numel() for tensor in ids)
+
+
+def examples_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Examples `start` to `stop` of a batch. Tensors that are not one row an example stay whole."""
+    count = batch_size(batch)
+    return {
+        name: tensor[start:stop] if tensor.dim() and len(tensor) == count else tensor
+        for name, tensor in batch.items()
+    }
+
+
+def is_divisible(batch: Batch) -> bool:
+    """Whether every tensor has one row an example, so that a part of the batch is a batch."""
+    count = batch_size(batch)
+    return all(tensor.dim() > 0 and len(tensor) == count for tensor in batch.values())
+
+
+def spread_examples(batches: Batches, examples: int) -> list[Batch]:
+    """Batches of about so many examples in all, spread evenly: they are sorted by length."""
+    largest = max(batch_size(batch) for batch in batches)
+    parts = max(1, min(len(batches), -(-examples // largest), examples))
+    if examples < 2 * largest:  # a few examples of several lengths, not one batch of one length
+        parts = max(1, min(len(batches), examples, 4))
+    chosen = [batches[(2 * place + 1) * len(batches) // (2 * parts)] for place in range(parts)]
+    each = max(1, examples // parts)
+    return [examples_of(b, 0, each) if is_divisible(b) else b for b in chosen]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
 from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
@@ -17,6 +16,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
+from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
@@ -24,11 +24,11 @@ from lrcompress.profiling.layer import profile_layer
 from lrcompress.profiling.layerwise import LayerWork, layer_cost
 from lrcompress.profiling.noise import token_noise
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.passes import call, frozen
+from lrcompress.profiling.passes import frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
-from lrcompress.profiling.trials import trial_judge
+from lrcompress.profiling.trials import plan_trials
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
 
@@ -44,12 +44,14 @@ def profile(
     progress: Progress = SILENT,
     sink: MomentSink | None = None,
     store: CurveStore | None = None,
+    judging: Batches | None = None,
 ) -> Profile:
     """Measure every layer of `module`, which is left as it was.
 
     Without batches only the plain metric is measured: there is nothing to weigh it with. Several
     processes (see `distributed`) share the batches and the layers out; each gets the same profile,
     and its own sink the moments of all layers. `store` keeps the curves of layers that are done.
+    `judging` are examples set aside, on which trials are measured (None: among `batches`).
 
     Raises:
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
@@ -75,7 +77,8 @@ def profile(
     with frozen(module):
         if batches is None:
             return _without_data(module, found, options, progress, store)
-        return _with_data(module, found, batches, options, progress, sink or MemorySink(), store)
+        moments = sink or MemorySink()
+        return _with_data(module, found, batches, options, progress, moments, store, judging)
 
 
 def _check_same(module: nn.Module, batches: Batches | None) -> None:
@@ -137,27 +140,30 @@ def _with_data(
     progress: Progress,
     sink: MomentSink,
     store: CurveStore,
+    judging: Batches | None,
 ) -> Profile:
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
     metric = options.metric or "two-sided"
     examples, tokens = sum(batch_size(batch) for batch in batches), token_count(batches)
-    with torch.no_grad():
-        raw = call(module, batches[0])
-    readout, note = choose_readout(raw, objective=options.objective, pooling=options.pooling)
-    del raw  # logits of a large vocabulary are not to lie here all the while
-    warnings = [] if note is None else [note]
+    readout, assumed = find_readout(
+        module,
+        batches,
+        objective=options.objective,
+        pooling=options.pooling,
+        outputs=options.outputs,
+    )
+    warnings = [*assumed]
 
     fingerprint = fingerprint_batches(batches)
     batches, note = _with_noise(module, batches, readout, options)
     seen = sum(batch_size(batch) for batch in batches)
     warnings += [note] if note else []
-    judge = None
+    trials = None
     # Only a metric in the divergence's own unit can be held against a trial
-    if options.trials is not False and METRICS[metric].needs_outputs:
-        asked = options.trials is True
-        judge = trial_judge(module, len(found.layers), batches, readout, asked=asked)
-    work = LayerWork(module, options, metric, judge, seen, sink, store)
+    if options.trials and METRICS[metric].needs_outputs:
+        trials = plan_trials(module, len(found.layers), judging or batches, readout)
+    work = LayerWork(module, options, metric, trials, seen, sink, store)
     chunks = chunked(found.layers, options.max_memory, METRICS[metric])
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
@@ -193,6 +199,7 @@ def _with_data(
         seed=options.seed,
         structures=options.structures,
         pooling=readout.pooling,
+        readout=readout,
         warnings=tuple(warnings),
         moments=sink.finish(),
     )

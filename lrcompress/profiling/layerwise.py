@@ -12,13 +12,12 @@ from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import METRICS, LayerMoments
 from lrcompress.profiling.explore import CurveStore
 from lrcompress.profiling.finish import take_moments
-from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.layer import profile_layer
 from lrcompress.profiling.moments import Collector
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.sink import MomentSink
-from lrcompress.profiling.trials import try_ranks
+from lrcompress.profiling.trials import TrialPlan, try_ranks
 from lrcompress.progress import Step
 
 
@@ -36,7 +35,7 @@ class LayerWork:
     module: nn.Module
     options: ProfileOptions
     metric: str
-    judge: Judge | None  # of the trials, if there are to be any
+    trials: TrialPlan | None
     examples: int
     sink: MomentSink
     store: CurveStore
@@ -68,10 +67,10 @@ class LayerWork:
         layer, whitening = profile_layer(
             self.module, task.spec, task.moments, task.group, rows, self.options, self.store
         )
-        if self.judge is None:
+        if self.trials is None:
             return layer
         metric = METRICS[self.metric]
-        trials = try_ranks(self.module, layer, task.moments, metric, whitening, self.judge)
+        trials = try_ranks(self.module, layer, task.moments, metric, whitening, self.trials)
         return replace(layer, trials=trials)
 
 

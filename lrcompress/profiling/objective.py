@@ -1,36 +1,32 @@
 """How far apart two outputs of the network are, and the random probes of its curvature.
 
 Each divergence D(f, g) vanishes with its gradient at g = f, so its Hessian there is all that a
-small change sees. A probe v has E[v v^T] = Hessian, hence E[(v^T J)^T (v^T J)] is the Gauss-Newton
+small change sees; for a softmax or a sigmoid it is averaged over finite changes (smoothing.py). A
+probe v has E[v v^T] = that Hessian, hence E[(v^T J)^T (v^T J)] is the Gauss-Newton
 matrix: one backward pass, no labels (Martens 2020, sec. 9).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lrcompress.profiling.objectives.bernoulli import Bernoulli
+from lrcompress.profiling.objectives.bernoulli_probabilities import BernoulliProbabilities
+from lrcompress.profiling.objectives.contract import Objective
+from lrcompress.profiling.objectives.probabilities import Probabilities
+from lrcompress.profiling.objectives.smoothing import softmax_probe
 
-class Objective(ABC):
-    """Outputs are (examples, *positions, features); `weights` (examples, *positions) is 0 on
-    padding. Divergences are summed over positions, per example."""
-
-    name: str
-
-    @abstractmethod
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        """(examples,) divergence of `other` from `dense`."""
-
-    @abstractmethod
-    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
+__all__ = ["OBJECTIVES", "Cosine", "KullbackLeibler", "Objective", "Squared"]
 
 
 class KullbackLeibler(Objective):
-    """D = KL(softmax f || softmax g) in nats, for logits."""
+    """KL(softmax f || softmax g) in nats, for logits f and g.
+
+    Hessian diag(p) - p p^T with p = softmax f; probes of its mean over finite changes of f
+    (`smoothing`).
+    """
 
     name = "kl"
 
@@ -41,14 +37,14 @@ class KullbackLeibler(Objective):
         return pointwise.flatten(1).sum(1) if pointwise.dim() > 1 else pointwise
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        v = functional.softmax(dense.float(), -1).contiguous()
-        rows = v.flatten(0, -2)  # (positions, classes)
-        # Over a large vocabulary every copy is hundreds of megabytes: drawing makes two of what
-        # it is given, and p - onehot is formed in place.
-        parts = torch.split(rows, 128)
-        drawn = torch.cat([torch.multinomial(part, 1, generator=generator) for part in parts])
-        rows.scatter_add_(1, drawn, rows.new_full((len(rows), 1), -1.0))
-        return v.mul_(weights.unsqueeze(-1))
+        return softmax_probe(dense, weights, generator)
+
+    def agreement(
+        self, dense: Tensor, other: Tensor, weights: Tensor
+    ) -> tuple[float, float] | None:
+        """By the class of the largest score of each position."""
+        same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
+        return float(same.sum()), float(weights.sum())
 
 
 class Cosine(Objective):
@@ -88,4 +84,7 @@ OBJECTIVES: dict[str, Objective] = {
     "kl": KullbackLeibler(),
     "cosine": Cosine(),
     "squared": Squared(),
+    "probabilities": Probabilities(),
+    "bernoulli": Bernoulli(),
+    "bernoulli-probabilities": BernoulliProbabilities(),
 }

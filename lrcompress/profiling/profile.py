@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import exp, isfinite, log
 
 from torch import Tensor
 
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import MomentStore
+from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.spectrum import RankMeasures, loss_curve
 from lrcompress.structures import Structure
 
 SCHEMA_VERSION = 1
-LARGEST_CORRECTION = log(4.0)
+# A trial may raise a loss without limit, but make a layer cheaper by no more than this: its few
+# examples need not exercise what the layer does.
+SMALLEST_CORRECTION = 1 / 30
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class CurvePoint:
 
 @dataclass(frozen=True, eq=False)
 class LayerProfile:
-    """One layer. Spectra by metric; those of a grouped layer are root-sum-squares over groups."""
+    """The measurements of one layer.
+
+    Spectra by metric; those of a grouped layer are root-sum-squares over groups.
+    """
 
     spec: LayerSpec
     measures: RankMeasures  # of the plain weight
@@ -47,28 +53,26 @@ class LayerProfile:
     centred: bool = False  # the spectra assume that the bias takes up the mean error
     trials: tuple[Trial, ...] = ()  # in the profile's own metric, by rank
     curves: tuple[tuple[CurvePoint, ...], ...] = ()  # of structures that have to be fitted to know
-    curves_metric: str = ""  # the norm in which they were fitted
+    curves_metric: str = ""  # the norm in which they were fitted, and of the trials
+    factor: float = 1.0  # on every loss, of a network measured as a whole
 
     @property
     def name(self) -> str:
         return self.spec.name
 
     def correction(self, rank: int) -> float:
-        """Measured over predicted loss at `rank`, log-linear between and beyond the trials."""
+        """Measured over predicted loss at `rank`, log-linear between trials, constant beyond."""
         known = [
             (trial.rank, log(trial.measured / trial.predicted))
             for trial in self.trials
             if trial.predicted > 0 and trial.measured > 0 and isfinite(trial.measured)
         ]
         if not known:
-            return 1.0
-        if len(known) == 1:
-            value = known[0][1]
-        else:
-            after = next((i for i, (r, _) in enumerate(known) if r >= rank), len(known) - 1)
-            (r0, v0), (r1, v1) = known[max(after, 1) - 1], known[max(after, 1)]
-            value = v0 + (v1 - v0) * (rank - r0) / (r1 - r0)
-        return exp(min(max(value, -LARGEST_CORRECTION), LARGEST_CORRECTION))
+            return self.factor
+        (r0, v0) = next((x for x in reversed(known) if x[0] <= rank), known[0])
+        (r1, v1) = next((x for x in known if x[0] >= rank), known[-1])
+        value = v0 if r1 <= r0 else v0 + (v1 - v0) * (rank - r0) / (r1 - r0)
+        return self.factor * max(exp(value), SMALLEST_CORRECTION)
 
     def correction_of_loss(self, metric: str, loss: float) -> float:
         """`correction` at the rank that would lose as much: what a trial of it would have shown."""
@@ -98,6 +102,7 @@ class Profile:
     seed: int
     structures: tuple[str, ...] = ("low_rank",)  # that were explored
     pooling: str | None = None  # of token embeddings, before the divergence
+    readout: Readout | None = None  # what is measured; None without data, and in old profiles
     warnings: tuple[str, ...] = ()
     moments: MomentStore = field(default_factory=dict, repr=False)
     schema_version: int = SCHEMA_VERSION
@@ -107,3 +112,10 @@ class Profile:
             if layer.name == name:
                 return layer
         raise KeyError(name)
+
+    def corrected(self, factors: Mapping[str, float]) -> Profile:
+        """The profile with every loss of the named layers multiplied."""
+        if not factors:
+            return self
+        layers = (replace(layer, factor=factors.get(layer.name, 1.0)) for layer in self.layers)
+        return replace(self, layers=tuple(layers))

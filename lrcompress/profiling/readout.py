@@ -1,100 +1,136 @@
-"""Which part of a network's output counts, and how: the tensor, its pooling, its divergence."""
+"""Which outputs of a network count, and how: the tensors, their pooling, their divergence."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.head import Head
 from lrcompress.profiling.objective import OBJECTIVES, Objective
+from lrcompress.profiling.objectives.contract import Reading
+from lrcompress.profiling.objectives.weighted_sum import Part, Scaled, WeightedSum, packed
+from lrcompress.profiling.outputs import HIDDEN, KNOWN, has_name, measured_names, named_outputs
+from lrcompress.profiling.recognition import Sample, recognise
 
-LOGITS = ("logits", "prediction_logits")
-EMBEDDINGS = ("sentence_embedding", "image_embeds", "text_embeds", "embeddings")
-HIDDEN = ("last_hidden_state", "hidden_states")
+SEVERAL = "weighted-sum"  # the objective of several heads
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Calling it gives (outputs, weights): (examples, *positions, features), 0 on padding."""
+    """Calling it gives (outputs, weights): (examples, *positions, features), 0 on padding.
 
-    key: str | None  # of a mapping output; None for a bare tensor or the first of a tuple
-    pooling: str | None  # "mean" or "cls" over positions
-    objective_name: str
-    channels_first: bool = False  # class scores per pixel: (examples, classes, height, width)
+    Several heads are packed into one tensor, which `objective` takes apart (weighted_sum.py).
+    """
+
+    heads: tuple[Head, ...]
+    features: tuple[int, ...] = ()  # of each head, where there are several
+
+    def __post_init__(self) -> None:
+        if not self.heads or (len(self.heads) > 1 and len(self.features) != len(self.heads)):
+            raise DataError("the profile's readout does not say what is measured; profile again")
 
     @property
     def objective(self) -> Objective:
-        return OBJECTIVES[self.objective_name]
+        first = self.heads[0]
+        if len(self.heads) == 1:
+            plain = OBJECTIVES[first.objective]
+            return plain if first.weight == 1 else Scaled(plain, first.weight)
+        return WeightedSum(
+            tuple(
+                Part(OBJECTIVES[head.objective], features, head.weight)
+                for head, features in zip(self.heads, self.features, strict=True)
+            )
+        )
 
-    def __call__(self, raw: object, batch: Batch) -> tuple[Tensor, Tensor]:
-        outputs = _pick(raw, self.key)
-        if self.channels_first:
-            outputs = outputs.movedim(1, -1)
-        mask = batch.get("attention_mask")
-        positions = outputs.shape[:-1]
-        if mask is not None and mask.shape == positions:
-            weights = mask.to(outputs)
-        else:
-            weights = outputs.new_ones(positions)
-        if self.pooling == "mean" and outputs.dim() == 3:
-            total = (outputs * weights.unsqueeze(-1)).sum(1)
-            outputs = total / weights.sum(1, keepdim=True).clamp_min(1e-9)
-            weights = outputs.new_ones(outputs.shape[:-1])
-        elif self.pooling == "cls" and outputs.dim() == 3:
-            outputs, weights = outputs[:, 0], weights[:, 0]
-        return outputs, weights
+    @property
+    def objective_name(self) -> str:
+        return self.heads[0].objective if len(self.heads) == 1 else SEVERAL
+
+    @property
+    def pooling(self) -> str | None:
+        return next((head.pooling for head in self.heads if head.pooling), None)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What was taken and why, one line for each output."""
+        if len(self.heads) == 1:
+            return (self.heads[0].line,)
+        return tuple(f"{head.line}; weight {head.weight:.3g} in the sum" for head in self.heads)
+
+    def __call__(self, raw: object, batch: Batch) -> Reading:
+        outputs = named_outputs(raw)
+        readings = [head(outputs, batch) for head in self.heads]
+        return readings[0] if len(readings) == 1 else packed(readings)
+
+    def arranged(self, tensor: Tensor) -> Tensor:
+        """A tensor of the only head's form as the head reads it; any other stays as it is."""
+        head = self.heads[0]
+        if len(self.heads) > 1 or tensor.dim() != len(head.shape):
+            return tensor
+        return head.arranged(tensor)
 
 
 def choose_readout(
-    raw: object, *, objective: str = "auto", pooling: str | None = None
-) -> tuple[Readout, str | None]:
-    """The readout of a network's first output, and a note where something was assumed.
+    raw: object,
+    *,
+    objective: str = "auto",
+    pooling: str | None = None,
+    outputs: Sequence[str] = (),
+    batch: Batch | None = None,
+) -> tuple[Readout, tuple[str, ...]]:
+    """The readout of a network by one of its outputs alone, examples first, and what it assumes.
+
+    `find_readout` also runs the network, to see more.
 
     Raises:
-        DataError: no floating-point tensor among the outputs, or an unknown objective.
+        DataError: no floating-point tensor among the outputs, an unknown output or objective.
     """
+    check_objective(objective)
+    names, note = measured_names(raw, outputs, batch)
+    tensors, named = named_outputs(raw), has_name(raw)
+    heads = [
+        recognise(
+            Sample(name, named, (tensors[name],)), 0, objective=objective, alone=len(names) == 1
+        )
+        for name in names
+    ]
+    readout = joined([pooled(head, pooling, named=named) for head in heads], raw, batch or {})
+    return readout, assumptions(readout, note)
+
+
+def first_readout(raw: object, *, objective: str, pooling: str | None) -> Readout:
+    """Of profiles that were written before they held their readout: the first output alone."""
+    tensors = named_outputs(raw)
+    name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
+    return choose_readout(raw, objective=objective, pooling=pooling, outputs=(name,))[0]
+
+
+def check_objective(objective: str) -> None:
+    """Raises DataError for an objective that no table holds."""
     if objective != "auto" and objective not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
         raise DataError(f"objective {objective!r} is unknown; choose auto, {known}")
-    key, note = _choose_key(raw)
-    outputs = _pick(raw, key)
-    name = objective
-    if objective == "auto":
-        if key in EMBEDDINGS or key in HIDDEN:
-            name = "cosine"
-        elif outputs.dim() >= 2 and outputs.shape[-1] >= 2:
-            name = "kl"
-            if key not in LOGITS:
-                which = "the output has no name:" if key is None else f"output {key!r} is"
-                note = f"{which} taken for logits (--objective squared for others)"
-        else:
-            name = "squared"
-    pooled = pooling if key in HIDDEN or key is None else None
-    channels_first = name == "kl" and outputs.dim() == 4
-    return Readout(key, pooled, name, channels_first), note
 
 
-def _choose_key(raw: object) -> tuple[str | None, str | None]:
-    if not isinstance(raw, Mapping):
-        return None, None
-    names = [k for k, v in raw.items() if isinstance(v, Tensor) and v.is_floating_point()]
-    for known in (*LOGITS, *EMBEDDINGS, *HIDDEN):
-        if known in names:
-            return known, None
-    if not names:
-        raise DataError("the model's output holds no floating-point tensor; wrap its forward")
-    return names[0], f"output {names[0]!r} is measured, the first of {len(names)}"
+def pooled(head: Head, pooling: str | None, *, named: bool) -> Head:
+    """With the pooling of token embeddings, where it may be those."""
+    return replace(head, pooling=pooling) if head.name in HIDDEN or not named else head
 
 
-def _pick(raw: object, key: str | None) -> Tensor:
-    if key is not None and isinstance(raw, Mapping):
-        raw = raw[key]
-    while isinstance(raw, tuple | list) and raw:
-        raw = raw[0]
-    if not isinstance(raw, torch.Tensor) or not raw.is_floating_point() or raw.dim() < 1:
-        raise DataError(f"the model returned {type(raw).__name__}, not a tensor; wrap its forward")
-    return raw
+def joined(heads: Sequence[Head], raw: object, batch: Batch) -> Readout:
+    """The readout of some heads, their features counted on one output."""
+    if len(heads) == 1:
+        return Readout(tuple(heads))
+    tensors = named_outputs(raw)
+    features = tuple(head(tensors, batch)[0].shape[-1] for head in heads)
+    return Readout(tuple(heads), features)
+
+
+def assumptions(readout: Readout, note: str = "") -> tuple[str, ...]:
+    """What the user should know: what was assumed, and what was left out."""
+    assumed = tuple(f"assumed: {head.line}" for head in readout.heads if head.assumed)
+    return (*assumed, note) if note else assumed

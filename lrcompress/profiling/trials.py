@@ -1,50 +1,66 @@
-"""Try a few ranks of one layer for real, to correct its loss curve.
+"""Trials: each layer is truncated alone for real, to correct its loss curve.
 
 The curve is a second-order model with a Kronecker-factored Hessian. Truncating one layer at a time
-and running the network tells by how much it is off, and at which ranks: on MiniLM between 0.9 and
-3 times, most where few examples span a layer's sensitive directions.
+and running the network tells by how much it is off, and at which ranks. Trials always run: a large
+network is tried on fewer examples and at one rank a layer in place of three.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrcompress.layers import replace_, weight_matrix
 from lrcompress.metrics import LayerMoments, Metric, Whitening
-from lrcompress.profiling.batches import Batch, Batches, batch_size
+from lrcompress.profiling.batches import Batches, batch_size, spread_examples
 from lrcompress.profiling.flops import counted_flops
 from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.profile import LayerProfile, Trial
 from lrcompress.profiling.readout import Readout
-from lrcompress.profiling.spectrum import gram_of_shorter_side, loss_curve
-from lrcompress.structures import Factors, LowRank
-from lrcompress.structures.balance import balanced
+from lrcompress.profiling.spectrum import loss_curve
+from lrcompress.profiling.truncation import Truncation
+from lrcompress.structures import LowRank
 
-SHARES = (0.3, 0.85)  # of the break-even rank
-EXAMPLES = 16
+SHARES = (0.2, 0.45, 0.85)  # of the break-even rank
+FEWEST_EXAMPLES, EXAMPLES, MOST_EXAMPLES = 4, 16, 64
+CHEAP_FLOPS = 1.5e12  # seconds on two cores: more examples than `EXAMPLES` are taken up to it
 AFFORDABLE_FLOPS = 1e13  # a minute or two on two cores
 
 
-def trial_batches(batches: Batches, examples: int = EXAMPLES) -> list[Batch]:
-    """Evenly spread batches (they are sorted by length) of about so many examples in all."""
-    wanted = max(1, examples // max(batch_size(batch) for batch in batches))
-    step = max(1, len(batches) // wanted)
-    return list(batches[step // 2 :: step])[:wanted]
+@dataclass(frozen=True, eq=False)
+class TrialPlan:
+    """What the trials of all layers have in common."""
+
+    judge: Judge
+    shares: tuple[float, ...]  # of the break-even rank
 
 
-def trial_judge(
-    module: nn.Module, layers: int, batches: Batches, readout: Readout, *, asked: bool
-) -> Judge | None:
-    """What the trials of so many layers are judged by; None where they would take too long."""
-    chosen = trial_batches(batches)
-    if not asked:
-        tries = layers * len(SHARES) * sum(map(batch_size, chosen))
-        middle = chosen[len(chosen) // 2]
-        flops_per_example = counted_flops(module, middle) / batch_size(middle)
-        if tries * flops_per_example > AFFORDABLE_FLOPS:
-            return None
-    return judge_by(module, chosen, readout)
+def plan_trials(module: nn.Module, layers: int, batches: Batches, readout: Readout) -> TrialPlan:
+    """Trials of so many layers, with as many examples and ranks as can be afforded.
+
+    One example and one rank for each layer are the least, whatever they cost.
+    """
+    middle = batches[len(batches) // 2]
+    flops_per_example = counted_flops(module, middle) / batch_size(middle)
+    shares, examples = affordable_trials(layers, flops_per_example)
+    return TrialPlan(judge_by(module, spread_examples(batches, examples), readout), shares)
+
+
+def affordable_trials(layers: int, flops_per_example: float) -> tuple[tuple[float, ...], int]:
+    """The shares of the break-even rank to try, and on how many examples."""
+
+    def examples_within(flops: float, tries: int) -> int:
+        return int(flops / max(tries * flops_per_example, 1.0))
+
+    tries = layers * len(SHARES)
+    examples = min(EXAMPLES, examples_within(AFFORDABLE_FLOPS, tries))
+    if examples >= FEWEST_EXAMPLES:
+        more = min(MOST_EXAMPLES, examples_within(CHEAP_FLOPS, tries))
+        return SHARES, max(examples, more)
+    few = examples_within(AFFORDABLE_FLOPS, layers)
+    return SHARES[1:2], max(1, min(few, EXAMPLES))
 
 
 def try_ranks(
@@ -53,7 +69,7 @@ def try_ranks(
     moments: LayerMoments,
     metric: Metric,
     whitening: Whitening,
-    judge: Judge,
+    trials: TrialPlan,
 ) -> tuple[Trial, ...]:
     """Predicted and measured divergence of truncating this layer alone; the layer is put back.
 
@@ -62,20 +78,19 @@ def try_ranks(
     spec = profile.spec
     if spec.tied or not spec.name:
         return ()
-    ranks = sorted({max(1, int(share * spec.break_even_rank)) for share in SHARES})
+    ranks = sorted({max(1, int(share * spec.break_even_rank)) for share in trials.shares})
     if ranks[-1] > spec.break_even_rank:
         return ()
     layer = module.get_submodule(spec.name)
     weight = weight_matrix(layer).to(torch.float64)
     losses = loss_curve(profile.spectra[metric.name])
-    whitened = whitening.whiten(weight)
-    if not bool(torch.isfinite(whitened).all()):
+    if not bool(torch.isfinite(whitening.whiten(weight)).all()):
         return ()  # compressing will say why, naming the layer
-    leading = _leading_directions(whitened)
-    trials = []
+    truncation = Truncation.of(weight, whitening)
+    found = []
     for rank in ranks:
         structure = LowRank(rank)
-        factors = _truncated(whitened, leading[..., :rank], whitening)
+        factors = truncation.factors(rank)
         bias = getattr(layer, "bias", None) if spec.kind != "embedding" else None
         if bias is not None and profile.centred:
             shift = metric.error_mean(moments, weight - structure.dense(factors, spec))
@@ -83,29 +98,9 @@ def try_ranks(
                 bias = (bias.detach().to(torch.float64) + shift.flatten()).to(bias.dtype)
         replace_(module, spec.name, structure.build(layer, spec, factors, bias))
         try:
-            measured = judge.divergence(module)
+            measured = trials.judge.divergence(module)
         finally:
-            # the layer hangs under the same name, now held by its stand-in
+            # the name now refers to the replacement
             replace_(module, spec.name, layer)
-        trials.append(Trial(rank, float(losses[rank]), measured))
-    return tuple(trials)
-
-
-def _leading_directions(whitened: Tensor) -> Tensor:
-    """Singular vectors of the shorter side, (groups, k, k), the largest first.
-
-    From the Gram matrix, which serves every rank and costs a quarter of an SVD; what it loses are
-    digits of directions 1e8 times weaker than the first.
-    """
-    gram = gram_of_shorter_side(whitened)
-    vectors: Tensor = torch.linalg.eigh(gram).eigenvectors.flip(-1)
-    return vectors
-
-
-def _truncated(whitened: Tensor, leading: Tensor, whitening: Whitening) -> Factors:
-    """What `LowRank.fit` gives for the rank of `leading`, (groups, k, rank)."""
-    if whitened.shape[-2] <= whitened.shape[-1]:
-        left, right = leading, leading.mT @ whitened
-    else:
-        left, right = whitened @ leading, leading.mT
-    return balanced(whitening.output.left_inverse(left), whitening.input.right_inverse(right))
+        found.append(Trial(rank, float(losses[rank]), measured))
+    return tuple(found)

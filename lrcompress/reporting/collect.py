@@ -20,7 +20,9 @@ HEAD = 64  # of them the largest, one by one
 
 def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...]:
     planned = {} if plan is None else {layer.name: layer for layer in plan.layers}
-    metric = profile.metric if plan is None else plan.metric
+    if plan is not None:
+        profile = profile.corrected(plan.options.corrections)
+    metric = profile.metric if plan is None else plan.loss_metric
     return tuple(_layer(layer, metric, planned.get(layer.name)) for layer in profile.layers)
 
 

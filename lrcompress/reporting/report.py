@@ -9,6 +9,7 @@ from pathlib import Path
 from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError
 from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.selection.rounds import Tried
 from lrcompress.tuning.report import TuneReport
 
 SCHEMA_VERSION = 1
@@ -112,13 +113,23 @@ class Report:
     optimality_gap: float | None = None
     divergences: tuple[Divergence, ...] = ()
     sweep: tuple[SweepPoint, ...] = ()  # the same at other budgets, where it was asked for
+    tried: tuple[Tried, ...] = ()  # plans that were carried out to select one
+    judging_examples: int = 0  # set aside, on which they were measured
+    doubts: tuple[str, ...] = ()  # why the result is not to be trusted, and what to do
     tuning: TuneReport | None = None
+    readout: tuple[str, ...] = ()  # which outputs were measured, as what and why; a line for each
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()
     files: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def trusted(self) -> bool | None:
+        """Whether the compressed network did what was predicted on examples that chose nothing;
+        None where there were none."""
+        return not self.doubts if self.divergences else None
 
     @property
     def verified(self) -> bool:

@@ -11,6 +11,7 @@ from lrcompress.storage.files import (
     write_json,
     write_text,
 )
+from lrcompress.storage.measurements import MeasurementFolder
 from lrcompress.storage.models import load, precision, save_compressed, save_tuned
 from lrcompress.storage.moments import DiskMoments, MomentsWriter, drop_moments
 from lrcompress.storage.profiles import load_profile, save_profile
@@ -20,6 +21,7 @@ __all__ = [
     "TEMPORARY_GLOB",
     "CurveFolder",
     "DiskMoments",
+    "MeasurementFolder",
     "MomentsWriter",
     "drop_moments",
     "load",

@@ -102,6 +102,5 @@ def _tensor(raw: object) -> Tensor | None:
 
 
 def _same(seen: Tensor, output: Tensor, readout: Readout) -> bool:
-    if readout.channels_first:
-        seen = seen.movedim(1, -1)
+    seen = readout.arranged(seen)
     return seen.shape == output.shape and bool(torch.equal(seen, output))

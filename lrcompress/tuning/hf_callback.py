@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.judge import judge_by
-from lrcompress.profiling.passes import call
-from lrcompress.profiling.readout import choose_readout
 from lrcompress.tuning.report import HeldOut
 from lrcompress.wording import listed
 
@@ -47,9 +46,7 @@ def keep_best(
             "the callback needs transformers; run: pip install 'lrcompress[hf]' accelerate"
         ) from cause
 
-    with torch.no_grad():
-        raw = call(dense, batches[0])
-    readout, _ = choose_readout(raw, objective=divergence, pooling=pooling)
+    readout, _ = find_readout(dense, batches, objective=divergence, pooling=pooling)
     judge = judge_by(dense, batches, readout)
 
     class KeepBest(TrainerCallback):  # type: ignore[misc]  # transformers has no types

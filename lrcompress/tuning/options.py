@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lrcompress.errors import TuneError
+from lrcompress.profiling.readout import Readout
 
 Place = Literal["factors", "layer"]
 Scope = Literal["factors", "vectors", "all"]
@@ -33,6 +34,7 @@ class TuneOptions:
     token_noise: bool | None = None  # None: for texts of a large vocabulary
     divergence: str = "auto"  # of the output, a name in OBJECTIVES
     pooling: str | None = None  # of token embeddings: "mean" or "cls"
+    readout: Readout | None = None  # the profile's; None: found by `divergence` and `pooling`
     mask_token: int | None = None  # id of the token that hides others, for mlm
     optimiser: str = "adamw"  # a name in OPTIMISERS
     adapter: str | None = None  # a name in ADAPTERS; None trains the factors themselves

@@ -12,10 +12,10 @@ from torch import nn
 from lrcompress.distributed import in_turns, world_size
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batches, batch_size
+from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.judge import judge_by
 from lrcompress.profiling.noise import TokenNoise, find_noise
-from lrcompress.profiling.passes import call, frozen
-from lrcompress.profiling.readout import choose_readout
+from lrcompress.profiling.passes import frozen
 from lrcompress.tuning.course import Course
 from lrcompress.tuning.features import hidden_points
 from lrcompress.tuning.heldout import Split, split
@@ -40,9 +40,11 @@ def prepared(
         DataError, TuneError: the batches are too few or do not suit the objective or the networks.
     """
     parted = split(batches)
-    with torch.no_grad():
-        raw = call(dense, parted.judging[0])
-    readout, _ = choose_readout(raw, objective=options.divergence, pooling=options.pooling)
+    readout = options.readout
+    if readout is None:
+        readout, _ = find_readout(
+            dense, parted.judging, objective=options.divergence, pooling=options.pooling
+        )
     names = hidden_points(dense, layers, parted.taught[0], readout)
     points = tuple((dense.get_submodule(name), module.get_submodule(name)) for name in names)
     setting = Setting(module, dense, readout, points, options, task)

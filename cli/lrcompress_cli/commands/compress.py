@@ -50,6 +50,15 @@ if TYPE_CHECKING:
     help="Refit each layer to what the ones before it now give; by default if it helps on "
     "held-out data.",
 )
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=3,
+    metavar="N",
+    show_default=True,
+    help="How often the plan is corrected by what it does on examples set aside, and made again; "
+    "with 0 the profile alone decides.",
+)
 @export_options
 @pt2_option
 @provider_option
@@ -101,6 +110,7 @@ def command(
     plan_file: Path | None,
     profile_folder: Path | None,
     refit: bool | None,
+    rounds: int,
     exporting: ExportChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
     pt2: bool,
@@ -139,6 +149,7 @@ def command(
         profile_folder=profile_folder,
         profile=measuring.options(running.seed, planning.metric, planning.structures),
         plan=planning.options(exporting.precision, provider),
+        rounds=rounds,
         compress=CompressOptions(refit=refit),
         export=exporting.options(provider, planning.rows, planning.latency_table),
         provider=provider,

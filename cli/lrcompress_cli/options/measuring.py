@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from lrcompress.profiling.collect import ProfileOptions
 
 # Literal as in planning.py, so that --help loads no torch.
-OBJECTIVE_NAMES = ("kl", "cosine", "squared")
+OBJECTIVE_NAMES = (
+    "kl", "cosine", "squared", "probabilities", "bernoulli", "bernoulli-probabilities",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MeasureChoice:
     objective: str
+    output_name: tuple[str, ...]
     pooling: str
     probes: int
     max_memory: int
@@ -32,6 +35,7 @@ class MeasureChoice:
 
         return ProfileOptions(
             objective=self.objective,
+            outputs=self.output_name,
             pooling=None if self.pooling == "none" else self.pooling,
             metric=metric,
             probes=self.probes,
@@ -50,7 +54,15 @@ measuring_options = gathered(
         type=click.Choice(("auto", *OBJECTIVE_NAMES)),
         default="auto",
         show_default=True,
-        help="Divergence between two outputs of the network.",
+        help="Divergence between two outputs of the network; auto goes by names, values and the "
+        "operation that the network ends in.",
+    ),
+    click.option(
+        "--output-name",
+        multiple=True,
+        metavar="NAME",
+        help="Measure this output of the network: a name, or a place in a tuple; repeatable. By "
+        "default all that depend on the input.",
     ),
     click.option(
         "--pooling",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Literal, so that --help need not load torch; a test compares them with the library's tables.
 ALLOCATOR_NAMES = ("global", "uniform", "energy", "scaled-stable-rank")
-METRIC_NAMES = ("plain", "diagonal", "input-weighted", "two-sided")
+METRIC_NAMES = ("plain", "diagonal", "input-weighted", "two-sided", "blended")
 SCOPE_NAMES = ("total", "compressible")
 BYTES_PER_PARAM = {"fp32": 4, "fp16": 2, "bf16": 2}
 

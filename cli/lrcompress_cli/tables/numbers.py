@@ -47,7 +47,8 @@ def milliseconds(value: float) -> str:
 
 def optimality(gap: float) -> str:
     """Beyond six digits the gap is rounding."""
-    return "proven optimal" if gap < 1e-6 else f"at most {100 * gap:.2g} % above the optimum"
+    how = "proven best" if gap < 1e-6 else f"at most {100 * gap:.2g} % above the best"
+    return f"{how} among the listed choices in the predicted loss"
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:

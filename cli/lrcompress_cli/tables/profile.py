@@ -71,10 +71,12 @@ def _head(profile: Profile) -> Text:
         data = f"{profile.examples} examples"
         data += f", {profile.tokens} tokens" if profile.tokens else ""
     example = "example" if profile.examples else "row"  # without data lengths are unknown
+    readout = () if profile.readout is None else profile.readout.lines
+    taken = "".join(f"{line}\n" for line in readout)
     return Text(
         f"{count(profile.total_params)} parameters ({share(compressible, profile.total_params)} "
         f"in {len(profile.layers)} compressible layers), {size(profile.total_bytes)}, "
-        f"{flops(profile.total_flops_per_example)} per {example}; {data}\n"
+        f"{flops(profile.total_flops_per_example)} per {example}; {data}\n{taken}"
     )
 
 

@@ -27,9 +27,15 @@ class Summary:
         yield _costs(report.before, report.after)
         yield Text("")
         yield _plan_line(self._result)
+        if report.tried:
+            yield Text("")
+            yield selection_table(report)
         if report.divergences:
             yield Text("")
             yield _divergences(report)
+        for doubt in report.doubts:
+            yield Text("")
+            yield Text(f"! {doubt}", style="bold yellow")
         if report.tuning is not None:
             yield Text("")
             yield _tuning_line(report.tuning)
@@ -83,6 +89,18 @@ def _divergences(report: Report) -> Table:
         table.add_row(f"at {point.budget}", real(point.predicted), real(point.measured))
     for name, value in (report.fidelity or {}).items():
         table.add_row(name, "", agreement(value))
+    return table
+
+
+def selection_table(report: Report) -> Table:
+    """The plans that were carried out, and which one was kept."""
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
+    table.add_column(f"plans measured on {report.judging_examples} examples set aside")
+    for heading in ("predicted", "measured", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.tried:
+        name = row.name if row.metric in row.name else f"{row.name}, {row.metric}"
+        table.add_row(name, real(row.predicted), real(row.measured), "kept" if row.kept else "")
     return table
 
 

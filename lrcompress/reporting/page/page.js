@@ -15,7 +15,7 @@ const bytes = (v) => scaled(v, 1000, [" B", " kB", " MB", " GB"]);
 const flops = (v) => scaled(v, 1000, [" FLOP", " kFLOP", " MFLOP", " GFLOP", " TFLOP"]);
 const milliseconds = (v) => `${v.toPrecision(3)} ms`;
 const percent = (v) => (v > 0 && v < 0.001 ? "< 0.1 %" : `${(100 * v).toFixed(v > 0 && v < 0.0995 ? 1 : 0)} %`);
-const gap = (v) => (v < 1e-6 ? "proven optimal" : `proven within ${(100 * v).toPrecision(2)} % of the optimum`);
+const gap = (v) => `${v < 1e-6 ? "proven best" : `proven within ${(100 * v).toPrecision(2)} % of the best`} among the listed choices in the predicted loss`;
 function real(v) {
   if (v === 0) return "0";
   const size = Math.abs(v);
@@ -116,6 +116,7 @@ function drawCosts() {
   if (before.latency_ms !== null && planned && after.latency_ms !== null) {
     card("Latency, median", before.latency_ms, after.latency_ms, milliseconds);
   }
+  for (const text of report.readout) at("readout").append(element("p", { class: "words" }, text));
   for (const text of report.warnings) at("warnings").append(element("div", { class: "warning" }, text));
 }
 

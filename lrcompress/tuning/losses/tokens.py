@@ -27,6 +27,12 @@ def check_tokens(objective: str, batches: Batches) -> None:
 @torch.no_grad()
 def check_logits(objective: str, setting: Setting, batch: Batch) -> None:
     """Raises TuneError where the network's output is not one score for each token of a text."""
+    if len(setting.readout.heads) > 1:
+        names = ", ".join(head.name for head in setting.readout.heads)
+        raise TuneError(
+            f"{objective}: the profile measures several outputs ({names}), not logits over a "
+            "vocabulary alone; profile with --output-name, or use distill"
+        )
     with frozen(setting.module):
         logits, _ = setting.readout(call(setting.module, batch), batch)
     ids = batch[IDS]

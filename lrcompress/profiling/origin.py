@@ -1,0 +1,131 @@
+"""Which operation a network ends in, and along which dimension its last layer's features lie.
+
+Operations are watched as PyTorch dispatches them, so functions count as modules do, and nothing
+but sizes and strides is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+SOFTMAX, LOG_SOFTMAX, SIGMOID = "softmax", "log_softmax", "sigmoid"
+ENDINGS = {
+    "_softmax": SOFTMAX,
+    "_log_softmax": LOG_SOFTMAX,
+    "sigmoid": SIGMOID,
+    "sigmoid_": SIGMOID,
+    "hardsigmoid": SIGMOID,
+    "hardsigmoid_": SIGMOID,
+}
+# What they give is still a probability if what they are given is one
+KEEPING = (
+    "clone", "_to_copy", "contiguous", "clamp", "clamp_min", "clamp_max", "cat", "stack",
+    "upsample_nearest2d", "upsample_bilinear2d", "index_select", "index",
+)  # fmt: skip
+MATRIX_PRODUCTS = ("addmm", "mm", "linear", "bmm", "baddbmm", "matmul")  # features last
+CONVOLUTIONS = ("convolution", "convolution_overrideable", "mkldnn_convolution")  # features second
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tensor was computed by. `dim`: of the softmax, or of the last layer's features."""
+
+    operation: str = ""  # "softmax", "log_softmax", "sigmoid"; "" for any other
+    dim: int | None = None
+
+
+UNKNOWN = Origin()
+
+
+@dataclass(frozen=True)
+class _Written:
+    """The last operation that wrote a memory, and size and stride of its features there."""
+
+    operation: str
+    size: int = 0  # 0: not known
+    stride: int = 0
+
+    def dim_of(self, tensor: Tensor) -> int | None:
+        found = [
+            dim
+            for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True))
+            if (size, stride) == (self.size, self.stride)
+        ]
+        return found[0] if len(found) == 1 else None
+
+
+class OriginTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context in which a network runs once; `origin` then tells where an output comes from."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._written: dict[int, _Written] = {}  # by the address of the memory
+
+    def origin(self, tensor: Tensor) -> Origin:
+        written = self._known(tensor)
+        return UNKNOWN if written is None else Origin(written.operation, written.dim_of(tensor))
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        out = result[0] if isinstance(result, tuple | list) and result else result
+        if isinstance(out, Tensor) and out.layout is torch.strided:
+            self._record(func, args, out)
+        return result
+
+    def _record(self, func: Any, args: Sequence[Any], out: Tensor) -> None:
+        given = [x for x in _flat(args) if isinstance(x, Tensor) and x.layout is torch.strided]
+        mutable = func._schema.is_mutable
+        if not mutable and any(_address(x) == _address(out) for x in given):
+            return  # a view
+        name = func._overloadpacket.__name__
+        known = [self._known(x) for x in given]
+        before = known[0] if known and all(x is not None for x in known) else None
+        operation = ENDINGS.get(name, "")
+        if name in KEEPING and before is not None:
+            same = all(x is not None and x.operation == before.operation for x in known)
+            operation = before.operation if same else ""
+        dim = self._dim(name, args, given, out)
+        if dim is None:
+            self._written[_address(out)] = _Written(operation)
+        else:
+            self._written[_address(out)] = _Written(operation, out.shape[dim], out.stride()[dim])
+
+    def _dim(
+        self, name: str, args: Sequence[Any], given: Sequence[Tensor], out: Tensor
+    ) -> int | None:
+        """Where the features are in `out`; kept by operations that keep their number."""
+        if name in ("_softmax", "_log_softmax"):
+            return int(args[1]) % max(out.dim(), 1) if out.dim() else None
+        if name in MATRIX_PRODUCTS:
+            return out.dim() - 1 if out.dim() else None
+        if name in CONVOLUTIONS:
+            return 1 if out.dim() >= 3 else None
+        for tensor in given:
+            written = self._known(tensor) if tensor.dim() == out.dim() else None
+            dim = None if written is None else written.dim_of(tensor)
+            if dim is not None and out.shape[dim] == tensor.shape[dim]:
+                return dim
+        return None
+
+    def _known(self, tensor: Tensor) -> _Written | None:
+        return self._written.get(_address(tensor))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def _flat(args: Sequence[Any]) -> list[Any]:
+    return [y for x in args for y in (x if isinstance(x, tuple | list) else (x,))]

@@ -1,0 +1,23 @@
+"""The readout that a profile was measured by, for whoever compares with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.passes import call
+from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.readout import Readout, first_readout
+
+
+def profile_readout(module: nn.Module, profile: Profile, batches: Batches) -> Readout | None:
+    """The profile's own; of a profile that is too old to hold it, what it was then. None where the
+    profile was made without data."""
+    if profile.readout is not None:
+        return profile.readout
+    if profile.objective == "none":
+        return None
+    with torch.no_grad():
+        raw = call(module, batches[0])
+    return first_readout(raw, objective=profile.objective, pooling=profile.pooling)

@@ -1,0 +1,50 @@
+"""A weight cut to any rank in one metric: the work that all ranks share is done once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrcompress.metrics import Whitening
+from lrcompress.profiling.spectrum import gram_of_shorter_side
+from lrcompress.structures import Factors
+from lrcompress.structures.balance import balanced
+
+
+@dataclass(frozen=True, eq=False)
+class Truncation:
+    """The best factors of every rank: the first r columns and rows of these.
+
+    From the Gram matrix of the whitened weight's shorter side, which costs a quarter of an SVD;
+    what it loses are digits of directions 1e8 times weaker than the first.
+    """
+
+    left: Tensor  # (groups, m, k), the strongest direction first
+    right: Tensor  # (groups, k, n)
+
+    @classmethod
+    def of(cls, weight: Tensor, whitening: Whitening) -> Truncation:
+        """weight: (groups, m, n), float64."""
+        whitened = whitening.whiten(weight)
+        leading: Tensor = torch.linalg.eigh(gram_of_shorter_side(whitened)).eigenvectors.flip(-1)
+        if whitened.shape[-2] <= whitened.shape[-1]:
+            left, right = leading, leading.mT @ whitened
+        else:
+            left, right = whitened @ leading, leading.mT
+        return cls(whitening.output.left_inverse(left), whitening.input.right_inverse(right))
+
+    def limited(self, rank: int) -> Truncation:
+        """Without the directions beyond `rank`, in float32."""
+        rank = max(rank, 1)
+        return Truncation(self.left[..., :rank].float(), self.right[..., :rank, :].float())
+
+    def factors(self, rank: int) -> Factors:
+        """What `LowRank(rank).fit` gives, in float64."""
+        left, right = self.left[..., :rank], self.right[..., :rank, :]
+        return balanced(left.to(torch.float64), right.to(torch.float64))
+
+    @property
+    def nbytes(self) -> int:
+        return self.left.nbytes + self.right.nbytes

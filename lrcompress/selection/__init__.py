@@ -1,0 +1,1 @@
+"""Plan, measure, plan again: the choice among plans by what the compressed network does."""

@@ -1,0 +1,147 @@
+"""The network with a plan's structures in place for a moment, to be measured and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.compression.fit import FittedLayer, fit_layer, layer_whitening, rounded_fit
+from lrcompress.compression.replace import Replacement, install_, show_originals_
+from lrcompress.layers import weight_matrix
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.batches import batch_size
+from lrcompress.profiling.judge import Judge
+from lrcompress.profiling.passes import call, frozen
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.profiling.truncation import Truncation
+from lrcompress.structures import Dense, LowRank, Structure
+
+LARGEST_HELD = 2**30  # bytes of factors of full rank that are kept between plans
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """How the divergence of a plan is made up of its layers' errors.
+
+    With e_l the error of layer l and D quadratic in the errors, D = 1/2 e^T H e, the derivative of
+    D by a common scale of e_l is e_l^T H e, cross terms with all other layers included, and half
+    of these derivatives sum to D (Euler). `shares` holds the halves, per example; they sum to D as
+    far as D is quadratic between the dense network and this one.
+    """
+
+    divergence: float
+    shares: Mapping[str, float]
+
+
+@dataclass(eq=False)
+class TrialNetwork:
+    """Carries out plans on `module`, which is left as it was after each of them."""
+
+    module: nn.Module
+    profile: Profile
+    judge: Judge
+    _truncations: dict[tuple[str, str], Truncation] = field(default_factory=dict)
+    _fits: dict[tuple[str, str, Structure], FittedLayer] = field(default_factory=dict)
+
+    def divergence(self, plan: Plan) -> float:
+        """Mean output divergence per example on the examples of the judge."""
+        with self._carried_out(plan):
+            return self.judge.divergence(self.module)
+
+    def attribution(self, plan: Plan) -> Attribution:
+        """The divergence of the plan and each layer's share of it, from one backward pass.
+
+        Raises RuntimeError where no gradient can be taken through the network.
+        """
+        with self._carried_out(plan) as replacements, frozen(self.module):
+            scales = {change.name: torch.zeros((), requires_grad=True) for change in replacements}
+            handles = [
+                self.module.get_submodule(change.name).register_forward_hook(
+                    _toward_dense(change.original, scales[change.name]), with_kwargs=True
+                )
+                for change in replacements
+            ]
+            try:
+                total = sum(map(self._backward, range(len(self.judge.batches))))
+            finally:
+                for handle in handles:
+                    handle.remove()
+        examples = sum(map(batch_size, self.judge.batches))
+        shares = dict.fromkeys(plan.structures, 0.0)
+        for name, scale in scales.items():
+            owner = name if name in shares else self._owner(name)
+            if scale.grad is not None:
+                shares[owner] -= 0.5 * float(scale.grad) / examples
+        return Attribution(total / examples, shares)
+
+    def _backward(self, index: int) -> float:
+        batch, (dense, weights) = self.judge.batches[index], self.judge.outputs[index]
+        readout = self.judge.readout
+        with torch.enable_grad():
+            outputs, _ = readout(call(self.module, batch), batch)
+            total = readout.objective.divergence(dense, outputs, weights).sum()
+            if total.requires_grad:
+                total.backward()  # type: ignore[no-untyped-call]
+        return float(total.detach())
+
+    def _owner(self, head: str) -> str:
+        """The layer whose factors a tied head shares."""
+        return next(layer.name for layer in self.profile.layers if head in layer.spec.tied)
+
+    @contextmanager
+    def _carried_out(self, plan: Plan) -> Iterator[list[Replacement]]:
+        done: list[Replacement] = []
+        try:
+            for planned in plan.layers:
+                if not isinstance(planned.structure, Dense):
+                    done += self._installed_(plan.metric, planned.name, planned.structure)
+            yield done
+        finally:
+            show_originals_(self.module, reversed(done))
+
+    def _installed_(self, metric: str, name: str, structure: Structure) -> tuple[Replacement, ...]:
+        layer, original = self.profile[name], self.module.get_submodule(name)
+        fitted = self._fitted(layer, original, metric, structure)
+        return install_(self.module, layer.spec, structure, fitted.factors, fitted.bias)
+
+    def _fitted(
+        self, layer: LayerProfile, original: nn.Module, metric: str, structure: Structure
+    ) -> FittedLayer:
+        moments = self.profile.moments.get(layer.name)
+        if isinstance(structure, LowRank):
+            key = (metric, layer.name)
+            if key not in self._truncations:
+                weight = weight_matrix(original).to(torch.float64)
+                made = Truncation.of(weight, layer_whitening(layer, metric, moments))
+                self._keep(key, made.limited(layer.spec.break_even_rank))
+            factors = self._truncations[key].factors(structure.rank)
+            return rounded_fit(layer, original, structure, metric, moments, factors)
+        place = (metric, layer.name, structure)
+        if place not in self._fits:
+            self._fits[place] = fit_layer(layer, original, structure, metric, moments)
+        return self._fits[place]
+
+    def _keep(self, key: tuple[str, str], made: Truncation) -> None:
+        """Truncations in another metric go first where there are too many."""
+        held = sum(truncation.nbytes for truncation in self._truncations.values())
+        if held + made.nbytes > LARGEST_HELD:
+            others = [other for other in self._truncations if other[0] != key[0]]
+            for other in others or list(self._truncations):
+                del self._truncations[other]
+        self._truncations[key] = made
+
+
+def _toward_dense(dense: nn.Module, scale: Tensor) -> Callable[..., Tensor]:
+    """A forward hook: y + scale (dense(x) - y), so that d/dscale undoes the layer's error."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        with torch.no_grad():
+            difference: Tensor = dense(*args, **named) - output
+        return output + scale.to(difference) * difference
+
+    return hook
