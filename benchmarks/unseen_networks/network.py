@@ -40,10 +40,15 @@ class Network:
         return self.score(module).metric
 
     @property
+    def sources(self) -> list[str]:
+        """Arguments that name the model and the data, as every command takes them."""
+        weights = [] if self.weights is None else ["--weights", str(self.weights)]
+        return [self.model, *weights, "--data", self.data]
+
+    @property
     def arguments(self) -> list[str]:
         """Of `lrcompress compress`, but for the budget and the output folder."""
-        weights = [] if self.weights is None else ["--weights", str(self.weights)]
-        return [self.model, *weights, "--data", self.data, "--scope", self.scope]
+        return [*self.sources, "--scope", self.scope]
 
 
 def network(
