@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -37,11 +38,12 @@ def load() -> str:
 
 
 def this_command() -> str:
-    """As it can be typed again in the repository's root."""
+    """As it can be typed again in the repository's root; folders of this machine are left out."""
     # __main__'s spec is there with `python -m`, where argv[0] would be a path of this machine
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
-    return shlex.join(["python", *started, *sys.argv[1:]])
+    given = [re.sub(r"^(-[^=]*=)?/.*/", r"\1", part) for part in sys.argv[1:]]
+    return shlex.join(["python", *started, *given])
 
 
 def write_result(path: Path, machine: Mapping[str, str], body: Mapping[str, Any]) -> None:
