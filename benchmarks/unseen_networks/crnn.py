@@ -63,7 +63,7 @@ def load() -> Network:
         weights=trained_weights("crnn", make, _draw, steps=STEPS, rate=3e-3, loss=_loss),
         score=_score,
         metric_name="strings right",
-        scope="total",
+        scope="compressible",
         calibration="128 strings of training digits",
         evaluation="1,000 strings of other digits",
     )
