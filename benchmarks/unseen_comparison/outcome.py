@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import lrcompress
+from benchmarks import unseen_networks
 
 ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache"
+SOURCES = (Path(lrcompress.__file__).parent, Path(unseen_networks.__file__).parent)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def without_folders(text: str, folder: Path) -> str:
     for path, name in (
         (f"{folder.parent}/", ""),
         (f"{ROOT}/", ""),
+        (f"{CACHE.resolve()}/", ".cache/"),  # it may be a link
         (f"{sys.prefix}/", ""),
         (f"{Path.home()}/", "~/"),
     ):
@@ -75,13 +79,14 @@ def without_folders(text: str, folder: Path) -> str:
 
 
 def code_digest() -> str:
-    """Of the package's source: rows of one digest can be held against each other."""
-    package = Path(lrcompress.__file__).parent
+    """Of the package's source and the networks': rows of one digest can be held against each
+    other."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.suffix in {".py", ".json"}:
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0")
-            digest.update(path.read_bytes())
+    for folder in SOURCES:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in {".py", ".json", ".npz"}:
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+                digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

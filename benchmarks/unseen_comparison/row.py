@@ -63,7 +63,7 @@ class Row:
     left_alone: tuple[LeftAlone, ...]
     fitted_in: str  # the metric of the fits, which a default run chooses
     command: str
-    code: str  # digest of the package's source
+    code: str  # see `code_digest`
 
     @property
     def case(self) -> Case:
