@@ -8,7 +8,7 @@ import small_network
 from lrcompress.compression.compress import compress_
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
-from lrcompress.compression.trust import doubts
+from lrcompress.compression.trust import doubts, remarks
 from lrcompress.planning.plan import plan
 from lrcompress.profiling.collect import profile
 from lrcompress.profiling.profile import Profile
@@ -95,3 +95,28 @@ def test_a_network_that_breaks_down_is_told_on_examples_that_chose_nothing() -> 
     assert outcome.held_out is not None
     assert outcome.held_out.examples == 16
     assert doubts(outcome, made)
+
+
+@pytest.mark.parametrize(
+    ("measured", "apart", "said"),
+    [
+        (0.25, None, "2.5 times"),
+        (0.04, None, "0.4 times"),
+        (0.15, None, None),
+        (0.9, 500.0, "both"),
+    ],
+)
+def test_what_is_off_by_more_than_twice_has_a_remark(
+    measured: float, apart: float | None, said: str | None, found: Profile
+) -> None:
+    made = report(
+        calibration=Divergence(0.9, 64, 0.99), held_out=Divergence(measured, 8, 0.99, apart)
+    )
+    assert doubts(made, found) == ()
+    assert [said in remark for remark in remarks(made)] == ([] if said is None else [True])
+
+
+def test_what_is_doubted_has_no_remark_besides(found: Profile) -> None:
+    made = report(held_out=Divergence(0.9, 8, 0.99))
+    assert doubts(made, found)
+    assert remarks(made) == ()
