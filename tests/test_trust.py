@@ -82,23 +82,25 @@ def test_ratios_of_next_to_nothing_mean_nothing(found: Profile) -> None:
     assert doubts(small, found) == ()
 
 
-def test_a_network_that_breaks_down_is_told_on_examples_that_chose_nothing() -> None:
+def test_data_that_show_too_little_are_told_on_examples_that_chose_nothing() -> None:
     torch.manual_seed(0)
-    module, batches = small_network.build().eval(), small_network.batches()
+    module = small_network.build().eval()
     with torch.no_grad():
         module.head.weight *= 20
-    made = profile(module, batches[:2])
+    few = torch.randn(64, 2) @ torch.randn(2, small_network.WIDTH)
+    batches = [{"x": part} for part in few.split(16)]
+    made = profile(module, batches[:3])
     outcome = compress_(
         module,
-        plan(made, "15%"),
+        plan(made, "20%"),
         made,
-        batches=batches[:2],
-        judging=batches[2:3],
-        confirming=batches[3:],
+        batches=batches[:3],
+        judging=batches[3:],
+        confirming=[{"x": torch.randn(16, small_network.WIDTH)}],
     )
     assert outcome.held_out is not None
     assert outcome.held_out.examples == 16
-    assert doubts(outcome, made)
+    assert any("too few" in doubt for doubt in doubts(outcome, made))
 
 
 @pytest.mark.parametrize(
