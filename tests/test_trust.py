@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import small_network
+import torch
 
 from lrcompress.compression.compress import compress_
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
-from lrcompress.compression.trust import doubts
+from lrcompress.compression.trust import doubts, remarks
 from lrcompress.planning.plan import plan
 from lrcompress.profiling.collect import profile
 from lrcompress.profiling.profile import Profile
@@ -81,17 +82,47 @@ def test_ratios_of_next_to_nothing_mean_nothing(found: Profile) -> None:
     assert doubts(small, found) == ()
 
 
-def test_a_network_that_breaks_down_is_told_on_examples_that_chose_nothing() -> None:
-    module, batches = small_network.build().eval(), small_network.batches()
-    made = profile(module, batches[:2])
+def test_data_that_show_too_little_are_told_on_examples_that_chose_nothing() -> None:
+    torch.manual_seed(0)
+    module = small_network.build().eval()
+    with torch.no_grad():
+        module.head.weight *= 20
+    few = torch.randn(64, 2) @ torch.randn(2, small_network.WIDTH)
+    batches = [{"x": part} for part in few.split(16)]
+    made = profile(module, batches[:3])
     outcome = compress_(
         module,
-        plan(made, "15%"),
+        plan(made, "20%"),
         made,
-        batches=batches[:2],
-        judging=batches[2:3],
-        confirming=batches[3:],
+        batches=batches[:3],
+        judging=batches[3:],
+        confirming=[{"x": torch.randn(16, small_network.WIDTH)}],
     )
     assert outcome.held_out is not None
     assert outcome.held_out.examples == 16
-    assert doubts(outcome, made)
+    assert any("too few" in doubt for doubt in doubts(outcome, made))
+
+
+@pytest.mark.parametrize(
+    ("measured", "apart", "said"),
+    [
+        (0.25, None, "2.5 times"),
+        (0.04, None, "0.4 times"),
+        (0.15, None, None),
+        (0.9, 500.0, "both"),
+    ],
+)
+def test_what_is_off_by_more_than_twice_has_a_remark(
+    measured: float, apart: float | None, said: str | None, found: Profile
+) -> None:
+    made = report(
+        calibration=Divergence(0.9, 64, 0.99), held_out=Divergence(measured, 8, 0.99, apart)
+    )
+    assert doubts(made, found) == ()
+    assert [said in remark for remark in remarks(made)] == ([] if said is None else [True])
+
+
+def test_what_is_doubted_has_no_remark_besides(found: Profile) -> None:
+    made = report(held_out=Divergence(0.9, 8, 0.99))
+    assert doubts(made, found)
+    assert remarks(made) == ()

@@ -12,7 +12,9 @@ LARGEST_CHANGE = 0.05  # of first choices
 SMALLEST_COSINE = 0.9  # a mean cosine below it is another embedding
 LARGEST_APART = 0.1  # of the divergence between two examples, where nothing is chosen
 SMALLEST_SEEN = 0.5  # of a head's classes
-NEGLIGIBLE = 1e-4  # divergence per example, below which ratios mean nothing
+LARGEST_REMARKED = 2.0  # of measured over predicted and its inverse, without a word
+NEGLIGIBLE = 1e-4  # divergence per example
+NEGLIGIBLE_SHARE = 0.002  # of the divergence between two examples
 
 WHAT_TO_DO = "give more or more varied --data, a larger --budget, or --exclude layers at fault"
 
@@ -32,9 +34,29 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
     return tuple(f"not to be trusted: {reason}; {WHAT_TO_DO}" for reason in said)
 
 
+def remarks(report: CompressReport) -> tuple[str, ...]:
+    """What is off by more than twice, but too little to be doubted."""
+    found = report.held_out
+    if found is None or _unpredicted(report, found, "") or not found.mean > 0:
+        return ()
+    ratio = found.mean / max(report.predicted_divergence, 1e-300)
+    if 1 / LARGEST_REMARKED <= ratio <= LARGEST_REMARKED or report.predicted_divergence <= 0:
+        return ()
+    small = "; both are negligible" if found.mean <= _negligible(found) else ""
+    return (
+        f"the divergence measured on examples set aside, {found.mean:.3g}, is {ratio:.2g} times "
+        f"the predicted {report.predicted_divergence:.3g}{small}",
+    )
+
+
+def _negligible(found: Divergence) -> float:
+    """Divergence per example below which ratios mean nothing."""
+    return max(NEGLIGIBLE, NEGLIGIBLE_SHARE * (found.apart or 0.0))
+
+
 def _unpredicted(report: CompressReport, found: Divergence, where: str) -> list[str]:
     predicted, measured = report.predicted_divergence, found.mean
-    if measured <= max(LARGEST_RATIO * predicted, NEGLIGIBLE):
+    if measured <= max(LARGEST_RATIO * predicted, _negligible(found)):
         return []
     times = f"{measured / predicted:.1f} times" if predicted > 0 else "more than"
     return [
@@ -47,7 +69,7 @@ def _unlike_calibration(report: CompressReport, found: Divergence) -> list[str]:
     known = report.calibration
     if known is None or found is known:
         return []
-    if found.mean <= max(LARGEST_RATIO * known.mean, NEGLIGIBLE):
+    if found.mean <= max(LARGEST_RATIO * known.mean, _negligible(found)):
         return []
     return [
         f"the divergence on examples set aside, {found.mean:.3g}, is "

@@ -11,7 +11,7 @@ from typing import Any
 from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressReport, compress_
 from lrcompress.compression.measure import Divergence as Measured
-from lrcompress.compression.trust import doubts
+from lrcompress.compression.trust import doubts, remarks
 from lrcompress.distributed import on_main
 from lrcompress.errors import DataError
 from lrcompress.pipeline.deciding import Question
@@ -69,8 +69,8 @@ def compressed(
             store=FolderStore(folder.work(key)),
         )
         facts = _facts(report, question.profile)
-        for doubt in facts.doubts:
-            log.warning("%s", doubt)
+        for said in (*facts.warnings, *facts.doubts):
+            log.warning("%s", said)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
         save = partial(save_compressed, loaded.model.module, plan, loaded.model, folder.root)
         on_main(partial(save, example=loaded.example(), extra=extra))
@@ -123,7 +123,8 @@ def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
     if report.refit is not None:
         fidelity["examples judging the refit: without it"] = report.refit.before
         fidelity["examples judging the refit: with it"] = report.refit.after
-    return CompressFacts(tuple(measured), fidelity, report.warnings, doubts(report, profile))
+    warnings = (*report.warnings, *remarks(report))
+    return CompressFacts(tuple(measured), fidelity, warnings, doubts(report, profile))
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:
