@@ -18,6 +18,7 @@ from lrcompress.compression.report import CompressedLayer, CompressReport, Refit
 from lrcompress.distributed import alike, failing_together, in_turns, is_main
 from lrcompress.errors import PlanError
 from lrcompress.fingerprint import model_fingerprint
+from lrcompress.metrics import METRICS
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.layerwise import layer_cost
@@ -96,11 +97,12 @@ def compress_(
     if readout is not None and confirming:
         with progress.stage("confirm", len(confirming)) as step:
             held_out = measure_divergence(module, replacements, confirming, readout, step)
+    comparable = METRICS[plan.loss_metric].needs_outputs
     return CompressReport(
         layers=tuple(done),
         metric=plan.metric,
         objective=profile.objective,
-        predicted_divergence=plan.predicted_loss,
+        predicted_divergence=plan.predicted_loss if comparable else None,
         calibration=measured,
         refit=outcome,
         held_out=held_out,

@@ -40,7 +40,7 @@ class CompressReport:
     layers: tuple[CompressedLayer, ...]
     metric: str
     objective: str
-    predicted_divergence: float
+    predicted_divergence: float | None  # None: the metric's losses are in another unit
     calibration: Divergence | None = None
     held_out: Divergence | None = None  # on examples that chose nothing
     refit: RefitTrial | None = None

@@ -37,15 +37,16 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
 def remarks(report: CompressReport) -> tuple[str, ...]:
     """What is off by more than twice, but too little to be doubted."""
     found = report.held_out
-    if found is None or _unpredicted(report, found, "") or not found.mean > 0:
+    predicted = report.predicted_divergence
+    if found is None or not predicted or not found.mean or _unpredicted(report, found, ""):
         return ()
-    ratio = found.mean / max(report.predicted_divergence, 1e-300)
-    if 1 / LARGEST_REMARKED <= ratio <= LARGEST_REMARKED or report.predicted_divergence <= 0:
+    ratio = found.mean / predicted
+    if 1 / LARGEST_REMARKED <= ratio <= LARGEST_REMARKED:
         return ()
     small = "; both are negligible" if found.mean <= _negligible(found) else ""
     return (
         f"the divergence measured on examples set aside, {found.mean:.3g}, is {ratio:.2g} times "
-        f"the predicted {report.predicted_divergence:.3g}{small}",
+        f"the predicted {predicted:.3g}{small}",
     )
 
 
@@ -56,7 +57,7 @@ def _negligible(found: Divergence) -> float:
 
 def _unpredicted(report: CompressReport, found: Divergence, where: str) -> list[str]:
     predicted, measured = report.predicted_divergence, found.mean
-    if measured <= max(LARGEST_RATIO * predicted, _negligible(found)):
+    if predicted is None or measured <= max(LARGEST_RATIO * predicted, _negligible(found)):
         return []
     times = f"{measured / predicted:.1f} times" if predicted > 0 else "more than"
     return [

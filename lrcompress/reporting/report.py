@@ -62,7 +62,7 @@ class Divergence:
     """Mean output divergence per example, in the objective's unit."""
 
     where: str  # the data, such as "calibration"
-    predicted: float
+    predicted: float | None  # None: the metric's losses are in another unit
     measured: float
 
 

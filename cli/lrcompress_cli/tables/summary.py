@@ -84,7 +84,8 @@ def _divergences(report: Report) -> Table:
     for heading in ("predicted", "measured"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.divergences:
-        table.add_row(row.where, real(row.predicted), real(row.measured))
+        predicted = "" if row.predicted is None else real(row.predicted)
+        table.add_row(row.where, predicted, real(row.measured))
     for point in report.sweep:
         table.add_row(f"at {point.budget}", real(point.predicted), real(point.measured))
     for name, value in (report.fidelity or {}).items():

@@ -284,7 +284,7 @@ function drawDivergence() {
   const rows = report.divergences;
   const traces = [["predicted", PALETTE[0]], ["measured", PALETTE[1]]].map(([name, color]) => ({
     type: "bar", orientation: "h", name, y: rows.map((row) => row.where), x: rows.map((row) => row[name]),
-    marker: { color }, text: rows.map((row) => real(row[name])), textposition: "auto",
+    marker: { color }, text: rows.map((row) => (row[name] === null ? "" : real(row[name]))), textposition: "auto",
     hovertemplate: `${name}: %{x:.4g}<extra>%{y}</extra>`,
   }));
   Plotly.react("divergence-plot", traces, layout({
