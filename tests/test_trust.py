@@ -58,8 +58,14 @@ def test_what_does_as_predicted_is_trusted(found: Profile) -> None:
             "moves by 20% of what tells two examples apart",
         ),
         (
-            report(held_out=None, calibration=Divergence(0.5, 4, 0.99)),
-            "on the calibration data, 0.5, is 5.0 times",
+            report(calibration=Divergence(0.1, 64, 0.6)),
+            "first choice changes for 40.0% of the calibration data",
+        ),
+        (report(held_out=Divergence(0.1, 1, 1.0)), "1 examples set aside are too few"),
+        (report(held_out=None), "no example could be set aside"),
+        (
+            report(calibration=Divergence(0.1, 64, 0.99, apart=0.0)),
+            "the same output for all calibration examples",
         ),
     ],
 )
@@ -125,4 +131,9 @@ def test_what_is_off_by_more_than_twice_has_a_remark(
 def test_what_is_doubted_has_no_remark_besides(found: Profile) -> None:
     made = report(held_out=Divergence(0.9, 8, 0.99))
     assert doubts(made, found)
+    assert remarks(made) == ()
+
+
+def test_a_negligible_divergence_is_not_remarked_for_being_small(found: Profile) -> None:
+    made = report(predicted=0.05, held_out=Divergence(1e-6, 8, 1.0, apart=500.0))
     assert remarks(made) == ()

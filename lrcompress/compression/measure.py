@@ -84,7 +84,8 @@ def measure_divergence(
             step.advance()
     agreement = agreed / positions if positions else None
     between = apart / pairs if pairs else None
-    return Divergence(total / max(examples, 1), examples, agreement, between)
+    # Rounding makes that of equal outputs a little less than nothing
+    return Divergence(max(total, 0.0) / max(examples, 1), examples, agreement, between)
 
 
 def _apart(readout: Readout, dense: Tensor, weights: Tensor) -> tuple[float, int]:

@@ -16,6 +16,10 @@ LARGEST_REMARKED = 2.0  # of measured over predicted and its inverse, without a 
 NEGLIGIBLE = 1e-4  # divergence per example
 NEGLIGIBLE_SHARE = 0.002  # of the divergence between two examples
 
+FEWEST_CONFIRMING = 4  # examples; fewer say nothing of others
+ALIKE = 1e-6  # divergence between two examples, below which they are one
+SET_ASIDE, CALIBRATION = "examples set aside", "the calibration data"
+
 WHAT_TO_DO = "give more or more varied --data, a larger --budget, or --exclude layers at fault"
 
 
@@ -28,9 +32,12 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
     found = report.held_out or report.calibration
     if found is None:
         return ()
-    where = "examples set aside" if report.held_out is not None else "the calibration data"
+    where = SET_ASIDE if report.held_out is not None else CALIBRATION
     said = [*_unpredicted(report, found, where), *_unlike_calibration(report, found)]
-    said += [*_changed(report, found, where), *_unseen(profile)]
+    said += _changed(report, found, where)
+    if report.held_out is not None and report.calibration is not None and not said:
+        said += _changed(report, report.calibration, CALIBRATION)
+    said += [*_too_few(report), *_alike(report), *_unseen(profile)]
     return tuple(f"not to be trusted: {reason}; {WHAT_TO_DO}" for reason in said)
 
 
@@ -38,12 +45,13 @@ def remarks(report: CompressReport) -> tuple[str, ...]:
     """What is off by more than twice, but too little to be doubted."""
     found = report.held_out
     predicted = report.predicted_divergence
-    if found is None or not predicted or not found.mean or _unpredicted(report, found, ""):
+    if found is None or not predicted or not found.mean > 0 or _unpredicted(report, found, ""):
         return ()
     ratio = found.mean / predicted
-    if 1 / LARGEST_REMARKED <= ratio <= LARGEST_REMARKED:
+    negligible = max(found.mean, predicted) <= _negligible(found)
+    if ratio <= LARGEST_REMARKED and (negligible or ratio >= 1 / LARGEST_REMARKED):
         return ()
-    small = "; both are negligible" if found.mean <= _negligible(found) else ""
+    small = "; both are negligible" if negligible else ""
     return (
         f"the divergence measured on examples set aside, {found.mean:.3g}, is {ratio:.2g} times "
         f"the predicted {predicted:.3g}{small}",
@@ -77,6 +85,22 @@ def _unlike_calibration(report: CompressReport, found: Divergence) -> list[str]:
         f"{found.mean / max(known.mean, 1e-12):.1f} times that on the calibration data, "
         f"{known.mean:.3g}: the calibration data are too few"
     ]
+
+
+def _too_few(report: CompressReport) -> list[str]:
+    found = report.held_out
+    if found is None:
+        return ["no example could be set aside, so nothing tells what it does on others"]
+    if found.examples >= FEWEST_CONFIRMING:
+        return []
+    return [f"{found.examples} examples set aside are too few to tell what it does on others"]
+
+
+def _alike(report: CompressReport) -> list[str]:
+    known = report.calibration
+    if known is None or known.apart is None or known.apart > ALIKE:
+        return []
+    return ["the network gives the same output for all calibration examples"]
 
 
 def _unseen(profile: Profile) -> list[str]:

@@ -63,7 +63,7 @@ def compressed(
             question.profile,
             batches=None if aside is None else aside.calibration,
             judging=None if aside is None else aside.judging,
-            confirming=None if aside is None else aside.confirming,
+            confirming=aside.confirming if aside is not None and aside.spared else None,
             options=options.compress,
             progress=job.progress,
             store=FolderStore(folder.work(key)),

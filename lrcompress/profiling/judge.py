@@ -37,7 +37,7 @@ class Judge:
         with frozen(module):
             total = sum(in_turns(places, judged) if self.shared else map(judged, places))
         examples = sum(map(batch_size, self.batches))
-        return total / examples if total == total else float("inf")
+        return max(total, 0.0) / examples if total == total else float("inf")
 
 
 @torch.no_grad()

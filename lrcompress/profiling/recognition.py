@@ -22,6 +22,9 @@ REGRESSION_WORDS = {
 }  # fmt: skip
 
 
+ROUNDING = 1e-5  # of the largest value: what float32 leaves of equal outputs varies less
+
+
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One output on a few batches. `counts`: the batches' examples, none where not known."""
@@ -82,8 +85,10 @@ def recognise(
 def _in_units_of_variance(head: Head, tensors: list[Tensor]) -> Head:
     """Squared errors as a share of the output's own variance."""
     rows = [head.arranged(x).flatten(0, -2).double() for x in tensors]
-    variance = float(torch.cat(rows).var(0, correction=0).mean()) if rows else 0.0
-    if not 1e-30 < variance < 1e30:
+    values = torch.cat(rows).double() if rows else torch.zeros(1, 1, dtype=torch.float64)
+    variance = float(values.var(0, correction=0).mean())
+    rounding = (ROUNDING * float(values.abs().max())) ** 2
+    if not max(1e-30, rounding) < variance < 1e30:
         why = f"{head.why}; it does not vary over the examples, so errors are in its own unit"
         return replace(head, why=why.removeprefix("; "), assumed=True)
     unit = f"in units of its variance, {variance:.3g}"

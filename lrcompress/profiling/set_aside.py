@@ -29,6 +29,7 @@ class SetAside:
     calibration: tuple[Batch, ...]
     judging: tuple[Batch, ...]
     confirming: tuple[Batch, ...]
+    spared: bool = True  # False: too few examples, so that all of them are in every part
 
 
 def set_aside(batches: Batches) -> SetAside:
@@ -39,7 +40,7 @@ def set_aside(batches: Batches) -> SetAside:
     """
     total = sum(map(batch_size, batches))
     if total < FEWEST_EXAMPLES or (not all(map(is_divisible, batches)) and len(batches) < 3):
-        return SetAside(tuple(batches), tuple(batches), tuple(batches))
+        return SetAside(tuple(batches), tuple(batches), tuple(batches), spared=False)
     judging = _wanted(total, JUDGING_SHARE, FEWEST_JUDGING, MOST_JUDGING, most_share=1 / 4)
     confirming = _wanted(
         total, CONFIRMING_SHARE, FEWEST_CONFIRMING, MOST_CONFIRMING, most_share=1 / 8
@@ -88,17 +89,16 @@ def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, 
     """Examples that each batch gives, in few parts: a batch of one example runs no faster."""
     largest = max(sizes)
     places = max(1, min(len(sizes), -(-4 * (judging + confirming) // largest)))
-    givers = sorted(_spread(range(len(sizes)), places))
-    given = {place: [0, 0] for place in givers}
+    givers = _spread(range(len(sizes)), places)
+    given = {place: [0, 0] for place in range(len(sizes))}
+    least = 1 if len(sizes) == 1 else 0  # that a batch keeps
     for kind, wanted in enumerate((judging, confirming)):
-        while wanted > 0:
-            free = [p for p in givers if sizes[p] - sum(given[p]) > (1 if len(sizes) == 1 else 0)]
-            if not free:
-                break
-            place = min(free, key=lambda p: given[p][kind] / sizes[p])
-            given[place][kind] += 1
-            wanted -= 1
-    return [(given[p][0], given[p][1]) if p in given else (0, 0) for p in range(len(sizes))]
+        for _ in range(wanted):
+            free = [p for p in given if sizes[p] - sum(given[p]) > least]
+            first = [p for p in free if p in givers] or free
+            if first:
+                given[min(first, key=lambda p: given[p][kind] / sizes[p])][kind] += 1
+    return [(judges, confirms) for judges, confirms in given.values()]
 
 
 def _spread(places: range | list[int], count: int) -> set[int]:
