@@ -32,6 +32,7 @@ from lrcompress.reporting.report import (
     Spectrum,
     StageTime,
 )
+from lrcompress.selection.rounds import Tried
 from lrcompress.tuning.report import HeldOut, TuneReport
 from lrcompress_cli.main import main
 
@@ -179,6 +180,12 @@ def report() -> Report:
         allocator="global",
         optimality_gap=3e-5,
         divergences=(Divergence("calibration", 0.04, 0.05), Divergence("held-out", 0.04, 0.06)),
+        tried=(
+            Tried("two-sided", "two-sided", "global", 0.04, 0.07),
+            Tried("round 1", "blended", "global", 0.05, 0.05, kept=True),
+        ),
+        judging_examples=12,
+        doubts=("not to be trusted: a reason; what to do",),
         sweep=(SweepPoint("params=80%", 800_000, 3e-3, 4e-3), SweepPoint("b", 1, 0.1, 0.2)),
         tuning=TUNING,
         fidelity={"mean cosine, held-out": 0.94},
@@ -209,6 +216,8 @@ def profile_report() -> Report:
         allocator="",
         optimality_gap=None,
         divergences=(),
+        tried=(),
+        doubts=(),
         sweep=(),
         tuning=None,
         fidelity=None,
@@ -274,6 +283,7 @@ def test_the_page_works_without_errors_or_a_network(tmp_path: Path) -> None:
     assert found["hidden"] == []
     assert "50 % of the parameters are left" in found["verdict"]
     assert "verified: 1 checks passed" in found["badges"]
+    assert "not to be trusted" in found["badges"]
     assert not found["scrollsSideways"]
     # plotly's own set of buttons has one that sends the chart to a server
     assert set(found["buttons"]) == {"Zoom", "Pan", "Reset axes", "Download plot as a PNG"}
@@ -283,7 +293,7 @@ def test_the_page_of_a_profile_hides_what_it_lacks(tmp_path: Path) -> None:
     found = in_browser(render_html(profile_report()), tmp_path)
     assert found["errors"] == []
     assert found["curves"] == 2
-    absent = ("plan", "divergence", "sweep", "tuning", "checks")
+    absent = ("plan", "divergence", "tried", "sweep", "tuning", "checks")
     assert set(found["hidden"]) == {f"{name}-section" for name in absent}
 
 

@@ -69,9 +69,9 @@ def without_folders(text: str, folder: Path) -> str:
     """`text` with the run folder called by its name, and the repository's paths relative."""
     for path, name in (
         (f"{folder.parent}/", ""),
-        (f"{ROOT}/", ""),
+        (f"{sys.prefix}/", ""),  # before the repository, which it may lie in, as may the cache
         (f"{CACHE.resolve()}/", ".cache/"),  # it may be a link
-        (f"{sys.prefix}/", ""),
+        (f"{ROOT}/", ""),
         (f"{Path.home()}/", "~/"),
     ):
         text = text.replace(path, name)
