@@ -38,7 +38,7 @@ def load() -> str:
 
 
 def this_command() -> str:
-    """As it can be typed again in the repository's root; folders of this machine are left out."""
+    """The command, to be typed again in the repository's root, without this machine's folders."""
     # __main__'s spec is there with `python -m`, where argv[0] would be a path of this machine
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]

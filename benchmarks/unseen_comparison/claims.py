@@ -103,7 +103,7 @@ def _above_plain(places: Sequence[_Place]) -> Verdict:
 
 
 def _predicted(rows: Sequence[Row]) -> Verdict:
-    """Of predictions in the divergence's unit; where both are negligible a ratio means nothing."""
+    """Judges predictions in the divergence's unit, unless both figures are negligible."""
     low, high = RATIOS
     judged, against = [], []
     for row in rows:

@@ -79,7 +79,7 @@ def without_folders(text: str, folder: Path) -> str:
 
 
 def code_digest() -> str:
-    """Of the package's source and the networks': rows of one digest can be held against each
+    """A digest of the package's source and the networks': rows of one can be held against each
     other."""
     digest = hashlib.sha256()
     for folder in SOURCES:

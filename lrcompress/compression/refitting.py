@@ -45,11 +45,11 @@ def prepare_refit(
     judging: examples set aside that judge; None: one in five of the batches does, and the rest
     teach.
     """
-    judged, rest = judging_batches(batches), list(batches)
     if judging is None:
+        judged = judging_batches(batches)
         rest = [b for i, b in enumerate(batches) if i % JUDGES_EVERY != JUDGES_EVERY - 1]
     else:
-        judged = _up_to(judging, LARGEST_JUDGED)
+        judged, rest = _up_to(judging, LARGEST_JUDGED), list(batches)
     taught = _up_to(rest, LARGEST_TAUGHT)
     if not judged or not taught:
         return f"no refit: fewer than {JUDGES_EVERY} batches of data" if asked else None

@@ -105,10 +105,11 @@ def _alike(report: CompressReport) -> list[str]:
 
 def _unseen(profile: Profile) -> list[str]:
     readout = profile.readout
-    if readout is None or 1 - readout.unseen / SHARE >= SMALLEST_SEEN:
+    seen = 1.0 if readout is None else 1 - readout.unseen / SHARE
+    if seen >= SMALLEST_SEEN:
         return []
     return [
-        f"the calibration data show only {1 - readout.unseen / SHARE:.0%} of the classes as first "
+        f"the calibration data show only {seen:.0%} of the classes as first "
         "choices, and the others cannot be measured"
     ]
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrcompress.structures.factorized import linear_of
+
 
 class SplitAttention(nn.Module):
     """out_proj(softmax(q kᵀ / √d + masks) v) with q, k, v from linear layers of their own.
@@ -30,8 +32,8 @@ class SplitAttention(nn.Module):
         self.dropout, self.batch_first = like.dropout, like.batch_first
         self.add_zero_attn = like.add_zero_attn
         weights, biases = _projections(like)
-        self.q_proj, self.k_proj, self.v_proj = map(_linear, weights, biases)
-        self.out_proj = _linear(_parameter(like.out_proj.weight), like.out_proj.bias)
+        self.q_proj, self.k_proj, self.v_proj = map(linear_of, weights, biases)
+        self.out_proj = linear_of(_parameter(like.out_proj.weight), like.out_proj.bias)
         self.bias_k, self.bias_v = like.bias_k, like.bias_v
         self.train(like.training)
 
@@ -131,11 +133,3 @@ def _part(packed: nn.Parameter, number: int, size: int) -> nn.Parameter:
 def _parameter(tensor: Tensor) -> nn.Parameter:
     assert isinstance(tensor, nn.Parameter)  # torch declares a mere tensor
     return tensor
-
-
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.weight = weight
-    if bias is not None:
-        layer.bias = bias
-    return layer

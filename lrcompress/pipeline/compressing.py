@@ -11,7 +11,7 @@ from typing import Any
 from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressReport, compress_
 from lrcompress.compression.measure import Divergence as Measured
-from lrcompress.compression.trust import doubts, remarks
+from lrcompress.compression.trust import SET_ASIDE, doubts, remarks
 from lrcompress.distributed import on_main
 from lrcompress.errors import DataError
 from lrcompress.pipeline.deciding import Question
@@ -25,7 +25,6 @@ from lrcompress.reporting.report import Divergence
 from lrcompress.storage import save_compressed
 
 STAGE = "compress"
-SET_ASIDE = "examples set aside"
 WEIGHTS_NAME, RECORD_NAME = "model.safetensors", "lrcompress.json"
 
 log = logging.getLogger(__name__)
@@ -49,7 +48,6 @@ def compressed(
     rewritten_by: a later stage that has finished what this run asks of it.
     """
     folder, loaded, options = job.folder, question.loaded, question.options
-    aside = loaded.aside
     key = compress_key(question, upstream)
     known = folder.finished(STAGE, key, rewritten_by=rewritten_by)
     if known is not None:
@@ -61,9 +59,9 @@ def compressed(
             loaded.model.module,
             plan,
             question.profile,
-            batches=None if aside is None else aside.calibration,
-            judging=None if aside is None else aside.judging,
-            confirming=aside.confirming if aside is not None and aside.spared else None,
+            batches=loaded.calibration,
+            judging=loaded.judging,
+            confirming=loaded.confirming,
             options=options.compress,
             progress=job.progress,
             store=FolderStore(folder.work(key)),

@@ -76,7 +76,7 @@ class Question:
 
 @dataclass(frozen=True)
 class PlanFacts:
-    """Of a Selection, what the run's report shows."""
+    """The part of a Selection that the run's report shows."""
 
     tried: tuple[Tried, ...] = ()
     examples: int = 0

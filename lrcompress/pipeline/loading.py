@@ -8,7 +8,7 @@ from lrcompress.conversion.convert import convert_
 from lrcompress.errors import DataError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.pipeline.options import SourceOptions
-from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.batches import Batch, Batches
 from lrcompress.profiling.set_aside import SetAside, set_aside
 from lrcompress.sources.data import example_batch, kind_of_data, load_data
 from lrcompress.sources.models import LoadedModel, load_model
@@ -21,6 +21,21 @@ class Loaded:
     aside: SetAside | None  # the batches in three parts; None without data
     model_fingerprint: str
     data_fingerprint: str  # "" without data
+
+    @property
+    def calibration(self) -> Batches | None:
+        """What moments are measured on."""
+        return None if self.aside is None else self.aside.calibration
+
+    @property
+    def judging(self) -> Batches | None:
+        """The examples set aside that choose."""
+        return None if self.aside is None else self.aside.judging
+
+    @property
+    def confirming(self) -> Batches | None:
+        """The examples set aside that choose nothing; None where none could be spared."""
+        return self.aside.confirming if self.aside is not None and self.aside.spared else None
 
     def example(self) -> Batch:
         """For tracing and checking; the same at each call."""

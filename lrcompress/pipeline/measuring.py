@@ -76,11 +76,9 @@ def measured(
         folder.begin(STAGE)
         with job.clock.stage(STAGE):
             sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
-            module, aside = loaded.model.module, loaded.aside
-            batches = loaded.batches if aside is None else aside.calibration
-            judging = None if aside is None else aside.judging
+            module, batches = loaded.model.module, loaded.calibration
             store = CurveFolder(folder.work(key))
-            found = profile(module, batches, options, job.progress, sink, store, judging)
+            found = profile(module, batches, options, job.progress, sink, store, loaded.judging)
             for warning in found.warnings:
                 log.warning("%s", warning)
             on_main(partial(save_profile, found, target))

@@ -41,10 +41,10 @@ def swept(job: Job, question: Question, upstream: str) -> SweepFacts:
 
     A budget that cannot be met, or at which the network breaks down, is left out with a warning.
     """
-    options, aside = question.options, question.loaded.aside
+    options, judging = question.options, question.loaded.judging
     if not options.sweep:
         return SweepFacts()
-    if aside is None:
+    if judging is None:
         return _told(SweepFacts(warnings=("no sweep: there is no data to measure it on",)))
     key = _key(question, upstream)
     known = job.folder.finished(STAGE, key)
@@ -54,7 +54,7 @@ def swept(job: Job, question: Question, upstream: str) -> SweepFacts:
     with job.clock.stage(STAGE):
         plans, warnings = _plans(question)
         module = question.loaded.model.module
-        points = sweep(module, plans, question.profile, aside.judging, job.progress)
+        points = sweep(module, plans, question.profile, judging, job.progress)
         broken = [p.budget for p in points if not isfinite(p.measured)]
         warnings += [f"no sweep at {budget}: the output is not finite" for budget in broken]
         facts = SweepFacts(tuple(p for p in points if isfinite(p.measured)), tuple(warnings))

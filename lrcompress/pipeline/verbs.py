@@ -190,10 +190,8 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
     if found is None:
         _check_plan(options, loaded)
         measuring = with_pooling(options.profile, loaded)
-        aside = loaded.aside
-        batches = loaded.batches if aside is None else aside.calibration
-        judging = None if aside is None else aside.judging
-        found = profile(loaded.model.module, batches, measuring, progress, judging=judging)
+        module, judging = loaded.model.module, loaded.judging
+        found = profile(module, loaded.calibration, measuring, progress, judging=judging)
     plan, _ = on_main(partial(chosen, Question(loaded, found, options), progress))
     return Preview(found, plan)
 

@@ -70,7 +70,7 @@ class Plan:
 
     @property
     def structures(self) -> dict[str, Structure]:
-        """By layer."""
+        """Each layer's structure, by name."""
         return {layer.name: layer.structure for layer in self.layers}
 
     @property

@@ -49,7 +49,7 @@ def take_moments(
 
 
 def _in_float32(sensitivity: Sensitivity) -> Sensitivity:
-    """As it is stored, so that what is made here and from the disk is the same to the bit."""
+    """The sensitivity as it is stored, so that a profile is the same to the bit from the disk."""
     cross, bias = sensitivity.cross, sensitivity.bias
     return Sensitivity(
         input=sensitivity.input.float(),

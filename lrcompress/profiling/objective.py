@@ -42,7 +42,7 @@ class KullbackLeibler(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """By the class of the largest score of each position."""
+        """Compares the class of the largest score of each position."""
         same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
         return float(same.sum()), float(weights.sum())
 

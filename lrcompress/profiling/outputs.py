@@ -110,7 +110,7 @@ def _is_model_output(raw: object) -> bool:
 
 
 def _entries(raw: object) -> Mapping[str, object] | None:
-    """Of a mapping, a named tuple or a dataclass."""
+    """The outputs of a mapping, a named tuple or a dataclass, by name."""
     if isinstance(raw, Mapping):
         return {str(key): value for key, value in raw.items()}
     if isinstance(raw, tuple) and hasattr(raw, "_asdict"):

@@ -111,7 +111,7 @@ def choose_readout(
 
 
 def first_readout(raw: object, *, objective: str, pooling: str | None) -> Readout:
-    """Of profiles that were written before they held their readout: the first output alone."""
+    """The readout of a profile that was written before profiles held it: the first output."""
     tensors = named_outputs(raw)
     name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
     return choose_readout(raw, objective=objective, pooling=pooling, outputs=(name,))[0]

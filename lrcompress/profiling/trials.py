@@ -84,9 +84,10 @@ def try_ranks(
     layer = module.get_submodule(spec.name)
     weight = weight_matrix(layer).to(torch.float64)
     losses = loss_curve(profile.spectra[metric.name])
-    if not bool(torch.isfinite(whitening.whiten(weight)).all()):
+    whitened = whitening.whiten(weight)
+    if not bool(torch.isfinite(whitened).all()):
         return ()  # compressing will say why, naming the layer
-    truncation = Truncation.of(weight, whitening)
+    truncation = Truncation.of(whitened, whitening)
     found = []
     for rank in ranks:
         structure = LowRank(rank)

@@ -25,9 +25,8 @@ class Truncation:
     right: Tensor  # (groups, k, n)
 
     @classmethod
-    def of(cls, weight: Tensor, whitening: Whitening) -> Truncation:
-        """weight: (groups, m, n), float64."""
-        whitened = whitening.whiten(weight)
+    def of(cls, whitened: Tensor, whitening: Whitening) -> Truncation:
+        """The truncation of the weight that `whitening` whitened: (groups, m', n'), float64."""
         leading: Tensor = torch.linalg.eigh(gram_of_shorter_side(whitened)).eigenvectors.flip(-1)
         if whitened.shape[-2] <= whitened.shape[-1]:
             left, right = leading, leading.mT @ whitened

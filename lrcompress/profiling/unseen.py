@@ -38,7 +38,7 @@ class UnseenClasses:
 
     @property
     def share(self) -> float:
-        """Of the prior."""
+        """The share of the prior in the probes and in the head's input factors."""
         return SHARE * (1 - self.seen / self.classes)
 
     @property

@@ -282,7 +282,7 @@ def _row(made: _Made, best: _Made) -> Tried:
 
 
 def _affordable(profile: Profile, judging: Batches, rounds: int) -> list[Batch]:
-    """As many of the examples as can be measured in time, at least a few."""
+    """The examples that can be measured in time: all of them, or a few of all lengths."""
     passes = len(CANDIDATES) + rounds * (1 + PASSES_OF_ATTRIBUTION)
     flops = max(passes * profile.total_flops_per_example, 1.0)
     examples = sum(map(batch_size, judging))

@@ -119,8 +119,8 @@ class TrialNetwork:
         if isinstance(structure, LowRank):
             key = (metric, layer.name)
             if key not in self._truncations:
-                weight = weight_matrix(original).to(torch.float64)
-                made = Truncation.of(weight, layer_whitening(layer, metric, moments))
+                whitening = layer_whitening(layer, metric, moments)
+                made = Truncation.of(whitening.whiten(weight_matrix(original)), whitening)
                 self._keep(key, made.limited(layer.spec.break_even_rank))
             factors = self._truncations[key].factors(structure.rank)
             return rounded_fit(layer, original, structure, metric, moments, factors)

@@ -52,7 +52,7 @@ def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> li
 
 
 def load_data(reference: str, model: LoadedModel, options: DataOptions) -> LoadedData:
-    """As `load_batches`, with warnings, which are logged too."""
+    """Loads batches as `load_batches` does, with their warnings, which are logged too."""
     warnings: tuple[str, ...] = ()
     kind, path = kind_of_data(reference), expanded(reference, DataError)
     if kind == "images":

@@ -31,8 +31,8 @@ def _bias(values: Tensor | None, layer: nn.Module) -> nn.Parameter | None:
     return _parameter(values.clone(), like)
 
 
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """An nn.Linear of the given parameters; made on meta so that nothing is drawn in vain."""
+def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """An nn.Linear of the given parameters, built on the meta device so that none is drawn."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = weight
     if bias is not None:
@@ -53,8 +53,8 @@ class FactorizedLinear(nn.Module):
     def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        down = _linear(_parameter(right, weight), None)
-        return cls(down, _linear(_parameter(left, weight), _bias(bias, layer)))
+        down = linear_of(_parameter(right, weight), None)
+        return cls(down, linear_of(_parameter(left, weight), _bias(bias, layer)))
 
     @property
     def weight(self) -> Tensor:
@@ -86,7 +86,7 @@ class FactorizedEmbedding(nn.Module):
             right.shape[1], right.shape[0], padding_idx=layer.padding_idx, device="meta"
         )
         codes.weight = _parameter(right.mT, layer.weight)
-        return cls(codes, _linear(_parameter(left, layer.weight), None))
+        return cls(codes, linear_of(_parameter(left, layer.weight), None))
 
     @property
     def weight(self) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lrcompress.structures.factorized import _bias, _linear, _parameter
+from lrcompress.structures.factorized import _bias, _parameter, linear_of
 
 
 def _chunks(input: Tensor, chosen: Tensor, chunk: int) -> Tensor:
@@ -89,8 +89,8 @@ def interpolated_inputs(
     """In the layer's dtype, device and need of gradients."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    inner = None if mix is None else _linear(_parameter(mix, weight), None)
-    outer = _linear(_parameter(up, weight), _bias(bias, layer))
+    inner = None if mix is None else linear_of(_parameter(mix, weight), None)
+    outer = linear_of(_parameter(up, weight), _bias(bias, layer))
     return InterpolatedInputs(inner, outer, order.to(weight.device), chunk)
 
 
@@ -105,7 +105,7 @@ def interpolated_outputs(
     """The same, for the form that mixes outputs."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    inner = None if mix is None else _linear(_parameter(mix, weight), None)
-    outer = _linear(_parameter(down, weight), None)
+    inner = None if mix is None else linear_of(_parameter(mix, weight), None)
+    outer = linear_of(_parameter(down, weight), None)
     place = order.argsort().to(weight.device)
     return InterpolatedOutputs(outer, inner, place, chunk, _bias(bias, layer))

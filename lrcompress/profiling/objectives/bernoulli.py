@@ -33,6 +33,6 @@ class Bernoulli(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """By the sign of each feature."""
+        """Compares the sign of each feature."""
         same = ((dense > 0) == (other > 0)).to(weights.dtype) * weights.unsqueeze(-1)
         return float(same.sum()), float(weights.sum()) * dense.shape[-1]

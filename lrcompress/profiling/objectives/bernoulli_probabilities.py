@@ -38,6 +38,6 @@ class BernoulliProbabilities(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """By whether each feature's probability is above one half."""
+        """Compares whether each feature's probability is above one half."""
         same = ((dense > 0.5) == (other > 0.5)).to(weights.dtype) * weights.unsqueeze(-1)
         return float(same.sum()), float(weights.sum()) * dense.shape[-1]

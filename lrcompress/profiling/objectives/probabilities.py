@@ -36,6 +36,6 @@ class Probabilities(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """By the most probable class of each position."""
+        """Compares the most probable class of each position."""
         same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
         return float(same.sum()), float(weights.sum())
