@@ -55,14 +55,19 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
     def note(name: str) -> Any:
         def hook(
             _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
-        ) -> None:
-            seen.inputs[name] = (inputs[0] if inputs else next(iter(named.values()))).detach()
-            seen.outputs[name] = output if output.requires_grad else output.requires_grad_()
+        ) -> Tensor:
+            # Copies: the network may go on to change its activations in place
+            seen.inputs[name] = (inputs[0] if inputs else next(iter(named.values()))).detach().clone()
+            kept = output if output.requires_grad else output.detach().requires_grad_()
+            seen.outputs[name] = kept
+            return kept.clone()
 
         return hook
 
     hooks = [
-        module.get_submodule(name).register_forward_hook(note(name), with_kwargs=True)
+        module.get_submodule(name).register_forward_hook(
+            note(name), prepend=True, with_kwargs=True
+        )
         for name in names
     ]
     try:

@@ -94,8 +94,9 @@ def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
     found = {(len(batches) - 1, 0)}
     whole = [name for name, t in batches[0].items() if not t.is_floating_point()]
     for name in whole:
-        largest = max(range(len(batches)), key=lambda i: int(batches[i][name].max()))
-        values = batches[largest][name]
+        # As int64, since torch finds no maximum in booleans
+        largest = max(range(len(batches)), key=lambda i: int(batches[i][name].long().max()))
+        values = batches[largest][name].long()
         found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))
     return [(batches[i], row) for i, row in sorted(found)]
 
