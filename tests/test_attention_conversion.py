@@ -20,7 +20,7 @@ from torch.nn import functional
 import lrcompress
 from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import converted_from
-from lrcompress.conversion.encoder import UnnestedEncoder
+from lrcompress.profiling.unfused import UnnestedEncoder
 from lrcompress.layers import describe
 
 TESTS = Path(__file__).parent

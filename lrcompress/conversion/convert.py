@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lrcompress.conversion.agreement import WHOLE_NETWORK, agree, output
+from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
 from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import (
     Conversion,
@@ -20,7 +20,6 @@ from lrcompress.conversion.conversion import (
     converted_from,
     remember_,
 )
-from lrcompress.conversion.encoder import nests_tensors, without_nesting_
 from lrcompress.conversion.observation import Call, Observation, observe
 from lrcompress.conversion.standard import Found, build, standard_layer
 from lrcompress.errors import ModelError
@@ -35,12 +34,19 @@ from lrcompress.layers import (
 )
 from lrcompress.profiling.batches import Batch, batch_size
 from lrcompress.profiling.passes import call
+from lrcompress.profiling.unfused import (
+    nests_tensors,
+    runs_unfused,
+    with_nesting_,
+    without_nesting_,
+)
 
 EXAMPLES = 2  # of the batch; more would show nothing new
 
 log = logging.getLogger(__name__)
 
 
+@runs_unfused()
 def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
     """Replace layers that are standard ones in all but name, in place, where that is exact.
 
@@ -71,11 +77,11 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
         if found and not fingerprint:
             fingerprint = model_fingerprint(module)
         kept = _installed(module, found, modes, batch, plain, reasons)
-    for child, reader in seen.read_by.items():
-        if layer_kind(child) is not None:
-            leave_alone_(
-                child, f"{reader} reads its weight itself, beside or instead of calling it"
-            )
+    for spec in describe(module).layers:
+        for name in (spec.name, *spec.tied):
+            reason = seen.use.reason(module.get_submodule(name))
+            if reason:
+                leave_alone_(module.get_submodule(spec.name), reason)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
     if kept:
@@ -183,8 +189,8 @@ def _reason_not_to(child: nn.Module, name: str, seen: Observation) -> str:
         return "its weight is computed from other parameters (a norm, pruning, quantisation)"
     if any("forward" in vars(part) for part in inner):
         return "its forward was replaced on this one module"
-    if child in seen.read_by:
-        return f"{seen.read_by[child]} reads its weight itself"
+    if child in seen.use.read_by:
+        return f"{seen.use.read_by[child]} reads its weight itself"
     if not seen.calls.get(child):
         return "the example never reaches it"
     return ""
@@ -225,7 +231,7 @@ def _installed(
     for (conversion, _), original in zip(reversed(found), reversed(undo), strict=True):
         replace_(module, conversion.name, original)
     for encoder in encoders:
-        module.get_submodule(encoder.name).__class__ = nn.TransformerEncoder
+        with_nesting_(module.get_submodule(encoder.name))
     kept: list[Conversion] = []
     for conversion, layer in found:
         original = _install_(module, conversion, layer, modes)
@@ -235,7 +241,7 @@ def _installed(
             continue
         replace_(module, conversion.name, original)
         for encoder in encoders:
-            module.get_submodule(encoder.name).__class__ = nn.TransformerEncoder
+            with_nesting_(module.get_submodule(encoder.name))
         reasons[conversion.name] = (
             "with a layer of the same function in its place the network's output changed"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrcompress.conversion.agreement import agree, output
+from lrcompress.profiling.agreement import agree, output
 from lrcompress.conversion.conversion import Conversion
 from lrcompress.conversion.observation import Call, Product, products_of
 from lrcompress.conversion.wrapped import PaddedConv, ScaledLayer, same_padding
