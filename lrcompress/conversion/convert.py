@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
 from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import (
     Conversion,
@@ -32,16 +31,16 @@ from lrcompress.layers import (
     leave_alone_,
     replace_,
 )
-from lrcompress.profiling.batches import Batch, batch_size
+from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
+from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.passes import call
+from lrcompress.profiling.replaceable import few_examples
 from lrcompress.profiling.unfused import (
     nests_tensors,
     runs_unfused,
     with_nesting_,
     without_nesting_,
 )
-
-EXAMPLES = 2  # of the batch; more would show nothing new
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,8 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
     Raises:
         DataError: the batch does not fit the network's forward.
     """
-    batch = _few(module, batch)
+    with _evaluating(module):
+        batch = few_examples(module, batch)
     for child in module.modules():
         leave_alone_(child, "")
     before = converted_from(module)
@@ -119,14 +119,6 @@ def replay_(module: nn.Module, conversions: Sequence[Conversion], *, strict: boo
             _install_(module, conversion, _made(conversion, target), modes)
             done.append(conversion)
     remember_(module, replace(before, conversions=(*before.conversions, *done)))
-
-
-def _few(module: nn.Module, batch: Batch) -> Batch:
-    if not batch or batch_size(batch) <= EXAMPLES:
-        return batch
-    short = {name: tensor[:EXAMPLES] for name, tensor in batch.items()}
-    with _evaluating(module):
-        return batch if isinstance(output(lambda: call(module, short)), Exception) else short
 
 
 def _run(module: nn.Module, batch: Batch) -> object:

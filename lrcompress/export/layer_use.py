@@ -57,7 +57,9 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
             _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor:
             # Copies: the network may go on to change its activations in place
-            seen.inputs[name] = (inputs[0] if inputs else next(iter(named.values()))).detach().clone()
+            seen.inputs[name] = (
+                (inputs[0] if inputs else next(iter(named.values()))).detach().clone()
+            )
             kept = output if output.requires_grad else output.detach().requires_grad_()
             seen.outputs[name] = kept
             return kept.clone()
@@ -65,9 +67,7 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
         return hook
 
     hooks = [
-        module.get_submodule(name).register_forward_hook(
-            note(name), prepend=True, with_kwargs=True
-        )
+        module.get_submodule(name).register_forward_hook(note(name), prepend=True, with_kwargs=True)
         for name in names
     ]
     try:

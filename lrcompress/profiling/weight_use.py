@@ -101,9 +101,9 @@ class _Owned:
 _Owners = Mapping[int, Sequence[_Owned]]  # by address of the storage
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, owners: _Owners, running: list[nn.Module], found: WeightUse) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owners, self.running, self.found = owners, running, found
 
     def __torch_dispatch__(
@@ -177,7 +177,7 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     """First byte in its storage and the one after its last."""
     if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return 0, 0
-    start = tensor.storage_offset()
+    start = int(tensor.storage_offset())
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
 

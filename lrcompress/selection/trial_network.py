@@ -65,7 +65,9 @@ class TrialNetwork:
             scales = {change.name: torch.zeros((), requires_grad=True) for change in replacements}
             handles = [
                 self.module.get_submodule(change.name).register_forward_hook(
-                    _toward_dense(change.original, scales[change.name]), with_kwargs=True
+                    _toward_dense(change.original, scales[change.name]),
+                    prepend=True,  # the layer's own hooks come after, for either
+                    with_kwargs=True,
                 )
                 for change in replacements
             ]
@@ -147,7 +149,7 @@ def _toward_dense(dense: nn.Module, scale: Tensor) -> Callable[..., Tensor]:
 
     def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         with torch.no_grad():
-            difference: Tensor = dense(*args, **named) - output
+            difference: Tensor = dense.forward(*args, **named) - output
         return output + scale.to(difference) * difference
 
     return hook
