@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lrcompress.export.draws import Case, draw
 from lrcompress.export.forward import named_outputs
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.in_place import saved_copies
 
 _CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
 
@@ -71,18 +72,23 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
         for name in names
     ]
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), saved_copies():
             outputs = named_outputs(module(**batch)).values()
+            return seen, _reached(seen, list(outputs))
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _reached(seen: _Seen, outputs: list[Tensor]) -> set[str]:
+    """The layers that some output depends on."""
     ends = [output.sum() for output in outputs if output.requires_grad]
     if not ends:  # its forward turns gradients off: all that is known is which layers it calls
-        return seen, set(seen.outputs)
+        return set(seen.outputs)
     total = torch.stack([end.double() for end in ends]).sum()
     called = list(seen.outputs)
     slopes = torch.autograd.grad(total, [seen.outputs[n] for n in called], allow_unused=True)
-    return seen, {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
+    return {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

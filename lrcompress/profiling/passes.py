@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lrcompress.distributed import shard
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.in_place import saved_copies
 from lrcompress.profiling.moments import Collector
 from lrcompress.profiling.readout import Readout
 from lrcompress.progress import Step
@@ -76,7 +77,8 @@ def collect(
         DataError: a batch does not fit the network's forward.
         ModelError: an output is NaN or infinite, or no gradient can be taken.
     """
-    with collector.watching():
+    copies = saved_copies() if collector.with_sensitivity else nullcontext()
+    with collector.watching(), copies:
         for index, batch in shard(list(enumerate(batches))):
             collector.begin_batch(batch)
             with torch.set_grad_enabled(collector.with_sensitivity):

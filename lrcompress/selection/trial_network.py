@@ -15,6 +15,7 @@ from lrcompress.compression.replace import Replacement, install_, show_originals
 from lrcompress.layers import weight_matrix
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import batch_size
+from lrcompress.profiling.in_place import saved_copies
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -87,7 +88,7 @@ class TrialNetwork:
     def _backward(self, index: int) -> float:
         batch, (dense, weights) = self.judge.batches[index], self.judge.outputs[index]
         readout = self.judge.readout
-        with torch.enable_grad():
+        with torch.enable_grad(), saved_copies():
             outputs, _ = readout(call(self.module, batch), batch)
             total = readout.objective.divergence(dense, outputs, weights).sum()
             if total.requires_grad:
