@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.export.draws import Case, draw
-from lrcompress.export.forward import named_outputs
+from lrcompress.export.forward import copied, named_outputs
 from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.in_place import saved_copies
+from lrcompress.profiling.in_place import with_copies_if_needed
 
 _CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
 
@@ -72,17 +72,16 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
         for name in names
     ]
     try:
-        with torch.enable_grad(), saved_copies():
-            outputs = named_outputs(module(**batch)).values()
-            return seen, _reached(seen, list(outputs))
+        with torch.enable_grad():
+            return seen, with_copies_if_needed(lambda: _reached(seen, module(**copied(batch))))
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _reached(seen: _Seen, outputs: list[Tensor]) -> set[str]:
+def _reached(seen: _Seen, raw: object) -> set[str]:
     """The layers that some output depends on."""
-    ends = [output.sum() for output in outputs if output.requires_grad]
+    ends = [output.sum() for output in named_outputs(raw).values() if output.requires_grad]
     if not ends:  # its forward turns gradients off: all that is known is which layers it calls
         return set(seen.outputs)
     total = torch.stack([end.double() for end in ends]).sum()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from lrcompress.compression.replace import Replacement, install_, show_originals
 from lrcompress.layers import weight_matrix
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import batch_size
-from lrcompress.profiling.in_place import saved_copies
+from lrcompress.profiling.in_place import with_copies_if_needed
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -73,7 +73,7 @@ class TrialNetwork:
                 for change in replacements
             ]
             try:
-                total = sum(map(self._backward, range(len(self.judge.batches))))
+                total = with_copies_if_needed(lambda: self._backward_all(scales.values()))
             finally:
                 for handle in handles:
                     handle.remove()
@@ -85,10 +85,15 @@ class TrialNetwork:
                 shares[owner] -= 0.5 * float(scale.grad) / examples
         return Attribution(total / examples, shares)
 
+    def _backward_all(self, scales: Iterable[Tensor]) -> float:
+        for scale in scales:
+            scale.grad = None
+        return sum(map(self._backward, range(len(self.judge.batches))))
+
     def _backward(self, index: int) -> float:
         batch, (dense, weights) = self.judge.batches[index], self.judge.outputs[index]
         readout = self.judge.readout
-        with torch.enable_grad(), saved_copies():
+        with torch.enable_grad():
             outputs, _ = readout(call(self.module, batch), batch)
             total = readout.objective.divergence(dense, outputs, weights).sum()
             if total.requires_grad:

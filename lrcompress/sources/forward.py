@@ -78,7 +78,8 @@ def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
         DataError: forward fails on one of them.
     """
     for batch, row in _extremes(batches):
-        example = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        # Copies, which the network may change
+        example = {name: tensor[row : row + 1].clone() for name, tensor in batch.items()}
         try:
             module(**example)
         except Exception as cause:  # the model's code may raise anything

@@ -99,7 +99,7 @@ def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> floa
     around = nullcontext() if course.around_step is None else course.around_step(step)
     with around, _regularised(course) as penalty:
         for batch, place, generator in draws(course, step):
-            with saved_copies() if course.in_place else nullcontext():
+            with saved_copies(needed=course.in_place):
                 with course.autocast():
                     loss = course.objective.loss(batch, generator, place=place)
                     terms = (penalty(), None if course.penalty is None else course.penalty())

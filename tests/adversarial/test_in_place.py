@@ -131,3 +131,32 @@ def test_in_place_changes_go_through_every_stage(name: str, tmp_path: Path) -> N
     tuned = copy.deepcopy(other)
     lrcompress.tune_(tuned, module, batches, TuneOptions(steps=2, learning_rate=1e-6))
     assert_same(module, tuned, batches[0])
+
+
+class ChangesItsInput(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        keep |= x[:, 1] > 1
+        x.sub_(x.mean(-1, keepdim=True)).mul_(3)
+        y = self.first(x) * keep[:, None]
+        x += y
+        out: Tensor = self.last(torch.tanh(x))
+        return out
+
+
+def test_a_network_that_changes_its_input_leaves_the_data_alone(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = low_rank_(ChangesItsInput())
+    batches = [{**batch, "keep": batch["x"][:, 0] > 0} for batch in rows(WIDTH, count=8)]
+    before = copy.deepcopy(batches)
+    other, _, _ = compressed(module, batches)
+    assert_same(module, other, batches[0])
+    assert_exports(module, other, batches[0], tmp_path / "m.onnx")
+    tuned = copy.deepcopy(other)
+    lrcompress.tune_(tuned, module, batches, TuneOptions(steps=2, learning_rate=1e-6))
+    assert_same(module, tuned, batches[0])
+    for batch, wanted in zip(batches, before, strict=True):
+        assert all(torch.equal(batch[name], wanted[name]) for name in batch)
