@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
@@ -105,7 +106,11 @@ def describe(module: nn.Module) -> ModelLayers:
                 raise ModelError(f"{where}: its weights are not loaded; load them before profiling")
             owners[id(parameter)].append(name)
 
-    read_directly = _weights_read_by_parent(modules)
+    known = {
+        **_weights_read_by_parent(modules),
+        **_within_compiled(modules),
+        **_with_global_hooks(modules),
+    }
     layers: list[LayerSpec] = []
     left_alone: list[LeftAlone] = []
     seen: set[int] = set()
@@ -115,7 +120,7 @@ def describe(module: nn.Module) -> ModelLayers:
             continue
         weight = getattr(child, "weight", None)
         names = owners[id(weight)] if isinstance(weight, nn.Parameter) else [name]
-        reason = read_directly.get(name) or _reason_to_leave(child, [modules[n] for n in names])
+        reason = known.get(name) or _reason_to_leave(child, [modules[n] for n in names])
         seen.update(id(p) for p in own)
         rest = [p for p in own if not (p is weight and reason is None)]
         if len(rest) < len(own):
@@ -202,6 +207,23 @@ def has_hooks(layer: nn.Module) -> bool:
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
+_HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_backward_pre_hooks", "_backward_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+
+
+def share_hooks_(layer: nn.Module, replacement: nn.Module) -> nn.Module:
+    """Have the replacement run the layer's hooks; returns it.
+
+    They are shared, not copied: the handle that removes a hook removes it from both.
+    """
+    for table in _HOOKS:
+        setattr(replacement, table, getattr(layer, table))
+    return replacement
+
+
 def leave_alone_(layer: nn.Module, reason: str) -> None:
     """Have `describe` list the layer among those left alone, for this reason; "" takes it back."""
     if reason:
@@ -231,10 +253,9 @@ def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
     weight = _weight(layer)
     if parametrize.is_parametrized(layer) or not isinstance(weight, nn.Parameter):
         return _COMPUTED
-    if has_hooks(layer):
-        return "it has forward hooks, which a replacement would lose"
-    if "forward" in vars(layer):
-        return "its forward was replaced on this one module"
+    changed = _own_call(layer)
+    if changed:
+        return changed
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not floating point"
     if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
@@ -246,6 +267,42 @@ def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
     if min(_matrix(layer, kind).shape[-2:]) < 2:
         return "a weight with a single row or column has no smaller rank"
     return None
+
+
+def _own_call(layer: nn.Module) -> str | None:
+    """How a call of the layer differs from that of its class in torch, if it does."""
+    patched = [name for name in ("forward", "_conv_forward", "_call_impl") if name in vars(layer)]
+    if patched:
+        return f"its {patched[0]} was replaced on this one module"
+    for name in ("__call__", "_call_impl", "_wrapped_call_impl"):
+        if getattr(type(layer), name) is not getattr(nn.Module, name):
+            return f"its class {type(layer).__name__} has a {name} of its own"
+    return None
+
+
+def _within_compiled(modules: dict[str, nn.Module]) -> dict[str, str]:
+    """torch.compile's wrapper goes on to call the module that it was given."""
+    wrappers = [name for name, part in modules.items() if type(part).__name__ == "OptimizedModule"]
+    reason = (
+        "torch.compile's wrapper goes on to call the layer that it was given; give the model as it "
+        "was before torch.compile"
+    )
+    return {
+        name: reason
+        for name in modules
+        if any(name.startswith(f"{wrapper}." if wrapper else "_orig_mod") for wrapper in wrappers)
+    }
+
+
+def _with_global_hooks(modules: dict[str, nn.Module]) -> dict[str, str]:
+    tables = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    if not any(tables):
+        return {}
+    reason = (
+        "a hook for all modules is registered (register_module_forward_hook), which would run for "
+        "the parts of a replacement too; remove the hook"
+    )
+    return dict.fromkeys(modules, reason)
 
 
 def _weights_read_by_parent(modules: dict[str, nn.Module]) -> dict[str, str]:

@@ -20,8 +20,8 @@ from torch.nn import functional
 import lrcompress
 from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import converted_from
-from lrcompress.conversion.encoder import UnnestedEncoder
 from lrcompress.layers import describe
+from lrcompress.profiling.unfused import UnnestedEncoder
 
 TESTS = Path(__file__).parent
 # float32 sums of a few dozen terms of order one, in another order

@@ -277,12 +277,6 @@ def _hooked() -> nn.Module:
     return layer
 
 
-def _standard_hooked() -> nn.Module:
-    layer = nn.Linear(8, 6)
-    layer.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
-    return layer
-
-
 def _patched(layer: nn.Module) -> nn.Module:
     layer.forward = lambda x: functional.linear(x, layer.weight) * 2  # type: ignore[method-assign]
     return layer
@@ -297,7 +291,6 @@ LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
     "dropout of the weight": (lambda: DroppedWeight(8, 6), ROWS, "in training"),
     "activation": (lambda: WithMore(8, 6), ROWS, "not that of linear"),
     "hook": (_hooked, ROWS, "forward hooks"),
-    "standard layer with a hook": (_standard_hooked, ROWS, "forward hooks"),
     "patched": (lambda: _patched(Product(8, 6)), ROWS, "was replaced on this one module"),
     "standard layer, patched": (lambda: _patched(nn.Linear(8, 6)), ROWS, "was replaced"),
     "spectral norm": (

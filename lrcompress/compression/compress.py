@@ -24,6 +24,7 @@ from lrcompress.profiling.batches import Batches
 from lrcompress.profiling.layerwise import layer_cost
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 
@@ -39,6 +40,7 @@ DEFAULTS = CompressOptions()
 NO_STORE = NoStore()
 
 
+@runs_unfused()
 def compress_(
     module: nn.Module,
     plan: Plan,

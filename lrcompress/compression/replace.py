@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lrcompress.errors import ModelError
-from lrcompress.layers import LayerSpec, replace_
+from lrcompress.layers import LayerSpec, replace_, share_hooks_
 from lrcompress.structures import Factors, Structure
 from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorizedHead
 
@@ -46,7 +46,7 @@ def install_(
         head_bias = head.bias
         assert head_bias is None or isinstance(head_bias, nn.Parameter)
         tied = TiedFactorizedHead(built, head_bias).train(head.training)
-        done.append(Replacement(name, head, tied))
+        done.append(Replacement(name, head, share_hooks_(head, tied)))
         replace_(module, name, done[-1].replacement)
     return tuple(done)
 
@@ -54,9 +54,15 @@ def install_(
 def stand_in(
     layer: nn.Module, spec: LayerSpec, structure: Structure, factors: Factors, bias: Tensor | None
 ) -> nn.Module:
-    """What takes the layer's place. A bias that other modules share stays the one that it is."""
+    """What takes the layer's place, with the layer's hooks.
+
+    A bias that other modules share stays the one that it is.
+    """
     built = structure.build(layer, spec, factors, bias)
-    if built is layer or not spec.shared_bias:
+    if built is layer:
+        return built
+    share_hooks_(layer, built)
+    if not spec.shared_bias:
         return built
     own = built.bias
     (place,) = (name for name, parameter in built.named_parameters() if parameter is own)

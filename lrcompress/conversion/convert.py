@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lrcompress.conversion.agreement import WHOLE_NETWORK, agree, output
 from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import (
     Conversion,
@@ -20,7 +19,6 @@ from lrcompress.conversion.conversion import (
     converted_from,
     remember_,
 )
-from lrcompress.conversion.encoder import nests_tensors, without_nesting_
 from lrcompress.conversion.observation import Call, Observation, observe
 from lrcompress.conversion.standard import Found, build, standard_layer
 from lrcompress.errors import ModelError
@@ -33,14 +31,21 @@ from lrcompress.layers import (
     leave_alone_,
     replace_,
 )
-from lrcompress.profiling.batches import Batch, batch_size
+from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
+from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.passes import call
-
-EXAMPLES = 2  # of the batch; more would show nothing new
+from lrcompress.profiling.replaceable import few_examples
+from lrcompress.profiling.unfused import (
+    nests_tensors,
+    runs_unfused,
+    with_nesting_,
+    without_nesting_,
+)
 
 log = logging.getLogger(__name__)
 
 
+@runs_unfused()
 def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
     """Replace layers that are standard ones in all but name, in place, where that is exact.
 
@@ -54,7 +59,8 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
     Raises:
         DataError: the batch does not fit the network's forward.
     """
-    batch = _few(module, batch)
+    with _evaluating(module):
+        batch = few_examples(module, batch)
     for child in module.modules():
         leave_alone_(child, "")
     before = converted_from(module)
@@ -71,11 +77,11 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
         if found and not fingerprint:
             fingerprint = model_fingerprint(module)
         kept = _installed(module, found, modes, batch, plain, reasons)
-    for child, reader in seen.read_by.items():
-        if layer_kind(child) is not None:
-            leave_alone_(
-                child, f"{reader} reads its weight itself, beside or instead of calling it"
-            )
+    for spec in describe(module).layers:
+        for name in (spec.name, *spec.tied):
+            reason = seen.use.reason(module.get_submodule(name))
+            if reason:
+                leave_alone_(module.get_submodule(spec.name), reason)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
     if kept:
@@ -113,14 +119,6 @@ def replay_(module: nn.Module, conversions: Sequence[Conversion], *, strict: boo
             _install_(module, conversion, _made(conversion, target), modes)
             done.append(conversion)
     remember_(module, replace(before, conversions=(*before.conversions, *done)))
-
-
-def _few(module: nn.Module, batch: Batch) -> Batch:
-    if not batch or batch_size(batch) <= EXAMPLES:
-        return batch
-    short = {name: tensor[:EXAMPLES] for name, tensor in batch.items()}
-    with _evaluating(module):
-        return batch if isinstance(output(lambda: call(module, short)), Exception) else short
 
 
 def _run(module: nn.Module, batch: Batch) -> object:
@@ -183,8 +181,8 @@ def _reason_not_to(child: nn.Module, name: str, seen: Observation) -> str:
         return "its weight is computed from other parameters (a norm, pruning, quantisation)"
     if any("forward" in vars(part) for part in inner):
         return "its forward was replaced on this one module"
-    if child in seen.read_by:
-        return f"{seen.read_by[child]} reads its weight itself"
+    if child in seen.use.read_by:
+        return f"{seen.use.read_by[child]} reads its weight itself"
     if not seen.calls.get(child):
         return "the example never reaches it"
     return ""
@@ -225,7 +223,7 @@ def _installed(
     for (conversion, _), original in zip(reversed(found), reversed(undo), strict=True):
         replace_(module, conversion.name, original)
     for encoder in encoders:
-        module.get_submodule(encoder.name).__class__ = nn.TransformerEncoder
+        with_nesting_(module.get_submodule(encoder.name))
     kept: list[Conversion] = []
     for conversion, layer in found:
         original = _install_(module, conversion, layer, modes)
@@ -235,7 +233,7 @@ def _installed(
             continue
         replace_(module, conversion.name, original)
         for encoder in encoders:
-            module.get_submodule(encoder.name).__class__ = nn.TransformerEncoder
+            with_nesting_(module.get_submodule(encoder.name))
         reasons[conversion.name] = (
             "with a layer of the same function in its place the network's output changed"
         )

@@ -1,24 +1,19 @@
-"""One forward pass, watched: which products a layer computes, and who reads whose weight."""
+"""One forward pass, watched: what layers are called with, and which products they compute."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
 from torch.overrides import TorchFunctionMode
 
-CALLS_KEPT = 4  # of each layer
+from lrcompress.profiling.weight_use import WeightUse, note_returned, watch_weights
 
-# Functions that take no more of a tensor than its dtype, device or shape
-HARMLESS = {"type_as", "zeros_like", "ones_like", "empty_like", "full_like", "expand_as", "view_as"}
+CALLS_KEPT = 4  # of each layer
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,83 +40,32 @@ class Call:
     kwargs: Mapping[str, Any]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Observation:
-    calls: dict[nn.Module, list[Call]] = field(default_factory=lambda: defaultdict(list))
-    read_by: dict[nn.Module, str] = field(default_factory=dict)  # layer -> class of the reader
-
-
-class _Watch(TorchFunctionMode):
-    """Notes who uses the memory of a parameter outside of the modules that own it."""
-
-    def __init__(self, owners: Mapping[int, Collection[nn.Module]], found: Observation) -> None:
-        super().__init__()
-        self.owners, self.found = owners, found
-        self.running: list[nn.Module] = []
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", "")
-        if name not in HARMLESS and not name.startswith("new_"):
-            given = args[:1] if name == "to" else (*args, *(kwargs or {}).values())
-            self._note(given, result)
-        return result
-
-    def _note(self, given: Sequence[Any], result: object) -> None:
-        made = {_memory(tensor) for tensor in _tensors(result)}
-        for memory in {_memory(tensor) for tensor in _tensors(given)}:
-            owners = self.owners.get(memory, ())
-            # A view is no use yet; whoever uses the view has the same memory
-            if not owners or not made or memory in made:
-                continue
-            if not any(owner in self.running for owner in owners):
-                reader = type(self.running[-1]).__name__ if self.running else "the caller"
-                for owner in owners:
-                    self.found.read_by[owner] = reader
+    calls: Mapping[nn.Module, Sequence[Call]]
+    use: WeightUse
 
 
 def observe(
     module: nn.Module, candidates: Collection[nn.Module], run: Callable[[], object]
 ) -> Observation:
-    """Watch `run`, a forward pass of `module`; inputs of the candidates are kept.
-
-    torch's fused transformer kernels stand aside while somebody watches.
-    """
-    found = Observation()
-    known = set(module.modules())
-    watch = _Watch(_owners(module), found)
-
-    def enter(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if layer in known:
-            watch.running.append(layer)
-
-    def leave(layer: nn.Module, args: tuple[Any, ...], result: object) -> None:
-        if layer in known:
-            watch.running.pop()
+    """Watch `run`, a forward pass of `module`; inputs of the candidates are kept."""
+    calls: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if len(found.calls[layer]) < CALLS_KEPT:
+        if len(calls[layer]) < CALLS_KEPT:
             copies: dict[int, Tensor] = {}
-            found.calls[layer].append(_copied_call(args, kwargs, copies))
+            calls[layer].append(_copied_call(args, kwargs, copies))
 
-    handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
-        *(layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in candidates),
-    ]
+    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in candidates]
     try:
-        with torch.no_grad(), watch:
-            run()
+        with torch.no_grad(), watch_weights(module) as use:
+            raw = run()
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    note_returned(module, raw, use)
+    return Observation(calls, use)
 
 
 def products_of(run: Callable[[], object]) -> tuple[object, list[Product]]:
@@ -204,37 +148,6 @@ _SIGNATURES: dict[str, tuple[str, ...]] = {
 def _each(value: Any, axes: int) -> tuple[int, ...]:
     given = tuple(value) if isinstance(value, tuple | list) else (value,)
     return tuple(int(x) for x in (given * axes if len(given) == 1 else given))
-
-
-def _owners(module: nn.Module) -> dict[int, list[nn.Module]]:
-    """Memory of each parameter -> the modules that hold it."""
-    owners: dict[int, list[nn.Module]] = defaultdict(list)
-    for child in module.modules():
-        for parameter in child.parameters(recurse=False):
-            owners[_memory(parameter)].append(child)
-        if isinstance(child, nn.MultiheadAttention):  # reads the weights of its projection itself
-            for parameter in child.out_proj.parameters(recurse=False):
-                owners[_memory(parameter)].append(child)
-    owners.pop(0, None)
-    return owners
-
-
-def _memory(tensor: Tensor) -> int:
-    """Where its values lie; 0 for tensors that have no place of their own."""
-    if tensor.is_nested or tensor.layout is not torch.strided:
-        return 0
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # inside a function transform
-        return 0
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _copied_call(

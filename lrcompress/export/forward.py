@@ -72,7 +72,7 @@ class NamedForward(nn.Module):
         arguments = {
             name: _to(value, self.dtype) for name, value in zip(self.inputs, values, strict=True)
         }
-        named = named_outputs(self.module(**arguments))
+        named = named_outputs(self.module(**copied(arguments)))
         return {name: _to(value, self.border_dtype) for name, value in named.items()}
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -81,6 +81,11 @@ class NamedForward(nn.Module):
 
 def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
+
+
+def copied(batch: Batch) -> Batch:
+    """For a network that may change its inputs in place."""
+    return {name: value.clone() for name, value in batch.items()}
 
 
 def check_arguments(module: nn.Module, batch: Batch) -> None:

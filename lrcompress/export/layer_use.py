@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.export.draws import Case, draw
-from lrcompress.export.forward import named_outputs
+from lrcompress.export.forward import copied, named_outputs
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.in_place import with_copies_if_needed
 
 _CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
 
@@ -55,29 +56,38 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
     def note(name: str) -> Any:
         def hook(
             _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
-        ) -> None:
-            seen.inputs[name] = (inputs[0] if inputs else next(iter(named.values()))).detach()
-            seen.outputs[name] = output if output.requires_grad else output.requires_grad_()
+        ) -> Tensor:
+            # Copies: the network may go on to change its activations in place
+            seen.inputs[name] = (
+                (inputs[0] if inputs else next(iter(named.values()))).detach().clone()
+            )
+            kept = output if output.requires_grad else output.detach().requires_grad_()
+            seen.outputs[name] = kept
+            return kept.clone()
 
         return hook
 
     hooks = [
-        module.get_submodule(name).register_forward_hook(note(name), with_kwargs=True)
+        module.get_submodule(name).register_forward_hook(note(name), prepend=True, with_kwargs=True)
         for name in names
     ]
     try:
         with torch.enable_grad():
-            outputs = named_outputs(module(**batch)).values()
+            return seen, with_copies_if_needed(lambda: _reached(seen, module(**copied(batch))))
     finally:
         for hook in hooks:
             hook.remove()
-    ends = [output.sum() for output in outputs if output.requires_grad]
+
+
+def _reached(seen: _Seen, raw: object) -> set[str]:
+    """The layers that some output depends on."""
+    ends = [output.sum() for output in named_outputs(raw).values() if output.requires_grad]
     if not ends:  # its forward turns gradients off: all that is known is which layers it calls
-        return seen, set(seen.outputs)
+        return set(seen.outputs)
     total = torch.stack([end.double() for end in ends]).sum()
     called = list(seen.outputs)
     slopes = torch.autograd.grad(total, [seen.outputs[n] for n in called], allow_unused=True)
-    return seen, {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
+    return {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

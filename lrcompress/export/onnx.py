@@ -29,6 +29,7 @@ from lrcompress.export.rewrites import REWRITES, RewriteResult, apply_rewrites_
 from lrcompress.export.tracing import quiet, trace
 from lrcompress.export.write import write_model
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.unfused import runs_unfused
 
 OPSETS = (20, 21, 22, 23)
 SCHEMA_VERSION = 1
@@ -76,6 +77,7 @@ class ExportReport:
     schema_version: int = SCHEMA_VERSION
 
 
+@runs_unfused(compiled=True)
 def export_onnx(
     module: nn.Module, batch: Batch, path: Path, options: ExportOptions | None = None
 ) -> ExportReport:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import VerifyError
 from lrcompress.export.draws import MASK, Case, draw
-from lrcompress.export.forward import named_outputs
+from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.session import GraphArgument, Session
 from lrcompress.export.wiring import Wiring
 from lrcompress.profiling.batches import Batch
@@ -93,8 +93,8 @@ def compare(
                 errors, tuple(done), rounding, f"shape {case}: {_first_line(error)}"
             )
         with torch.no_grad():
-            wanted = named_outputs(module(**drawn))
-            alike = named_outputs(rounded(**drawn)) if rounded is not None else {}
+            wanted = named_outputs(module(**copied(drawn)))
+            alike = named_outputs(rounded(**copied(drawn))) if rounded is not None else {}
         for name, theirs in got.items():
             error_or_reason = _row_error(theirs, wanted[wiring.outputs[name]], drawn)
             if isinstance(error_or_reason, str):

@@ -24,6 +24,7 @@ from lrcompress.export.parity_check import parity
 from lrcompress.export.precision import cast_copy
 from lrcompress.export.session import ProviderName, file_bytes
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.unfused import runs_unfused
 
 __all__ = ["BudgetFacts", "Case", "Check", "VerifyOptions", "VerifyReport", "verify"]
 
@@ -82,6 +83,7 @@ class VerifyReport:
         return asdict(self) | {"ok": self.ok}
 
 
+@runs_unfused()
 def verify(
     path: Path,
     module: nn.Module | None = None,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import VerifyError
-from lrcompress.export.forward import named_outputs
+from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.session import GraphArgument
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.outputs import EMBEDDINGS, HIDDEN, LOGITS
@@ -77,7 +77,7 @@ def _outputs_of(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
     try:
         inspect.signature(module.forward).bind(**batch)
         with torch.no_grad():
-            return named_outputs(module(**batch))
+            return named_outputs(module(**copied(batch)))
     except Exception as error:  # the network's own code
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VerifyError(

@@ -30,8 +30,10 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.passes import frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout
+from lrcompress.profiling.replaceable import replaceable_layers
 from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.trials import plan_trials
+from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.profiling.unseen import unseen_classes
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
@@ -41,6 +43,7 @@ __all__ = ["ProfileOptions", "profile"]
 DEFAULTS = ProfileOptions()
 
 
+@runs_unfused()
 def profile(
     module: nn.Module,
     batches: Batches | None,
@@ -70,7 +73,7 @@ def profile(
     bad = first_nonfinite(module)
     if bad is not None:
         raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
-    found = describe(module)
+    found = describe(module) if not batches else replaceable_layers(module, batches[0])
     if not found.layers:
         why = "".join(f" ({x.name or x.kind}: {x.reason})" for x in found.left_alone[:1])
         raise ModelError(

@@ -31,7 +31,9 @@ def total_flops_per_example(
         rows[name] = rows.get(name, 0) + output_rows(layer, output).shape[:-2].numel()
 
     handles = [
-        module.get_submodule(spec.name).register_forward_hook(partial(count, spec.name))
+        module.get_submodule(spec.name).register_forward_hook(
+            partial(count, spec.name), prepend=True
+        )
         for spec in layers
     ]
     try:

@@ -55,8 +55,11 @@ class Collector:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
+        # First of all hooks: those of the user may change what the layer gave
         handles = [
-            w.module.register_forward_hook(partial(self._on_forward, w.name), with_kwargs=True)
+            w.module.register_forward_hook(
+                partial(self._on_forward, w.name), prepend=True, with_kwargs=True
+            )
             for w in self.watches
         ]
         try:

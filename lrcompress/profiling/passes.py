@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lrcompress.distributed import shard
 from lrcompress.errors import DataError, LrcompressError, ModelError
-from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.batches import Batch, Batches, examples_of, is_divisible
+from lrcompress.profiling.in_place import changes_in_place, saved_copies
 from lrcompress.profiling.moments import Collector
 from lrcompress.profiling.readout import Readout
 from lrcompress.progress import Step
@@ -34,9 +36,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def on_device(module: nn.Module, batch: Batch) -> Batch:
-    """The batch where the network's parameters are."""
+    """A copy of the batch, which the network may change, where the network's parameters are."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device, copy=True) for name, value in batch.items()}
 
 
 def call(module: nn.Module, batch: Batch) -> object:
@@ -76,7 +78,8 @@ def collect(
         DataError: a batch does not fit the network's forward.
         ModelError: an output is NaN or infinite, or no gradient can be taken.
     """
-    with collector.watching():
+    needed = collector.with_sensitivity and _changes_in_place(module, batches, collector, readout)
+    with collector.watching(), saved_copies(needed=needed):
         for index, batch in shard(list(enumerate(batches))):
             collector.begin_batch(batch)
             with torch.set_grad_enabled(collector.with_sensitivity):
@@ -94,6 +97,22 @@ def collect(
             del outputs, weights  # logits of a large vocabulary: not beside the next batch's
             collector.end_batch()
             step.advance()
+
+
+def _changes_in_place(
+    module: nn.Module, batches: Batches, collector: Collector, readout: Readout
+) -> bool:
+    """Seen on one example, where the network takes it alone, else on a batch."""
+    first = batches[0]
+    for batch in (examples_of(first, 0, 1) if is_divisible(first) else first, first):
+        with suppress(DataError):
+            layers = (watch.module for watch in collector.watches)
+            return changes_in_place(layers, partial(_outputs, module, batch, readout))
+    return False
+
+
+def _outputs(module: nn.Module, batch: Batch, readout: Readout) -> Tensor:
+    return readout(call(module, batch), batch)[0]
 
 
 def _backpropagate(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lrcompress.layers import replace_, weight_matrix
+from lrcompress.layers import replace_, share_hooks_, weight_matrix
 from lrcompress.metrics import LayerMoments, Metric, Whitening
 from lrcompress.profiling.batches import Batches, batch_size, spread_examples
 from lrcompress.profiling.flops import counted_flops
@@ -97,7 +97,8 @@ def try_ranks(
             shift = metric.error_mean(moments, weight - structure.dense(factors, spec))
             if shift is not None:
                 bias = (bias.detach().to(torch.float64) + shift.flatten()).to(bias.dtype)
-        replace_(module, spec.name, structure.build(layer, spec, factors, bias))
+        truncated = structure.build(layer, spec, factors, bias)
+        replace_(module, spec.name, share_hooks_(layer, truncated))
         try:
             measured = trials.judge.divergence(module)
         finally:

@@ -82,7 +82,7 @@ def _head(module: nn.Module, batches: Batches, outputs: Tensor) -> str | None:
         return hook
 
     handles = [
-        layer.register_forward_hook(look(name))
+        layer.register_forward_hook(look(name), prepend=True)
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == outputs.shape[-1]
     ]

@@ -25,6 +25,7 @@ from lrcompress.profiling.batches import Batch, Batches, batch_size, spread_exam
 from lrcompress.profiling.judge import judge_by
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress
 from lrcompress.selection.candidates import CANDIDATES, Candidate
 from lrcompress.selection.store import MeasurementStore, NoMeasurements, plan_digest
@@ -130,6 +131,7 @@ class _Search:
         return Attribution(known["divergence"], shares)
 
 
+@runs_unfused()
 def select(
     module: nn.Module,
     profile: Profile,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from lrcompress.compression.replace import Replacement, install_, show_originals
 from lrcompress.layers import weight_matrix
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import batch_size
+from lrcompress.profiling.in_place import with_copies_if_needed
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -65,12 +66,14 @@ class TrialNetwork:
             scales = {change.name: torch.zeros((), requires_grad=True) for change in replacements}
             handles = [
                 self.module.get_submodule(change.name).register_forward_hook(
-                    _toward_dense(change.original, scales[change.name]), with_kwargs=True
+                    _toward_dense(change.original, scales[change.name]),
+                    prepend=True,  # the layer's own hooks come after, for either
+                    with_kwargs=True,
                 )
                 for change in replacements
             ]
             try:
-                total = sum(map(self._backward, range(len(self.judge.batches))))
+                total = with_copies_if_needed(lambda: self._backward_all(scales.values()))
             finally:
                 for handle in handles:
                     handle.remove()
@@ -81,6 +84,11 @@ class TrialNetwork:
             if scale.grad is not None:
                 shares[owner] -= 0.5 * float(scale.grad) / examples
         return Attribution(total / examples, shares)
+
+    def _backward_all(self, scales: Iterable[Tensor]) -> float:
+        for scale in scales:
+            scale.grad = None
+        return sum(map(self._backward, range(len(self.judge.batches))))
 
     def _backward(self, index: int) -> float:
         batch, (dense, weights) = self.judge.batches[index], self.judge.outputs[index]
@@ -147,7 +155,7 @@ def _toward_dense(dense: nn.Module, scale: Tensor) -> Callable[..., Tensor]:
 
     def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         with torch.no_grad():
-            difference: Tensor = dense(*args, **named) - output
+            difference: Tensor = dense.forward(*args, **named) - output
         return output + scale.to(difference) * difference
 
     return hook

@@ -78,7 +78,8 @@ def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
         DataError: forward fails on one of them.
     """
     for batch, row in _extremes(batches):
-        example = {name: tensor[row : row + 1] for name, tensor in batch.items()}
+        # Copies, which the network may change
+        example = {name: tensor[row : row + 1].clone() for name, tensor in batch.items()}
         try:
             module(**example)
         except Exception as cause:  # the model's code may raise anything
@@ -94,8 +95,9 @@ def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
     found = {(len(batches) - 1, 0)}
     whole = [name for name, t in batches[0].items() if not t.is_floating_point()]
     for name in whole:
-        largest = max(range(len(batches)), key=lambda i: int(batches[i][name].max()))
-        values = batches[largest][name]
+        # As int64, since torch finds no maximum in booleans
+        largest = max(range(len(batches)), key=lambda i: int(batches[i][name].long().max()))
+        values = batches[largest][name].long()
         found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))
     return [(batches[i], row) for i, row in sorted(found)]
 

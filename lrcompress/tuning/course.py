@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lrcompress.distributed import all_reduce_, rank, world_size
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.in_place import saved_copies
 from lrcompress.profiling.noise import TokenNoise
 from lrcompress.tuning.heldout import Split
 from lrcompress.tuning.losses import TuningObjective
@@ -35,6 +36,7 @@ class Course:
     measure: Callable[[], float]
     options: TuneOptions
     noise: TokenNoise | None = None
+    in_place: bool = False  # the network changes in place what gradients need
     penalty: Callable[[], Tensor | None] | None = None
     regularisers: tuple[Regulariser, ...] = ()
     around_step: Callable[[int], AbstractContextManager[object]] | None = None  # its passes
@@ -97,12 +99,13 @@ def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> floa
     around = nullcontext() if course.around_step is None else course.around_step(step)
     with around, _regularised(course) as penalty:
         for batch, place, generator in draws(course, step):
-            with course.autocast():
-                loss = course.objective.loss(batch, generator, place=place)
-                terms = (penalty(), None if course.penalty is None else course.penalty())
-                loss = sum((term for term in terms if term is not None), start=loss)
-            loss = loss / course.options.accumulation
-            torch.autograd.backward(scaler.scale(loss))
+            with saved_copies(needed=course.in_place):
+                with course.autocast():
+                    loss = course.objective.loss(batch, generator, place=place)
+                    terms = (penalty(), None if course.penalty is None else course.penalty())
+                    loss = sum((term for term in terms if term is not None), start=loss)
+                loss = loss / course.options.accumulation
+                torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
     return _averaged_(course, total)
 

@@ -17,6 +17,7 @@ from lrcompress.errors import TuneError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
 from lrcompress.metrics import Whitening
 from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import to_json
 from lrcompress.tuning.adapting import Adapted
@@ -44,6 +45,7 @@ NO_CHECKPOINTS = NoCheckpoints()
 TIMED_STEPS = 3  # after one that is not, since first calls are slow
 
 
+@runs_unfused()
 def tune_(
     module: nn.Module,
     dense: nn.Module,

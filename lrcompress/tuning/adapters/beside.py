@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
-from lrcompress.layers import replace_
+from lrcompress.layers import replace_, share_hooks_
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters.base import (
     Adapter,
@@ -58,7 +58,7 @@ class Beside(nn.Module):
             return getattr(super().__getattr__("layer"), name)
 
     def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self.layer(input)
+        out: Tensor = self.layer.forward(input)  # its hooks run around this module
         if input.is_floating_point():  # token ids are neither dropped nor cast
             input = self.dropout(input).to(self.update.up.weight.dtype)
         change: Tensor = self.update(input)
@@ -104,7 +104,7 @@ class LayerAdapter(Adapter):
                 beside = Beside(layer, update, scaling, self.options.dropout)
                 for part in (beside, beside.dropout, *update.modules()):
                     part.training = layer.training
-                replace_(module, name, beside)
+                replace_(module, name, share_hooks_(layer, beside))
                 self._placed.append(_Placed(name, layer, beside, rank))
         return module
 

@@ -1,0 +1,118 @@
+"""Runs networks without torch's fused transformer kernels and compiled code, to the same results.
+
+A fused kernel reads the weights of layers that it never calls, and nn.TransformerEncoder feeds it
+nested tensors, which no other code takes. Compiled code is not seen by those who watch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from types import MethodType
+from typing import ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class UnnestedEncoder(nn.TransformerEncoder):
+    """The layers in turn, with nn.TransformerEncoder's output in evaluation.
+
+    There torch drops padding from a batch whose masks are aligned to the left, and puts zeros in
+    its place before the last norm. So does this, without nested tensors.
+    """
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,  # noqa: FBT001  # torch's signature
+    ) -> Tensor:
+        output = src
+        for layer in self.layers:
+            output = layer(
+                output,
+                src_mask=mask,
+                src_key_padding_mask=src_key_padding_mask,
+                is_causal=bool(is_causal) and mask is not None,
+            )
+        nests = not self.layers[0].training and src.dim() == 3 and mask is None
+        if nests and src_key_padding_mask is not None:
+            padded = src_key_padding_mask != 0  # (N, S)
+            if getattr(self, "mask_check", True):
+                gaps = padded[:, :-1] & ~padded[:, 1:]  # a token after padding
+                padded = padded & (gaps.to(torch.float32).sum() == 0)
+            output = output.masked_fill(padded[..., None], 0.0)
+        return output if self.norm is None else self.norm(output)
+
+
+def nests_tensors(module: nn.Module) -> bool:
+    """Whether it is an nn.TransformerEncoder that may turn its input into a nested tensor."""
+    if type(module).forward is not nn.TransformerEncoder.forward or not len(module.layers):  # type: ignore[arg-type]  # a ModuleList
+        return False
+    own = getattr(vars(module).get("forward"), "__func__", None)
+    replaced = "forward" in vars(module) and own is not UnnestedEncoder.forward
+    return bool(getattr(module, "use_nested_tensor", False)) and not replaced
+
+
+def without_nesting_(encoder: nn.Module) -> None:
+    """The module stays the same one, hooks and names included, and runs another forward."""
+    kind = type(encoder)
+    plain = kind is nn.TransformerEncoder
+    encoder.__class__ = (
+        UnnestedEncoder if plain else type(kind.__name__, (UnnestedEncoder, kind), {})
+    )
+
+
+def with_nesting_(encoder: nn.Module) -> None:
+    """Undo `without_nesting_`."""
+    encoder.__class__ = type(encoder).__bases__[-1]
+
+
+@contextmanager
+def unfused(*modules: nn.Module, compiled: bool = False) -> Iterator[None]:
+    """torch's attention fast path is off meanwhile, and encoders do without nested tensors.
+
+    compiled: whether what was compiled with torch.compile may run so, which a tracer needs.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    encoders = {
+        part
+        for module in modules
+        for part in module.modules()
+        if nests_tensors(part) and "forward" not in vars(part)
+    }
+    with ExitStack() as stack:
+        if not compiled and "torch._dynamo" in sys.modules:  # importing it takes a second
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        torch.backends.mha.set_fastpath_enabled(False)
+        for encoder in encoders:
+            encoder.forward = MethodType(UnnestedEncoder.forward, encoder)
+        try:
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+            for encoder in encoders:
+                vars(encoder).pop("forward", None)
+
+
+def runs_unfused(*, compiled: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Decorates a verb that runs the modules among its arguments, so that it does so `unfused`."""
+
+    def decorated(verb: Callable[_P, _R]) -> Callable[_P, _R]:
+        @wraps(verb)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            given = (*args, *kwargs.values())
+            modules = [value for value in given if isinstance(value, nn.Module)]
+            with unfused(*modules, compiled=compiled):
+                return verb(*args, **kwargs)
+
+        return run
+
+    return decorated
