@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -35,6 +36,7 @@ from lrcompress.profiling.trials import plan_trials
 from lrcompress.profiling.unseen import unseen_classes
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
+from lrcompress.wording import listed
 
 __all__ = ["ProfileOptions", "profile"]
 
@@ -192,7 +194,7 @@ def _with_data(
             "model's forward, or use --metric input-weighted, which needs no gradient"
         )
     middle = batches[len(batches) // 2]
-    flops = total_flops_per_example(
+    work_per_example = total_flops_per_example(
         module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
     )
     return Profile(
@@ -206,12 +208,17 @@ def _with_data(
         tokens=tokens,
         total_params=found.total_params,
         total_bytes=_stored_bytes(module),
-        total_flops_per_example=flops,
+        total_flops_per_example=work_per_example.flops,
+        uncounted=work_per_example.uncounted,
         seed=options.seed,
         structures=options.structures,
         pooling=readout.pooling,
         readout=readout,
-        warnings=(*warnings, *left_alone_warning(left_alone, found.total_params)),
+        warnings=(
+            *warnings,
+            *_uncounted_warning(work_per_example.uncounted),
+            *left_alone_warning(left_alone, found.total_params),
+        ),
         moments=sink.finish(),
     )
 
@@ -228,6 +235,15 @@ def _with_noise(
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
         return together, ""  # by length, as the batches were
     return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
+
+
+def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:
+    if not operators:
+        return ()
+    return (
+        f"the work of {listed(operators)} is not counted: no formula for it is known, so the FLOPs "
+        "are of the rest",
+    )
 
 
 def _stored_bytes(module: nn.Module) -> int:
