@@ -173,7 +173,7 @@ def test_the_profile_counts_recurrent_work_and_no_budget_is_met_without_it() -> 
 @pytest.fixture
 def foreign() -> Any:
     """An operator that is registered elsewhere, of which nothing is known."""
-    library = torch.library.Library("lrcompress_test", "FRAGMENT")
+    library: Any = torch.library.Library("lrcompress_test", "FRAGMENT")
     library.define("mystery(Tensor x) -> Tensor")
     library.impl("mystery", lambda x: (x @ x.mT) @ x, "CPU")
     yield library
@@ -224,5 +224,5 @@ def test_without_data_no_share_of_the_work_is_promised() -> None:
     """A convolution's positions, and what lies between layers, are not known then."""
     found = profile(nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3)).eval(), None)
     for scope in ("total", "compressible"):
-        with pytest.raises(PlanError, match="without data .* profile with --data"):
-            plan(found, Budget.parse("flops=50%", scope))  # type: ignore[arg-type]
+        with pytest.raises(PlanError, match=r"without data .* profile with --data"):
+            plan(found, Budget.parse("flops=50%", scope))
