@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
+from lrcompress.profiling.degenerate import ALIKE
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.unseen import SHARE
 
@@ -17,7 +18,6 @@ NEGLIGIBLE = 1e-4  # divergence per example
 NEGLIGIBLE_SHARE = 0.002  # of the divergence between two examples
 
 FEWEST_CONFIRMING = 4  # examples; fewer say nothing of others
-ALIKE = 1e-6  # divergence between two examples, below which they are one
 SET_ASIDE, CALIBRATION = "examples set aside", "the calibration data"
 
 WHAT_TO_DO = "give more or more varied --data, a larger --budget, or --exclude layers at fault"
@@ -37,7 +37,9 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
     said += _changed(report, found, where)
     if report.held_out is not None and report.calibration is not None and not said:
         said += _changed(report, report.calibration, CALIBRATION)
-    said += [*_too_few(report), *_alike(report), *_unseen(profile)]
+    said += [*_degenerate(profile), *_too_few(report), *_unseen(profile)]
+    if not profile.degenerate:
+        said += _alike(report)
     return tuple(f"not to be trusted: {reason}; {WHAT_TO_DO}" for reason in said)
 
 
@@ -94,6 +96,11 @@ def _too_few(report: CompressReport) -> list[str]:
     if found.examples >= FEWEST_CONFIRMING:
         return []
     return [f"{found.examples} examples set aside are too few to tell what it does on others"]
+
+
+def _degenerate(profile: Profile) -> list[str]:
+    void = "what is predicted and measured says nothing of other inputs"
+    return [f"{reason}: {void}" for reason in profile.degenerate]
 
 
 def _alike(report: CompressReport) -> list[str]:

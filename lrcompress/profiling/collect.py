@@ -19,6 +19,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
+from lrcompress.profiling.degenerate import degenerate
 from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
@@ -33,6 +34,7 @@ from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.trials import plan_trials
+from lrcompress.profiling.unexercised import unexercised_doubt, unexercised_warning
 from lrcompress.profiling.unseen import unseen_classes
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
@@ -168,6 +170,8 @@ def _with_data(
         readout = replace(readout, unseen=unseen.share)
         warnings.append(unseen.note)
 
+    useless = degenerate(module, batches, judging or (), readout)
+
     fingerprint = fingerprint_batches(batches)
     batches, note = _with_noise(module, batches, readout, options)
     seen = sum(batch_size(batch) for batch in batches)
@@ -197,6 +201,7 @@ def _with_data(
     work_per_example = total_flops_per_example(
         module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
     )
+    unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
     return Profile(
         layers=tuple(layers),
         left_alone=left_alone,
@@ -214,8 +219,11 @@ def _with_data(
         structures=options.structures,
         pooling=readout.pooling,
         readout=readout,
+        degenerate=useless or unseen_work,
         warnings=(
             *warnings,
+            *(f"degenerate calibration: {reason}" for reason in useless),
+            *unexercised_warning(work.unexercised),
             *_uncounted_warning(work_per_example.uncounted),
             *left_alone_warning(left_alone, found.total_params),
         ),

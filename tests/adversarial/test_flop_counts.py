@@ -173,7 +173,7 @@ def test_the_profile_counts_recurrent_work_and_no_budget_is_met_without_it() -> 
 @pytest.fixture
 def foreign() -> Any:
     """An operator that is registered elsewhere, of which nothing is known."""
-    library: Any = torch.library.Library("lrcompress_test", "FRAGMENT")
+    library: Any = torch.library.Library("lrcompress_test", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define("mystery(Tensor x) -> Tensor")
     library.impl("mystery", lambda x: (x @ x.mT) @ x, "CPU")
     yield library
