@@ -33,7 +33,8 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
     if found is None:
         return ()
     where = SET_ASIDE if report.held_out is not None else CALIBRATION
-    said = [*_unpredicted(report, found, where), *_unlike_calibration(report, found)]
+    said = [*_unpredicted(report, _as_predicted(report, found), where)]
+    said += _unlike_calibration(report, found)
     said += _changed(report, found, where)
     if report.held_out is not None and report.calibration is not None and not said:
         said += _changed(report, report.calibration, CALIBRATION)
@@ -45,7 +46,7 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
 
 def remarks(report: CompressReport) -> tuple[str, ...]:
     """What is off by more than twice, but too little to be doubted."""
-    found = report.held_out
+    found = report.held_out_unrefitted or report.held_out
     predicted = report.predicted_divergence
     if found is None or not predicted or not found.mean > 0 or _unpredicted(report, found, ""):
         return ()
@@ -55,9 +56,20 @@ def remarks(report: CompressReport) -> tuple[str, ...]:
         return ()
     small = "; both are negligible" if negligible else ""
     return (
-        f"the divergence measured on examples set aside, {found.mean:.3g}, is {ratio:.2g} times "
-        f"the predicted {predicted:.3g}{small}",
+        f"the divergence measured on examples set aside{_before_refit(report)}, {found.mean:.3g}, "
+        f"is {ratio:.2g} times the predicted {predicted:.3g}{small}",
     )
+
+
+def _as_predicted(report: CompressReport, found: Divergence) -> Divergence:
+    """What the prediction is held against: the plan carried out, before any refit."""
+    before = report.held_out_unrefitted or report.calibration_unrefitted
+    return found if before is None else before
+
+
+def _before_refit(report: CompressReport) -> str:
+    refitted = report.held_out_unrefitted or report.calibration_unrefitted
+    return "" if refitted is None else " before the refit"
 
 
 def _negligible(found: Divergence) -> float:
@@ -71,8 +83,8 @@ def _unpredicted(report: CompressReport, found: Divergence, where: str) -> list[
         return []
     times = f"{measured / predicted:.1f} times" if predicted > 0 else "more than"
     return [
-        f"the divergence measured on {where}, {measured:.3g}, is {times} the predicted "
-        f"{predicted:.3g}"
+        f"the divergence measured on {where}{_before_refit(report)}, {measured:.3g}, is {times} "
+        f"the predicted {predicted:.3g}"
     ]
 
 
@@ -125,7 +137,7 @@ def _changed(report: CompressReport, found: Divergence, where: str) -> list[str]
     if found.top1_agreement is not None and 1 - found.top1_agreement > LARGEST_CHANGE:
         return [f"the first choice changes for {1 - found.top1_agreement:.1%} of {where}"]
     if report.objective == "cosine":
-        cosine = 1 - found.mean
+        cosine = 1 - found.per_position
         said = f"the mean cosine to the dense output is {cosine:.3f} on {where}"
         return [said] if cosine < SMALLEST_COSINE else []
     if found.top1_agreement is None and found.apart and found.mean > LARGEST_APART * found.apart:

@@ -34,6 +34,7 @@ class Course:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
+    positions: float = 1.0  # of an example that `measure` sums over, on average
     noise: TokenNoise | None = None
     penalty: Callable[[], Tensor | None] | None = None
     regularisers: tuple[Regulariser, ...] = ()

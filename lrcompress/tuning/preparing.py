@@ -53,9 +53,9 @@ def prepared(
     if objective.judged_by_divergence:
         judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
         parted = Split(parted.taught, judge.batches)  # as many as it may keep
-        measure = partial(judge.divergence, module)
+        measure, positions = partial(judge.divergence, module), judge.positions
     else:
-        measure = partial(held_out_loss, objective, parted)
+        measure, positions = partial(held_out_loss, objective, parted), 1.0
 
     return Course(
         module=module,
@@ -63,6 +63,7 @@ def prepared(
         objective=objective,
         split=parted,
         measure=measure,
+        positions=positions,
         options=options,
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
         noise=_noise(objective, dense, parted.taught),
