@@ -869,10 +869,15 @@ def test_degenerate_layers_have_finite_spectra(
             assert bool((spectrum >= 0).all())
 
 
-def test_inputs_that_are_always_zero_weigh_nothing() -> None:
-    found = profile(networks.Mlp(), [{"x": torch.zeros(4, 6)}], ProfileOptions(shrinkage=0.0))
-    for metric in ("diagonal", "input-weighted", "two-sided"):
-        assert found["first"].loss_of_removal(metric) == 0
+def test_inputs_that_are_always_zero_do_not_make_a_layer_free() -> None:
+    """They are taken to be of unit variance: the weights alone tell what is lost."""
+    module = networks.Mlp()
+    found = profile(module, [{"x": torch.zeros(4, 6)}], ProfileOptions(shrinkage=0.0))
+    for metric in ("diagonal", "input-weighted"):
+        plain = 0.5 * float(module.first.weight.detach().square().sum())
+        assert found["first"].loss_of_removal(metric) == pytest.approx(plain)
+    assert found["first"].loss_of_removal("two-sided") > 0
+    assert any(w.startswith("first: its inputs are zero on all") for w in found.warnings)
 
 
 def test_a_single_token_is_enough() -> None:

@@ -103,19 +103,21 @@ def _above_plain(places: Sequence[_Place]) -> Verdict:
 
 
 def _predicted(rows: Sequence[Row]) -> Verdict:
-    """Judges predictions in the divergence's unit, unless both figures are negligible."""
+    """Judges predictions in the divergence's unit, unless both figures are negligible. They are of
+    the plan without a refit."""
     low, high = RATIOS
     judged, against = [], []
     for row in rows:
         if row.predicted is None or row.on_set_aside is None:
             continue
         judged.append(row)
-        if row.doubts or max(row.predicted, row.on_set_aside) <= NEGLIGIBLE:
+        measured = row.on_set_aside if row.unrefitted is None else row.unrefitted
+        if row.doubts or max(row.predicted, measured) <= NEGLIGIBLE:
             continue
-        ratio = row.on_set_aside / row.predicted if row.predicted > 0 else float("inf")
+        ratio = measured / row.predicted if row.predicted > 0 else float("inf")
         if not low <= ratio <= high:
             against.append(
-                f"{row.case}: {row.on_set_aside:.3g} measured, {row.predicted:.3g} predicted "
+                f"{row.case}: {measured:.3g} measured, {row.predicted:.3g} predicted "
                 f"({ratio:.2f} times), and no doubt"
             )
     claim = f"measured / predicted divergence on examples set aside in {low:g}-{high:g}, or a doubt"

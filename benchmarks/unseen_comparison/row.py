@@ -64,6 +64,7 @@ class Row:
     fitted_in: str  # the metric of the fits, which a default run chooses
     command: str
     code: str  # see `code_digest`
+    unrefitted: float | None = None  # on the set aside, before a refit that changed something
 
     @property
     def case(self) -> Case:
@@ -118,6 +119,7 @@ def row_of(
         fitted_in=fitted_in,
         command=outcome.command,
         code=code,
+        unrefitted=_finite(aside.get("without_refit")),
     )
 
 

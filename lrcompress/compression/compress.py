@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 
 from lrcompress.compression.checkpoint import FactorStore, NoStore
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
-from lrcompress.compression.measure import Divergence, measure_divergence
+from lrcompress.compression.measure import Measured, measure_both
 from lrcompress.compression.refit import Target
 from lrcompress.compression.refitting import PreparedRefit, prepare_refit, refit_
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.distributed import alike, failing_together, in_turns, is_main
-from lrcompress.errors import PlanError
+from lrcompress.errors import FitError, PlanError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import METRICS
 from lrcompress.planning.plan import Plan, PlannedLayer
@@ -88,26 +90,28 @@ def compress_(
         replacements += made
         targets += [Target(task.layer, task.planned.structure, made[0], factors)]
         done.append(row)
+    measure = partial(measure_both, module, replacements, readout, batches, confirming, progress)
     outcome: RefitTrial | None = None
+    unrefitted = Measured()
     if isinstance(trial, PreparedRefit):
+        with suppress(FitError):  # not finite: a refit may mend it, and there is nothing to compare
+            unrefitted = measure()
         outcome = refit_(module, trial, targets, replacements, plan, profile, progress)
-    measured: Divergence | None = None
-    if readout is not None and batches is not None:
-        with progress.stage("measure", len(batches)) as step:
-            measured = measure_divergence(module, replacements, batches, readout, step)
-    held_out: Divergence | None = None
-    if readout is not None and confirming:
-        with progress.stage("confirm", len(confirming)) as step:
-            held_out = measure_divergence(module, replacements, confirming, readout, step)
+    unchanged = outcome is not None and not outcome.accepted
+    now = unrefitted if unchanged and unrefitted != Measured() else measure()
+    if unchanged:
+        unrefitted = Measured()
     comparable = METRICS[plan.loss_metric].needs_outputs
     return CompressReport(
         layers=tuple(done),
         metric=plan.metric,
         objective=profile.objective,
         predicted_divergence=plan.predicted_loss if comparable else None,
-        calibration=measured,
+        calibration=now.calibration,
+        held_out=now.held_out,
+        calibration_unrefitted=unrefitted.calibration,
+        held_out_unrefitted=unrefitted.held_out,
         refit=outcome,
-        held_out=held_out,
         warnings=(trial,) if isinstance(trial, str) else (),
     )
 

@@ -27,23 +27,33 @@ class Show(Protocol):
 class Inputs:
     """Centred moments over rows of x (dense) and x~ (compressed), per group, float64."""
 
-    cross: Tensor  # B = E[x x~^T]: (g, n, n)
-    compressed: Tensor  # C~ = E[x~ x~^T]: (g, n, n)
+    cross: Tensor  # E[x x~^T] - E[x] E[x~]^T: (g, n, n)
+    compressed: Tensor  # E[x~ x~^T] - E[x~] E[x~]^T: (g, n, n)
     dense_mean: Tensor  # (g, n)
     compressed_mean: Tensor  # (g, n)
 
-    def correction(self, damping: float) -> Tensor:
-        """B C~^-1 - I, damped towards zero where rows are few: (g, n, n)."""
-        n = self.compressed.shape[-1]
-        energy = self.compressed.diagonal(dim1=-2, dim2=-1).mean(-1)
-        eye = torch.eye(n, dtype=torch.float64, device=self.compressed.device)
+    def correction(self, damping: float, *, centred: bool) -> Tensor:
+        """B C~^-1 - I, damped towards zero where rows are few: (g, n, n).
+
+        centred: a bias takes up the mean of what is left, so that B and C~ are covariances. Without
+        one the weight has to give the mean too, and they are B = E[x x~^T] and C~ = E[x~ x~^T].
+        """
+        cross, second = self.cross, self.compressed
+        if not centred:
+            cross = cross + _outer(self.dense_mean, self.compressed_mean)
+            second = second + _outer(self.compressed_mean, self.compressed_mean)
+        energy = second.diagonal(dim1=-2, dim2=-1).mean(-1)
+        eye = torch.eye(second.shape[-1], dtype=torch.float64, device=second.device)
         # Dead inputs have no energy, and nothing to correct either
         energy = torch.where(energy > 0, energy, 1.0)
         ridge = damping * energy[:, None, None] * eye
-        change: Tensor = torch.linalg.solve(
-            self.compressed + ridge, (self.cross - self.compressed).mT
-        ).mT
+        change: Tensor = torch.linalg.solve(second + ridge, (cross - second).mT).mT
         return change
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """(g, n) and (g, k) -> (g, n, k)."""
+    return left.unsqueeze(-1) * right.unsqueeze(-2)
 
 
 class _Reached(Exception):  # not an error: the only way to leave a forward early
@@ -137,8 +147,8 @@ class _Sums:
         rows = max(self._rows, 1)
         cross, second, dense_mean, other_mean = (total / rows for total in self._sums)
         return Inputs(
-            cross=cross - dense_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
-            compressed=second - other_mean.unsqueeze(-1) * other_mean.unsqueeze(-2),
+            cross=cross - _outer(dense_mean, other_mean),
+            compressed=second - _outer(other_mean, other_mean),
             dense_mean=dense_mean,
             compressed_mean=other_mean,
         )

@@ -14,7 +14,7 @@ from lrcompress.errors import FitError
 from lrcompress.profiling.batches import Batch, Batches
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.readout import Readout
-from lrcompress.progress import Step
+from lrcompress.progress import Progress, Step
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Divergence:
     examples: int
     top1_agreement: float | None = None
     apart: float | None = None  # mean divergence between the dense outputs of two examples
+    positions: float = 1.0  # of an example that count, on average; `mean` is their sum
+
+    @property
+    def per_position(self) -> float:
+        return self.mean / self.positions
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,9 @@ class _Sums:
     examples: int
     apart: float  # between neighbouring examples, as many as have a neighbour
     pairs: int
+    counted: float  # positions
     agreed: float = 0.0
-    positions: float = 0.0
+    choices: float = 0.0
 
 
 @torch.no_grad()
@@ -69,23 +75,55 @@ def measure_divergence(
             )
         total = float(readout.objective.divergence(dense, other, weights).sum())
         counts = readout.objective.agreement(dense, other, weights)
-        return _Sums(total, len(dense), *_apart(readout, dense, weights), *(counts or ()))
+        between = _apart(readout, dense, weights)
+        return _Sums(total, len(dense), *between, float(weights.sum()), *(counts or ()))
 
-    total, examples, agreed, positions = 0.0, 0, 0.0, 0.0
-    apart, pairs = 0.0, 0
+    total, examples, agreed, choices = 0.0, 0, 0.0, 0.0
+    apart, pairs, counted = 0.0, 0, 0.0
     with frozen(module):
         for sums in in_turns(batches, measured):
             total += sums.total
             examples += sums.examples
             agreed += sums.agreed
-            positions += sums.positions
+            choices += sums.choices
+            counted += sums.counted
             apart += sums.apart
             pairs += sums.pairs
             step.advance()
-    agreement = agreed / positions if positions else None
+    agreement = agreed / choices if choices else None
     between = apart / pairs if pairs else None
     # Rounding makes that of equal outputs a little less than nothing
-    return Divergence(max(total, 0.0) / max(examples, 1), examples, agreement, between)
+    mean = max(total, 0.0) / max(examples, 1)
+    positions = counted / examples if examples and counted else 1.0
+    return Divergence(mean, examples, agreement, between, positions)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A network's divergences; None where there are no such examples."""
+
+    calibration: Divergence | None = None
+    held_out: Divergence | None = None
+
+
+def measure_both(
+    module: nn.Module,
+    replacements: Sequence[Replacement],
+    readout: Readout | None,
+    batches: Batches | None,
+    confirming: Batches | None,
+    progress: Progress,
+) -> Measured:
+    """On the calibration batches and on those that chose nothing. Raises FitError as
+    `measure_divergence`."""
+    found: list[Divergence | None] = []
+    for name, given in (("measure", batches), ("confirm", confirming)):
+        if readout is None or not given:
+            found.append(None)
+            continue
+        with progress.stage(name, len(given)) as step:
+            found.append(measure_divergence(module, replacements, given, readout, step))
+    return Measured(*found)
 
 
 def _apart(readout: Readout, dense: Tensor, weights: Tensor) -> tuple[float, int]:

@@ -2,7 +2,8 @@
 
 The compressed network feeds each layer shifted inputs x~ in place of x. With B = E[x x~^T] and
 C~ = E[x~ x~^T] the weight that best reproduces W x from x~ is W* = W B C~^-1 (method of SVD-LLM's
-and GPTQ's sequential updates), and the mean of what is left goes into the bias. Layers are visited
+and GPTQ's sequential updates). A bias of the layer's own takes up the mean of what is left, and B
+and C~ are then centred; without one the weight alone has to give it. Layers are visited
 in the order in which they compute. Least squares on a layer's output is not the network's output,
 so each group of layers only proposes, and what the network's own output says on held-out examples
 decides: the bias and the weight, the bias alone, or neither.
@@ -51,6 +52,12 @@ class Target:
     def spec(self) -> LayerSpec:
         return self.layer.spec
 
+    @property
+    def bias(self) -> Tensor | None:
+        """The dense layer's bias, where it may take up the mean of the error: it is there, no other
+        module's too, and was not to stay as it is."""
+        return layer_bias(self.change.original) if self.layer.centred else None
+
 
 @dataclass
 class Refit:
@@ -83,6 +90,8 @@ class Refit:
         """Propose both, then the bias alone; the first that judges better than `best` stays."""
         held = [target.change.replacement for target in group]
         for with_weight in (True, False):
+            if not with_weight and all(target.bias is None for target in group):
+                break
             propose = partial(self._proposal, seen=seen, with_weight=with_weight)
             for target, (factors, bias) in zip(group, in_turns(group, propose), strict=True):
                 self._install_(target, factors, bias)
@@ -137,21 +146,23 @@ class Refit:
         """Factors and bias."""
         original = target.change.original
         weight = weight_matrix(original).to(torch.float64)
-        bias = layer_bias(original)
+        bias = target.bias
         factors = target.factors
         if with_weight:
-            wanted = weight + WEIGHT_STEP * weight @ seen.correction(DAMPING)
+            change = weight @ seen.correction(DAMPING, centred=bias is not None)
+            wanted = weight + WEIGHT_STEP * change
             moments = self.profile.moments.get(target.spec.name)
             whitening = layer_whitening(target.layer, self.metric, moments)
             factors = target.structure.fit(
                 wanted, whitening, target.spec, quick=True, start=target.factors
             )
-        if bias is not None and not target.spec.shared_bias:
-            lost = weight @ seen.dense_mean.unsqueeze(-1)
-            dense = target.structure.dense(factors, target.spec).to(torch.float64)
-            given = dense @ seen.compressed_mean.unsqueeze(-1)
-            bias = (bias.to(torch.float64) + (lost - given).flatten()).to(bias.dtype)
-        return factors, bias
+        if bias is None:
+            return factors, layer_bias(original)
+        lost = weight @ seen.dense_mean.unsqueeze(-1)
+        dense = target.structure.dense(factors, target.spec).to(torch.float64)
+        given = dense @ seen.compressed_mean.unsqueeze(-1)
+        moved = bias.to(torch.float64) + (lost - given).flatten()
+        return factors, moved.to(bias.dtype)
 
     def _install_(self, target: Target, factors: Factors, bias: Tensor | None) -> None:
         original = target.change.original

@@ -43,5 +43,8 @@ class CompressReport:
     predicted_divergence: float | None  # None: the metric's losses are in another unit
     calibration: Divergence | None = None
     held_out: Divergence | None = None  # on examples that chose nothing
+    # The same before the refit, as the prediction is; None where no refit changed anything
+    calibration_unrefitted: Divergence | None = None
+    held_out_unrefitted: Divergence | None = None
     refit: RefitTrial | None = None
     warnings: tuple[str, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
+from lrcompress.profiling.degenerate import ALIKE
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.unseen import SHARE
 
@@ -17,7 +18,6 @@ NEGLIGIBLE = 1e-4  # divergence per example
 NEGLIGIBLE_SHARE = 0.002  # of the divergence between two examples
 
 FEWEST_CONFIRMING = 4  # examples; fewer say nothing of others
-ALIKE = 1e-6  # divergence between two examples, below which they are one
 SET_ASIDE, CALIBRATION = "examples set aside", "the calibration data"
 
 WHAT_TO_DO = "give more or more varied --data, a larger --budget, or --exclude layers at fault"
@@ -33,17 +33,20 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[str, ...]:
     if found is None:
         return ()
     where = SET_ASIDE if report.held_out is not None else CALIBRATION
-    said = [*_unpredicted(report, found, where), *_unlike_calibration(report, found)]
+    said = [*_unpredicted(report, _as_predicted(report, found), where)]
+    said += _unlike_calibration(report, found)
     said += _changed(report, found, where)
     if report.held_out is not None and report.calibration is not None and not said:
         said += _changed(report, report.calibration, CALIBRATION)
-    said += [*_too_few(report), *_alike(report), *_unseen(profile)]
+    said += [*_degenerate(profile), *_too_few(report), *_unseen(profile)]
+    if not profile.degenerate:
+        said += _alike(report)
     return tuple(f"not to be trusted: {reason}; {WHAT_TO_DO}" for reason in said)
 
 
 def remarks(report: CompressReport) -> tuple[str, ...]:
     """What is off by more than twice, but too little to be doubted."""
-    found = report.held_out
+    found = report.held_out_unrefitted or report.held_out
     predicted = report.predicted_divergence
     if found is None or not predicted or not found.mean > 0 or _unpredicted(report, found, ""):
         return ()
@@ -53,9 +56,20 @@ def remarks(report: CompressReport) -> tuple[str, ...]:
         return ()
     small = "; both are negligible" if negligible else ""
     return (
-        f"the divergence measured on examples set aside, {found.mean:.3g}, is {ratio:.2g} times "
-        f"the predicted {predicted:.3g}{small}",
+        f"the divergence measured on examples set aside{_before_refit(report)}, {found.mean:.3g}, "
+        f"is {ratio:.2g} times the predicted {predicted:.3g}{small}",
     )
+
+
+def _as_predicted(report: CompressReport, found: Divergence) -> Divergence:
+    """What the prediction is held against: the plan carried out, before any refit."""
+    before = report.held_out_unrefitted or report.calibration_unrefitted
+    return found if before is None else before
+
+
+def _before_refit(report: CompressReport) -> str:
+    refitted = report.held_out_unrefitted or report.calibration_unrefitted
+    return "" if refitted is None else " before the refit"
 
 
 def _negligible(found: Divergence) -> float:
@@ -69,8 +83,8 @@ def _unpredicted(report: CompressReport, found: Divergence, where: str) -> list[
         return []
     times = f"{measured / predicted:.1f} times" if predicted > 0 else "more than"
     return [
-        f"the divergence measured on {where}, {measured:.3g}, is {times} the predicted "
-        f"{predicted:.3g}"
+        f"the divergence measured on {where}{_before_refit(report)}, {measured:.3g}, is {times} "
+        f"the predicted {predicted:.3g}"
     ]
 
 
@@ -96,6 +110,11 @@ def _too_few(report: CompressReport) -> list[str]:
     return [f"{found.examples} examples set aside are too few to tell what it does on others"]
 
 
+def _degenerate(profile: Profile) -> list[str]:
+    void = "what is predicted and measured says nothing of other inputs"
+    return [f"{reason}: {void}" for reason in profile.degenerate]
+
+
 def _alike(report: CompressReport) -> list[str]:
     known = report.calibration
     if known is None or known.apart is None or known.apart > ALIKE:
@@ -118,7 +137,7 @@ def _changed(report: CompressReport, found: Divergence, where: str) -> list[str]
     if found.top1_agreement is not None and 1 - found.top1_agreement > LARGEST_CHANGE:
         return [f"the first choice changes for {1 - found.top1_agreement:.1%} of {where}"]
     if report.objective == "cosine":
-        cosine = 1 - found.mean
+        cosine = 1 - found.per_position
         said = f"the mean cosine to the dense output is {cosine:.3f} on {where}"
         return [said] if cosine < SMALLEST_COSINE else []
     if found.top1_agreement is None and found.apart and found.mean > LARGEST_APART * found.apart:

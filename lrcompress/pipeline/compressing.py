@@ -21,7 +21,7 @@ from lrcompress.pipeline.loading import Loaded
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.records import from_json, to_json
-from lrcompress.reporting.report import Divergence
+from lrcompress.reporting.report import IN_NATS, Divergence
 from lrcompress.storage import save_compressed
 
 STAGE = "compress"
@@ -113,10 +113,15 @@ def _summary(plan: Plan) -> dict[str, Any]:
 def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
     measured: list[Divergence] = []
     fidelity: dict[str, float] = {}
-    for where, found in (("calibration", report.calibration), (SET_ASIDE, report.held_out)):
+    for where, found, before in (
+        ("calibration", report.calibration, report.calibration_unrefitted),
+        (SET_ASIDE, report.held_out, report.held_out_unrefitted),
+    ):
         if found is None:
             continue
-        measured.append(Divergence(where, report.predicted_divergence, found.mean))
+        unrefitted = None if before is None else before.mean
+        predicted, positions = report.predicted_divergence, found.positions
+        measured.append(Divergence(where, predicted, found.mean, unrefitted, positions))
         fidelity |= {f"{name}, {where}": v for name, v in _fidelity(report, found).items()}
     if report.refit is not None:
         fidelity["examples judging the refit: without it"] = report.refit.before
@@ -128,7 +133,10 @@ def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:
     """The divergence in words that people use, where there are such."""
     if report.objective == "cosine":
-        return {"mean cosine": 1 - found.mean}
+        return {"mean cosine": 1 - found.per_position}
+    shares: dict[str, float] = {}
     if found.top1_agreement is not None:
-        return {"same first choice": found.top1_agreement}
-    return {}
+        shares["same first choice"] = found.top1_agreement
+    if report.objective in IN_NATS and found.positions != 1:
+        shares["nats a position"] = found.per_position
+    return shares

@@ -116,7 +116,8 @@ def _gained(tuning: TuneReport | None) -> dict[str, float]:
         return {}
     name, start, end = tuning.measure, tuning.start, tuning.end
     if name == "cosine divergence":
-        name, start, end = "mean cosine", 1 - start, 1 - end
+        name = "mean cosine"
+        start, end = (1 - value / tuning.positions for value in (start, end))
     return {f"{name}, held out: before tuning": start, f"{name}, held out: after tuning": end}
 
 

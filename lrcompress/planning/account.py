@@ -12,6 +12,7 @@ from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.totals import NOTHING, Totals, fixed_totals
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense
+from lrcompress.wording import listed
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,18 @@ def open_account(
     """Count the dense model.
 
     Raises:
-        PlanError: the profile holds no count of what the budget limits.
+        PlanError: the profile holds no count of what the budget limits, or only of a part of it.
     """
+    if budget.kind in ("flops", "latency") and not profile.examples:
+        raise PlanError(
+            f"budget {budget}: without data it is not known how often a layer computes, nor what "
+            "the network computes besides; profile with --data, or use --budget params=..."
+        )
+    if budget.kind in ("flops", "latency") and budget.scope == "total" and profile.uncounted:
+        raise PlanError(
+            f"budget {budget}: the work of {listed(profile.uncounted)} is not counted, so that no "
+            f"share of the whole model's is known; use --scope compressible, or --budget params=..."
+        )
     per_param = options.bytes_per_param
     fixed = fixed_totals(profile, bytes_per_param=per_param, overhead_bytes=options.overhead_bytes)
     dense = {

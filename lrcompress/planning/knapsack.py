@@ -14,6 +14,7 @@ from lrcompress.planning.relaxation import Table, relax
 
 # Partial allocations kept: a narrow search closes most of the gap, the wide ones mostly prove it.
 WIDTHS = (64, 1024, 8192)
+ROUNDING = 1e-12  # of the summed losses and prices
 GOOD_ENOUGH = (1e-9, 1e-6, 1e-5)  # proven gap, as a share of the loss, that stops before each
 
 
@@ -36,8 +37,11 @@ def allocate_globally(problem: Problem) -> Allocation:
         excess, proven = solved.excess, max(proven, solved.proven)
         if solved.chosen is not None:
             best = problem.allocation((solved.chosen - table.start).tolist())
-    bound = min(max(relaxed.bound + proven, 0.0), best.loss)
-    return problem.allocation(best.chosen, lower_bound=bound)
+    bound = max(relaxed.bound + proven, 0.0)
+    # The relaxation's bound is a difference of sums of this size
+    slack = ROUNDING * (best.loss + relaxed.multiplier * problem.room)
+    assert bound <= best.loss + slack, f"bound {bound} above the loss {best.loss}"
+    return problem.allocation(best.chosen, lower_bound=best.loss if bound > best.loss else bound)
 
 
 def _fill(table: Table, chosen: Ints, room: int) -> Ints:

@@ -15,7 +15,7 @@ from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan_json import check_plan, plan_as, plan_from_json, plan_to_json
 from lrcompress.planning.planned import Plan, PlannedLayer, assemble
 from lrcompress.planning.posing import problem_of
-from lrcompress.planning.problem import problem_digest
+from lrcompress.planning.problem import proof_digest
 from lrcompress.planning.selection import reasons_to_skip
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense
@@ -60,6 +60,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
         raise _unreachable(budget, options, account, smallest)
 
     allocation = ALLOCATORS[options.allocator](problem)
+    bound = allocation.lower_bound
     chosen = {
         layer.name: choices[index]
         for layer, choices, index in zip(
@@ -80,8 +81,8 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
         account,
         skipped=skipped,
         choices=choices,
-        lower_bound=allocation.lower_bound,
-        proven_for="" if allocation.lower_bound is None else problem_digest(problem),
+        lower_bound=bound,
+        proven_for="" if bound is None else proof_digest(problem, bound),
         warnings=slow_layers(profile.layers, choices, latencies),
     )
 

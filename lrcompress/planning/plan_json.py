@@ -16,11 +16,11 @@ from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planned import SCHEMA_VERSION, Plan, assemble
 from lrcompress.planning.posing import problem_of
-from lrcompress.planning.problem import problem_digest
+from lrcompress.planning.problem import proof_digest
 from lrcompress.planning.selection import close_names, reasons_to_skip
 from lrcompress.profiling.profile import Profile
 from lrcompress.records import from_json, parse_object, to_json
-from lrcompress.structures import Structure
+from lrcompress.structures import Dense, Structure
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.wording import label, listed, shown
 
@@ -108,8 +108,9 @@ def plan_as(
     """The plan of given structures, one for each layer of the profile.
 
     made_for: the fingerprint of the model that it was made for, if not the profile's. bound: a
-    lower bound and the digest of the problem that it was proven for; it is dropped where the
-    profile, the budget and the options pose another one.
+    lower bound and the digest of its proof (`proof_digest`). It is dropped where the profile, the
+    budget and the options pose another problem, and where a structure is none of those that were to
+    be chosen from: such a plan may well lose less than the bound.
 
     Raises:
         PlanError: a structure cannot stand in its layer's place, naming the layer.
@@ -133,8 +134,9 @@ def plan_as(
     if lower_bound is not None:
         layers = [layer for layer in profile.layers if layer.name not in skipped]
         problem = problem_of(layers, budget, options, account, latencies)
-        if lower_bound < 0 or problem_digest(problem) != proven_for:
-            lower_bound = None
+        proven = proof_digest(problem, lower_bound) == proven_for
+        kept = all(isinstance(structures[name], Dense) for name in skipped)
+        lower_bound = lower_bound if proven and kept and problem.offers(structures) else None
     choices = [
         choice_of(
             layer,

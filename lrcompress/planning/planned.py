@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from lrcompress.layers import LayerSpec
 from lrcompress.planning.account import Account
@@ -16,6 +17,7 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Structure
 
 SCHEMA_VERSION = 1
+ROUNDING = 1e-9  # of the losses: a profile's digits once written, and sums in another order
 BUDGET_TOLERANCE = 0.005  # a plan that uses less of its budget than this allows says so
 
 
@@ -51,9 +53,9 @@ class Plan:
     dense_bytes: int
     cost: int  # what the budget counts: its kind, in its scope
     limit: int  # at most so much of it
-    lower_bound: float | None = None  # proven: no plan within the budget loses less
+    lower_bound: float | None = None  # proven: no plan of the listed choices loses less
     optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
-    proven_for: str = ""  # digest of the allocation problem that the bound belongs to
+    proven_for: str = ""  # digest of the bound and the allocation problem that it was proven for
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -105,8 +107,12 @@ def assemble(
     if budget.scope == "compressible":
         cost = NOTHING.plus(open_choices).of(budget.kind)
     loss = float(sum(choice.loss for choice in choices))
+    if cost > account.limit:
+        lower_bound = None
+    whole = _loss_of_removal(profile, options.curves)
     if lower_bound is not None:
-        lower_bound = min(lower_bound, loss) if cost <= account.limit else None
+        slack = ROUNDING * (loss + whole)
+        assert 0 <= lower_bound <= loss + slack, f"bound {lower_bound} above the loss {loss}"
     share = cost / account.counted_dense if account.counted_dense else 1.0
     work = kept_work(profile, budget, account.dense, totals, counted=share)
     layers = tuple(
@@ -139,16 +145,21 @@ def assemble(
         limit=account.limit,
         lower_bound=lower_bound,
         proven_for="" if lower_bound is None else proven_for,
-        optimality_gap=_gap(profile, options.curves, loss, lower_bound),
+        optimality_gap=_gap(loss, lower_bound, whole),
         warnings=(*warnings, *_remarks(budget, options, account, cost, loss), *work),
     )
 
 
-def _gap(profile: Profile, metric: str, loss: float, bound: float | None) -> float | None:
+def _loss_of_removal(profile: Profile, metric: str) -> float:
+    """Of all layers whose loss is known; one that is excluded may have none."""
+    known = (x.loss_of_removal(metric) for x in profile.layers if metric in x.spectra)
+    return sum(loss for loss in known if isfinite(loss))
+
+
+def _gap(loss: float, bound: float | None, whole: float) -> float | None:
     """Relative to the bound, or where that is all but zero to a trillionth of the whole loss."""
     if bound is None:
         return None
-    whole = sum(x.loss_of_removal(metric) for x in profile.layers if metric in x.spectra)
     unit = max(bound, 1e-12 * whole)
     return max(loss - bound, 0.0) / unit if unit > 0 else 0.0
 

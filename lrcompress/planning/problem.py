@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lrcompress.planning.budget import BudgetKind
 from lrcompress.planning.curves import Choice
 from lrcompress.profiling.profile import LayerProfile
+from lrcompress.structures import Dense, Structure
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -28,10 +29,19 @@ class Problem:
     losses: tuple[Floats, ...]
     removal_losses: tuple[float, ...]  # what a zero weight would lose
     room: int  # of the budget, after what cannot change
+    offered: tuple[frozenset[Structure], ...] = ()  # of each layer, those beaten included
 
     @property
     def smallest_cost(self) -> int:
         return sum(int(cost[0]) for cost in self.costs)
+
+    def offers(self, structures: Mapping[str, Structure]) -> bool:
+        """Whether each layer's structure is one that was to be chosen from."""
+        pairs = zip(self.layers, self.offered, strict=True)
+        return all(
+            isinstance(structures[layer.name], Dense) or structures[layer.name] in offered
+            for layer, offered in pairs
+        )
 
     def allocation(self, chosen: Sequence[int], lower_bound: float | None = None) -> Allocation:
         return Allocation(
@@ -79,12 +89,14 @@ def pose(
         costs.append(cost[front])
         losses.append(loss[front])
     removal = tuple(layer.loss_of_removal(metric) for layer in layers)
-    return Problem(tuple(layers), tuple(kept), tuple(costs), tuple(losses), removal, room)
+    offered = tuple(frozenset(option.structure for option in options) for options in choices)
+    return Problem(tuple(layers), tuple(kept), tuple(costs), tuple(losses), removal, room, offered)
 
 
-def problem_digest(problem: Problem) -> str:
-    """sha256 of all choices' costs and losses and of the room: what a proven bound belongs to."""
-    digest = hashlib.sha256(str(problem.room).encode())
+def proof_digest(problem: Problem, bound: float) -> str:
+    """sha256 of a lower bound and of what it was proven for: all choices' costs and losses and the
+    room, which follow from the profile, the budget and the options."""
+    digest = hashlib.sha256(f"{bound!r} {problem.room}".encode())
     for layer, cost, loss in zip(problem.layers, problem.costs, problem.losses, strict=True):
         digest.update(layer.name.encode() + b"\0" + cost.tobytes())
         # Rounded: a profile that was written and read again differs in the last digits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -18,6 +19,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
+from lrcompress.profiling.degenerate import degenerate
 from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
@@ -33,10 +35,12 @@ from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.replaceable import replaceable_layers
 from lrcompress.profiling.sink import MemorySink, MomentSink
 from lrcompress.profiling.trials import plan_trials
+from lrcompress.profiling.unexercised import unexercised_doubt, unexercised_warning
 from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.profiling.unseen import unseen_classes
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import STRUCTURES
+from lrcompress.wording import listed
 
 __all__ = ["ProfileOptions", "profile"]
 
@@ -169,6 +173,8 @@ def _with_data(
         readout = replace(readout, unseen=unseen.share)
         warnings.append(unseen.note)
 
+    useless = degenerate(module, batches, judging or (), readout)
+
     fingerprint = fingerprint_batches(batches)
     batches, note = _with_noise(module, batches, readout, options)
     seen = sum(batch_size(batch) for batch in batches)
@@ -195,9 +201,10 @@ def _with_data(
             "model's forward, or use --metric input-weighted, which needs no gradient"
         )
     middle = batches[len(batches) // 2]
-    flops = total_flops_per_example(
+    work_per_example = total_flops_per_example(
         module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
     )
+    unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
     return Profile(
         layers=tuple(layers),
         left_alone=left_alone,
@@ -209,12 +216,20 @@ def _with_data(
         tokens=tokens,
         total_params=found.total_params,
         total_bytes=_stored_bytes(module),
-        total_flops_per_example=flops,
+        total_flops_per_example=work_per_example.flops,
+        uncounted=work_per_example.uncounted,
         seed=options.seed,
         structures=options.structures,
         pooling=readout.pooling,
         readout=readout,
-        warnings=(*warnings, *left_alone_warning(left_alone, found.total_params)),
+        degenerate=useless or unseen_work,
+        warnings=(
+            *warnings,
+            *(f"degenerate calibration: {reason}" for reason in useless),
+            *unexercised_warning(work.unexercised),
+            *_uncounted_warning(work_per_example.uncounted),
+            *left_alone_warning(left_alone, found.total_params),
+        ),
         moments=sink.finish(),
     )
 
@@ -231,6 +246,15 @@ def _with_noise(
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
         return together, ""  # by length, as the batches were
     return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
+
+
+def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:
+    if not operators:
+        return ()
+    return (
+        f"the work of {listed(operators)} is not counted: no formula for it is known, so the FLOPs "
+        "are of the rest",
+    )
 
 
 def _stored_bytes(module: nn.Module) -> int:

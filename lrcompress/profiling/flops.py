@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrcompress.layers import LayerSpec, output_rows
-from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.batches import Batch, batch_size
+from lrcompress.profiling.flop_formulas import FORMULAS, uncounted
 from lrcompress.profiling.passes import call
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations, and the operators that took part and could not be counted."""
+
+    flops: float
+    uncounted: tuple[str, ...] = ()
 
 
 def total_flops_per_example(
@@ -19,7 +31,7 @@ def total_flops_per_example(
     batch: Batch,
     layers: Sequence[LayerSpec],
     rows_per_example: Mapping[str, float],
-) -> float:
+) -> Work:
     """2 per multiply-add, for an average calibration example.
 
     torch counts one batch, padding included; the share of it outside the layers (attention
@@ -37,34 +49,48 @@ def total_flops_per_example(
         for spec in layers
     ]
     try:
-        with torch.no_grad(), _counter() as counter:
-            call(module, batch)
+        counted = _counted(module, batch)
     finally:
         for handle in handles:
             handle.remove()
     in_layers = sum(spec.flops_per_row * rows.get(spec.name, 0) for spec in layers)
-    outside = max(0.0, counter.get_total_flops() - in_layers)
+    outside = max(0.0, counted.flops - in_layers)
     average = sum(spec.flops_per_row * rows_per_example[spec.name] for spec in layers)
-    return average * (1 + outside / in_layers) if in_layers else float(outside)
+    if in_layers:
+        return Work(average * (1 + outside / in_layers), counted.uncounted)
+    return Work(outside / batch_size(batch), counted.uncounted)
 
 
 def counted_flops(module: nn.Module, batch: Batch) -> int:
-    """What torch counts of one forward pass, padding included."""
-    with torch.no_grad(), _counter() as counter:
+    """What is counted of one forward pass, padding included."""
+    return int(_counted(module, batch).flops)
+
+
+def _counted(module: nn.Module, batch: Batch) -> Work:
+    counter = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
+    with torch.no_grad(), _Seen() as seen, counter:
         call(module, batch)
-    total: int = counter.get_total_flops()
-    return total
+    return Work(counter.get_total_flops(), uncounted(seen.packets, counter.flop_registry))
 
 
-def _counter() -> FlopCounterMode:
-    """torch's own table knows the fused attention of the GPU, but not the CPU's."""
-    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={fused: _attention_flops})
+class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Operators that computed floating-point numbers. Entered before the counter, it sees what the
+    counter has taken apart."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.packets: set[Any] = set()
 
-def _attention_flops(
-    query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: object, **__: object
-) -> int:
-    """Scores and their product with the values, from shapes (batch, heads, positions, width)."""
-    pairs = query[0] * query[1] * query[2] * key[2]
-    return 2 * pairs * (query[3] + value[3])
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        results = result if isinstance(result, tuple | list) else (result,)
+        tensors = [x for x in results if isinstance(x, Tensor)]
+        if any(x.is_floating_point() or x.is_complex() for x in tensors):
+            self.packets.add(func._overloadpacket)  # type: ignore[attr-defined]
+        return result

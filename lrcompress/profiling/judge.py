@@ -24,6 +24,12 @@ class Judge:
     outputs: tuple[tuple[Tensor, Tensor], ...]  # outputs and weights of each batch
     shared: bool = False  # all processes ask for the same divergences, and share the batches out
 
+    @property
+    def positions(self) -> float:
+        """Of an example that count, on average."""
+        counted = sum(float(weights.sum()) for _, weights in self.outputs)
+        return counted / max(sum(map(batch_size, self.batches)), 1) or 1.0
+
     @torch.no_grad()
     def divergence(self, module: nn.Module) -> float:
         """Infinite where the network's output is not finite, so that it is never chosen."""

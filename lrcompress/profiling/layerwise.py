@@ -18,6 +18,7 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.sink import MomentSink
 from lrcompress.profiling.trials import TrialPlan, try_ranks
+from lrcompress.profiling.unexercised import exercised
 from lrcompress.profiling.unseen import UnseenClasses, with_weight_prior
 from lrcompress.progress import Step
 
@@ -43,6 +44,7 @@ class LayerWork:
     unseen: UnseenClasses | None = None
     measured: dict[str, LayerProfile] = field(default_factory=dict)
     missed: dict[str, LeftAlone] = field(default_factory=dict)
+    unexercised: dict[str, str] = field(default_factory=dict)  # name -> why
 
     def run(self, chunk: Sequence[LayerSpec], collector: Collector, step: Step) -> None:
         """Raises ModelError for moments that are not finite, naming the layer."""
@@ -56,15 +58,20 @@ class LayerWork:
             step.advance(len(portion))
 
     def _task(self, spec: LayerSpec, collector: Collector) -> _Task | None:
+        reached = any(name in collector.joints for name in (spec.name, *spec.tied))
         moments = take_moments(spec, collector, examples=self.examples, probes=self.options.probes)
-        reason = _unreached(spec, moments, collector)
+        reason = None if moments is not None and reached else _unreached(spec, moments, collector)
         if moments is None or reason is not None:
             params = spec.weight_params
             left = LeftAlone(spec.name, spec.kind, params, reason or "", params)
             self.missed[spec.name] = left
             return None
+        needs_sensitivity = collector.with_sensitivity
+        moments, unexercised = exercised(spec, moments, needs_sensitivity=needs_sensitivity)
+        weight = weight_matrix(self.module.get_submodule(spec.name))
+        if unexercised and bool((weight != 0).any()):  # of a zero weight nothing can be lost
+            self.unexercised[spec.name] = unexercised
         if self.unseen is not None and self.unseen.head == spec.name:
-            weight = weight_matrix(self.module.get_submodule(spec.name))
             moments = with_weight_prior(moments, weight, self.unseen.share)
         return _Task(spec, moments, spec.name if spec.tied else collector.leaders[spec.name])
 

@@ -100,8 +100,10 @@ class Profile:
     total_bytes: int  # parameters and buffers, in the dtype that they are stored in
     total_flops_per_example: float
     seed: int
+    uncounted: tuple[str, ...] = field(default=(), kw_only=True)  # operators missing in the FLOPs
     structures: tuple[str, ...] = ("low_rank",)  # that were explored
     pooling: str | None = None  # of token embeddings, before the divergence
+    degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data show too little
     readout: Readout | None = None  # what is measured; None without data, and in old profiles
     warnings: tuple[str, ...] = ()
     moments: MomentStore = field(default_factory=dict, repr=False)

@@ -13,6 +13,7 @@ from lrcompress.selection.rounds import Tried
 from lrcompress.tuning.report import TuneReport
 
 SCHEMA_VERSION = 1
+IN_NATS = ("kl", "probabilities", "bernoulli", "bernoulli-probabilities")
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Mean output divergence per example, in the objective's unit."""
+    """Mean output divergence per example, summed over its positions, in the objective's unit."""
 
     where: str  # the data, such as "calibration"
-    predicted: float | None  # None: the metric's losses are in another unit
+    predicted: float | None  # without a refit; None: the metric's losses are in another unit
     measured: float
+    without_refit: float | None = None  # measured before it; None: no refit changed anything
+    positions: float = 1.0  # of an example that count, on average
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,17 @@ class Report:
     files: tuple[Output, ...] = ()
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def unit(self) -> str:
+        """Of the divergences, in words."""
+        words = [f"{self.objective} divergence per example"]
+        if self.objective in IN_NATS:
+            words.append("in nats")
+        positions = max((row.positions for row in self.divergences), default=1.0)
+        if positions > 1 and self.objective != "weighted-sum":
+            words.append(f"summed over its positions ({positions:.3g} on average)")
+        return ", ".join(words)
 
     @property
     def trusted(self) -> bool | None:

@@ -35,6 +35,7 @@ class Course:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
+    positions: float = 1.0  # of an example that `measure` sums over, on average
     noise: TokenNoise | None = None
     in_place: bool = False  # the network changes in place what gradients need
     penalty: Callable[[], Tensor | None] | None = None

@@ -54,9 +54,9 @@ def prepared(
     if objective.judged_by_divergence:
         judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
         parted = Split(parted.taught, judge.batches)  # as many as it may keep
-        measure = partial(judge.divergence, module)
+        measure, positions = partial(judge.divergence, module), judge.positions
     else:
-        measure = partial(held_out_loss, objective, parted)
+        measure, positions = partial(held_out_loss, objective, parted), 1.0
 
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return Course(
@@ -66,6 +66,7 @@ def prepared(
         objective=objective,
         split=parted,
         measure=measure,
+        positions=positions,
         options=options,
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
         noise=_noise(objective, dense, parted.taught),

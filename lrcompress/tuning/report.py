@@ -35,6 +35,7 @@ class TuneReport:
     trained_params: int
     taught_examples: int
     judging_examples: int
+    positions: float = 1.0  # of an example that a divergence is summed over, on average
     merge_losses: Mapping[str, float] = field(default_factory=dict)  # layer -> of its adapter
     warnings: tuple[str, ...] = ()
 

@@ -187,6 +187,7 @@ def _report(loop: Loop) -> TuneReport:
         trained_params=sum(p.numel() for p in course.parameters.values()),
         taught_examples=course.split.taught_examples,
         judging_examples=course.split.judging_examples,
+        positions=course.positions,
     )
 
 

@@ -80,16 +80,19 @@ def structures_taken(layers: Sequence[PlannedLayer]) -> str:
 
 def _divergences(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    table.add_column(f"{report.objective} divergence")
-    for heading in ("predicted", "measured"):
+    table.add_column(report.unit, overflow="fold")
+    refitted = any(row.without_refit is not None for row in report.divergences)
+    headings = ["predicted", "measured", *["with the refit"] * refitted]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.divergences:
         predicted = "" if row.predicted is None else real(row.predicted)
-        table.add_row(row.where, predicted, real(row.measured))
+        first = row.measured if row.without_refit is None else row.without_refit
+        table.add_row(row.where, predicted, real(first), *[real(row.measured)] * refitted)
     for point in report.sweep:
         table.add_row(f"at {point.budget}", real(point.predicted), real(point.measured))
     for name, value in (report.fidelity or {}).items():
-        table.add_row(name, "", agreement(value))
+        table.add_row(name, *[""] * (len(headings) - 1), agreement(value))
     return table
 
 

@@ -280,16 +280,25 @@ function drawSpectrumControls() {
   at("spectrum-next").addEventListener("click", () => showLayer(shownLayer + 1));
 }
 
+function unit() {
+  const nats = ["kl", "probabilities", "bernoulli", "bernoulli-probabilities"].includes(report.objective) ? ", in nats" : "";
+  const positions = Math.max(1, ...report.divergences.map((row) => row.positions));
+  const summed = positions > 1 && report.objective !== "weighted-sum" ? `, summed over its positions (${positions.toPrecision(3)} on average)` : "";
+  return `${report.objective} divergence per example${nats}${summed}`;
+}
 function drawDivergence() {
   const rows = report.divergences;
-  const traces = [["predicted", PALETTE[0]], ["measured", PALETTE[1]]].map(([name, color]) => ({
-    type: "bar", orientation: "h", name, y: rows.map((row) => row.where), x: rows.map((row) => row[name]),
-    marker: { color }, text: rows.map((row) => (row[name] === null ? "" : real(row[name]))), textposition: "auto",
+  const refitted = rows.some((row) => row.without_refit !== null);
+  const bars = [["predicted", "predicted", PALETTE[0]], ["measured", refitted ? "with the refit" : "measured", PALETTE[1]]];
+  if (refitted) bars.splice(1, 0, ["without_refit", "measured without the refit", PALETTE[2]]);
+  const traces = bars.map(([key, name, color]) => ({
+    type: "bar", orientation: "h", name, y: rows.map((row) => row.where), x: rows.map((row) => row[key]),
+    marker: { color }, text: rows.map((row) => (row[key] === null ? "" : real(row[key]))), textposition: "auto",
     hovertemplate: `${name}: %{x:.4g}<extra>%{y}</extra>`,
   }));
   Plotly.react("divergence-plot", traces, layout({
     barmode: "group", bargap: 0.3, hovermode: "closest",
-    xaxis: { title: { text: `${report.objective} divergence per example`, standoff: 8 }, rangemode: "tozero" },
+    xaxis: { title: { text: unit(), standoff: 8 }, rangemode: "tozero" },
     yaxis: { autorange: "reversed" },
   }), config);
 }
@@ -315,7 +324,7 @@ function drawSweep() {
   }));
   Plotly.react("sweep-plot", traces, layout({
     xaxis: { title: { text: "parameters kept, %", standoff: 8 } },
-    yaxis: { title: { text: `${report.objective} divergence per example` }, type: "log", dtick: 1 },
+    yaxis: { title: { text: unit() }, type: "log", dtick: 1 },
   }), config);
 }
 function drawTuning() {
@@ -340,7 +349,8 @@ function drawTuningWords() {
 function drawDivergenceWords() {
   at("divergence-words").textContent =
     "The plan adds up the layers' losses; the measured figure is the whole network's, dense against compressed. " +
-    "What separates them are the effects of one layer on the next, which the sum leaves out.";
+    "What separates them are the effects of one layer on the next, which the sum leaves out. " +
+    "The prediction is of the plan without a refit.";
   const fidelity = Object.entries(report.fidelity || {});
   if (fidelity.length) {
     fillTable("fidelity", [

@@ -1,0 +1,208 @@
+"""Operations of operators that torch's FLOP counter does not know, 2 per multiply-add.
+
+As in torch's own table, biases, activations, norms, pooling and softmax count nothing. What has
+neither a formula nor the name of something cheap is not counted, and `uncounted` says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import log2, prod
+from typing import Any
+
+import torch
+
+Shape = Sequence[int]
+Formula = Callable[..., int]
+
+
+def attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+    """Scores and their product with the values, from shapes (batch, heads, positions, width)."""
+    pairs = query[0] * query[1] * query[2] * key[2]
+    return 2 * pairs * (query[3] + value[3])
+
+
+def one_recurrent_layer(
+    x: Shape, of_inputs: Shape, of_states: Shape, *_: object, **__: object
+) -> int:
+    """One direction of one layer: x (steps, examples, n) or (examples, steps, n), weights
+    (gates h, n) and (gates h, h)."""
+    return 2 * x[0] * x[1] * (prod(of_inputs) + prod(of_states))
+
+
+def recurrent(x: Shape, weights: Sequence[Shape], *_: object, **__: object) -> int:
+    """All layers and directions: x (steps, examples, n), or (all steps, n) where it is packed.
+
+    Each matrix (gates, inputs, states, projections) multiplies each step once.
+    """
+    return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
+
+
+def self_attention(
+    query: Shape,
+    key: Shape,
+    value: Shape,
+    width: int,
+    heads: int,
+    projection: Shape,
+    bias: Shape,
+    out: Shape,
+    *_: object,
+    **__: object,
+) -> int:
+    """nn.MultiheadAttention's fast path: projections (3 width, width) and (width, width)."""
+    own = prod(query[:-1])
+    pairs = own * key[-2]
+    return 2 * own * (prod(projection) + prod(out)) + 2 * 2 * pairs * width
+
+
+def encoder_layer(x: Shape, width: int, heads: int, *rest: Any, **named: Any) -> int:
+    """nn.TransformerEncoderLayer's fast path: attention, and two layers that feed forward."""
+    projection, bias, out = rest[:3]
+    up, down = rest[11], rest[13]
+    inner = self_attention(x, x, x, width, heads, projection, bias, out)
+    return inner + int(2 * prod(x[:-1]) * (prod(up) + prod(down)))
+
+
+def bilinear(left: Shape, weight: Shape, right: Shape, *_: object, **__: object) -> int:
+    """y_o = l^T W_o r: l (rows, i), W (o, i, j), r (rows, j); W r first."""
+    rows = prod(left[:-1])
+    return 2 * rows * (prod(weight) + weight[0] * weight[1])
+
+
+def bag(weight: Shape, indices: Shape, *_: object, **__: object) -> int:
+    """One addition a value looked up."""
+    return prod(indices) * weight[1]
+
+
+def real_fourier(x: Shape, dims: Sequence[int], *_: object, **__: object) -> int:
+    """Half of a complex transform's."""
+    return complex_fourier(x, dims) // 2
+
+
+def inverse_real_fourier(
+    x: Shape, dims: Sequence[int], *_: object, out_shape: Shape = (), **__: object
+) -> int:
+    """The same, by the size of the real side."""
+    return complex_fourier(out_shape, dims) // 2
+
+
+def complex_fourier(x: Shape, dims: Sequence[int], *_: object, **__: object) -> int:
+    """5 N log2 n for N values in transforms of n (Cooley and Tukey 1965, radix 2)."""
+    length = prod(x[dim] for dim in dims)
+    return round(5 * prod(x) * log2(length)) if length > 1 else 0
+
+
+def sampled(
+    x: Shape, grid: Shape, mode: int = 0, *_: object, out_shape: Shape = (), **__: object
+) -> int:
+    """A multiply-add for each neighbour of each value: bilinear 2^d, nearest none, bicubic 4^d."""
+    dimensions = len(x) - 2
+    neighbours: int = {0: 2**dimensions, 1: 0, 2: 4**dimensions}[mode]
+    return 2 * neighbours * prod(out_shape)
+
+
+def matrix_vector(matrix: Shape, *_: object, **__: object) -> int:
+    return 2 * prod(matrix)
+
+
+def added_matrix_vector(added: Shape, matrix: Shape, *_: object, **__: object) -> int:
+    return 2 * prod(matrix)
+
+
+def inner_product(left: Shape, *_: object, **__: object) -> int:
+    return 2 * prod(left)
+
+
+def product(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """(..., n, k) and (..., k, m)."""
+    return 2 * prod(left) * right[-1]
+
+
+def product_of_rows(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """(..., n, k) and (m, k)."""
+    return 2 * prod(left) * right[0]
+
+
+def added_product(added: Shape, left: Shape, right: Shape, *_: object, **__: object) -> int:
+    return product(left, right)
+
+
+def distances(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """A difference and a multiply-add for each pair of points and each feature."""
+    return 3 * prod(left) * right[-2]
+
+
+def products_of_points(left: Shape, right: Shape, *_: object, **__: object) -> int:
+    """|a|^2 - 2 ab + |b|^2 as one product of rows that are two values longer."""
+    return 2 * prod(left[:-1]) * right[-2] * (left[-1] + 2)
+
+
+_BY_NAME: dict[str, Formula] = {
+    "_scaled_dot_product_flash_attention_for_cpu": attention,
+    "_scaled_dot_product_fused_attention_overrideable": attention,
+    "mkldnn_rnn_layer": one_recurrent_layer,
+    "_cudnn_rnn": recurrent,
+    "miopen_rnn": recurrent,
+    "_native_multi_head_attention": self_attention,
+    "_transformer_encoder_layer_fwd": encoder_layer,
+    "_trilinear": bilinear,
+    "_embedding_bag": bag,
+    "_embedding_bag_forward_only": bag,
+    "_fft_r2c": real_fourier,
+    "_fft_c2r": inverse_real_fourier,
+    "_fft_c2c": complex_fourier,
+    "grid_sampler_2d": sampled,
+    "grid_sampler_3d": sampled,
+    "_grid_sampler_2d_cpu_fallback": sampled,
+    "cudnn_grid_sampler": sampled,
+    "mv": matrix_vector,
+    "addmv": added_matrix_vector,
+    "dot": inner_product,
+    "vdot": inner_product,
+    **dict.fromkeys(
+        ("addbmm", "addbmm_", "addmm_", "baddbmm_", "_addmm_activation", "_sparse_addmm"),
+        added_product,
+    ),
+    "_int_mm": product,
+    "_weight_int8pack_mm": product_of_rows,
+    "mkldnn_linear": product_of_rows,
+    "_cdist_forward": distances,
+    "_euclidean_dist": products_of_points,
+}
+
+FORMULAS: Mapping[Any, Formula] = {
+    getattr(torch.ops.aten, name): formula
+    for name, formula in _BY_NAME.items()
+    if hasattr(torch.ops.aten, name)
+}
+
+# Parts of the names of torch's own operators that tell of products, factorisations or transforms
+_COSTLY = re.compile(
+    r"\w*mm|mv|matmul|linear|bilinear|trilinear|vecdot|conv(\dd|olution)?|rnn|lstm|gru|attention|"
+    r"fft|r2c|c2r|c2c|solve|spsolve|cholesky|svd|svdvals|qr|geqrf|orgqr|ormqr|eig\w*|inv|inverse|"
+    r"det|slogdet|logdet|lu|lstsq|ldl|householder|matrix|cdist|sampler"
+)
+_CHEAP = (
+    "slice_inverse", "_cudnn_rnn_flatten_weight", "_use_cudnn_rnn_flatten_weight",
+    "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
+)  # fmt: skip
+_TORCHS_OWN = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional")
+
+
+def uncounted(seen: Iterable[Any], known: Iterable[Any]) -> tuple[str, ...]:
+    """Names of the operators among `seen` that cost work and that no formula counts.
+
+    Operators that others have registered are taken to cost work, for nothing is known of them.
+    """
+    counted = set(known)
+    names = []
+    for packet in seen:
+        if packet in counted:
+            continue
+        space, _, name = str(packet).partition(".")
+        costly = name not in _CHEAP and any(map(_COSTLY.fullmatch, name.split("_")))
+        if space not in _TORCHS_OWN or costly:
+            names.append(f"{space}::{name}")
+    return tuple(sorted(names))

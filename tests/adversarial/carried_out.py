@@ -1,0 +1,57 @@
+"""A run without its files: examples set aside, profile, selection, compression, doubts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+from lrcompress.compression.trust import doubts, remarks
+from lrcompress.planning.plan import Plan, PlanOptions
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.set_aside import SetAside, set_aside
+from lrcompress.selection.rounds import select
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedOut:
+    aside: SetAside
+    profile: Profile
+    plan: Plan
+    report: CompressReport
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        return doubts(self.report, self.profile)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return remarks(self.report)
+
+
+def carry_out(
+    module: nn.Module,
+    batches: Sequence[Batch],
+    budget: str,
+    *,
+    refit: bool | None = None,
+    options: ProfileOptions | None = None,
+) -> CarriedOut:
+    """`module` is compressed in place, as the compress command does it."""
+    aside = set_aside(batches)
+    found = profile(module, aside.calibration, options or ProfileOptions(), judging=aside.judging)
+    chosen = select(module, found, budget, aside.judging, options=PlanOptions(), rounds=1)
+    report = compress_(
+        module,
+        chosen.plan,
+        found,
+        batches=aside.calibration,
+        judging=aside.judging,
+        confirming=aside.confirming if aside.spared else None,
+        options=CompressOptions(refit=refit),
+    )
+    return CarriedOut(aside, found, chosen.plan, report)
