@@ -50,6 +50,7 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
     if options.drop_moments and all(check.passed is not False for check in checks):
         found = without_moments(job, PROFILE_FOLDER)
     job.folder.clean()
+    job.folder.remove_replaced()
     findings = Findings(
         made.plan,
         facts["bytes"],

@@ -8,21 +8,37 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lrcompress.atomic import is_temporary, remove_temporaries, write_atomically
 from lrcompress.distributed import on_main
 from lrcompress.errors import LrcompressError
 from lrcompress.pipeline.ledger import Ledger, StageRecord
 from lrcompress.pipeline.lock import LOCK_NAME, locked
 from lrcompress.records import to_json
-from lrcompress.storage import TEMPORARY_GLOB, write_atomically
 
 LEDGER_NAME = "stages.json"
 PROFILE_FOLDER = "profile"  # inside the folder of a whole run
 WORK_NAME = "work"  # checkpoints; gone at the end
+FOLDERS = (PROFILE_FOLDER, WORK_NAME, "1_Pooling")  # the last is one of the companions' own
+FILES = (
+    LEDGER_NAME,
+    "plan.json",
+    "model.safetensors",
+    "lrcompress.json",
+    "model.onnx",
+    "model.onnx.data",
+    "model.pt2",
+    "report.json",
+    "report.html",
+    "profile.json",
+    "spectra.safetensors",
+    f"{PROFILE_FOLDER}/profile.json",
+    f"{PROFILE_FOLDER}/spectra.safetensors",
+)
 WORK_OF_STAGE = re.compile(r"[0-9a-f]{16}")
-SAFETENSORS_GLOB = ".tmp??????"
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +133,18 @@ class RunFolder:
         """Remove the checkpoints."""
         on_main(lambda: _remove_work(self.root / WORK_NAME))
 
+    def remove_replaced(self) -> None:
+        """Remove the files of forgotten stages that no stage wrote again: at the end, when there is
+        something better. What somebody changed since stays."""
+        on_main(self._remove_replaced)
+
+    def _remove_replaced(self) -> None:
+        for name, digest in self._ledger.replaced.items():
+            if not self.path(name).is_symlink() and self._is(name, digest):
+                self.path(name).unlink()
+        if self._ledger.replaced:
+            self.save(replace(self._ledger, replaced={}))
+
     def _is(self, name: str, digest: str) -> bool:
         path = self.path(name)
         return path.is_file() and file_digest(path) == digest
@@ -128,13 +156,35 @@ def refuse_foreign(root: Path, *, force: bool) -> None:
         raise LrcompressError(f"{root}: is a file; name a folder for the output")
     if force or not root.is_dir():
         return
-    names = {entry.name for entry in root.iterdir()} - {LOCK_NAME}
-    temporary = {entry.name for entry in root.glob(TEMPORARY_GLOB)}
-    if names - temporary and LEDGER_NAME not in names:
+    names = {entry.name for entry in root.iterdir() if not is_temporary(entry)} - {LOCK_NAME}
+    if names and LEDGER_NAME not in names:
         raise LrcompressError(
             f"{root}: not empty and not a run folder; choose another output folder, "
             "or --force to write into it"
         )
+
+
+def refuse_links(root: Path) -> None:
+    """Raises LrcompressError for a link or file where a run has a folder, and a folder where it has
+    a file. What lies behind a link is not the run's to write or remove."""
+    for name in FOLDERS:
+        path = root / name
+        if path.is_symlink():
+            raise LrcompressError(
+                f"{path}: is a link, and a run writes nowhere but into its folder; remove it, or "
+                "choose another output folder"
+            )
+        if path.exists() and not path.is_dir():
+            raise LrcompressError(
+                f"{path}: is no folder, but a run needs one there; move it, or choose another "
+                "output folder"
+            )
+    for name in FILES:
+        if (root / name).is_dir():
+            raise LrcompressError(
+                f"{root / name}: is a folder where a run writes a file; move it, or choose another "
+                "output folder"
+            )
 
 
 @contextmanager
@@ -155,9 +205,11 @@ def open_run_folder(
             raise LrcompressError(
                 f"{root}: cannot be created ({error.strerror}); choose another output folder"
             ) from error
+        refuse_links(root)
         held.enter_context(locked(root))
         if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
-            remove_temporaries(root)
+            for folder in (root, *(root / name for name in FOLDERS)):
+                remove_temporaries(folder)
         ledger = _ledger_of(root, model, model_fingerprint, force=force)
         # marks the folder as a run's, and shows that it can be written
         RunFolder(root, ledger).save(ledger)
@@ -187,7 +239,7 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
     if found.model_fingerprint == model_fingerprint:
         return found
     if force:
-        return fresh
+        return replace(found.emptied(), model=model, model_fingerprint=model_fingerprint)
     raise LrcompressError(
         f"{root}: holds a run of {found.model} with other weights; choose another output folder, "
         "or --force to replace it"
@@ -197,26 +249,21 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
 def _only(own: Path) -> None:
     """An empty folder `own`, or what it held, and no other stage's beside it."""
     _remove_work(own.parent, but=own)
+    if own.is_symlink():
+        own.unlink()
     own.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_work(folder: Path, *, but: Path | None = None) -> None:
     """The stages' own folders in it, and the folder if nothing else is in there: a foreign one
     that a run was forced into may hold a user's `work`."""
-    if not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():
         return
     for stale in folder.iterdir():
-        if stale != but and WORK_OF_STAGE.fullmatch(stale.name):
+        if stale != but and WORK_OF_STAGE.fullmatch(stale.name) and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()
-
-
-def remove_temporaries(root: Path) -> None:
-    """What a killed run left beside its files: ours, and those that safetensors writes first."""
-    for folder in (root, root / PROFILE_FOLDER):
-        for left in [*folder.glob(TEMPORARY_GLOB), *folder.glob(SAFETENSORS_GLOB)]:
-            left.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

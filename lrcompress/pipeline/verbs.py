@@ -170,6 +170,7 @@ def run_profile(
     with _opened(where, source, loaded) as folder:
         found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
         folder.clean()
+        folder.remove_replaced()
 
         def reported() -> Report:
             report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)

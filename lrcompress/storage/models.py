@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from lrcompress import __version__
+from lrcompress.atomic import write_atomically
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.fingerprint import distinct_state
@@ -27,7 +28,7 @@ from lrcompress.sources.run_record import (
     RunRecord,
     read_record,
 )
-from lrcompress.storage.files import write_atomically, write_json, write_tensors
+from lrcompress.storage.files import write_json, write_tensors
 
 
 def save_compressed(
@@ -112,7 +113,7 @@ def _layer(module: nn.Module, planned: PlannedLayer) -> RunLayer:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
+    if target.exists() and not target.is_symlink() and target.samefile(source):
         return
     try:
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
