@@ -71,7 +71,7 @@ def compressed(
             log.warning("%s", said)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
         save = partial(save_compressed, loaded.model.module, plan, loaded.model, folder.root)
-        on_main(partial(save, example=loaded.example(), extra=extra))
+        on_main(partial(save, example=loaded.example(), identity=loaded.identity, extra=extra))
         folder.finish(STAGE, key, _files(loaded), to_json(facts))
     return facts, key
 

@@ -6,38 +6,27 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lrcompress.atomic import is_temporary, remove_temporaries, write_atomically
+from lrcompress.atomic import remove_temporaries, write_atomically
 from lrcompress.distributed import on_main
 from lrcompress.errors import LrcompressError
+from lrcompress.pipeline.foreign import (
+    FOLDERS,
+    LEDGER_NAME,
+    WORK_NAME,
+    refuse_foreign,
+    refuse_links,
+)
 from lrcompress.pipeline.ledger import Ledger, StageRecord
-from lrcompress.pipeline.lock import LOCK_NAME, locked
+from lrcompress.pipeline.lock import locked
+from lrcompress.profiling.identity import ModelIdentity
 from lrcompress.records import to_json
 
-LEDGER_NAME = "stages.json"
-PROFILE_FOLDER = "profile"  # inside the folder of a whole run
-WORK_NAME = "work"  # checkpoints; gone at the end
-FOLDERS = (PROFILE_FOLDER, WORK_NAME, "1_Pooling")  # the last is one of the companions' own
-FILES = (
-    LEDGER_NAME,
-    "plan.json",
-    "model.safetensors",
-    "lrcompress.json",
-    "model.onnx",
-    "model.onnx.data",
-    "model.pt2",
-    "report.json",
-    "report.html",
-    "profile.json",
-    "spectra.safetensors",
-    f"{PROFILE_FOLDER}/profile.json",
-    f"{PROFILE_FOLDER}/spectra.safetensors",
-)
 WORK_OF_STAGE = re.compile(r"[0-9a-f]{16}")
 
 log = logging.getLogger(__name__)
@@ -150,48 +139,13 @@ class RunFolder:
         return path.is_file() and file_digest(path) == digest
 
 
-def refuse_foreign(root: Path, *, force: bool) -> None:
-    """Raises LrcompressError if the folder holds other things than a run."""
-    if root.exists() and not root.is_dir():
-        raise LrcompressError(f"{root}: is a file; name a folder for the output")
-    if force or not root.is_dir():
-        return
-    names = {entry.name for entry in root.iterdir() if not is_temporary(entry)} - {LOCK_NAME}
-    if names and LEDGER_NAME not in names:
-        raise LrcompressError(
-            f"{root}: not empty and not a run folder; choose another output folder, "
-            "or --force to write into it"
-        )
-
-
-def refuse_links(root: Path) -> None:
-    """Raises LrcompressError for a link or file where a run has a folder, and a folder where it has
-    a file. What lies behind a link is not the run's to write or remove."""
-    for name in FOLDERS:
-        path = root / name
-        if path.is_symlink():
-            raise LrcompressError(
-                f"{path}: is a link, and a run writes nowhere but into its folder; remove it, or "
-                "choose another output folder"
-            )
-        if path.exists() and not path.is_dir():
-            raise LrcompressError(
-                f"{path}: is no folder, but a run needs one there; move it, or choose another "
-                "output folder"
-            )
-    for name in FILES:
-        if (root / name).is_dir():
-            raise LrcompressError(
-                f"{root / name}: is a folder where a run writes a file; move it, or choose another "
-                "output folder"
-            )
-
-
 @contextmanager
 def open_run_folder(
-    root: Path, *, model: str, model_fingerprint: str, force: bool
+    root: Path, fresh: Ledger, differs: Callable[[ModelIdentity], str], *, force: bool
 ) -> Iterator[RunFolder]:
-    """Lock the folder and read its ledger, or start one.
+    """Lock the folder and read its ledger, or start the `fresh` one.
+
+    differs: in what the model at hand is not one that a ledger knows; "" where it is the same.
 
     Raises:
         LrcompressError: the folder is foreign, of another model, in use, or cannot be written.
@@ -210,7 +164,9 @@ def open_run_folder(
         if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
             for folder in (root, *(root / name for name in FOLDERS)):
                 remove_temporaries(folder)
-        ledger = _ledger_of(root, model, model_fingerprint, force=force)
+        ledger = _ledger_of(root, fresh, differs, force=force)
+        if not ledger.stages:  # checkpoints may be of another model that has the same weights
+            _remove_work(root / WORK_NAME)
         # marks the folder as a run's, and shows that it can be written
         RunFolder(root, ledger).save(ledger)
         return ledger
@@ -226,8 +182,9 @@ def read_ledger(root: Path) -> Ledger | None:
     return Ledger.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
-def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -> Ledger:
-    fresh = Ledger(model, model_fingerprint)
+def _ledger_of(
+    root: Path, fresh: Ledger, differs: Callable[[ModelIdentity], str], *, force: bool
+) -> Ledger:
     try:
         found = read_ledger(root)
     except LrcompressError:
@@ -236,12 +193,14 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
         raise
     if found is None:
         return fresh
-    if found.model_fingerprint == model_fingerprint:
-        return found
+    known = found.identity or ModelIdentity(found.model_fingerprint)
+    difference = differs(known)
+    if not difference:
+        return found if found.identity is not None else replace(found, identity=fresh.identity)
     if force:
-        return replace(found.emptied(), model=model, model_fingerprint=model_fingerprint)
+        return replace(fresh, replaced=found.emptied().replaced)
     raise LrcompressError(
-        f"{root}: holds a run of {found.model} with other weights; choose another output folder, "
+        f"{root}: holds a run of {found.model} with {difference}; choose another output folder, "
         "or --force to replace it"
     )
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from lrcompress import __version__
 from lrcompress.errors import DataError
+from lrcompress.profiling.identity import ModelIdentity, check_identity
 from lrcompress.records import from_json, parse_object, to_json
 from lrcompress.wording import shown
 
@@ -34,6 +35,7 @@ class StageRecord:
 class Ledger:
     model: str  # as the user wrote it
     model_fingerprint: str
+    identity: ModelIdentity | None = None  # None in a ledger of an older version
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
     replaced: Mapping[str, str] = field(default_factory=dict)  # files of stages that were forgotten
     schema_version: int = SCHEMA_VERSION
@@ -80,6 +82,8 @@ class Ledger:
             stages = data.pop("stages", None)
             records = {name: _record(value, name) for name, value in _object(stages).items()}
             head = from_json(cls, data, where, DataError)
+            if head.identity is not None:
+                check_identity(head.identity, "identity", DataError)
             for files in (head.replaced, *(record.files for record in records.values())):
                 _check_inside(files)
         except DataError as cause:

@@ -13,7 +13,7 @@ from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError, ModelError, PlanError
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.exporting import EXPORT
-from lrcompress.pipeline.folder import LEDGER_NAME
+from lrcompress.pipeline.foreign import LEDGER_NAME
 from lrcompress.pipeline.lock import LOCK_NAME
 from lrcompress.pipeline.options import FolderOptions
 from lrcompress.planning.plan import Plan

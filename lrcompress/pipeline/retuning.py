@@ -12,7 +12,7 @@ from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.export.onnx import ExportOptions
-from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import STAGE as COMPRESS
 from lrcompress.pipeline.compressing import CompressFacts
@@ -20,9 +20,11 @@ from lrcompress.pipeline.deciding import PLAN_NAME, PlanFacts, read_plan
 from lrcompress.pipeline.deciding import STAGE as PLAN
 from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import EXPORT
-from lrcompress.pipeline.folder import PROFILE_FOLDER, RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.folder import RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.foreign import PROFILE_FOLDER
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline.loading import configuration
 from lrcompress.pipeline.measuring import STAGE as PROFILE
 from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.sweeping import STAGE as SWEEP
@@ -35,6 +37,7 @@ from lrcompress.pipeline.tuning import (
     tune_key,
     tuned,
 )
+from lrcompress.profiling.identity import ModelIdentity, identify
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json
 from lrcompress.reporting.html import require_plotly
@@ -67,17 +70,19 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         kind_of_data(options.source.data)
         dense = _dense(options, record)
         batches = load_batches(options.source.data, dense, options.source.data_options)
+        identity = identify(dense.module, batches[0], configuration(dense))
+        if not options.source.model:
+            known = record.source_identity or ModelIdentity(record.source_fingerprint)
+            checked_dense(dense, identity, known, batches[0], root)
         step.advance()
-    with open_run_folder(
-        root, model=ledger.model, model_fingerprint=ledger.model_fingerprint, force=False
-    ) as folder:
+    with open_run_folder(root, ledger, lambda _: "", force=False) as folder:
         job = Job(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
         exporting = last_export(folder)
         teaching = Teaching(
             request=options.request,
             dense=lambda: dense,
-            dense_fingerprint=model_fingerprint(dense.module),
+            dense_identity=identity,
             batches=batches,
             data_fingerprint=fingerprint_batches(batches),
             profile=profile,
@@ -147,7 +152,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             f"{options.folder.output}: its dense model is the teacher, but {cause}; or name it "
             "with --reference"
         ) from cause
-    return checked_dense(dense, record.source_fingerprint, options.folder.output)
+    return dense
 
 
 def _facts(folder: RunFolder, stage: str, kind: type[Facts]) -> Facts:

@@ -17,7 +17,6 @@ from typing import Any, cast
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, TuneError
-from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import Whitening
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import RunFolder
@@ -26,6 +25,7 @@ from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.identity import ModelIdentity, what_differs
 from lrcompress.profiling.profile import Profile
 from lrcompress.records import from_json, to_json
 from lrcompress.sources.factory import import_object
@@ -51,7 +51,7 @@ class Teaching:
 
     request: TuneRequest
     dense: Callable[[], LoadedModel]
-    dense_fingerprint: str
+    dense_identity: ModelIdentity
     batches: list[Batch]
     data_fingerprint: str
     profile: Profile
@@ -62,7 +62,7 @@ class Teaching:
 def tune_key(teaching: Teaching, upstream: str) -> str:
     inputs = {
         "options": teaching.request,
-        "dense": teaching.dense_fingerprint,
+        "dense": teaching.dense_identity.exact,
         "data": teaching.data_fingerprint,
     }
     return stage_key(STAGE, upstream, inputs)
@@ -112,7 +112,8 @@ def tuned(
         report = replace(report, losses=())
         if not report.improved:
             log.warning("%s", unimproved(report))
-        on_main(partial(save_tuned, module, root, {STAGE: to_json(report)}))
+        save = partial(save_tuned, module, teaching.batches[0], root)
+        on_main(partial(save, {STAGE: to_json(report)}))
         facts = {"upstream": upstream, "report": to_json(report), "export": exported_as or {}}
         folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
     return report, key
@@ -140,12 +141,15 @@ def required_batches(batches: list[Batch] | None) -> list[Batch]:
     return batches
 
 
-def checked_dense(dense: LoadedModel, fingerprint: str, root: Path) -> LoadedModel:
-    """Raises TuneError if it is not the network that the run was made from."""
-    if model_fingerprint(dense.module) != fingerprint:
+def checked_dense(
+    dense: LoadedModel, identity: ModelIdentity, known: ModelIdentity, batch: Batch, root: Path
+) -> LoadedModel:
+    """Raises TuneError if it is not the known network, that the run was made from."""
+    difference = what_differs(known, identity, dense.module, batch)
+    if difference:
         raise TuneError(
-            f"{dense.reference.text}: has other weights than the model that {root} was made from; "
-            "name the dense model with --reference"
+            f"{dense.reference.text}: is not the model that {root} was made from, but has "
+            f"{difference}; put it back, or name the dense model with --reference"
         )
     return dense
 

@@ -143,7 +143,7 @@ class Points:
     def reached(self, name: str, torn: str | None = None) -> None:
         self.names.append(name)
         if len(self.names) - 1 == self.dies_at:
-            if torn is not None and os.path.isfile(torn):
+            if torn is not None and Path(torn).is_file():
                 descriptor = os.open(torn, os.O_WRONLY)
                 os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
