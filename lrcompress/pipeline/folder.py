@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lrcompress.atomic import remove_temporaries, write_atomically
 from lrcompress.distributed import on_main
-from lrcompress.errors import LrcompressError
+from lrcompress.errors import DataError, LrcompressError
 from lrcompress.pipeline.foreign import (
     FOLDERS,
     LEDGER_NAME,
@@ -25,9 +25,11 @@ from lrcompress.pipeline.foreign import (
 from lrcompress.pipeline.ledger import Ledger, StageRecord
 from lrcompress.pipeline.lock import locked
 from lrcompress.profiling.identity import ModelIdentity
-from lrcompress.records import to_json
+from lrcompress.records import from_json, to_json
 
 WORK_OF_STAGE = re.compile(r"[0-9a-f]{16}")
+
+Facts = TypeVar("Facts")
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,16 @@ class RunFolder:
 
     def record(self, stage: str) -> StageRecord | None:
         return self._ledger.stages.get(stage)
+
+    def facts(self, stage: str, kind: type[Facts]) -> Facts:
+        """What the ledger holds of a recorded stage.
+
+        Raises:
+            DataError: it was edited into nonsense; the message names file and field.
+        """
+        record = self._ledger.stages[stage]
+        where = f"{self.root / LEDGER_NAME}: stages.{stage}.facts"
+        return from_json(kind, record.facts, where, DataError)
 
     def finished(
         self, stage: str, key: str, *, rewritten_by: str | None = None

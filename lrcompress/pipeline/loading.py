@@ -95,7 +95,7 @@ def load_sources(options: SourceOptions) -> Loaded:
 def configuration(model: LoadedModel) -> Mapping[str, Any]:
     """The entries of the model's config.json; none without."""
     path = None if model.folder is None else model.folder / "config.json"
-    return {} if path is None or not path.is_file() else read_json(path)
+    return {} if path is None or not path.is_file() else read_json(path, foreign=True)
 
 
 def _made_up(model: LoadedModel) -> Batch | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
@@ -32,6 +32,7 @@ from lrcompress.pipeline.sweeping import SweepFacts
 from lrcompress.pipeline.tuning import (
     STAGE,
     Teaching,
+    TuneFacts,
     checked_dense,
     last_export,
     tune_key,
@@ -45,8 +46,6 @@ from lrcompress.sources.data import kind_of_data, load_batches
 from lrcompress.sources.models import LoadedModel, load_model
 from lrcompress.sources.run_record import RunRecord, read_record
 from lrcompress.storage import load_profile
-
-Facts = TypeVar("Facts")
 
 
 def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
@@ -90,10 +89,10 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             trust_remote_code=options.source.trust_remote_code,
         )
         gained, key = tuned(job, teaching, _upstream(folder, teaching), exporting)
-        outcome = _facts(folder, COMPRESS, CompressFacts)
-        curve = _facts(folder, SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
+        outcome = folder.facts(COMPRESS, CompressFacts)
+        curve = folder.facts(SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
-        selection = _facts(folder, PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
+        selection = folder.facts(PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
         made = Made(profile, teaching.plan, selection, curve, outcome, warnings, key, gained)
         for earlier in (PROFILE, PLAN, COMPRESS):
             clock.reused(earlier)
@@ -117,7 +116,7 @@ def _upstream(folder: RunFolder, teaching: Teaching) -> str:
     assert compress is not None
     if last is None:
         return compress.key
-    before = str(last.facts["upstream"])
+    before = folder.facts(STAGE, TuneFacts).upstream
     return before if tune_key(teaching, before) == last.key else last.key
 
 
@@ -153,12 +152,6 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             "with --reference"
         ) from cause
     return dense
-
-
-def _facts(folder: RunFolder, stage: str, kind: type[Facts]) -> Facts:
-    record = folder.record(stage)
-    assert record is not None
-    return from_json(kind, record.facts, stage, DataError)
 
 
 def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:

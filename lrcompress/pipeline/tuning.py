@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
-from lrcompress.errors import DataError, TuneError
+from lrcompress.errors import TuneError
+from lrcompress.export.onnx import ExportOptions
 from lrcompress.metrics import Whitening
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import RunFolder
@@ -27,7 +28,7 @@ from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.identity import ModelIdentity, what_differs
 from lrcompress.profiling.profile import Profile
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.sources.factory import import_object
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME
@@ -43,6 +44,27 @@ STAGE = "tune"
 START_NAME = "start.safetensors"  # the weights that a training began with
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportedAs:
+    """How a run was exported; nothing where it was not."""
+
+    asked: ExportOptions | None = None
+    pt2: bool = False
+
+    @property
+    def known(self) -> dict[str, Any]:
+        return {} if self.asked is None else {"asked": to_json(self.asked), "pt2": self.pt2}
+
+
+@dataclass(frozen=True)
+class TuneFacts:
+    """What the ledger holds of a tuning."""
+
+    upstream: str  # the key of what was tuned
+    report: TuneReport
+    export: ExportedAs
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +109,7 @@ def tuned(
     known = folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
-        return from_json(TuneReport, known["report"], STAGE, DataError), key
+        return folder.facts(STAGE, TuneFacts).report, key
     with job.clock.stage(STAGE):
         work, root = folder.work(key), folder.root
         on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
@@ -123,8 +145,8 @@ def last_export(folder: RunFolder) -> Mapping[str, Any]:
     """How the run was exported the last time; empty if it was not."""
     record, tuning = folder.record(EXPORT), folder.record(STAGE)
     if record is not None:
-        return {name: record.facts[name] for name in ("asked", "pt2") if name in record.facts}
-    return {} if tuning is None else dict(tuning.facts["export"])
+        return folder.facts(EXPORT, ExportedAs).known
+    return {} if tuning is None else folder.facts(STAGE, TuneFacts).export.known
 
 
 def unimproved(report: TuneReport) -> str:
