@@ -15,6 +15,7 @@ from lrcompress.wording import label, shown
 
 Record = TypeVar("Record")
 LARGEST_WHOLE = 2**63 - 1  # what tensors and other readers can hold
+DEEPEST = 64  # levels of nesting
 
 KINDS: dict[type, str] = {
     bool: "true or false",
@@ -35,10 +36,15 @@ def to_json(value: object) -> Any:
     return value
 
 
-def parse_object(text: str, where: str, error: type[LrcompressError]) -> dict[str, Any]:
-    """The JSON object in `text`; anything else raises `error`, naming the line."""
+def parse_object(
+    text: str, where: str, error: type[LrcompressError], *, foreign: bool = False
+) -> dict[str, Any]:
+    """The JSON object in `text`; anything else raises `error`, naming the line.
+
+    foreign: written by others, so that Infinity, NaN and repeated keys are as Python reads them.
+    """
     try:
-        value = json.loads(text)
+        value = json.loads(text) if foreign else _parsed_strictly(text)
     except json.JSONDecodeError as cause:
         raise error(f"{where}: not JSON at line {cause.lineno}: {cause.msg}; correct it") from cause
     except (ValueError, RecursionError) as cause:
@@ -46,6 +52,39 @@ def parse_object(text: str, where: str, error: type[LrcompressError]) -> dict[st
     if not isinstance(value, dict):
         raise error(f"{where}: must be an object {{...}}, not {shown(value)}; correct it")
     return value
+
+
+def _parsed_strictly(text: str) -> Any:
+    """Raises ValueError for what JSON does not know, or no reader after this one can take."""
+    value = json.loads(
+        text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct
+    )
+    level = [value]
+    for _ in range(DEEPEST):
+        nested = [list(x.values()) if isinstance(x, dict) else x for x in level]
+        level = [item for x in nested if isinstance(x, list) for item in x]
+    if level:
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1)
+        raise ValueError(f"{shown(twice)} is there twice")
+    return found
 
 
 def from_json(

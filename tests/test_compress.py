@@ -431,7 +431,7 @@ def test_names_that_no_file_may_have_are_kept_apart(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(FitError, match="cannot be written") as refusal:
+    with pytest.raises(FitError, match="a file is where a folder should be") as refusal:
         FolderStore(blocked / "work").put("layer", {"left": torch.zeros(2)})
     assert "\n" not in str(refusal.value)
 

@@ -221,21 +221,21 @@ def test_files_can_be_read_by_those_who_may(unbroken: tuple[Path, RunResult]) ->
 DYING = """
 import os, signal, sys
 import torch, lrcompress.pipeline, onnxruntime, torch.onnx, lrcompress.export.tracing
-from lrcompress.storage import files
+from lrcompress import atomic as files
 from test_pipeline import Path, options, run
 
 def in_child(output, dies_at):
     child = os.fork()  # before any thread has started, so that the child may start its own
     if child:
         return os.waitpid(child, 0)[1]
-    count, flush = 0, files._flush
+    count, flush = 0, files.flush
     def dying(path):
         global count
         count += path.is_file()
         if count == dies_at:
             os.kill(os.getpid(), signal.SIGKILL)  # the file is written, its name is not
         flush(path)
-    files._flush = dying
+    files.flush = dying
     run(options(Path(output)))
     os._exit(0)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lrcompress.atomic import write_atomically
 from lrcompress.errors import FitError
 from lrcompress.fingerprint import name_digest
 from lrcompress.structures import Factors
@@ -56,18 +55,8 @@ class FolderStore:
 
     def put(self, name: str, factors: Factors) -> None:
         """Raises FitError where the disk is full or read-only."""
-        path = self._path(name)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({key: value.contiguous() for key, value in factors.items()}, part)
-            part.replace(path)
-        except (SafetensorError, OSError) as cause:
-            with suppress(OSError):
-                part.unlink()
-            raise FitError(
-                f"{path}: cannot be written ({cause}); free some space or choose another folder"
-            ) from cause
+        whole = {key: value.contiguous() for key, value in factors.items()}
+        write_atomically(self._path(name), lambda part: save_file(whole, part), FitError)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name_digest(name)}.safetensors"

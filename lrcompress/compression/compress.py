@@ -23,6 +23,7 @@ from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import METRICS
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batches
+from lrcompress.profiling.identity import identify, what_differs
 from lrcompress.profiling.layerwise import layer_cost
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.profile_readout import profile_readout
@@ -72,6 +73,11 @@ def compress_(
     with failing_together():
         if model_fingerprint(module) != plan.model_fingerprint:
             raise PlanError("the plan is for another model than this one; profile and plan again")
+        if profile.identity is not None:
+            first = batches[0] if batches else None
+            difference = what_differs(profile.identity, identify(module, None), module, first)
+            if difference:
+                raise PlanError(f"the profile is of another model ({difference}); profile again")
     readout = profile_readout(module, profile, batches) if batches else None
     trial = None
     if readout is not None and batches is not None and options.refit is not False:

@@ -1,16 +1,16 @@
 """Write a graph, and its weights beside it where they must be, so that no half-written file stays.
 
-Everything is written and checked in a temporary folder beside the target, then moved: weights
-first, then the graph that names them.
+Everything is written and checked in a temporary folder beside the target, then moved.
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from lrcompress.atomic import write_together
 from lrcompress.errors import ExportError
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
@@ -39,23 +39,16 @@ def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[
         )
     external = beyond if external_data is None else external_data
     data = path.with_name(path.name + ".data")
-    try:
-        stale = not external and _names_external_data(path, data.name)
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            written = Path(folder) / path.name
-            _save(model, written, data.name if external else None)
-            _check(written)
-            if external:
-                written.with_name(data.name).replace(data)
-            written.replace(path)
-        if stale:
-            data.unlink(missing_ok=True)
-    except OSError as error:
-        raise ExportError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "check that the folder exists, is writable, and has room"
-        ) from error
-    return (path, data) if external else (path,)
+    files = (path, data) if external else (path,)
+
+    def write(folder: Path) -> None:
+        _save(model, folder / path.name, data.name if external else None)
+        _check(folder / path.name)
+        if not external and _names_external_data(path, data.name):
+            data.unlink(missing_ok=True)  # before the graph that names it is replaced
+
+    write_together(files, write, ExportError)
+    return files
 
 
 def _save(model: Any, path: Path, data_name: str | None) -> None:
@@ -64,7 +57,7 @@ def _save(model: Any, path: Path, data_name: str | None) -> None:
     needed = weight_bytes(model)
     free = shutil.disk_usage(path.parent).free
     if free < needed:
-        raise OSError(28, f"no room: {needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
     if data_name is None:
         ir.save(model, path)
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lrcompress.pipeline.compressing import CompressFacts
 from lrcompress.pipeline.deciding import PlanFacts
 from lrcompress.pipeline.exporting import Product, exported, verified
-from lrcompress.pipeline.folder import PROFILE_FOLDER
+from lrcompress.pipeline.foreign import PROFILE_FOLDER
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.measuring import without_moments
 from lrcompress.pipeline.options import RunOptions
@@ -50,6 +50,7 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
     if options.drop_moments and all(check.passed is not False for check in checks):
         found = without_moments(job, PROFILE_FOLDER)
     job.folder.clean()
+    job.folder.remove_replaced()
     findings = Findings(
         made.plan,
         facts["bytes"],

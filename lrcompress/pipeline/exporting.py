@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from lrcompress.errors import DataError
 from lrcompress.export.check import Check
 from lrcompress.export.checks import WHEN_OVER
-from lrcompress.export.onnx import export_onnx
+from lrcompress.export.onnx import ExportOptions, export_onnx
 from lrcompress.export.session import ProviderName
 from lrcompress.export.tracing import quiet
 from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
@@ -22,7 +21,7 @@ from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.reporting.report import CheckReport
 from lrcompress.storage import save_pt2
 
@@ -39,6 +38,24 @@ class Product:
     plan: Plan
 
 
+@dataclass(frozen=True)
+class ExportFacts:
+    """What the ledger holds of an export."""
+
+    bytes: int
+    nodes: Mapping[str, int]
+    notes: tuple[str, ...]
+    asked: ExportOptions
+    pt2: bool
+
+
+@dataclass(frozen=True)
+class VerifyFacts:
+    """What the ledger holds of a verification that passed."""
+
+    checks: tuple[CheckReport, ...]
+
+
 def exported(
     job: Job, product: Product, asked: RunOptions, upstream: str
 ) -> tuple[Mapping[str, Any], str]:
@@ -51,7 +68,7 @@ def exported(
     facts = folder.finished(EXPORT, key)
     if facts is not None:
         job.clock.reused(EXPORT)
-        return facts, key
+        return to_json(folder.facts(EXPORT, ExportFacts)), key
     folder.begin(EXPORT)
     with job.clock.stage(EXPORT), job.progress.stage(EXPORT, 1 + pt2) as step:
         report = export_onnx(product.module, product.batch, folder.path(ONNX_NAME), options)
@@ -82,7 +99,7 @@ def verified(
     facts = folder.finished(VERIFY, key)
     if facts is not None:
         job.clock.reused(VERIFY)
-        return from_json(tuple[CheckReport, ...], facts["checks"], VERIFY, DataError)
+        return folder.facts(VERIFY, VerifyFacts).checks
     folder.begin(VERIFY)
     options = VerifyOptions(provider, budget_facts(product.plan))
     with job.clock.stage(VERIFY), job.progress.stage(VERIFY, 1) as step:

@@ -6,23 +6,30 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from lrcompress.atomic import remove_temporaries, write_atomically
 from lrcompress.distributed import on_main
-from lrcompress.errors import LrcompressError
+from lrcompress.errors import DataError, LrcompressError
+from lrcompress.pipeline.foreign import (
+    FOLDERS,
+    LEDGER_NAME,
+    WORK_NAME,
+    refuse_foreign,
+    refuse_links,
+)
 from lrcompress.pipeline.ledger import Ledger, StageRecord
-from lrcompress.pipeline.lock import LOCK_NAME, locked
-from lrcompress.records import to_json
-from lrcompress.storage import TEMPORARY_GLOB, write_atomically
+from lrcompress.pipeline.lock import locked
+from lrcompress.profiling.identity import ModelIdentity
+from lrcompress.records import from_json, to_json
 
-LEDGER_NAME = "stages.json"
-PROFILE_FOLDER = "profile"  # inside the folder of a whole run
-WORK_NAME = "work"  # checkpoints; gone at the end
 WORK_OF_STAGE = re.compile(r"[0-9a-f]{16}")
-SAFETENSORS_GLOB = ".tmp??????"
+
+Facts = TypeVar("Facts")
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +56,16 @@ class RunFolder:
 
     def record(self, stage: str) -> StageRecord | None:
         return self._ledger.stages.get(stage)
+
+    def facts(self, stage: str, kind: type[Facts]) -> Facts:
+        """What the ledger holds of a recorded stage.
+
+        Raises:
+            DataError: it was edited into nonsense; the message names file and field.
+        """
+        record = self._ledger.stages[stage]
+        where = f"{self.root / LEDGER_NAME}: stages.{stage}.facts"
+        return from_json(kind, record.facts, where, DataError)
 
     def finished(
         self, stage: str, key: str, *, rewritten_by: str | None = None
@@ -117,31 +134,30 @@ class RunFolder:
         """Remove the checkpoints."""
         on_main(lambda: _remove_work(self.root / WORK_NAME))
 
+    def remove_replaced(self) -> None:
+        """Remove the files of forgotten stages that no stage wrote again: at the end, when there is
+        something better. What somebody changed since stays."""
+        on_main(self._remove_replaced)
+
+    def _remove_replaced(self) -> None:
+        for name, digest in self._ledger.replaced.items():
+            if not self.path(name).is_symlink() and self._is(name, digest):
+                self.path(name).unlink()
+        if self._ledger.replaced:
+            self.save(replace(self._ledger, replaced={}))
+
     def _is(self, name: str, digest: str) -> bool:
         path = self.path(name)
         return path.is_file() and file_digest(path) == digest
 
 
-def refuse_foreign(root: Path, *, force: bool) -> None:
-    """Raises LrcompressError if the folder holds other things than a run."""
-    if root.exists() and not root.is_dir():
-        raise LrcompressError(f"{root}: is a file; name a folder for the output")
-    if force or not root.is_dir():
-        return
-    names = {entry.name for entry in root.iterdir()} - {LOCK_NAME}
-    temporary = {entry.name for entry in root.glob(TEMPORARY_GLOB)}
-    if names - temporary and LEDGER_NAME not in names:
-        raise LrcompressError(
-            f"{root}: not empty and not a run folder; choose another output folder, "
-            "or --force to write into it"
-        )
-
-
 @contextmanager
 def open_run_folder(
-    root: Path, *, model: str, model_fingerprint: str, force: bool
+    root: Path, fresh: Ledger, differs: Callable[[ModelIdentity], str], *, force: bool
 ) -> Iterator[RunFolder]:
-    """Lock the folder and read its ledger, or start one.
+    """Lock the folder and read its ledger, or start the `fresh` one.
+
+    differs: in what the model at hand is not one that a ledger knows; "" where it is the same.
 
     Raises:
         LrcompressError: the folder is foreign, of another model, in use, or cannot be written.
@@ -155,10 +171,14 @@ def open_run_folder(
             raise LrcompressError(
                 f"{root}: cannot be created ({error.strerror}); choose another output folder"
             ) from error
+        refuse_links(root)
         held.enter_context(locked(root))
         if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
-            remove_temporaries(root)
-        ledger = _ledger_of(root, model, model_fingerprint, force=force)
+            for folder in (root, *(root / name for name in FOLDERS)):
+                remove_temporaries(folder)
+        ledger = _ledger_of(root, fresh, differs, force=force)
+        if not ledger.stages:  # checkpoints may be of another model that has the same weights
+            _remove_work(root / WORK_NAME)
         # marks the folder as a run's, and shows that it can be written
         RunFolder(root, ledger).save(ledger)
         return ledger
@@ -174,8 +194,9 @@ def read_ledger(root: Path) -> Ledger | None:
     return Ledger.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
 
 
-def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -> Ledger:
-    fresh = Ledger(model, model_fingerprint)
+def _ledger_of(
+    root: Path, fresh: Ledger, differs: Callable[[ModelIdentity], str], *, force: bool
+) -> Ledger:
     try:
         found = read_ledger(root)
     except LrcompressError:
@@ -184,12 +205,14 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
         raise
     if found is None:
         return fresh
-    if found.model_fingerprint == model_fingerprint:
-        return found
+    known = found.identity or ModelIdentity(found.model_fingerprint)
+    difference = differs(known)
+    if not difference:
+        return found if found.identity is not None else replace(found, identity=fresh.identity)
     if force:
-        return fresh
+        return replace(fresh, replaced=found.emptied().replaced)
     raise LrcompressError(
-        f"{root}: holds a run of {found.model} with other weights; choose another output folder, "
+        f"{root}: holds a run of {found.model} with {difference}; choose another output folder, "
         "or --force to replace it"
     )
 
@@ -197,26 +220,21 @@ def _ledger_of(root: Path, model: str, model_fingerprint: str, *, force: bool) -
 def _only(own: Path) -> None:
     """An empty folder `own`, or what it held, and no other stage's beside it."""
     _remove_work(own.parent, but=own)
+    if own.is_symlink():
+        own.unlink()
     own.mkdir(parents=True, exist_ok=True)
 
 
 def _remove_work(folder: Path, *, but: Path | None = None) -> None:
     """The stages' own folders in it, and the folder if nothing else is in there: a foreign one
     that a run was forced into may hold a user's `work`."""
-    if not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir():
         return
     for stale in folder.iterdir():
-        if stale != but and WORK_OF_STAGE.fullmatch(stale.name):
+        if stale != but and WORK_OF_STAGE.fullmatch(stale.name) and not stale.is_symlink():
             shutil.rmtree(stale, ignore_errors=True)
     with suppress(OSError):
         folder.rmdir()
-
-
-def remove_temporaries(root: Path) -> None:
-    """What a killed run left beside its files: ours, and those that safetensors writes first."""
-    for folder in (root, root / PROFILE_FOLDER):
-        for left in [*folder.glob(TEMPORARY_GLOB), *folder.glob(SAFETENSORS_GLOB)]:
-            left.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from lrcompress import __version__
 from lrcompress.errors import DataError
+from lrcompress.profiling.identity import ModelIdentity, check_identity
 from lrcompress.records import from_json, parse_object, to_json
 from lrcompress.wording import shown
 
@@ -33,20 +35,33 @@ class StageRecord:
 class Ledger:
     model: str  # as the user wrote it
     model_fingerprint: str
+    identity: ModelIdentity | None = None  # None in a ledger of an older version
     stages: Mapping[str, StageRecord] = field(default_factory=dict)
+    replaced: Mapping[str, str] = field(default_factory=dict)  # files of stages that were forgotten
     schema_version: int = SCHEMA_VERSION
 
     def with_stage(self, name: str, record: StageRecord) -> Ledger:
-        return Ledger(self.model, self.model_fingerprint, {**self.stages, name: record})
+        before = self.stages[name].files if name in self.stages else {}
+        replaced = {**self.replaced, **before}
+        replaced = {file: d for file, d in replaced.items() if file not in record.files}
+        return replace(self, stages={**self.stages, name: record}, replaced=replaced)
 
     def before(self, name: str) -> Ledger:
         """Without the stage `name` and all that were recorded after it."""
-        kept: dict[str, StageRecord] = {}
-        for other, record in self.stages.items():
-            if other == name:
-                break
-            kept[other] = record
-        return Ledger(self.model, self.model_fingerprint, kept)
+        names = list(self.stages)
+        kept = names[: names.index(name)] if name in names else names
+        return self._only(kept)
+
+    def emptied(self) -> Ledger:
+        """Without any stage."""
+        return self._only(())
+
+    def _only(self, kept: Collection[str]) -> Ledger:
+        stages = {name: record for name, record in self.stages.items() if name in kept}
+        files = {name for record in stages.values() for name in record.files}
+        gone = {name: d for record in self.stages.values() for name, d in record.files.items()}
+        replaced = {name: d for name, d in {**self.replaced, **gone}.items() if name not in files}
+        return replace(self, stages=stages, replaced=replaced)
 
     def to_json(self) -> str:
         return json.dumps(to_json(self), indent=1, allow_nan=False) + "\n"
@@ -67,9 +82,21 @@ class Ledger:
             stages = data.pop("stages", None)
             records = {name: _record(value, name) for name, value in _object(stages).items()}
             head = from_json(cls, data, where, DataError)
+            if head.identity is not None:
+                check_identity(head.identity, "identity", DataError)
+            for files in (head.replaced, *(record.files for record in records.values())):
+                _check_inside(files)
         except DataError as cause:
             raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
-        return Ledger(head.model, head.model_fingerprint, records)
+        return replace(head, stages=records)
+
+
+def _check_inside(files: Iterable[str]) -> None:
+    """Raises DataError for a path that leads out of the folder."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+            raise DataError(f"{shown(name)} lies outside of the folder")
 
 
 def _record(value: object, where: str) -> StageRecord:

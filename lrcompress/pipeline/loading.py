@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from lrcompress.conversion.convert import convert_
 from lrcompress.errors import DataError
-from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.fingerprint import fingerprint_batches
+from lrcompress.pipeline.names import check_module_names
 from lrcompress.pipeline.options import SourceOptions
 from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.identity import ModelIdentity, identify, what_differs
 from lrcompress.profiling.set_aside import SetAside, set_aside
+from lrcompress.sources.companions import read_json
 from lrcompress.sources.data import example_batch, kind_of_data, load_data
 from lrcompress.sources.models import LoadedModel, load_model
 
@@ -19,8 +24,12 @@ class Loaded:
     model: LoadedModel
     batches: list[Batch] | None
     aside: SetAside | None  # the batches in three parts; None without data
-    model_fingerprint: str
+    identity: ModelIdentity
     data_fingerprint: str  # "" without data
+
+    @property
+    def model_fingerprint(self) -> str:
+        return self.identity.weights
 
     @property
     def calibration(self) -> Batches | None:
@@ -36,6 +45,16 @@ class Loaded:
     def confirming(self) -> Batches | None:
         """The examples set aside that choose nothing; None where none could be spared."""
         return self.aside.confirming if self.aside is not None and self.aside.spared else None
+
+    def differs(self, known: ModelIdentity | None) -> str:
+        """In what the model is not the known one; "" where nothing shows."""
+        if known is None:
+            return ""
+        return what_differs(known, self.identity, self.model.module, self._first)
+
+    @property
+    def _first(self) -> Batch | None:
+        return self.batches[0] if self.batches else None
 
     def example(self) -> Batch:
         """For tracing and checking; the same at each call."""
@@ -55,6 +74,7 @@ def load_sources(options: SourceOptions) -> Loaded:
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
     )
+    check_module_names(model.module)
     batches = None
     if options.data is not None:
         data = load_data(options.data, model, options.data_options)
@@ -67,9 +87,15 @@ def load_sources(options: SourceOptions) -> Loaded:
         model,
         batches,
         set_aside(batches) if batches else None,
-        model_fingerprint(model.module),
+        identify(model.module, example, configuration(model)),
         "" if batches is None else fingerprint_batches(batches),
     )
+
+
+def configuration(model: LoadedModel) -> Mapping[str, Any]:
+    """The entries of the model's config.json; none without."""
+    path = None if model.folder is None else model.folder / "config.json"
+    return {} if path is None or not path.is_file() else read_json(path, foreign=True)
 
 
 def _made_up(model: LoadedModel) -> Batch | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +13,9 @@ from pathlib import Path
 from lrcompress.errors import LrcompressError
 
 LOCK_NAME = ".lock"
+NUMBER = re.compile(rb"\d{0,20}\s*")
+# A link is not followed, and opening a pipe does not wait for its other end
+FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 @contextmanager
@@ -18,7 +23,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock.
 
     Raises:
-        LrcompressError: another process holds it, or the folder cannot be written.
+        LrcompressError: another process holds it, the folder cannot be written, or the file of
+            that name is no lock.
     """
     path = folder / LOCK_NAME
     handle = _open_locked(path, folder)
@@ -34,9 +40,14 @@ def locked(folder: Path) -> Iterator[None]:
 def _open_locked(path: Path, folder: Path) -> int:
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(path, FLAGS, 0o644)
         except OSError as error:
+            if path.is_symlink():
+                raise _foreign(path) from error
             raise _unwritable(folder, error) from error
+        if not _is_lock(handle):
+            os.close(handle)
+            raise _foreign(path)
         try:
             _lock(handle)
         except OSError as error:
@@ -50,6 +61,24 @@ def _open_locked(path: Path, folder: Path) -> int:
         if _is_still(handle, path):
             return handle
         os.close(handle)
+
+
+def _is_lock(handle: int) -> bool:
+    """Whether it is a file of this folder alone that holds the number of a process or nothing:
+    any other is somebody's, and would be overwritten and removed."""
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        return False
+    content = os.read(handle, 64)
+    os.lseek(handle, 0, os.SEEK_SET)
+    return NUMBER.fullmatch(content) is not None
+
+
+def _foreign(path: Path) -> LrcompressError:
+    return LrcompressError(
+        f"{path}: is not the lock of a run (a link, or somebody's file); remove it, or choose "
+        "another output folder"
+    )
 
 
 def _sign(handle: int, folder: Path) -> None:

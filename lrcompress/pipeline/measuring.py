@@ -12,12 +12,14 @@ from pathlib import Path
 from lrcompress.distributed import is_main, on_main
 from lrcompress.errors import DataError, ModelError
 from lrcompress.metrics import LayerMoments, MomentStore
-from lrcompress.pipeline.folder import PROFILE_FOLDER, file_digest
+from lrcompress.pipeline.folder import file_digest
+from lrcompress.pipeline.foreign import PROFILE_FOLDER
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.identity import ModelIdentity
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.sink import MomentSink
 from lrcompress.storage import (
@@ -79,6 +81,7 @@ def measured(
             module, batches = loaded.model.module, loaded.calibration
             store = CurveFolder(folder.work(key))
             found = profile(module, batches, options, job.progress, sink, store, loaded.judging)
+            found = replace(found, identity=loaded.identity)
             for warning in found.warnings:
                 log.warning("%s", warning)
             on_main(partial(save_profile, found, target))
@@ -90,7 +93,7 @@ def measured(
 def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
     inputs = {
         "where": where,
-        "model": loaded.model_fingerprint,
+        "model": loaded.identity.exact,
         "data": loaded.data_fingerprint,
         "options": options,
     }
@@ -150,9 +153,11 @@ def without_moments(job: Job, where: str) -> Profile:
 def check_profile(source: Path, loaded: Loaded) -> Profile:
     """The profile of `source`; ModelError if it is of another model."""
     given = load_profile(find_profile(source))
-    if given.model_fingerprint != loaded.model_fingerprint:
+    difference = loaded.differs(given.identity or ModelIdentity(given.model_fingerprint))
+    if difference:
         raise ModelError(
-            f"{source}: profiles another model, or other weights of it; profile this one"
+            f"{source}: profiles another model, or this one as it was ({difference}); profile "
+            "this one"
         )
     return given
 

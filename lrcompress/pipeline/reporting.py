@@ -8,11 +8,12 @@ from typing import Literal
 
 import torch
 
+from lrcompress.atomic import is_temporary
 from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError, ModelError, PlanError
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.exporting import EXPORT
-from lrcompress.pipeline.folder import LEDGER_NAME
+from lrcompress.pipeline.foreign import LEDGER_NAME
 from lrcompress.pipeline.lock import LOCK_NAME
 from lrcompress.pipeline.options import FolderOptions
 from lrcompress.planning.plan import Plan
@@ -129,6 +130,8 @@ def _budget_in_words(plan: Plan) -> str:
 def with_recorded(report: Report, root: Path) -> Report:
     """With what an earlier run over the folder took and timed, where its stages still stand."""
     path = root / REPORT_JSON
+    if not path.is_file():
+        return report
     try:
         earlier = Report.from_json(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError, DataError):
@@ -158,7 +161,11 @@ def write_report(report: Report, options: FolderOptions) -> None:
 def output_files(root: Path) -> tuple[Output, ...]:
     """What lies in the run folder, the run's own books left out."""
     books = {LEDGER_NAME, LOCK_NAME, REPORT_JSON, REPORT_HTML}
-    found = sorted(path for path in root.rglob("*") if path.is_file() and path.name not in books)
+    found = sorted(
+        path
+        for path in root.rglob("*")
+        if path.is_file() and path.name not in books and not is_temporary(path)
+    )
     return tuple(Output(path.relative_to(root).as_posix(), path.stat().st_size) for path in found)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.export.onnx import ExportOptions
-from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import STAGE as COMPRESS
 from lrcompress.pipeline.compressing import CompressFacts
@@ -20,9 +20,11 @@ from lrcompress.pipeline.deciding import PLAN_NAME, PlanFacts, read_plan
 from lrcompress.pipeline.deciding import STAGE as PLAN
 from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import EXPORT
-from lrcompress.pipeline.folder import PROFILE_FOLDER, RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.folder import RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.foreign import PROFILE_FOLDER
 from lrcompress.pipeline.job import Job
 from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline.loading import configuration
 from lrcompress.pipeline.measuring import STAGE as PROFILE
 from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.sweeping import STAGE as SWEEP
@@ -30,11 +32,13 @@ from lrcompress.pipeline.sweeping import SweepFacts
 from lrcompress.pipeline.tuning import (
     STAGE,
     Teaching,
+    TuneFacts,
     checked_dense,
     last_export,
     tune_key,
     tuned,
 )
+from lrcompress.profiling.identity import ModelIdentity, identify
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json
 from lrcompress.reporting.html import require_plotly
@@ -42,8 +46,6 @@ from lrcompress.sources.data import kind_of_data, load_batches
 from lrcompress.sources.models import LoadedModel, load_model
 from lrcompress.sources.run_record import RunRecord, read_record
 from lrcompress.storage import load_profile
-
-Facts = TypeVar("Facts")
 
 
 def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
@@ -67,17 +69,19 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         kind_of_data(options.source.data)
         dense = _dense(options, record)
         batches = load_batches(options.source.data, dense, options.source.data_options)
+        identity = identify(dense.module, batches[0], configuration(dense))
+        if not options.source.model:
+            known = record.source_identity or ModelIdentity(record.source_fingerprint)
+            checked_dense(dense, identity, known, batches[0], root)
         step.advance()
-    with open_run_folder(
-        root, model=ledger.model, model_fingerprint=ledger.model_fingerprint, force=False
-    ) as folder:
+    with open_run_folder(root, ledger, lambda _: "", force=False) as folder:
         job = Job(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
         exporting = last_export(folder)
         teaching = Teaching(
             request=options.request,
             dense=lambda: dense,
-            dense_fingerprint=model_fingerprint(dense.module),
+            dense_identity=identity,
             batches=batches,
             data_fingerprint=fingerprint_batches(batches),
             profile=profile,
@@ -85,10 +89,10 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             trust_remote_code=options.source.trust_remote_code,
         )
         gained, key = tuned(job, teaching, _upstream(folder, teaching), exporting)
-        outcome = _facts(folder, COMPRESS, CompressFacts)
-        curve = _facts(folder, SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
+        outcome = folder.facts(COMPRESS, CompressFacts)
+        curve = folder.facts(SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
-        selection = _facts(folder, PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
+        selection = folder.facts(PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
         made = Made(profile, teaching.plan, selection, curve, outcome, warnings, key, gained)
         for earlier in (PROFILE, PLAN, COMPRESS):
             clock.reused(earlier)
@@ -112,7 +116,7 @@ def _upstream(folder: RunFolder, teaching: Teaching) -> str:
     assert compress is not None
     if last is None:
         return compress.key
-    before = str(last.facts["upstream"])
+    before = folder.facts(STAGE, TuneFacts).upstream
     return before if tune_key(teaching, before) == last.key else last.key
 
 
@@ -147,13 +151,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             f"{options.folder.output}: its dense model is the teacher, but {cause}; or name it "
             "with --reference"
         ) from cause
-    return checked_dense(dense, record.source_fingerprint, options.folder.output)
-
-
-def _facts(folder: RunFolder, stage: str, kind: type[Facts]) -> Facts:
-    record = folder.record(stage)
-    assert record is not None
-    return from_json(kind, record.facts, stage, DataError)
+    return dense
 
 
 def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:

@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
-from lrcompress.errors import DataError, TuneError
-from lrcompress.fingerprint import model_fingerprint
+from lrcompress.errors import TuneError
+from lrcompress.export.onnx import ExportOptions
 from lrcompress.metrics import Whitening
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import RunFolder
@@ -26,8 +26,9 @@ from lrcompress.pipeline.ledger import stage_key
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.identity import ModelIdentity, what_differs
 from lrcompress.profiling.profile import Profile
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.sources.factory import import_object
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME
@@ -45,13 +46,34 @@ START_NAME = "start.safetensors"  # the weights that a training began with
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ExportedAs:
+    """How a run was exported; nothing where it was not."""
+
+    asked: ExportOptions | None = None
+    pt2: bool = False
+
+    @property
+    def known(self) -> dict[str, Any]:
+        return {} if self.asked is None else {"asked": to_json(self.asked), "pt2": self.pt2}
+
+
+@dataclass(frozen=True)
+class TuneFacts:
+    """What the ledger holds of a tuning."""
+
+    upstream: str  # the key of what was tuned
+    report: TuneReport
+    export: ExportedAs
+
+
 @dataclass(frozen=True, eq=False)
 class Teaching:
     """What a compressed model is tuned with. `dense` is asked for only if there is work to do."""
 
     request: TuneRequest
     dense: Callable[[], LoadedModel]
-    dense_fingerprint: str
+    dense_identity: ModelIdentity
     batches: list[Batch]
     data_fingerprint: str
     profile: Profile
@@ -62,7 +84,7 @@ class Teaching:
 def tune_key(teaching: Teaching, upstream: str) -> str:
     inputs = {
         "options": teaching.request,
-        "dense": teaching.dense_fingerprint,
+        "dense": teaching.dense_identity.exact,
         "data": teaching.data_fingerprint,
     }
     return stage_key(STAGE, upstream, inputs)
@@ -87,7 +109,7 @@ def tuned(
     known = folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
-        return from_json(TuneReport, known["report"], STAGE, DataError), key
+        return folder.facts(STAGE, TuneFacts).report, key
     with job.clock.stage(STAGE):
         work, root = folder.work(key), folder.root
         on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
@@ -112,7 +134,8 @@ def tuned(
         report = replace(report, losses=())
         if not report.improved:
             log.warning("%s", unimproved(report))
-        on_main(partial(save_tuned, module, root, {STAGE: to_json(report)}))
+        save = partial(save_tuned, module, teaching.batches[0], root)
+        on_main(partial(save, {STAGE: to_json(report)}))
         facts = {"upstream": upstream, "report": to_json(report), "export": exported_as or {}}
         folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
     return report, key
@@ -122,8 +145,8 @@ def last_export(folder: RunFolder) -> Mapping[str, Any]:
     """How the run was exported the last time; empty if it was not."""
     record, tuning = folder.record(EXPORT), folder.record(STAGE)
     if record is not None:
-        return {name: record.facts[name] for name in ("asked", "pt2") if name in record.facts}
-    return {} if tuning is None else dict(tuning.facts["export"])
+        return folder.facts(EXPORT, ExportedAs).known
+    return {} if tuning is None else folder.facts(STAGE, TuneFacts).export.known
 
 
 def unimproved(report: TuneReport) -> str:
@@ -140,12 +163,15 @@ def required_batches(batches: list[Batch] | None) -> list[Batch]:
     return batches
 
 
-def checked_dense(dense: LoadedModel, fingerprint: str, root: Path) -> LoadedModel:
-    """Raises TuneError if it is not the network that the run was made from."""
-    if model_fingerprint(dense.module) != fingerprint:
+def checked_dense(
+    dense: LoadedModel, identity: ModelIdentity, known: ModelIdentity, batch: Batch, root: Path
+) -> LoadedModel:
+    """Raises TuneError if it is not the known network, that the run was made from."""
+    difference = what_differs(known, identity, dense.module, batch)
+    if difference:
         raise TuneError(
-            f"{dense.reference.text}: has other weights than the model that {root} was made from; "
-            "name the dense model with --reference"
+            f"{dense.reference.text}: is not the model that {root} was made from, but has "
+            f"{difference}; put it back, or name the dense model with --reference"
         )
     return dense
 

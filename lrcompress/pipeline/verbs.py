@@ -9,6 +9,7 @@ from pathlib import Path
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
+from lrcompress.errors import TuneError
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import compress_key, compressed, is_compressed
@@ -23,15 +24,11 @@ from lrcompress.pipeline.deciding import (
 )
 from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import budget_facts
-from lrcompress.pipeline.folder import (
-    PROFILE_FOLDER,
-    RunFolder,
-    finished_key,
-    open_run_folder,
-    refuse_foreign,
-)
+from lrcompress.pipeline.folder import RunFolder, finished_key, open_run_folder
+from lrcompress.pipeline.foreign import PROFILE_FOLDER, refuse_foreign
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.loading import Loaded, load_sources
+from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline.loading import Loaded, configuration, load_sources
 from lrcompress.pipeline.measuring import (
     PROFILE_NAME,
     STAGE,
@@ -57,6 +54,7 @@ from lrcompress.pipeline.tuning import STAGE as TUNE
 from lrcompress.pipeline.tuning import Teaching, is_tuned, required_batches, tuned
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.identity import identify, what_differs
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
 from lrcompress.reporting.html import require_plotly
@@ -129,6 +127,7 @@ def _teaching(question: Question, plan: Plan) -> Teaching | None:
     if options.tune is None:
         return None
 
+    identity, first = loaded.identity, loaded.batches[0] if loaded.batches else None
     conversions = converted_from(loaded.model.module).conversions
 
     def dense() -> LoadedModel:
@@ -140,12 +139,20 @@ def _teaching(question: Question, plan: Plan) -> Teaching | None:
             allow_pickle=source.allow_pickle,
         )
         replay_(again.module, conversions)
+        difference = what_differs(
+            identity, identify(again.module, None, configuration(again)), again.module, first
+        )
+        if difference:
+            raise TuneError(
+                f"{source.model}: has changed since the run began ({difference}); put it back and "
+                "rerun to resume, or begin anew in another output folder"
+            )
         return again
 
     return Teaching(
         request=options.tune,
         dense=dense,
-        dense_fingerprint=loaded.model_fingerprint,
+        dense_identity=identity,
         batches=required_batches(loaded.batches),
         data_fingerprint=loaded.data_fingerprint,
         profile=question.profile,
@@ -170,6 +177,7 @@ def run_profile(
     with _opened(where, source, loaded) as folder:
         found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
         folder.clean()
+        folder.remove_replaced()
 
         def reported() -> Report:
             report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)
@@ -242,8 +250,8 @@ def _opened(
 ) -> AbstractContextManager[RunFolder]:
     return open_run_folder(
         where.output,
-        model=source.model,
-        model_fingerprint=loaded.model_fingerprint,
+        Ledger(source.model, loaded.model_fingerprint, loaded.identity),
+        loaded.differs,
         force=where.force,
     )
 
@@ -254,4 +262,7 @@ def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
         return check_profile(options.profile_folder, loaded)
     root = options.folder.output
     key = profile_key(loaded, with_pooling(options.profile, loaded), PROFILE_FOLDER)
-    return load_profile(root / PROFILE_FOLDER) if finished_key(root, STAGE) == key else None
+    if finished_key(root, STAGE) != key:
+        return None
+    found = load_profile(root / PROFILE_FOLDER)
+    return None if loaded.differs(found.identity) else found

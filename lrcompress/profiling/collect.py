@@ -24,6 +24,7 @@ from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
 from lrcompress.profiling.heap import give_back_freed_memory
+from lrcompress.profiling.identity import identify
 from lrcompress.profiling.layer import profile_layer
 from lrcompress.profiling.layerwise import LayerWork, layer_cost
 from lrcompress.profiling.left_alone import left_alone_warning
@@ -125,12 +126,14 @@ def _without_data(
                 store.put(layer)
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
+    identity = identify(module, None)
     return Profile(
         layers=tuple(done[spec.name] for spec in found.layers),
         left_alone=found.left_alone,
         metric="plain",
         objective="none",
-        model_fingerprint=model_fingerprint(module),
+        model_fingerprint=identity.weights,
+        identity=identity,
         data_fingerprint="",
         examples=0,
         tokens=0,
@@ -176,6 +179,7 @@ def _with_data(
     useless = degenerate(module, batches, judging or (), readout)
 
     fingerprint = fingerprint_batches(batches)
+    identity = identify(module, batches[0])
     batches, note = _with_noise(module, batches, readout, options)
     seen = sum(batch_size(batch) for batch in batches)
     warnings += [note] if note else []
@@ -210,7 +214,8 @@ def _with_data(
         left_alone=left_alone,
         metric=metric,
         objective=readout.objective_name,
-        model_fingerprint=model_fingerprint(module),
+        model_fingerprint=identity.weights,
+        identity=identity,
         data_fingerprint=fingerprint,
         examples=examples,
         tokens=tokens,

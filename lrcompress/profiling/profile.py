@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import MomentStore
+from lrcompress.profiling.identity import ModelIdentity
 from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.spectrum import RankMeasures, loss_curve
 from lrcompress.structures import Structure
@@ -105,6 +106,7 @@ class Profile:
     pooling: str | None = None  # of token embeddings, before the divergence
     degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data show too little
     readout: Readout | None = None  # what is measured; None without data, and in old profiles
+    identity: ModelIdentity | None = None  # of the model; None in old profiles
     warnings: tuple[str, ...] = ()
     moments: MomentStore = field(default_factory=dict, repr=False)
     schema_version: int = SCHEMA_VERSION

@@ -59,7 +59,7 @@ def pooling(folder: Path) -> Pooling | None:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return None
-    config = read_json(path)
+    config = read_json(path, foreign=True)
     modes: dict[object, Pooling] = {"mean": "mean", "cls": "cls"}
     if "pooling_mode" in config:  # sentence-transformers 5 and later
         mode = config["pooling_mode"]
@@ -72,12 +72,17 @@ def pooling(folder: Path) -> Pooling | None:
     return flags.get(on[0]) if len(on) == 1 else None
 
 
-def read_json(path: Path, error: type[LrcompressError] = ModelError) -> dict[str, Any]:
-    """The JSON object of a file; missing, unreadable or malformed raises `error`."""
+def read_json(
+    path: Path, error: type[LrcompressError] = ModelError, *, foreign: bool = False
+) -> dict[str, Any]:
+    """The JSON object of a file; missing, unreadable or malformed raises `error`.
+
+    foreign: written by others than lrcompress, and read less strictly.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as cause:
         raise unreadable(path, cause, error) from cause
     except UnicodeDecodeError as cause:
         raise error(f"{path}: not UTF-8 text; make or copy it again") from cause
-    return parse_object(text, str(path), error)
+    return parse_object(text, str(path), error, foreign=foreign)

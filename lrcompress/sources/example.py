@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.made_up import EXAMPLES, made_up
 from lrcompress.sources.forward import arguments, check_runs, vocabulary
-from lrcompress.sources.reference import InputRecord, LoadedModel
+from lrcompress.sources.reference import LoadedModel
 
-EXAMPLES, TOKENS, PADDED = 2, 16, 5
+TOKENS, PADDED = 16, 5
 
 
 def example_batch(model: LoadedModel) -> Batch:
@@ -41,35 +42,13 @@ def example_batch(model: LoadedModel) -> Batch:
         batch["pixel_values"] = torch.randn(EXAMPLES, *pixels, generator=generator).to(dtype)
     where = model.reference.text
     if not batch:
-        batch = {name: _made_up(seen, generator) for name, seen in model.inputs.items()}
+        batch = made_up(model.inputs, generator)
     if not batch:
         raise DataError(
             f"{where}: its inputs are not known without data; pass --data with an example"
         )
     check_runs(model.module, [batch], f"{where}: a made-up example (pass --data with a real one)")
     return batch
-
-
-def record_inputs(batch: Batch) -> dict[str, InputRecord]:
-    """What a later `example_batch` needs of a batch; none of its values but the largest."""
-    return {
-        name: InputRecord(
-            str(tensor.dtype).removeprefix("torch."),
-            tuple(tensor.shape[1:]),
-            0 if tensor.is_floating_point() else int(tensor.max()),
-        )
-        for name, tensor in batch.items()
-    }
-
-
-def _made_up(seen: InputRecord, generator: torch.Generator) -> Tensor:
-    """Normal values, whole numbers up to the largest seen, or nothing but ones of a mask."""
-    shape, dtype = (EXAMPLES, *seen.shape), getattr(torch, seen.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    if seen.largest <= 1:
-        return torch.full(shape, seen.largest, dtype=dtype)
-    return torch.randint(seen.largest + 1, shape, generator=generator).to(dtype)
 
 
 def _has_token_types(module: nn.Module) -> bool:

@@ -48,7 +48,7 @@ def load_folder(
 def empty_module(reference: ModelReference, folder: Path) -> nn.Module:
     """The architecture that config.json in `folder` describes; its weights are arbitrary."""
     details = reference.details
-    read_json(folder / "config.json")
+    read_json(folder / "config.json", foreign=True)
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
         kind = _class(library, details)
         build = getattr(kind, "_from_config", None) or kind.from_config
@@ -61,7 +61,7 @@ def empty_module(reference: ModelReference, folder: Path) -> nn.Module:
 
 def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:
     """The class to build, in transformers, or the Auto class that finds the model's own code."""
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", foreign=True)
     if config.get("quantization_config"):
         raise ModelError(
             f"{folder}: its weights are quantised; give the folder of the unquantised model"

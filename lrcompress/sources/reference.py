@@ -10,6 +10,7 @@ from typing import Literal
 from torch import nn
 
 from lrcompress.errors import ModelError
+from lrcompress.profiling.made_up import InputRecord
 from lrcompress.sources.paths import expanded
 
 
@@ -26,15 +27,6 @@ class ModelReference:
         """As the user wrote it, if that is here; else where its folder lay then."""
         here = expanded(self.text, ModelError).exists()
         return self.text if here else self.details.get("folder", self.text)
-
-
-@dataclass(frozen=True)
-class InputRecord:
-    """What an input of a model looked like; enough to make another one up."""
-
-    dtype: str  # as torch names it
-    shape: tuple[int, ...]  # of one example
-    largest: int = 0  # of whole numbers
 
 
 @dataclass(frozen=True, eq=False)

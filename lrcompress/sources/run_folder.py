@@ -11,11 +11,18 @@ from lrcompress.compression.replace import install_
 from lrcompress.conversion.convert import replay_
 from lrcompress.errors import LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, describe
+from lrcompress.profiling.sketch import function_differs
 from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.companions import companions, pooling
 from lrcompress.sources.ready import ready_
 from lrcompress.sources.reference import LoadedModel, ModelReference
-from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME, RunLayer, read_record
+from lrcompress.sources.run_record import (
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    RunLayer,
+    RunRecord,
+    read_record,
+)
 from lrcompress.sources.tensors import fill_, opened_safetensors
 from lrcompress.structures import Dense
 
@@ -49,14 +56,29 @@ def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> Loa
     weights = folder / WEIGHTS_NAME
     with opened_safetensors(weights) as file:
         fill_(module, file.keys(), file.get_tensor, weights, keep_dtype=True)
+    module = ready_(module, weights)
+    _check_function(module, record, folder)
     return LoadedModel(
-        module=ready_(module, weights),
+        module=module,
         reference=ModelReference("run", text, record.reference.details),
         companions=companions(folder, remote_code=remote_code),
         folder=folder,
         pooling=pooling(folder),
         inputs=record.inputs,
     )
+
+
+def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
+    """Raises ModelError where the module computes something else than when it was written."""
+    if record.function is None:
+        return
+    change = function_differs(record.function, module)
+    if change is not None:
+        what = "the factory" if record.reference.kind == "factory" else "config.json or the code"
+        raise ModelError(
+            f"{folder}: computes something else than when it was written ({change}): {what} of "
+            f"{record.reference.text} has changed since; undo that, or compress again"
+        )
 
 
 def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path) -> None:

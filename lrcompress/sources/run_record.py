@@ -9,17 +9,18 @@ from typing import Any
 
 from lrcompress.conversion.conversion import Conversion
 from lrcompress.errors import ModelError, PlanError
+from lrcompress.profiling.identity import ModelIdentity, check_identity
+from lrcompress.profiling.made_up import InputRecord, check_inputs
+from lrcompress.profiling.sketch import FunctionSketch, check_sketch
 from lrcompress.records import from_json, to_json
 from lrcompress.sources.companions import read_json
-from lrcompress.sources.reference import InputRecord, ModelReference
+from lrcompress.sources.reference import ModelReference
 from lrcompress.structures import Structure
 from lrcompress.structures.serial import structure_from_json, structure_to_json
-from lrcompress.wording import label
 
 RECORD_NAME = "lrcompress.json"
 WEIGHTS_NAME = "model.safetensors"
 SCHEMA_VERSION = 1
-INPUT_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "bool")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class RunRecord:
     layers: tuple[RunLayer, ...]
     conversions: tuple[Conversion, ...] = ()  # made before the layers were replaced
     unconverted_fingerprint: str = ""  # of the module before them, where there are any
+    source_identity: ModelIdentity | None = None  # of the module that was compressed
+    function: FunctionSketch | None = None  # of what came of it
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -63,6 +66,8 @@ class RunRecord:
             ],
             "conversions": to_json(self.conversions),
             "unconverted_fingerprint": self.unconverted_fingerprint,
+            "source_identity": to_json(self.source_identity),
+            "function": to_json(self.function),
             "inputs": to_json(self.inputs),
             "extra": to_json(self.extra),
         }
@@ -78,6 +83,8 @@ class _Head:
     precision: str
     conversions: tuple[Conversion, ...] = ()
     unconverted_fingerprint: str = ""
+    source_identity: ModelIdentity | None = None
+    function: FunctionSketch | None = None
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,11 @@ def read_record(folder: Path) -> RunRecord:
     inputs = from_json(
         dict[str, InputRecord], value.get("inputs", {}), f"{path}: inputs", ModelError
     )
-    for name, seen in inputs.items():
-        if seen.dtype not in INPUT_DTYPES or min(seen.shape, default=1) < 1 or seen.largest < 0:
-            raise ModelError(f"{path}: inputs.{label(name)} is no input; compress again")
+    check_inputs(inputs, f"{path}: inputs", ModelError)
+    if head.source_identity is not None:
+        check_identity(head.source_identity, f"{path}: source_identity", ModelError)
+    if head.function is not None:
+        check_sketch(head.function, f"{path}: function", ModelError)
     return RunRecord(
         lrcompress=head.lrcompress,
         reference=head.reference,
@@ -119,6 +128,8 @@ def read_record(folder: Path) -> RunRecord:
         layers=tuple(_layer(item, f"{path}: layers[{i}]") for i, item in enumerate(layers)),
         conversions=head.conversions,
         unconverted_fingerprint=head.unconverted_fingerprint,
+        source_identity=head.source_identity,
+        function=head.function,
         inputs=inputs,
         extra=extra,
     )
@@ -131,4 +142,4 @@ def _layer(value: object, where: str) -> RunLayer:
         structure = structure_from_json(value.get("structure"), head.name)
     except PlanError as cause:
         raise PlanError(f"{where}: {cause}") from cause
-    return RunLayer(label(head.name), structure, head.bias)
+    return RunLayer(head.name, structure, head.bias)

@@ -45,7 +45,7 @@ def folder_state(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor] | Non
 
 def _shards(index: Path) -> dict[Path, list[str]]:
     """Each shard with the tensors that the index expects in it; all must be there."""
-    mapping = read_json(index).get("weight_map")
+    mapping = read_json(index, foreign=True).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
         raise ModelError(f"{index}: lacks a weight_map of file names; copy or download it again")
     shards: dict[Path, list[str]] = {}

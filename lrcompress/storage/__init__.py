@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
+from lrcompress.atomic import refuse_unwritable, write_atomically
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.storage.curves import CurveFolder
-from lrcompress.storage.files import (
-    TEMPORARY_GLOB,
-    refuse_unwritable,
-    write_atomically,
-    write_json,
-    write_text,
-)
+from lrcompress.storage.files import write_json, write_text
 from lrcompress.storage.measurements import MeasurementFolder
 from lrcompress.storage.models import load, precision, save_compressed, save_tuned
 from lrcompress.storage.moments import DiskMoments, MomentsWriter, drop_moments
@@ -18,7 +13,6 @@ from lrcompress.storage.profiles import load_profile, save_profile
 from lrcompress.storage.program import save_pt2
 
 __all__ = [
-    "TEMPORARY_GLOB",
     "CurveFolder",
     "DiskMoments",
     "MeasurementFolder",

@@ -11,12 +11,15 @@ from typing import Any
 from torch import nn
 
 from lrcompress import __version__
+from lrcompress.atomic import write_atomically
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.fingerprint import distinct_state
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.batches import Batch
-from lrcompress.sources.example import record_inputs
+from lrcompress.profiling.identity import ModelIdentity
+from lrcompress.profiling.made_up import record_inputs
+from lrcompress.profiling.sketch import sketch_function
 from lrcompress.sources.paths import expanded
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_folder import load_run
@@ -27,7 +30,7 @@ from lrcompress.sources.run_record import (
     RunRecord,
     read_record,
 )
-from lrcompress.storage.files import write_atomically, write_json, write_tensors
+from lrcompress.storage.files import write_json, write_tensors
 
 
 def save_compressed(
@@ -37,13 +40,14 @@ def save_compressed(
     folder: Path,
     *,
     example: Batch | None = None,
+    identity: ModelIdentity | None = None,
     extra: Mapping[str, Any],
 ) -> None:
     """Write everything that `load` needs, lrcompress.json last: without it there is no run.
 
-    Shared tensors are stored once. `loaded` is what `module` was before; if that was a run itself,
-    its layers come first in the record. Of `example` the names, types and sizes are kept, so that
-    the run can be exported and verified later without data.
+    Shared tensors are stored once. `loaded` is what `module` was before, and `identity` what made
+    it that; if it was a run itself, its layers come first in the record. Of `example` the names,
+    types and sizes are kept, so that the run can be exported and verified later without data.
 
     Raises:
         LrcompressError: the folder cannot be written.
@@ -66,6 +70,8 @@ def save_compressed(
         layers=(*earlier, *(_layer(module, planned) for planned in plan.layers)),
         conversions=converted.conversions,
         unconverted_fingerprint=converted.unconverted_fingerprint,
+        source_identity=identity,
+        function=None if example is None else sketch_function(module, example),
         inputs={} if example is None else record_inputs(example),
         extra=extra,
     )
@@ -76,14 +82,15 @@ def save_compressed(
     write_json(folder / RECORD_NAME, record.to_json())
 
 
-def save_tuned(module: nn.Module, folder: Path, extra: Mapping[str, Any]) -> None:
+def save_tuned(module: nn.Module, example: Batch, folder: Path, extra: Mapping[str, Any]) -> None:
     """Other weights for the run in `folder`, of the same sizes; `extra` joins its record.
 
     Raises:
         LrcompressError: the folder cannot be written, or is no run.
     """
     record = read_record(folder)
-    record = replace(record, extra={**record.extra, **extra})
+    function = sketch_function(module, example)
+    record = replace(record, function=function, extra={**record.extra, **extra})
     write_tensors(folder / WEIGHTS_NAME, distinct_state(module), {"format": "pt"})
     write_json(folder / RECORD_NAME, record.to_json())
 
@@ -112,7 +119,7 @@ def _layer(module: nn.Module, planned: PlannedLayer) -> RunLayer:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if target.exists() and target.samefile(source):
+    if target.exists() and not target.is_symlink() and target.samefile(source):
         return
     try:
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))

@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lrcompress.atomic import unwritable
 from lrcompress.errors import DataError
 from lrcompress.metrics import LayerMoments, Sensitivity
 from lrcompress.records import to_json
 from lrcompress.sources.companions import read_json
 from lrcompress.sources.tensors import opened_safetensors
-from lrcompress.storage.files import unwritable, write_json, write_tensors
+from lrcompress.storage.files import write_json, write_tensors
 from lrcompress.wording import label, one_line
 
 PROFILE_NAME = "profile.json"

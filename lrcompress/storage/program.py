@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from lrcompress.atomic import write_atomically
 from lrcompress.errors import ExportError
 from lrcompress.profiling.batches import Batch
-from lrcompress.storage.files import write_atomically
 from lrcompress.wording import one_line
 
 FREE_AXES = 2  # examples and positions; where the network fixes one, torch finds out

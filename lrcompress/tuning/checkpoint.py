@@ -6,9 +6,7 @@ Everything that the next step depends on is in it, so a killed run goes on as if
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lrcompress.atomic import write_atomically
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.records import from_json, parse_object, to_json
 from lrcompress.tuning.report import HeldOut
@@ -105,20 +104,10 @@ class FolderCheckpoints:
         tensors |= {f"extra/{name}": value for name, value in checkpoint.extra.items()}
         optimiser = _apart(checkpoint.optimiser, "optimiser", tensors)
         header = {"standing": to_json(checkpoint.standing), "optimiser": optimiser}
-        part = self.path.with_suffix(f".{os.getpid()}.part")
         # Copies: safetensors refuses tensors that share memory, and views of larger ones
         whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(whole, part, {"standing": json.dumps(header)})
-            part.replace(self.path)
-        except (SafetensorError, OSError) as cause:
-            with suppress(OSError):
-                part.unlink()
-            raise TuneError(
-                f"{self.path}: cannot be written ({cause}); free some space or choose another "
-                "folder"
-            ) from cause
+        metadata = {"standing": json.dumps(header)}
+        write_atomically(self.path, lambda part: save_file(whole, part, metadata), TuneError)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,174 @@
+"""Files, and sets of files, that appear whole or not at all, and the removal of what a killed
+write left behind.
+
+What is being written has a temporary name beside its place, `.NAME.part`: a file, or a folder where
+several files appear together. The data is on the disk before the name is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from lrcompress.errors import LrcompressError
+from lrcompress.wording import one_line
+
+TEMPORARY_GLOB = ".*.part"
+SAFETENSORS_GLOB = ".tmp??????"  # safetensors writes there before it renames to our temporary name
+OS_ERROR_NUMBER = re.compile(r"os error (\d+)")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Error = type[LrcompressError]
+
+
+def write_atomically(
+    path: Path, writer: Callable[[Path], object], error: Error = LrcompressError
+) -> None:
+    """Let `writer` fill a temporary file beside `path`, then put it in its place.
+
+    A crash leaves the old file or the new one. A link at `path` is replaced, not followed. Missing
+    parent folders are made.
+
+    Raises:
+        LrcompressError, or `error`: no space, no permission, a file where a folder should be.
+    """
+
+    def write(temporary: Path) -> None:
+        # Nothing that somebody else puts there meanwhile is opened or followed
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+        os.close(os.open(temporary, flags, 0o666))
+        mode = temporary.stat().st_mode
+        writer(temporary)
+        temporary.chmod(mode)  # safetensors makes its files for their owner only
+        flush(temporary)
+        temporary.replace(path)
+
+    _replace(path, write, error)
+
+
+def write_together(
+    paths: Sequence[Path], writer: Callable[[Path], object], error: Error = LrcompressError
+) -> None:
+    """Let `writer` fill a temporary folder with files of these names, then put all in their places.
+
+    The first is the one that readers open, and that refers to the others: it is taken away before
+    they are replaced and comes last, so a crash leaves the old set, the new one, or no first file.
+
+    Raises:
+        LrcompressError, or `error`: as `write_atomically`.
+    """
+    first, *others = paths
+
+    def write(temporary: Path) -> None:
+        temporary.mkdir()
+        writer(temporary)
+        for path in paths:
+            flush(temporary / path.name)
+        if others:
+            first.unlink(missing_ok=True)
+            flush(first.parent)
+        for path in others:
+            (temporary / path.name).replace(path)
+        if others:
+            flush(first.parent)
+        (temporary / first.name).replace(first)
+        shutil.rmtree(temporary)
+
+    _replace(first, write, error)
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises LrcompressError if `path` could not be written: before work that would be lost."""
+
+    def write(temporary: Path) -> None:
+        temporary.touch()
+        temporary.unlink()
+
+    _replace(path, write, LrcompressError)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether it is by its name something half-written."""
+    return path.match(TEMPORARY_GLOB) or path.match(SAFETENSORS_GLOB)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed writes left in `folder`; nothing within its folders, nothing of a link."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for left in [path for path in folder.iterdir() if is_temporary(path)]:
+        _discard(left)
+
+
+def unwritable(
+    path: Path, number: int | None, detail: str, error: Error = LrcompressError
+) -> LrcompressError:
+    """One line for a path that the system will not let us write."""
+    where = path.parent
+    if number in NO_SPACE:
+        return error(f"{path}: no space left on its disk; free some or write elsewhere")
+    if number in (errno.EACCES, errno.EPERM):
+        return error(
+            f"{path}: permission denied; choose a folder that you may write to, not {where}"
+        )
+    if number == errno.EROFS:
+        return error(f"{path}: {where} is read-only; choose another output folder")
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY):
+        return error(
+            f"{path}: a file is where a folder should be, or the other way "
+            "round; choose another output folder"
+        )
+    return error(f"{path}: cannot be written ({detail}); choose another output folder")
+
+
+def flush(path: Path) -> None:
+    """Ask the system to have `path` on the disk; folders cannot be asked everywhere."""
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError:
+        if path.is_dir():  # Windows opens no folders
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as cause:
+        if cause.errno not in (errno.EINVAL, errno.EBADF, errno.EROFS):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, write: Callable[[Path], object], error: Error) -> None:
+    """Call `write` with the temporary name, which is free before and after; its errors as ours."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _discard(temporary)
+            write(temporary)
+        except BaseException:
+            _discard(temporary)
+            raise
+        flush(path.parent)
+    except OSError as cause:
+        raise unwritable(path, cause.errno, cause.strerror or one_line(cause), error) from cause
+    except SafetensorError as cause:  # safetensors words the system's error in its own class
+        number = OS_ERROR_NUMBER.search(str(cause))
+        raise unwritable(
+            path, int(number[1]) if number else None, one_line(cause), error
+        ) from cause
+
+
+def _discard(path: Path) -> None:
+    """Remove a file, a link or a folder of our own name."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

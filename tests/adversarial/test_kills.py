@@ -1,0 +1,80 @@
+"""A run that is killed anywhere and run again ends with the bits of one that was not, and leaves
+nothing else behind.
+
+SIGKILL strikes before a file operation, in the middle of a write, between units of work, and at
+times; in each stage, over a folder that held another run, and in one of two processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and kills what it forked")
+
+
+def kills(folder: Path, *requests: dict[str, Any]) -> list[dict[str, Any]]:
+    """What came of each kill."""
+    path = [str(TESTS), str(ROOT), str(ROOT / "cli")]
+    done = subprocess.run(
+        [sys.executable, "-m", "adversarial.killed_runs", str(folder), json.dumps(requests)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
+        cwd=TESTS,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_as_if_nothing_had_been(found: list[dict[str, Any]]) -> None:
+    for kill in found:
+        assert kill["wrong"] == [], kill
+        assert set(kill["again"]) == {0}, kill
+        assert kill["orphaned"] == 0, f"the other process did not notice: {kill}"
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    found = kills(
+        tmp_path,
+        {"scenario": "compress", "points": 4, "offset": 60},
+        {"scenario": "external data", "points": 4, "offset": 9},
+    )
+    assert_as_if_nothing_had_been(found)
+    assert sum(kill["died"] for kill in found) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"scenario": "compress", "points": 60, "times": 15},
+        {"scenario": "tuned", "points": 45, "times": 10},
+        {"scenario": "again smaller", "points": 40},
+        {"scenario": "tune alone", "points": 30},
+        {"scenario": "profile", "points": 25},
+        {"scenario": "program", "points": 12},
+        {"scenario": "external data", "points": 40},
+        {"scenario": "compress", "points": 8, "processes": 2},
+        {"scenario": "tuned", "points": 8, "processes": 2},
+    ],
+    ids=lambda asked: f"{asked['scenario']}, {asked.get('processes', 1)}",
+)
+def test_killed_anywhere_a_run_ends_with_the_same_bits(
+    request_: dict[str, Any], tmp_path: Path
+) -> None:
+    found = kills(tmp_path, request_)
+    assert_as_if_nothing_had_been(found)
+    at_points = [kill for kill in found if not kill["point"].startswith("after ")]
+    assert all(kill["died"] for kill in at_points), "a point was not reached"
