@@ -54,6 +54,7 @@ def load_sources(options: SourceOptions) -> Loaded:
         weights=options.weights,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
+        trust_factory=options.trust_factory,
     )
     batches = None
     if options.data is not None:

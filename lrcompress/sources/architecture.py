@@ -24,4 +24,7 @@ def rebuild_empty(reference: ModelReference, folder: Path) -> nn.Module:
         return empty_module(reference, folder)
     if reference.kind == "factory":
         return call_factory(reference.text)
-    raise ModelError(f"{reference.text}: a run folder has no empty form; rebuild its source")
+    raise ModelError(
+        f"{folder}: its record says that it was made from a run, where the dense model should be "
+        "named; undo the edit"
+    )

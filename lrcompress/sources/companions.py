@@ -33,6 +33,10 @@ SENTENCE_TRANSFORMERS = (
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", *IMAGE_PROCESSOR)
+UNTRUSTED = (
+    "brings Python code of its own, which would run here; pass --trust-remote-code if you trust it"
+)
 TERMS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 COMPANIONS = (
     "config.json",
@@ -44,10 +48,17 @@ COMPANIONS = (
 )
 
 
-def companions(folder: Path, *, remote_code: bool) -> tuple[Path, ...]:
-    """The files that make the weights usable, by full path; the model's own code if asked."""
+def companions(folder: Path, *, own_code: bool) -> tuple[Path, ...]:
+    """The files that make the weights usable, by full path; the folder's own code if asked."""
     found = [folder / name for name in COMPANIONS if (folder / name).is_file()]
-    return (*found, *(sorted(folder.glob("*.py")) if remote_code else ()))
+    return (*found, *(sorted(folder.glob("*.py")) if own_code else ()))
+
+
+def names_own_code(folder: Path) -> bool:
+    """Whether a configuration of the model, its tokenizer or its image processor names classes of
+    the folder's own."""
+    paths = (folder / name for name in CONFIGURATIONS)
+    return any("auto_map" in read_json(path) for path in paths if path.is_file())
 
 
 def holds_any(folder: Path | None, names: tuple[str, ...]) -> bool:

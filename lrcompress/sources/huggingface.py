@@ -10,11 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ModelError
-from lrcompress.sources.companions import companions, pooling, read_json
+from lrcompress.sources.companions import (
+    UNTRUSTED,
+    companions,
+    names_own_code,
+    pooling,
+    read_json,
+)
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.shards import folder_state
 from lrcompress.sources.transformers_access import transformers_for
 from lrcompress.wording import label, listed
+
+AUTO = "AutoModel"  # and what transformers' other classes begin with that find the model's own code
 
 
 def load_folder(
@@ -26,6 +34,7 @@ def load_folder(
         ModelError: transformers is missing, or the folder is incomplete, damaged or unsafe.
     """
     details = _details(folder, trust_remote_code=trust_remote_code)
+    own_code = trust_remote_code and names_own_code(folder)
     state = folder_state(folder, allow_pickle=allow_pickle)
     module, missing = _load(folder, details, state)
     if missing and all("pooler" in name.split(".") for name in missing):
@@ -39,8 +48,9 @@ def load_folder(
     return LoadedModel(
         module=module,
         reference=ModelReference("huggingface", text, details),
-        companions=companions(folder, remote_code="remote_code" in details),
+        companions=companions(folder, own_code=own_code),
         folder=folder,
+        own_code=own_code,
         pooling=pooling(folder),
     )
 
@@ -74,19 +84,16 @@ def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:
         return {"architecture": known.__name__}
     remote = config.get("auto_map")
     if not isinstance(remote, dict):
-        return {"architecture": "AutoModel"}
+        return {"architecture": AUTO}
     if not trust_remote_code:
-        raise ModelError(
-            f"{folder}: the model brings its own code, which would run here; pass "
-            "--trust-remote-code if you trust it"
-        )
+        raise ModelError(f"{folder}: {UNTRUSTED}")
     own = [a for a, t in remote.items() if isinstance(t, str) and t.endswith(f".{name}")]
-    models = [auto for auto in own if auto.startswith("AutoModel")]
-    return {"architecture": models[0] if models else "AutoModel", "remote_code": "true"}
+    models = [auto for auto in own if auto.startswith(AUTO)]
+    return {"architecture": models[0] if models else AUTO, "remote_code": "true"}
 
 
 def _class(library: Any, details: Mapping[str, str]) -> Any:
-    name = details.get("architecture", "AutoModel")
+    name = details.get("architecture", AUTO)
     kind = getattr(library, name, None)
     if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
         raise ModelError(
@@ -97,18 +104,20 @@ def _class(library: Any, details: Mapping[str, str]) -> Any:
 
 
 def _config(library: Any, folder: Path, details: Mapping[str, str]) -> Any:
-    return library.AutoConfig.from_pretrained(
+    """As the model's class reads it, so that a folder that loads once loads again as a run."""
+    reader = getattr(_class(library, details), "config_class", None) or library.AutoConfig
+    return reader.from_pretrained(
         folder, local_files_only=True, trust_remote_code="remote_code" in details
     )
 
 
 def _options(details: Mapping[str, str]) -> dict[str, Any]:
-    # Plain attention exports to fewer nodes than the fused one and runs faster in ONNX Runtime
+    # Plain attention exports to fewer nodes than the fused one and runs faster in ONNX Runtime.
     options: dict[str, Any] = {"attn_implementation": "eager"}
     if "add_pooling_layer" in details:
         options["add_pooling_layer"] = False
-    if "remote_code" in details:
-        options["trust_remote_code"] = True
+    if details.get("architecture", AUTO).startswith(AUTO):  # left open, transformers would ask
+        options["trust_remote_code"] = "remote_code" in details
     return options
 
 

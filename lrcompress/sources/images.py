@@ -48,7 +48,7 @@ def _processor(model: LoadedModel, folder: Path) -> Any:
     with transformers_for(f"{model.folder}: its image processor", DataError) as transformers:
         # Pillow resizes the same everywhere; the other backend is not always installed
         return transformers.AutoImageProcessor.from_pretrained(
-            model.folder, local_files_only=True, backend="pil"
+            model.folder, local_files_only=True, backend="pil", trust_remote_code=model.own_code
         )
 
 

@@ -12,7 +12,8 @@ from lrcompress.conversion.convert import replay_
 from lrcompress.errors import LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.sources.architecture import rebuild_empty
-from lrcompress.sources.companions import companions, pooling
+from lrcompress.sources.companions import UNTRUSTED, companions, names_own_code, pooling
+from lrcompress.sources.factory import permit_factory
 from lrcompress.sources.ready import ready_
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME, RunLayer, read_record
@@ -24,22 +25,23 @@ def is_run_folder(folder: Path) -> bool:
     return (folder / RECORD_NAME).is_file()
 
 
-def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_run(
+    folder: Path, text: str, *, trust_remote_code: bool = False, trust_factory: str = ""
+) -> LoadedModel:
     """The compressed module, in the dtype of its file, in eval mode.
 
     The folder is data; but the model of a factory is rebuilt by calling that factory, which must
-    be importable, and a model with code of its own in the folder needs `trust_remote_code`.
+    be importable and trusted by its name, and code in the folder needs `trust_remote_code`.
 
     Raises:
         ModelError, PlanError: the folder is incomplete, damaged, edited wrongly or unsafe.
     """
     record = read_record(folder)
-    remote_code = "remote_code" in record.reference.details
-    if remote_code and not trust_remote_code:
-        raise ModelError(
-            f"{folder}: the model brings its own code, which would run here; pass "
-            "--trust-remote-code if you trust it"
-        )
+    if "remote_code" in record.reference.details and not trust_remote_code:
+        raise ModelError(f"{folder}: {UNTRUSTED}")
+    if record.reference.kind == "factory":
+        permit_factory(record.reference.text, trust_factory, folder / RECORD_NAME)
+    own_code = trust_remote_code and names_own_code(folder)
     module = rebuild_empty(record.reference, folder)
     try:
         replay_(module, record.conversions)
@@ -52,8 +54,9 @@ def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> Loa
     return LoadedModel(
         module=ready_(module, weights),
         reference=ModelReference("run", text, record.reference.details),
-        companions=companions(folder, remote_code=remote_code),
+        companions=companions(folder, own_code=own_code),
         folder=folder,
+        own_code=own_code,
         pooling=pooling(folder),
         inputs=record.inputs,
     )

@@ -13,7 +13,7 @@ from torch import nn
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
-from lrcompress.sources.companions import TOKENIZER, holds_any
+from lrcompress.sources.companions import TOKENIZER, UNTRUSTED, holds_any, read_json
 from lrcompress.sources.forward import arguments, check_token_ids
 from lrcompress.sources.options import BATCH_TOKENS, DataOptions
 from lrcompress.sources.reference import LoadedModel
@@ -133,7 +133,22 @@ def _tokenizer(model: LoadedModel, path: Path) -> Any:
         )
     assert model.folder is not None
     with transformers_for(f"{model.folder}: its tokenizer", DataError) as transformers:
-        return transformers.AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
+        if not model.own_code and _needs_own_code(model.folder, transformers):
+            raise DataError(f"{model.folder}: its tokenizer {UNTRUSTED}")
+        return transformers.AutoTokenizer.from_pretrained(
+            model.folder, local_files_only=True, trust_remote_code=model.own_code
+        )
+
+
+def _needs_own_code(folder: Path, transformers: Any) -> bool:
+    """Whether the tokenizer's class is the folder's own; transformers would take another instead
+    that only the model's type suggests."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, DataError) if path.is_file() else {}
+    own, name = config.get("auto_map"), config.get("tokenizer_class")
+    if not isinstance(own, dict) or "AutoTokenizer" not in own:
+        return False
+    return not (isinstance(name, str) and isinstance(getattr(transformers, name, None), type))
 
 
 def _limit(tokenizer: Any, module: nn.Module, options: DataOptions) -> int:
