@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lrcompress.errors import ModelError
 from lrcompress.sources.companions import read_json
+from lrcompress.sources.paths import stays_inside
 from lrcompress.sources.tensors import opened_safetensors, read_state
 from lrcompress.wording import label, listed
 
@@ -50,6 +51,11 @@ def _shards(index: Path) -> dict[Path, list[str]]:
         raise ModelError(f"{index}: lacks a weight_map of file names; copy or download it again")
     shards: dict[Path, list[str]] = {}
     for name, file in mapping.items():
+        if not stays_inside(file):
+            raise ModelError(
+                f"{index}: names the shard {label(file)}, which is not in its folder; "
+                "correct it or download it again"
+            )
         shards.setdefault(index.parent / file, []).append(name)
     for shard in shards:
         if not shard.is_file():
