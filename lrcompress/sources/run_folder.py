@@ -19,6 +19,7 @@ from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME, RunLayer, read_record
 from lrcompress.sources.tensors import fill_, opened_safetensors
 from lrcompress.structures import Dense
+from lrcompress.wording import label
 
 
 def is_run_folder(folder: Path) -> bool:
@@ -72,7 +73,7 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
         spec = specs.get(layer.name)
         if spec is None:
             raise ModelError(
-                f"{folder / RECORD_NAME}: the model has no layer {layer.name}; the folder belongs "
+                f"{folder / RECORD_NAME}: the model has no layer {label(layer.name)}; the folder belongs "
                 "to another version of the model's code"
             )
         try:
@@ -86,7 +87,7 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
             raise
         except RuntimeError as cause:  # sizes that no tensor can have
             raise ModelError(
-                f"{folder / RECORD_NAME}: {layer.name} cannot be rebuilt as {layer.structure}; "
+                f"{folder / RECORD_NAME}: {label(layer.name)} cannot be rebuilt as {layer.structure}; "
                 "undo the edit"
             ) from cause
 

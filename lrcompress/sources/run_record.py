@@ -131,4 +131,4 @@ def _layer(value: object, where: str) -> RunLayer:
         structure = structure_from_json(value.get("structure"), head.name)
     except PlanError as cause:
         raise PlanError(f"{where}: {cause}") from cause
-    return RunLayer(label(head.name), structure, head.bias)
+    return RunLayer(head.name, structure, head.bias)
