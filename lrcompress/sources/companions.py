@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.records import parse_object
+from lrcompress.sources.paths import check_regular
 from lrcompress.sources.tensors import unreadable
 
 Pooling = Literal["mean", "cls"]
+
+LARGEST_JSON = 2**26
 
 TOKENIZER = (
     "tokenizer.json",
@@ -85,7 +88,10 @@ def pooling(folder: Path) -> Pooling | None:
 
 def read_json(path: Path, error: type[LrcompressError] = ModelError) -> dict[str, Any]:
     """The JSON object of a file; missing, unreadable or malformed raises `error`."""
+    check_regular(path, error)
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise error(f"{path}: more than {LARGEST_JSON:,} bytes; make or copy it again")
         text = path.read_text(encoding="utf-8")
     except OSError as cause:
         raise unreadable(path, cause, error) from cause

@@ -12,6 +12,7 @@ from lrcompress.conversion.convert import replay_
 from lrcompress.errors import LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.sources.architecture import rebuild_empty
+from lrcompress.sources.bounds import Held
 from lrcompress.sources.companions import UNTRUSTED, companions, names_own_code, pooling
 from lrcompress.sources.factory import permit_factory
 from lrcompress.sources.ready import ready_
@@ -43,13 +44,13 @@ def load_run(
     if record.reference.kind == "factory":
         permit_factory(record.reference.text, trust_factory, folder / RECORD_NAME)
     own_code = trust_remote_code and names_own_code(folder)
-    module = rebuild_empty(record.reference, folder)
+    weights = folder / WEIGHTS_NAME
+    module = rebuild_empty(record.reference, folder, _held(weights))
     try:
         replay_(module, record.conversions)
     except ModelError as cause:
         raise ModelError(f"{folder / RECORD_NAME}: {cause}") from cause
     _install_all_(module, record.layers, folder)
-    weights = folder / WEIGHTS_NAME
     with opened_safetensors(weights) as file:
         fill_(module, file.keys(), file.get_tensor, weights, keep_dtype=True)
     return LoadedModel(
@@ -63,6 +64,14 @@ def load_run(
     )
 
 
+def _held(weights: Path) -> Held | None:
+    """What the file holds; None where it is missing, which is told when it is read."""
+    if not weights.is_file():
+        return None
+    with opened_safetensors(weights):
+        return Held.of_files([weights])
+
+
 def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path) -> None:
     specs = {spec.name: spec for spec in describe(module).layers}
     for layer in layers:
@@ -73,8 +82,8 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
         spec = specs.get(layer.name)
         if spec is None:
             raise ModelError(
-                f"{folder / RECORD_NAME}: the model has no layer {label(layer.name)}; the folder belongs "
-                "to another version of the model's code"
+                f"{folder / RECORD_NAME}: the model has no layer {label(layer.name)}; the "
+                "folder belongs to another version of the model's code"
             )
         try:
             layer.structure.check(spec)
@@ -87,8 +96,8 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
             raise
         except RuntimeError as cause:  # sizes that no tensor can have
             raise ModelError(
-                f"{folder / RECORD_NAME}: {label(layer.name)} cannot be rebuilt as {layer.structure}; "
-                "undo the edit"
+                f"{folder / RECORD_NAME}: {label(layer.name)} cannot be rebuilt as "
+                f"{layer.structure}; undo the edit"
             ) from cause
 
 
