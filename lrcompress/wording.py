@@ -1,9 +1,38 @@
-"""Foreign values and names in the one printable line of an error message."""
+"""Foreign values and names as people may see them: printable, and in the one line of a message."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+
+# Letters and marks to Unicode, but drawn as nothing: fillers, joiners and variation selectors
+INVISIBLE = frozenset(
+    map(
+        chr,
+        (
+            *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0),
+            *range(0x180B, 0x1810),
+            *range(0xFE00, 0xFE10),
+            *range(0xE0100, 0xE01F0),
+        ),
+    )
+)
+
+
+def printable(text: str) -> str:
+    """Text in which nothing moves a cursor, turns a direction, or stands unseen.
+
+    Line ends, control and format characters, lone surrogates and invisible letters are written as
+    Python writes them, such as \\x1b or \\u202e.
+    """
+    if text.isprintable() and (text.isascii() or INVISIBLE.isdisjoint(text)):
+        return text
+    return "".join(c if c.isprintable() and c not in INVISIBLE else _escaped(c) for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """As `printable`, but line ends stay."""
+    return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def shown(value: object, length: int = 60) -> str:
@@ -16,7 +45,7 @@ def shown(value: object, length: int = 60) -> str:
 
 def label(name: str) -> str:
     """A name that came from a file, bare where it is harmless."""
-    return name if name.isprintable() and 0 < len(name) <= 120 else shown(name, 120)
+    return name if printable(name) == name and 0 < len(name) <= 120 else shown(name, 120)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
@@ -29,7 +58,16 @@ def one_line(cause: BaseException, length: int = 160) -> str:
     """The first line of somebody else's message, or its class where it has none."""
     lines = (line.strip() for line in str(cause).splitlines())
     first = next((line for line in lines if line), type(cause).__name__)
-    return _cut("".join(c if c.isprintable() else " " for c in first), length)
+    return printable(_cut(first, length))
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if character in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _cut(text: str, length: int) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from lrcompress.errors import LrcompressError
+from lrcompress.wording import printable, printable_lines
 from lrcompress_cli.exit_codes import ExitCode, of_error
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -38,10 +39,23 @@ def report_failure(error: BaseException, arguments: Sequence[str], *, resumable:
         record = {"error": {"type": kind, "message": message, "exit_code": int(code)}}
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
     if "--traceback" in arguments:
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(_traceback(error))
     prefix = {ExitCode.INTERRUPTED: "", ExitCode.UNEXPECTED: "unexpected: "}.get(code, "error: ")
     sys.stderr.write(f"{prefix}{message}\n")
     return code
+
+
+def _traceback(error: BaseException) -> str:
+    """As Python tells it, with each message, which may quote a file, on one line."""
+    text = "".join(traceback.format_exception(error))
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for message in {str(cause) for cause in causes} - {""}:
+        text = text.replace(message, printable(message))
+    return printable_lines(text)
 
 
 def _message(error: BaseException, code: ExitCode, *, resumable: bool) -> str:
@@ -62,7 +76,7 @@ def _message(error: BaseException, code: ExitCode, *, resumable: bool) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _drop_output() -> None:

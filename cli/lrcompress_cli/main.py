@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -83,6 +84,7 @@ class CommandTable(click.Group):
         **extra: Any,
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
+        _write_anything(sys.stdout, sys.stderr)
         # Threads that wait spin for microseconds only: on a machine shared with other work the
         # usual milliseconds cost most of the time; not to spin at all costs half of an idle one
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -106,6 +108,13 @@ class CommandTable(click.Group):
             report = partial(report_failure, arguments=arguments, resumable=resumable)
             code = fail_together(error, report)
         sys.exit(code)
+
+
+def _write_anything(*streams: object) -> None:
+    """What a stream's encoding lacks is written as an escape and ends no command."""
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @click.group(

@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lrcompress.wording import printable
+
 PATIENCE_SECONDS = 1.0
 
 
@@ -31,7 +33,7 @@ class _Step:
         self._bars.advance(self._task, amount)
 
     def say(self, text: str) -> None:
-        self._bars.update(self._task, description=f"{self._name}: {text}")
+        self._bars.update(self._task, description=printable(f"{self._name}: {text}"))
 
 
 class TerminalProgress:
@@ -40,7 +42,7 @@ class TerminalProgress:
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -53,7 +55,7 @@ class TerminalProgress:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[_Step]:
-        task = self._bars.add_task(name, total=total, visible=False)
+        task = self._bars.add_task(printable(name), total=total, visible=False)
         with self._lock:
             self._open.append(task)
         timer = Timer(PATIENCE_SECONDS, self._show, [task])

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from lrcompress.wording import printable, printable_lines
 from lrcompress_cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
     from lrcompress.progress import Progress
 
@@ -47,7 +49,7 @@ class Terminal:
     def errors(self) -> Console:
         from rich.console import Console
 
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        return Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
     @functools.cached_property
     def progress(self) -> Progress:
@@ -60,7 +62,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         if not self.quiet:
-            self.errors.print(text, markup=False)
+            self.errors.print(printable(text))
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -84,7 +86,7 @@ class Terminal:
                 self._show(part)
         self._stdout.flush()
         for problem in outcome.problems:
-            sys.stderr.write(f"error: {problem}\n")
+            sys.stderr.write(f"error: {printable(problem)}\n")
         return outcome.code
 
     def _show(self, part: RenderableType) -> None:
@@ -93,10 +95,25 @@ class Terminal:
             return
         from rich.console import Console
 
-        console = Console(file=self._stdout, highlight=False)
+        make = functools.partial(
+            Console, file=self._stdout, highlight=False, markup=False, emoji=False
+        )
+        console = make()
         if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(file=self._stdout, highlight=False, width=WIDTH_OF_FILES)
-        console.print(part)
+            console = make(width=WIDTH_OF_FILES)
+        console.print(_Harmless(part))
+
+
+class _Harmless:
+    """A renderable of which every character is printable, whatever its maker has overlooked."""
+
+    def __init__(self, part: RenderableType) -> None:
+        self._part = part
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self._part, options):
+            text = segment.text if segment.control else printable_lines(segment.text)
+            yield segment._replace(text=text)
 
 
 class _ToTerminal(logging.Handler):

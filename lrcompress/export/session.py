@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from lrcompress.errors import ModelError, VerifyError
+from lrcompress.sources.paths import stays_inside
+from lrcompress.wording import label
 
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 
@@ -154,9 +156,15 @@ def file_bytes(path: str | Path) -> int:
     }
     total = file.stat().st_size
     for location in sorted(locations):
+        if not stays_inside(location):
+            raise ModelError(
+                f"{file}: its external data {label(location)} is not in its folder; export it again"
+            )
         beside = file.parent / location
         if not beside.is_file():
-            raise ModelError(f"{file}: its external data {location} is missing; keep both together")
+            raise ModelError(
+                f"{file}: its external data {label(location)} is missing; keep both together"
+            )
         total += beside.stat().st_size
     return total
 

@@ -73,6 +73,7 @@ def load_sources(options: SourceOptions) -> Loaded:
         weights=options.weights,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
+        trust_factory=options.trust_factory,
     )
     check_module_names(model.module)
     batches = None

@@ -31,6 +31,7 @@ class SourceOptions:
     allow_pickle: bool = False
     data: str | None = None
     data_options: DataOptions = field(default_factory=DataOptions)
+    trust_factory: str = ""  # pkg.module:factory that may rebuild the model of a run folder
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,12 @@ from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json
 from lrcompress.reporting.html import require_plotly
 from lrcompress.sources.data import kind_of_data, load_batches
+from lrcompress.sources.factory import permit_factory
 from lrcompress.sources.models import LoadedModel, load_model
-from lrcompress.sources.run_record import RunRecord, read_record
+from lrcompress.sources.paths import expanded
+from lrcompress.sources.run_record import RECORD_NAME, RunRecord, read_record
 from lrcompress.storage import load_profile
+from lrcompress.wording import label
 
 
 def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
@@ -123,12 +126,16 @@ def _upstream(folder: RunFolder, teaching: Teaching) -> str:
 def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
     """The teacher: as named, else the network that the run was made from."""
     source, reference = options.source, record.reference
+    if reference.kind == "factory":
+        trusted = source.trust_factory or source.model
+        permit_factory(reference.text, trusted, options.folder.output / RECORD_NAME)
     if source.model:
         other = load_model(
             source.model,
             weights=source.weights,
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,
+            trust_factory=source.trust_factory,
         )
         replay_(other.module, record.conversions, strict=False)
         return other
@@ -138,12 +145,20 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             f"{options.folder.output}: was made from {reference.text} with weights from "
             f"{weights}; say where they are: --weights {weights}"
         )
+    place = reference.place
+    # What is no folder would be taken for a factory
+    if reference.kind != "factory" and not expanded(place, TuneError).is_dir():
+        raise TuneError(
+            f"{options.folder.output}: its dense model is the teacher, but {label(place)} is not "
+            "there; name it with --reference"
+        )
     try:
         dense = load_model(
-            reference.place,
+            place,
             weights=source.weights,
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,
+            trust_factory=source.trust_factory,
         )
         replay_(dense.module, record.conversions)
     except LrcompressError as cause:

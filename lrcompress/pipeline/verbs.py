@@ -137,6 +137,7 @@ def _teaching(question: Question, plan: Plan) -> Teaching | None:
             weights=source.weights,
             trust_remote_code=source.trust_remote_code,
             allow_pickle=source.allow_pickle,
+            trust_factory=source.trust_factory,
         )
         replay_(again.module, conversions)
         difference = what_differs(

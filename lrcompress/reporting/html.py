@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from importlib.resources import files
+from typing import Any
 
 from lrcompress.errors import LrcompressError
+from lrcompress.records import to_json
 from lrcompress.reporting.report import Report
+from lrcompress.wording import printable
 
 INSTALL = "pip install 'lrcompress[report]'"
 
@@ -20,11 +24,11 @@ def render_html(report: Report) -> str:
     """
     page = files("lrcompress.reporting").joinpath("page")
     parts = {
-        "title": html.escape(f"{report.model} - lrcompress"),
+        "title": html.escape(printable(f"{report.model} - lrcompress")),
         "style": page.joinpath("page.css").read_text(encoding="utf-8"),
         "plotly": _plotly_js(),
         "script": page.joinpath("page.js").read_text(encoding="utf-8"),
-        "data": _inside_script(report.to_json()),
+        "data": _inside_script(json.dumps(_printable(to_json(report)), allow_nan=False)),
     }
     text = page.joinpath("page.html").read_text(encoding="utf-8")
     # One pass: what is put in is not searched for further names.
@@ -45,6 +49,15 @@ def _plotly_js() -> str:
         ) from error
     script: str = get_plotlyjs()
     return script
+
+
+def _printable(value: Any) -> Any:
+    """The report with nothing in its texts that a page would draw out of its place."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 def _inside_script(text: str) -> str:

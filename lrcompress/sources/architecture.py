@@ -7,21 +7,25 @@ from pathlib import Path
 from torch import nn
 
 from lrcompress.errors import ModelError
+from lrcompress.sources.bounds import Held
 from lrcompress.sources.factory import call_factory
 from lrcompress.sources.huggingface import empty_module
 from lrcompress.sources.reference import ModelReference
 
 
-def rebuild_empty(reference: ModelReference, folder: Path) -> nn.Module:
+def rebuild_empty(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
     """The module that `reference` names, from config.json in `folder` or from its factory.
 
-    Its weights are arbitrary.
+    Its weights are arbitrary. held: what the weights hold that are to fill it, compressed.
 
     Raises:
         ModelError: the config or factory is missing or broken.
     """
     if reference.kind == "huggingface":
-        return empty_module(reference, folder)
+        return empty_module(reference, folder, held)
     if reference.kind == "factory":
         return call_factory(reference.text)
-    raise ModelError(f"{reference.text}: a run folder has no empty form; rebuild its source")
+    raise ModelError(
+        f"{folder}: its record says that it was made from a run, where the dense model should be "
+        "named; undo the edit"
+    )

@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 from lrcompress.errors import DataError, ModelError
 from lrcompress.profiling.batches import Batch
+from lrcompress.records import LARGEST_WHOLE
 from lrcompress.sources.forward import check_names, check_token_ids
 from lrcompress.sources.options import DataOptions
-from lrcompress.sources.tensors import read_state
+from lrcompress.sources.tensors import read_state, unreadable
 from lrcompress.wording import label, one_line, shown
+
+MOST_UNPACKED = 2**29  # bytes of a compressed .npz, or so many times its own, if that is more
+MOST_INFLATED = 20
 
 
 def array_batches(path: Path, module: nn.Module, options: DataOptions) -> list[Batch]:
@@ -77,21 +81,28 @@ def clean(raw: Mapping[str, object], module: nn.Module, where: str) -> Batch:
 
 
 def _tensor(value: object, floating: torch.dtype, where: str) -> Tensor:
-    if isinstance(value, Tensor):
+    if isinstance(value, Tensor) and value.dtype is not torch.uint64:  # numpy knows its maximum
         tensor = value.detach().cpu()
     else:
         array = np.asarray(value)
         if array.dtype.kind not in "fiub":
             raise DataError(f"{where}: holds {array.dtype}, not numbers; give numeric arrays")
+        if array.dtype.kind == "u" and array.size and int(array.max()) > LARGEST_WHOLE:
+            raise DataError(f"{where}: holds whole numbers above {LARGEST_WHOLE}; scale them")
         tensor = torch.from_numpy(array.astype(_native(array.dtype), order="C"))
     if tensor.is_complex():
         raise DataError(f"{where}: holds complex numbers; give real ones")
     if tensor.dim() == 0 or tensor.numel() == 0:
         raise DataError(f"{where}: is {tuple(tensor.shape)}; give one example a row, at least one")
     if tensor.is_floating_point():
-        if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{where}: holds NaN or infinity; drop those examples")
-        return tensor.to(floating)
+        converted = tensor.to(floating)
+        if not bool(torch.isfinite(converted).all()):
+            kind = str(floating).removeprefix("torch.")
+            raise DataError(
+                f"{where}: holds NaN or infinity, or numbers too large for {kind}; drop those "
+                "examples"
+            )
+        return converted
     return tensor if tensor.dtype is torch.bool else tensor.to(torch.int64)
 
 
@@ -109,13 +120,32 @@ def _read(path: Path) -> dict[str, object]:
         except ModelError as cause:
             raise DataError(str(cause)) from cause
     try:
+        _check_unpacked(path)
         with np.load(path, allow_pickle=False) as file:
+            if len(set(file.files)) < len(file.files):
+                raise DataError(f"{path}: holds two arrays of one name; write it with numpy.savez")
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as cause:
+    except DataError:
+        raise
+    except OSError as cause:
+        raise unreadable(path, cause, DataError) from cause
+    except Exception as cause:  # zip, zlib, struct, numpy: each kind of damage has its own class
         raise DataError(
             f"{path}: not a whole .npz of numeric arrays ({one_line(cause)}); "
             "write it with numpy.savez"
         ) from cause
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises DataError for a small file that would fill the memory."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    most = max(MOST_UNPACKED, MOST_INFLATED * path.stat().st_size)
+    if unpacked > most:
+        raise DataError(
+            f"{path}: would unpack to {unpacked:,} bytes, and {most:,} are allowed for its size; "
+            "write it with numpy.savez, uncompressed"
+        )
 
 
 def _iterate(found: object, where: str) -> Iterator[object]:

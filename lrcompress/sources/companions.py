@@ -7,9 +7,12 @@ from typing import Any, Literal
 
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.records import parse_object
+from lrcompress.sources.paths import check_regular
 from lrcompress.sources.tensors import unreadable
 
 Pooling = Literal["mean", "cls"]
+
+LARGEST_JSON = 2**26
 
 TOKENIZER = (
     "tokenizer.json",
@@ -33,6 +36,10 @@ SENTENCE_TRANSFORMERS = (
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
 )
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", *IMAGE_PROCESSOR)
+UNTRUSTED = (
+    "brings Python code of its own, which would run here; pass --trust-remote-code if you trust it"
+)
 TERMS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 COMPANIONS = (
     "config.json",
@@ -44,10 +51,17 @@ COMPANIONS = (
 )
 
 
-def companions(folder: Path, *, remote_code: bool) -> tuple[Path, ...]:
-    """The files that make the weights usable, by full path; the model's own code if asked."""
+def companions(folder: Path, *, own_code: bool) -> tuple[Path, ...]:
+    """The files that make the weights usable, by full path; the folder's own code if asked."""
     found = [folder / name for name in COMPANIONS if (folder / name).is_file()]
-    return (*found, *(sorted(folder.glob("*.py")) if remote_code else ()))
+    return (*found, *(sorted(folder.glob("*.py")) if own_code else ()))
+
+
+def names_own_code(folder: Path) -> bool:
+    """Whether a configuration of the model, its tokenizer or its image processor names classes of
+    the folder's own."""
+    paths = (folder / name for name in CONFIGURATIONS)
+    return any("auto_map" in read_json(path, foreign=True) for path in paths if path.is_file())
 
 
 def holds_any(folder: Path | None, names: tuple[str, ...]) -> bool:
@@ -79,7 +93,10 @@ def read_json(
 
     foreign: written by others than lrcompress, and read less strictly.
     """
+    check_regular(path, error)
     try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise error(f"{path}: more than {LARGEST_JSON:,} bytes; make or copy it again")
         text = path.read_text(encoding="utf-8")
     except OSError as cause:
         raise unreadable(path, cause, error) from cause

@@ -15,9 +15,10 @@ from lrcompress.sources.factory import import_object, is_import_reference
 from lrcompress.sources.forward import check_runs
 from lrcompress.sources.images import image_batches
 from lrcompress.sources.options import DataOptions
-from lrcompress.sources.paths import expanded
+from lrcompress.sources.paths import check_regular, expanded
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.text import read_texts
+from lrcompress.wording import one_line
 
 __all__ = [
     "DataOptions",
@@ -80,10 +81,11 @@ def kind_of_data(reference: str) -> Kind:
     path = expanded(reference, DataError)
     try:
         is_folder, exists = path.is_dir(), path.exists()
-    except OSError as cause:
-        raise DataError(f"{reference}: cannot be read ({cause.strerror}); check it") from cause
+    except (OSError, ValueError) as cause:  # NUL in a path
+        raise DataError(f"{reference}: cannot be read ({one_line(cause)}); check it") from cause
     if is_folder:
         return "images"
+    check_regular(path, DataError)
     if exists and path.suffix in (".txt", ".jsonl"):
         return "text"
     if exists and path.suffix in (".npz", ".safetensors"):

@@ -16,12 +16,16 @@ from torch import nn
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.tensors import fill_, read_state
-from lrcompress.wording import listed, one_line
+from lrcompress.wording import label, listed, one_line
 
 PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 log = logging.getLogger(__name__)
+
+# Factories that the user of this process has named, in an argument or as trusted: a run folder that
+# names one of these asks for nothing new
+_named: set[str] = set()
 
 
 def is_import_reference(text: str) -> bool:
@@ -34,6 +38,7 @@ def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) ->
     Without weights the factory may have loaded its own, which nobody can tell from random ones:
     a warning says so.
     """
+    _named.add(reference)
     module = call_factory(reference)
     if weights is None:
         warning = (
@@ -44,6 +49,28 @@ def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) ->
     state = read_state(weights, allow_pickle=allow_pickle)
     fill_(module, state, state.__getitem__, weights, keep_dtype=False)
     return LoadedModel(module, ModelReference("factory", reference, {"weights": weights.name}))
+
+
+def permit_factory(reference: str, trusted: str, where: Path) -> None:
+    """Consent to call a factory that a file names, not the user.
+
+    trusted: the factory that the user trusts. One that the user named as a model in this process is
+    trusted too: a run need not be told twice.
+
+    Raises:
+        ModelError: neither; calling it, or only importing its module, would run any code.
+    """
+    if not is_import_reference(reference):
+        raise ModelError(
+            f"{where}: its model is made by {label(reference)}, which is not pkg.module:factory; "
+            "undo the edit"
+        )
+    if reference != trusted and reference not in _named:
+        raise ModelError(
+            f"{where}: its model is made by calling {label(reference)}, whose code would run here; "
+            f"pass --trust-factory {label(reference)} (load: trust_factory=...) if you trust it"
+        )
+    _named.add(reference)
 
 
 def call_factory(reference: str) -> nn.Module:

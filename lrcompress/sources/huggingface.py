@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ModelError
-from lrcompress.sources.companions import companions, pooling, read_json
+from lrcompress.sources.bounds import Held, check_architecture, check_counts
+from lrcompress.sources.companions import (
+    UNTRUSTED,
+    companions,
+    names_own_code,
+    pooling,
+    read_json,
+)
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.shards import folder_state
 from lrcompress.sources.transformers_access import transformers_for
 from lrcompress.wording import label, listed
+
+log = logging.getLogger(__name__)
+
+NUMBER = re.compile(r"\d+")
+AUTO = "AutoModel"  # and what transformers' other classes begin with that find the model's own code
+
+
+@dataclass(frozen=True)
+class _Report:
+    """Names that the weights lack, and those that the module has no place for."""
+
+    missing: list[str]
+    unexpected: list[str]
 
 
 def load_folder(
@@ -26,42 +49,69 @@ def load_folder(
         ModelError: transformers is missing, or the folder is incomplete, damaged or unsafe.
     """
     details = _details(folder, trust_remote_code=trust_remote_code)
-    state = folder_state(folder, allow_pickle=allow_pickle)
-    module, missing = _load(folder, details, state)
+    own_code = trust_remote_code and names_own_code(folder)
+    state, held = folder_state(folder, allow_pickle=allow_pickle)
+    _check_size(folder, details, held, times=4)
+    module, report = _load(folder, details, state)
+    missing = report.missing
     if missing and all("pooler" in name.split(".") for name in missing):
         # Encoders are often published without the pooling layer that the class would draw at random
         details["add_pooling_layer"] = "false"
-        module, missing = _load(folder, details, state)
-    if missing:
+        module, report = _load(folder, details, state)
+    if report.missing:
         raise ModelError(
-            f"{folder}: the weights lack {listed(missing)}; check that config.json belongs to them"
+            f"{folder}: the weights lack {listed(report.missing)}; check that config.json belongs "
+            "to them"
         )
     return LoadedModel(
         module=module,
         reference=ModelReference("huggingface", text, details),
-        companions=companions(folder, remote_code="remote_code" in details),
+        companions=companions(folder, own_code=own_code),
         folder=folder,
+        own_code=own_code,
         pooling=pooling(folder),
+        warnings=_left_out(folder, module, report.unexpected),
     )
 
 
-def empty_module(reference: ModelReference, folder: Path) -> nn.Module:
-    """The architecture that config.json in `folder` describes; its weights are arbitrary."""
+def empty_module(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
+    """The architecture that config.json in `folder` describes; its weights are arbitrary.
+
+    held: what the weights hold that are to fill it, compressed.
+    """
     details = reference.details
-    read_json(folder / "config.json", foreign=True)
+    path = folder / "config.json"
+    check_counts(read_json(path, foreign=True), path)
+    if held is not None:
+        _check_size(folder, details, held, times=1000)
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
-        kind = _class(library, details)
-        build = getattr(kind, "_from_config", None) or kind.from_config
-        module: nn.Module = build(
-            _config(library, folder, details), dtype=torch.float32, **_options(details)
-        )
+        module = _built(library, folder, details)
     _drop_cache(module)
     return module
+
+
+def _built(library: Any, folder: Path, details: Mapping[str, str]) -> nn.Module:
+    kind = _class(library, details)
+    build = getattr(kind, "_from_config", None) or kind.from_config
+    module: nn.Module = build(
+        _config(library, folder, details), dtype=torch.float32, **_options(details)
+    )
+    return module
+
+
+def _check_size(folder: Path, details: Mapping[str, str], held: Held, *, times: int) -> None:
+    """Raises ModelError for an architecture that is far larger than the weights."""
+    if "remote_code" in details:  # it is trusted, and may do at its first call what it likes
+        return
+    with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
+        path = folder / "config.json"
+        check_architecture(lambda: _built(library, folder, details), held, path, times=times)
 
 
 def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:
     """The class to build, in transformers, or the Auto class that finds the model's own code."""
     config = read_json(folder / "config.json", foreign=True)
+    check_counts(config, folder / "config.json")
     if config.get("quantization_config"):
         raise ModelError(
             f"{folder}: its weights are quantised; give the folder of the unquantised model"
@@ -74,19 +124,16 @@ def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:
         return {"architecture": known.__name__}
     remote = config.get("auto_map")
     if not isinstance(remote, dict):
-        return {"architecture": "AutoModel"}
+        return {"architecture": AUTO}
     if not trust_remote_code:
-        raise ModelError(
-            f"{folder}: the model brings its own code, which would run here; pass "
-            "--trust-remote-code if you trust it"
-        )
+        raise ModelError(f"{folder}: {UNTRUSTED}")
     own = [a for a, t in remote.items() if isinstance(t, str) and t.endswith(f".{name}")]
-    models = [auto for auto in own if auto.startswith("AutoModel")]
-    return {"architecture": models[0] if models else "AutoModel", "remote_code": "true"}
+    models = [auto for auto in own if auto.startswith(AUTO)]
+    return {"architecture": models[0] if models else AUTO, "remote_code": "true"}
 
 
 def _class(library: Any, details: Mapping[str, str]) -> Any:
-    name = details.get("architecture", "AutoModel")
+    name = details.get("architecture", AUTO)
     kind = getattr(library, name, None)
     if not isinstance(kind, type) or not hasattr(kind, "from_pretrained"):
         raise ModelError(
@@ -97,25 +144,26 @@ def _class(library: Any, details: Mapping[str, str]) -> Any:
 
 
 def _config(library: Any, folder: Path, details: Mapping[str, str]) -> Any:
-    return library.AutoConfig.from_pretrained(
+    """As the model's class reads it, so that a folder that loads once loads again as a run."""
+    reader = getattr(_class(library, details), "config_class", None) or library.AutoConfig
+    return reader.from_pretrained(
         folder, local_files_only=True, trust_remote_code="remote_code" in details
     )
 
 
 def _options(details: Mapping[str, str]) -> dict[str, Any]:
-    # Plain attention exports to fewer nodes than the fused one and runs faster in ONNX Runtime
+    # Plain attention exports to fewer nodes than the fused one and runs faster in ONNX Runtime.
     options: dict[str, Any] = {"attn_implementation": "eager"}
     if "add_pooling_layer" in details:
         options["add_pooling_layer"] = False
-    if "remote_code" in details:
-        options["trust_remote_code"] = True
+    if details.get("architecture", AUTO).startswith(AUTO):  # left open, transformers would ask
+        options["trust_remote_code"] = "remote_code" in details
     return options
 
 
 def _load(
     folder: Path, details: Mapping[str, str], state: dict[str, Tensor] | None
-) -> tuple[nn.Module, list[str]]:
-    """The module, and the names that the weights lack."""
+) -> tuple[nn.Module, _Report]:
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
         source: dict[str, Any] = {"use_safetensors": True}
         if state is not None:
@@ -136,7 +184,32 @@ def _load(
             "check that it belongs to the weights"
         )
     _drop_cache(module)
-    return module, sorted(report["missing_keys"])
+    return module, _Report(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
+
+
+def _left_out(folder: Path, module: nn.Module, unexpected: list[str]) -> tuple[str, ...]:
+    """A warning of weights that the class has no place for, such as another task's head.
+
+    Raises:
+        ModelError: they are layers of the kind that it has, or most of the weights: config.json
+            describes a smaller model.
+    """
+    if not unexpected:
+        return ()
+    taken = list(module.state_dict())
+    kinds = {NUMBER.sub("*", name) for name in taken}
+    layers = [name for name in unexpected if NUMBER.sub("*", name) in kinds]
+    if layers or len(unexpected) > len(taken):
+        raise ModelError(
+            f"{folder}: config.json has no place for {listed(layers or unexpected)} of the "
+            "weights; check that it belongs to them"
+        )
+    warning = (
+        f"{folder}: {type(module).__name__} has no place for {listed(unexpected)} of the weights, "
+        "which are left out"
+    )
+    log.warning("%s", warning)
+    return (warning,)
 
 
 def _drop_cache(module: nn.Module) -> None:

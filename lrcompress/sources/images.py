@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
 from lrcompress.sources.arrays import clean
-from lrcompress.sources.companions import IMAGE_PROCESSOR, holds_any
+from lrcompress.sources.companions import IMAGE_PROCESSOR, holds_any, read_json
 from lrcompress.sources.options import DataOptions
+from lrcompress.sources.paths import check_regular
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.transformers_access import transformers_for
-from lrcompress.wording import one_line
+from lrcompress.wording import label, one_line
 
+MOST_SLENDER = 256  # times as long as wide; the shorter side is what is resized
+LARGEST_SIDE = 8192
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -31,9 +37,14 @@ def image_batches(folder: Path, model: LoadedModel, options: DataOptions) -> lis
     batches: list[Batch] = []
     for start in range(0, len(paths), options.examples):
         part = paths[start : start + options.examples]
-        images = [_open(path, "L" if channels == 1 else "RGB") for path in part]
-        with transformers_for(f"{part[0]}: its image processor", DataError):
-            pixels = processor(images=images, return_tensors="np")["pixel_values"]
+        # One at a time: sixteen photographs at their full size need gigabytes
+        rows = [_pixels(processor, path, "L" if channels == 1 else "RGB") for path in part]
+        if len({row.shape for row in rows}) > 1:
+            raise DataError(
+                f"{folder}: its images become arrays of different sizes; let the image processor "
+                "resize them"
+            )
+        pixels = np.concatenate(rows)
         batches.append(clean({"pixel_values": pixels}, model.module, str(folder)))
     return batches
 
@@ -45,11 +56,31 @@ def _processor(model: LoadedModel, folder: Path) -> Any:
             "pkg.module:batches"
         )
     assert model.folder is not None
+    for name in IMAGE_PROCESSOR:
+        _check_sizes(model.folder / name)
     with transformers_for(f"{model.folder}: its image processor", DataError) as transformers:
         # Pillow resizes the same everywhere; the other backend is not always installed
         return transformers.AutoImageProcessor.from_pretrained(
-            model.folder, local_files_only=True, backend="pil"
+            model.folder, local_files_only=True, backend="pil", trust_remote_code=model.own_code
         )
+
+
+def _pixels(processor: Any, path: Path, mode: str) -> Any:
+    """As the model takes them: (1, channels, height, width)."""
+    image = _open(path, mode)
+    with transformers_for(f"{path}: the model's image processor", DataError):
+        return np.asarray(processor(images=[image], return_tensors="np")["pixel_values"])
+
+
+def _check_sizes(path: Path) -> None:
+    """Raises DataError where every image would be made larger than any model takes."""
+    if not path.is_file():
+        return
+    for field, value in read_json(path, DataError, foreign=True).items():
+        sizes = value.values() if isinstance(value, dict) else (value,)
+        whole = [n for n in sizes if isinstance(n, int | float) and not isinstance(n, bool)]
+        if "size" in field and any(n > LARGEST_SIDE for n in whole):
+            raise DataError(f"{path}: {label(field)} is above {LARGEST_SIDE} pixels; correct it")
 
 
 def _open(path: Path, mode: str) -> Any:
@@ -57,10 +88,17 @@ def _open(path: Path, mode: str) -> Any:
         from PIL import Image
     except ImportError as cause:
         raise DataError(f'{path}: images need Pillow; pip install "lrcompress[hf]"') from cause
+    check_regular(path, DataError)
     try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as cause:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if max(image.size) > MOST_SLENDER * min(image.size):
+                    raise DataError(f"{path}: is {image.width} x {image.height}; crop or remove it")
+                return image.convert(mode)
+    except DataError:
+        raise
+    except Exception as cause:  # each format has its own ways to fail
         raise DataError(
             f"{path}: not a readable image ({one_line(cause)}); repair or remove it"
         ) from cause

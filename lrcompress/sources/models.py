@@ -28,8 +28,11 @@ def load_model(
     weights: Path | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    trust_factory: str = "",
 ) -> LoadedModel:
     """The model that `reference` names, on the CPU, in eval mode, with finite weights.
+
+    trust_factory: pkg.module:factory that may be called to rebuild the model of a run folder.
 
     Raises:
         ModelError: nothing there, not readable, unsafe to read, or NaN among the weights.
@@ -44,6 +47,10 @@ def load_model(
             f"{reference}: has its own weights; --weights goes with pkg.module:factory only"
         )
     if is_folder:
+        if is_run_folder(path):
+            return load_run(
+                path, reference, trust_remote_code=trust_remote_code, trust_factory=trust_factory
+            )
         return _from_folder(
             path, reference, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
@@ -67,17 +74,15 @@ def _from_folder(
         names = {entry.name for entry in folder.iterdir()}
     except OSError as cause:
         raise unreadable(folder, cause) from cause
-    if is_run_folder(folder):
-        return load_run(folder, reference, trust_remote_code=trust_remote_code)
+    if "adapter_config.json" in names:  # before config.json: transformers would add the adapter
+        raise ModelError(
+            f"{reference}: is an adapter; merge it into its base model (merge_and_unload) and save"
+        )
     if "config.json" in names:
         loaded = load_folder(
             folder, reference, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
         )
         return replace(loaded, module=ready_(loaded.module, folder))
-    if "adapter_config.json" in names:
-        raise ModelError(
-            f"{reference}: is an adapter; merge it into its base model (merge_and_unload) and save"
-        )
     if names & {"profile.json", "plan.json", "stages.json"}:
         raise ModelError(
             f"{reference}: an unfinished run; run the same compress command again to finish it"

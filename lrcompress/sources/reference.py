@@ -37,6 +37,7 @@ class LoadedModel:
     reference: ModelReference
     companions: tuple[Path, ...] = ()  # config, tokenizer, pooling: carried into a run folder
     folder: Path | None = None  # where the tokenizer or image processor lies
+    own_code: bool = False  # whether Python code in that folder may run
     pooling: Literal["mean", "cls"] | None = None  # how a sentence encoder makes one vector
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)  # of the run that wrote it
     warnings: tuple[str, ...] = ()  # what the user should know of where it came from

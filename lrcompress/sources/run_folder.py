@@ -13,7 +13,9 @@ from lrcompress.errors import LrcompressError, ModelError, PlanError
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.profiling.sketch import function_differs
 from lrcompress.sources.architecture import rebuild_empty
-from lrcompress.sources.companions import companions, pooling
+from lrcompress.sources.bounds import Held
+from lrcompress.sources.companions import UNTRUSTED, companions, names_own_code, pooling
+from lrcompress.sources.factory import permit_factory
 from lrcompress.sources.ready import ready_
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.run_record import (
@@ -25,35 +27,37 @@ from lrcompress.sources.run_record import (
 )
 from lrcompress.sources.tensors import fill_, opened_safetensors
 from lrcompress.structures import Dense
+from lrcompress.wording import label
 
 
 def is_run_folder(folder: Path) -> bool:
     return (folder / RECORD_NAME).is_file()
 
 
-def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> LoadedModel:
+def load_run(
+    folder: Path, text: str, *, trust_remote_code: bool = False, trust_factory: str = ""
+) -> LoadedModel:
     """The compressed module, in the dtype of its file, in eval mode.
 
     The folder is data; but the model of a factory is rebuilt by calling that factory, which must
-    be importable, and a model with code of its own in the folder needs `trust_remote_code`.
+    be importable and trusted by its name, and code in the folder needs `trust_remote_code`.
 
     Raises:
         ModelError, PlanError: the folder is incomplete, damaged, edited wrongly or unsafe.
     """
     record = read_record(folder)
-    remote_code = "remote_code" in record.reference.details
-    if remote_code and not trust_remote_code:
-        raise ModelError(
-            f"{folder}: the model brings its own code, which would run here; pass "
-            "--trust-remote-code if you trust it"
-        )
-    module = rebuild_empty(record.reference, folder)
+    if "remote_code" in record.reference.details and not trust_remote_code:
+        raise ModelError(f"{folder}: {UNTRUSTED}")
+    if record.reference.kind == "factory":
+        permit_factory(record.reference.text, trust_factory, folder / RECORD_NAME)
+    own_code = trust_remote_code and names_own_code(folder)
+    weights = folder / WEIGHTS_NAME
+    module = rebuild_empty(record.reference, folder, _held(weights))
     try:
         replay_(module, record.conversions)
     except ModelError as cause:
         raise ModelError(f"{folder / RECORD_NAME}: {cause}") from cause
     _install_all_(module, record.layers, folder)
-    weights = folder / WEIGHTS_NAME
     with opened_safetensors(weights) as file:
         fill_(module, file.keys(), file.get_tensor, weights, keep_dtype=True)
     module = ready_(module, weights)
@@ -61,8 +65,9 @@ def load_run(folder: Path, text: str, *, trust_remote_code: bool = False) -> Loa
     return LoadedModel(
         module=module,
         reference=ModelReference("run", text, record.reference.details),
-        companions=companions(folder, remote_code=remote_code),
+        companions=companions(folder, own_code=own_code),
         folder=folder,
+        own_code=own_code,
         pooling=pooling(folder),
         inputs=record.inputs,
     )
@@ -81,6 +86,14 @@ def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
         )
 
 
+def _held(weights: Path) -> Held | None:
+    """What the file holds; None where it is missing, which is told when it is read."""
+    if not weights.is_file():
+        return None
+    with opened_safetensors(weights):
+        return Held.of_files([weights])
+
+
 def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path) -> None:
     specs = {spec.name: spec for spec in describe(module).layers}
     for layer in layers:
@@ -91,8 +104,8 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
         spec = specs.get(layer.name)
         if spec is None:
             raise ModelError(
-                f"{folder / RECORD_NAME}: the model has no layer {layer.name}; the folder belongs "
-                "to another version of the model's code"
+                f"{folder / RECORD_NAME}: the model has no layer {label(layer.name)}; the "
+                "folder belongs to another version of the model's code"
             )
         try:
             layer.structure.check(spec)
@@ -105,8 +118,8 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
             raise
         except RuntimeError as cause:  # sizes that no tensor can have
             raise ModelError(
-                f"{folder / RECORD_NAME}: {layer.name} cannot be rebuilt as {layer.structure}; "
-                "undo the edit"
+                f"{folder / RECORD_NAME}: {label(layer.name)} cannot be rebuilt as "
+                f"{layer.structure}; undo the edit"
             ) from cause
 
 

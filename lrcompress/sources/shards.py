@@ -7,36 +7,41 @@ from pathlib import Path
 from torch import Tensor
 
 from lrcompress.errors import ModelError
+from lrcompress.sources.bounds import Held
 from lrcompress.sources.companions import read_json
+from lrcompress.sources.paths import stays_inside
 from lrcompress.sources.tensors import opened_safetensors, read_state
 from lrcompress.wording import label, listed
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
-def folder_state(folder: Path, *, allow_pickle: bool) -> dict[str, Tensor] | None:
+def folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor] | None, Held]:
     """The tensors of torch weights, or None for safetensors, whose headers are then checked:
-    transformers reads those itself, without holding them twice.
+    transformers reads those itself, without holding them twice. And how much either holds.
 
     Raises:
         ModelError: no weights, a missing or damaged shard, pickled objects.
     """
     if (folder / SAFETENSORS).is_file():
         with opened_safetensors(folder / SAFETENSORS):
-            return None
+            return None, Held.of_files([folder / SAFETENSORS])
     if (folder / f"{SAFETENSORS}.index.json").is_file():
-        for shard, names in _shards(folder / f"{SAFETENSORS}.index.json").items():
+        expected = _shards(folder / f"{SAFETENSORS}.index.json")
+        for shard, names in expected.items():
             with opened_safetensors(shard) as file:
                 absent = sorted(set(names) - set(file.keys()))
             if absent:
                 raise ModelError(f"{shard}: lacks {listed(absent)}; copy or download it again")
-        return None
+        return None, Held.of_files(list(expected))
     if (folder / PICKLED).is_file():
-        return read_state(folder / PICKLED, allow_pickle=allow_pickle)
+        state = read_state(folder / PICKLED, allow_pickle=allow_pickle)
+        return state, Held.of_state(state)
     if (folder / f"{PICKLED}.index.json").is_file():
         shards = _shards(folder / f"{PICKLED}.index.json")
         states = (read_state(shard, allow_pickle=allow_pickle) for shard in shards)
-        return {name: tensor for state in states for name, tensor in state.items()}
+        merged = {name: tensor for state in states for name, tensor in state.items()}
+        return merged, Held.of_state(merged)
     raise ModelError(
         f"{folder}: has config.json but no {SAFETENSORS} (nor its index, nor {PICKLED}); "
         "copy the weights there"
@@ -50,6 +55,11 @@ def _shards(index: Path) -> dict[Path, list[str]]:
         raise ModelError(f"{index}: lacks a weight_map of file names; copy or download it again")
     shards: dict[Path, list[str]] = {}
     for name, file in mapping.items():
+        if not stays_inside(file):
+            raise ModelError(
+                f"{index}: names the shard {label(file)}, which is not in its folder; "
+                "correct it or download it again"
+            )
         shards.setdefault(index.parent / file, []).append(name)
     for shard in shards:
         if not shard.is_file():

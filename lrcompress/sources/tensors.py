@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.sources.paths import check_regular
 from lrcompress.wording import label, listed, one_line
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -41,6 +42,7 @@ def read_state(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
 @contextmanager
 def opened_safetensors(path: Path, error: type[LrcompressError] = ModelError) -> Iterator[Any]:
     """safetensors' lazy reader, with its errors in one line."""
+    check_regular(path, error)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -66,6 +68,7 @@ def unreadable(
 
 
 def _unpickle(path: Path, *, allow_pickle: bool) -> object:
+    check_regular(path, ModelError)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as cause:

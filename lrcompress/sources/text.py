@@ -13,8 +13,9 @@ from torch import nn
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
-from lrcompress.sources.companions import TOKENIZER, holds_any
+from lrcompress.sources.companions import TOKENIZER, UNTRUSTED, holds_any, read_json
 from lrcompress.sources.forward import arguments, check_token_ids
+from lrcompress.sources.lines import read_lines
 from lrcompress.sources.options import BATCH_TOKENS, DataOptions
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.transformers_access import transformers_for
@@ -24,6 +25,9 @@ from lrcompress.wording import listed, shown
 TOKEN_INPUTS = {"attention_mask": 0, "token_type_ids": 0}
 
 
+# No language comes near it; what is not read would be cut as tokens
+CHARACTERS_PER_TOKEN = 64
+MOST_CHARACTERS = 2**26  # of all texts: a few GB once they are tokens
 UNKNOWN_SHARE = 0.1  # of the tokens; a tokenizer that suits the text is far below it
 
 
@@ -36,13 +40,15 @@ class Texts:
 def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
     """Examples sorted by length, so that a batch holds little padding; padded on the right.
 
-    Each line is an example, cut at `max_length` tokens or at what the model can take.
+    Each line is an example, cut at `max_length` tokens or at what the model can take; before
+    that, so that a long line costs nothing, at CHARACTERS_PER_TOKEN characters for each of them.
     """
-    lines = options.draw(_lines(path))
+    tokenizer = _tokenizer(model, path)
+    limit = _limit(tokenizer, model.module, options)
+    lines = options.draw(_examples(path, CHARACTERS_PER_TOKEN * limit, options))
     if not lines:
         raise DataError(f"{path}: holds no text; put one example on each line")
-    tokenizer = _tokenizer(model, path)
-    encoded = _encode(tokenizer, lines, _limit(tokenizer, model.module, options), path)
+    encoded = _encode(tokenizer, lines, limit, path)
     names = [n for n in TOKEN_INPUTS if n in arguments(model.module).names and n in encoded]
     order = sorted(
         (i for i, ids in enumerate(encoded["input_ids"]) if ids),
@@ -88,23 +94,25 @@ def mask_token(model: LoadedModel) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Examples of a .txt or .jsonl file, empty lines left out."""
-    number = 0
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if path.suffix == ".jsonl" and line:
-                    line = _text_of(line, f"{path}:{number}").strip()
-                if line:
-                    yield line
-    except UnicodeDecodeError as cause:
-        raise DataError(f"{path}:{number}: not UTF-8 text; convert the file to UTF-8") from cause
-    except OSError as cause:
-        raise DataError(
-            f"{path}: cannot be read ({cause.strerror or cause}); check the path"
-        ) from cause
+def _examples(path: Path, characters: int, options: DataOptions) -> Iterator[str]:
+    """The lines of a .txt file or the texts of a .jsonl file, each cut at so many characters.
+
+    Raises:
+        DataError: more in all than can be held.
+    """
+    records = path.suffix == ".jsonl"
+    held = 0
+    for i, (number, line) in enumerate(read_lines(path, most=None if records else characters)):
+        text = _text_of(line, f"{path}:{number}").strip()[:characters] if records else line
+        if options.max_examples is None or i < options.max_examples:
+            held += len(text)
+        if held > MOST_CHARACTERS:
+            raise DataError(
+                f"{path}: more than {MOST_CHARACTERS:,} characters of text; take some of its lines "
+                "with a smaller --max-examples"
+            )
+        if text:
+            yield text
 
 
 def _text_of(line: str, where: str) -> str:
@@ -133,7 +141,22 @@ def _tokenizer(model: LoadedModel, path: Path) -> Any:
         )
     assert model.folder is not None
     with transformers_for(f"{model.folder}: its tokenizer", DataError) as transformers:
-        return transformers.AutoTokenizer.from_pretrained(model.folder, local_files_only=True)
+        if not model.own_code and _needs_own_code(model.folder, transformers):
+            raise DataError(f"{model.folder}: its tokenizer {UNTRUSTED}")
+        return transformers.AutoTokenizer.from_pretrained(
+            model.folder, local_files_only=True, trust_remote_code=model.own_code
+        )
+
+
+def _needs_own_code(folder: Path, transformers: Any) -> bool:
+    """Whether the tokenizer's class is the folder's own; transformers would take another instead
+    that only the model's type suggests."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, DataError, foreign=True) if path.is_file() else {}
+    own, name = config.get("auto_map"), config.get("tokenizer_class")
+    if not isinstance(own, dict) or "AutoTokenizer" not in own:
+        return False
+    return not (isinstance(name, str) and isinstance(getattr(transformers, name, None), type))
 
 
 def _limit(tokenizer: Any, module: nn.Module, options: DataOptions) -> int:

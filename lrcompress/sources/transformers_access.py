@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from lrcompress.errors import LrcompressError
+from lrcompress.sources.companions import UNTRUSTED
 from lrcompress.wording import one_line
 
 
@@ -37,6 +38,8 @@ def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
             f'{what}: {one_line(cause)}; install it (pip install "lrcompress[hf]" brings Pillow)'
         ) from cause
     except Exception as cause:  # of any class, from its own checks to the model's code
+        if "trust_remote_code=True" in str(cause):  # its advice, of no use on a command line
+            raise error(f"{what}: {UNTRUSTED}") from cause
         raise error(
             f"{what}: transformers {transformers.__version__} cannot read it "
             f"({type(cause).__name__}: {one_line(cause)}); check the folder's json files"

@@ -95,16 +95,22 @@ def save_tuned(module: nn.Module, example: Batch, folder: Path, extra: Mapping[s
     write_json(folder / RECORD_NAME, record.to_json())
 
 
-def load(folder: str | Path, *, trust_remote_code: bool = False) -> nn.Module:
+def load(
+    folder: str | Path, *, trust_remote_code: bool = False, trust_factory: str = ""
+) -> nn.Module:
     """The compressed module of a run folder, in eval mode, in the dtype that it was saved in.
 
-    A model made by `pkg.module:factory` needs that module importable.
+    A model made by `pkg.module:factory` needs that module importable, and consent to call it: name
+    it as `trust_factory`, unless this process has loaded a model from it by name.
 
     Raises:
         ModelError, PlanError: the folder is no run, incomplete, damaged, or edited wrongly.
     """
     path = expanded(str(folder), ModelError)
-    return load_run(path, str(folder), trust_remote_code=trust_remote_code).module
+    loaded = load_run(
+        path, str(folder), trust_remote_code=trust_remote_code, trust_factory=trust_factory
+    )
+    return loaded.module
 
 
 def precision(module: nn.Module) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.fx import GraphModule
 
 from lrcompress.atomic import write_atomically
 from lrcompress.errors import ExportError
@@ -54,6 +55,7 @@ def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
     finally:
         module.train(training)
     program.example_inputs = None  # else the user's data would travel in the file
+    _forget_sources_(program)
     write_atomically(path, lambda temporary: _save(program, temporary))
 
 
@@ -90,6 +92,14 @@ def _holds_tensors(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(_holds_tensors(item) for item in value)
     return isinstance(value, Tensor) or dataclasses.is_dataclass(value)
+
+
+def _forget_sources_(program: Any) -> None:
+    """Remove the lines of code that each node came from: they hold paths of this machine, on which
+    the file's bits would depend."""
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
 
 
 def _save(program: Any, path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from lrcompress.wording import printable
 from lrcompress_cli.options.exporting import provider_option
 from lrcompress_cli.options.gather import NEW_FILE
 from lrcompress_cli.options.lists import Numbers, Shapes
@@ -112,4 +113,4 @@ def command(
         "measurements": len(table.measurements),
         "not_timed": left_out,
     }
-    return Outcome(record, [LatencyTableView(table), f"\nwritten: {output}"])
+    return Outcome(record, [LatencyTableView(table), f"\nwritten: {printable(str(output))}"])

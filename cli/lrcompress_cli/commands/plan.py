@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lrcompress.wording import printable
 from lrcompress_cli.options.exporting import precision_option
 from lrcompress_cli.options.gather import FOLDER, NEW_FILE
 from lrcompress_cli.options.planning import PlanChoice, planning_options
@@ -46,6 +47,6 @@ def command(
     written = []
     if output is not None:
         write_text(output, plan_to_json(decided))
-        written.append(f"\nwritten: {output}")
+        written.append(f"\nwritten: {printable(str(output))}")
     record = {"file": None if output is None else str(output), "plan": plan_record(decided)}
     return Outcome(record, [PlanTable(decided), *written])

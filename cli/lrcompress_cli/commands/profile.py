@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from lrcompress.wording import printable
 from lrcompress_cli.options.gather import NEW_FOLDER
 from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
 from lrcompress_cli.options.planning import metric_option
@@ -57,4 +58,7 @@ def command(
         measuring.options(running.seed, metric, structures),
         terminal.progress,
     )
-    return Outcome(profile_record(result), [ProfileTable(result.profile), f"\nwritten: {output}"])
+    return Outcome(
+        profile_record(result),
+        [ProfileTable(result.profile), f"\nwritten: {printable(str(output))}"],
+    )

@@ -12,7 +12,21 @@ import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+class RegularFile(click.Path):
+    """A file that is there and has an end: no pipe, no device."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if not path.is_file():
+            self.fail(f"{path} is a pipe or a device, which has no end; copy it into a file")
+        return path
+
+
+FILE = RegularFile()
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 NEW_FILE = click.Path(dir_okay=False, path_type=Path)
 NEW_FOLDER = click.Path(file_okay=False, path_type=Path)

@@ -23,6 +23,7 @@ class ModelChoice:
     weights: Path | None
     trust_remote_code: bool
     allow_pickle: bool
+    trust_factory: str
 
     def load(self) -> LoadedModel:
         from lrcompress.sources.models import load_model
@@ -32,6 +33,7 @@ class ModelChoice:
             weights=self.weights,
             trust_remote_code=self.trust_remote_code,
             allow_pickle=self.allow_pickle,
+            trust_factory=self.trust_factory,
         )
 
     def source(self, data: DataChoice, seed: int) -> SourceOptions:
@@ -44,6 +46,7 @@ class ModelChoice:
             self.allow_pickle,
             data.data,
             data.options(seed),
+            self.trust_factory,
         )
 
 
@@ -83,6 +86,12 @@ trust_options = (
         "--allow-pickle",
         is_flag=True,
         help="Load a pickled module, which runs whatever code it holds.",
+    ),
+    click.option(
+        "--trust-factory",
+        default="",
+        metavar="FACTORY",
+        help="Call this pkg.module:factory to rebuild the model of a run folder.",
     ),
 )
 

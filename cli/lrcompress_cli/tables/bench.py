@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.export.bench_report import BenchReport, Ratio
+from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import count, milliseconds, size
 
 
@@ -31,7 +32,7 @@ class BenchTable:
         for row in self._report.latencies:
             ratio = ratios.get((row.target, row.batch, row.length))
             table.add_row(
-                Text(row.target),
+                cell(row.target),
                 str(row.batch),
                 "-" if row.length is None else str(row.length),
                 milliseconds(row.p50_ms),
@@ -46,7 +47,7 @@ class BenchTable:
         for row in self._report.footprints:
             resident, device = row.peak_resident_bytes, row.peak_device_bytes
             table.add_row(
-                Text(row.target),
+                cell(row.target),
                 size(row.file_bytes),
                 "-" if resident is None else size(resident),
                 "-" if device is None else size(device),

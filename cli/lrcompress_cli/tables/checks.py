@@ -8,6 +8,8 @@ from typing import Protocol
 from rich.table import Table
 from rich.text import Text
 
+from lrcompress_cli.tables.names import cell
+
 MARKS = {True: ("✓", "green"), False: ("✗", "bold red"), None: ("·", "dim")}
 
 
@@ -27,5 +29,5 @@ def check_table(checks: Iterable[Shown]) -> Table:
     table.add_column(overflow="fold", style="dim")
     for check in checks:
         mark, style = MARKS[check.passed]
-        table.add_row(Text(mark, style=style), Text(check.name), Text(check.detail))
+        table.add_row(Text(mark, style=style), cell(check.name), cell(check.detail))
     return table

@@ -6,6 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.doctor import DoctorReport
+from lrcompress.wording import printable
+from lrcompress_cli.tables.names import cell
 
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}
 
@@ -17,8 +19,8 @@ def doctor_table(report: DoctorReport) -> Table:
     table.add_column(overflow="fold")
     for check in report.checks:
         mark, style = MARKS[check.status]
-        detail = Text(check.detail)
+        detail = cell(check.detail)
         if check.next_step:
-            detail.append(f"\n→ {check.next_step}", style="cyan")
+            detail.append(f"\n→ {printable(check.next_step)}", style="cyan")
         table.add_row(Text(mark, style=style), check.name, detail)
     return table

@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.export.onnx import ExportReport, Port
+from lrcompress.wording import printable
+from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import size
 
 
@@ -17,16 +19,18 @@ def export_table(report: ExportReport) -> Table:
     table.add_column(overflow="fold")
     folder = Path(report.path).parent
     for name, bytes_ in report.files.items():
-        table.add_row("file", Text(f"{folder / name}  ({size(bytes_)})"))
+        table.add_row("file", cell(f"{folder / name}  ({size(bytes_)})"))
     table.add_row("format", f"{report.precision}, opset {report.opset}")
     for label, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
         table.add_row(label, Text("\n".join(_port(port) for port in ports)))
-    nodes = ", ".join(f"{count} {name}" for name, count in list(report.node_counts.items())[:8])
+    nodes = ", ".join(
+        f"{count} {printable(name)}" for name, count in list(report.node_counts.items())[:8]
+    )
     table.add_row("nodes", f"{sum(report.node_counts.values())}: {nodes} …")
     for note in report.notes:
-        table.add_row("note", Text(note))
+        table.add_row("note", cell(note))
     return table
 
 
 def _port(port: Port) -> str:
-    return f"{port.name}: {port.dtype} ({', '.join(map(str, port.axes))})"
+    return printable(f"{port.name}: {port.dtype} ({', '.join(map(str, port.axes))})")

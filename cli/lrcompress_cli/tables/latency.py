@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.planning.latency import LatencyTable, Measurement
+from lrcompress_cli.tables.names import cell
 
 
 class LatencyTableView:
@@ -30,7 +31,7 @@ class LatencyTableView:
         for (name, blocks, shape, kept), cells in best.items():
             assert isinstance(kept, float)
             table.add_row(
-                str(name).replace("_", " "),
+                cell(str(name).replace("_", " ")),
                 str(blocks) if blocks else "",
                 str(shape),
                 f"{kept:.0%}",
@@ -44,4 +45,4 @@ def _cell(it: Measurement | None) -> Text:
     if it is None:
         return Text("")
     form = f" {it.form}" if it.form else ""
-    return Text(f"{it.ratio:.2f}{form}", style="red" if it.ratio >= 1 else "")
+    return cell(f"{it.ratio:.2f}{form}", "red" if it.ratio >= 1 else "")

@@ -1,11 +1,20 @@
-"""Layer names short enough for a column."""
+"""Names and words of files in the cells of a table: printable, and short enough for a column."""
 
 from __future__ import annotations
+
+from rich.text import Text
+
+from lrcompress.wording import printable
+
+
+def cell(words: object, style: str = "") -> Text:
+    """What a file says, on one line and with nothing in it that a terminal would act on."""
+    return Text(printable(str(words)), style=style)
 
 
 def fitted(name: str, width: int) -> str:
     """`encoder.layer.0.attention.self.query` → `e.l.0.a.self.query`: the last parts say most."""
-    parts = name.split(".")
+    parts = printable(name).split(".")
     for k, part in enumerate(parts[:-1]):
         if len(".".join(parts)) <= width:
             break

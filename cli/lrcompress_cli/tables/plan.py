@@ -8,7 +8,7 @@ from rich.text import Text
 
 from lrcompress.planning.plan import Plan
 from lrcompress.reporting.collect import in_words
-from lrcompress_cli.tables.names import fitted
+from lrcompress_cli.tables.names import cell, fitted
 from lrcompress_cli.tables.numbers import count, flops, optimality, real, share, size
 
 WIDE = 100  # columns from which there is room for a bar
@@ -34,8 +34,8 @@ class PlanTable:
         for layer in plan.layers:
             dense = layer.params == layer.dense_params
             cells: list[RenderableType] = [
-                Text(fitted(layer.name, room)),
-                Text(in_words(layer.structure), style="dim" if dense else ""),
+                cell(fitted(layer.name, room)),
+                cell(in_words(layer.structure), "dim" if dense else ""),
                 count(layer.params),
                 share(layer.params, layer.dense_params),
                 real(layer.predicted_loss),

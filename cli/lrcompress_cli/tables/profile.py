@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress_cli.tables.names import fitted
+from lrcompress.wording import printable
+from lrcompress_cli.tables.names import cell, fitted
 from lrcompress_cli.tables.numbers import count, flops, real, share, size
 
 WIDE = 110  # columns from which every measure has its own
@@ -33,7 +34,7 @@ class ProfileTable:
         room = options.max_width - (FIGURES_WIDE if wide else FIGURES)
         for layer in profile.layers:
             cells = _cells(layer, profile.metric)
-            table.add_row(Text(fitted(layer.name, room)), *(cells[heading] for heading in headings))
+            table.add_row(cell(fitted(layer.name, room)), *(cells[heading] for heading in headings))
         yield _head(profile)
         yield table
         yield Text("")
@@ -72,7 +73,7 @@ def _head(profile: Profile) -> Text:
         data += f", {profile.tokens} tokens" if profile.tokens else ""
     example = "example" if profile.examples else "row"  # without data lengths are unknown
     readout = () if profile.readout is None else profile.readout.lines
-    taken = "".join(f"{line}\n" for line in readout)
+    taken = "".join(f"{printable(line)}\n" for line in readout)
     return Text(
         f"{count(profile.total_params)} parameters ({share(compressible, profile.total_params)} "
         f"in {len(profile.layers)} compressible layers), {size(profile.total_bytes)}, "
@@ -99,7 +100,7 @@ def _legend(profile: Profile, headings: Sequence[str]) -> Table:
     table.add_column(overflow="fold")
     for heading in headings:
         if heading in _MEANINGS:
-            table.add_row(heading, Text(_MEANINGS[heading].format(unit=unit)))
+            table.add_row(heading, cell(_MEANINGS[heading].format(unit=unit)))
     return table
 
 

@@ -14,6 +14,7 @@ from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.tables.checks import check_table
+from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import agreement, count, flops, optimality, real, share, size
 
 
@@ -35,7 +36,7 @@ class Summary:
             yield _divergences(report)
         for doubt in report.doubts:
             yield Text("")
-            yield Text(f"! {doubt}", style="bold yellow")
+            yield cell(f"! {doubt}", "bold yellow")
         if report.tuning is not None:
             yield Text("")
             yield _tuning_line(report.tuning)
@@ -64,7 +65,7 @@ def _plan_line(result: RunResult) -> Text:
     changed = [layer for layer in plan.layers if layer.params < layer.dense_params]
     gap = plan.optimality_gap
     proven = "" if gap is None else f", {optimality(gap)}"
-    return Text(
+    return cell(
         f"budget {result.report.budget}: {len(changed)} of {len(plan.layers)} layers factored"
         f"{structures_taken(changed)} ({plan.metric} metric, {plan.allocator} allocation{proven})"
     )
@@ -80,7 +81,7 @@ def structures_taken(layers: Sequence[PlannedLayer]) -> str:
 
 def _divergences(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
-    table.add_column(report.unit, overflow="fold")
+    table.add_column(cell(report.unit), overflow="fold")
     refitted = any(row.without_refit is not None for row in report.divergences)
     headings = ["predicted", "measured", *["with the refit"] * refitted]
     for heading in headings:
@@ -88,11 +89,11 @@ def _divergences(report: Report) -> Table:
     for row in report.divergences:
         predicted = "" if row.predicted is None else real(row.predicted)
         first = row.measured if row.without_refit is None else row.without_refit
-        table.add_row(row.where, predicted, real(first), *[real(row.measured)] * refitted)
+        table.add_row(cell(row.where), predicted, real(first), *[real(row.measured)] * refitted)
     for point in report.sweep:
-        table.add_row(f"at {point.budget}", real(point.predicted), real(point.measured))
+        table.add_row(cell(f"at {point.budget}"), real(point.predicted), real(point.measured))
     for name, value in (report.fidelity or {}).items():
-        table.add_row(name, *[""] * (len(headings) - 1), agreement(value))
+        table.add_row(cell(name), *[""] * (len(headings) - 1), agreement(value))
     return table
 
 
@@ -104,7 +105,9 @@ def selection_table(report: Report) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.tried:
         name = row.name if row.metric in row.name else f"{row.name}, {row.metric}"
-        table.add_row(name, real(row.predicted), real(row.measured), "kept" if row.kept else "")
+        table.add_row(
+            cell(name), real(row.predicted), real(row.measured), "kept" if row.kept else ""
+        )
     return table
 
 
@@ -114,7 +117,7 @@ def _tuning_line(tuning: TuneReport) -> Text:
         told += f", {tuning.restarts} times back to the best point and half the rate"
     if not tuning.improved:
         return Text(f"tuning: nothing better was found, the weights stay ({told})")
-    return Text(
+    return cell(
         f"tuning: {tuning.measure} {real(tuning.start)} → {real(tuning.end)} on "
         f"{tuning.judging_examples} held-out examples ({told}, best after {tuning.best_step})"
     )
@@ -125,8 +128,8 @@ def _files(result: RunResult) -> Table:
     table.add_column(overflow="fold")
     table.add_column(justify="right", no_wrap=True)
     for file in result.report.files:
-        table.add_row(Text(str(result.folder / file.name)), size(file.bytes))
+        table.add_row(cell(result.folder / file.name), size(file.bytes))
     for name in (REPORT_JSON, REPORT_HTML):  # written after the report itself was made
         if (path := result.folder / name).is_file():
-            table.add_row(Text(str(path)), size(path.stat().st_size))
+            table.add_row(cell(path), size(path.stat().st_size))
     return table

@@ -30,6 +30,9 @@ function agreement(v) {
   return String(Number(v.toFixed(Math.min(1 - Math.floor(Math.log10(missing)), 9))));
 }
 
+// Plotly draws its own small HTML in every text: what a file says is no part of that.
+const plain = (s) => s.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+
 // ---- building the page -----------------------------------------------------------------------
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
@@ -183,7 +186,7 @@ function blockTicks() {
     const last = runs[runs.length - 1];
     if (last && last.text === text) last.end = i; else runs.push({ text, start: i, end: i });
   });
-  return { tickvals: runs.map((run) => (run.start + run.end) / 2), ticktext: runs.map((run) => run.text) };
+  return { tickvals: runs.map((run) => (run.start + run.end) / 2), ticktext: runs.map((run) => plain(run.text)) };
 }
 function withoutCommonPrefix(names) {
   const split = names.map((name) => name.split("."));
@@ -198,12 +201,12 @@ function drawPlan() {
   const traces = keys.map((name, k) => {
     const chosen = report.layers.map((layer, i) => [layer, i]).filter(([layer]) => key(layer) === name);
     return {
-      type: "bar", width: 0.78, name: labels[k], x: chosen.map(([, i]) => i), y: chosen.map(([l]) => measure.of(l)),
+      type: "bar", width: 0.78, name: plain(labels[k]), x: chosen.map(([, i]) => i), y: chosen.map(([l]) => measure.of(l)),
       marker: {
         color: PALETTE[k % PALETTE.length], opacity: chosen.map(([l]) => (isDense(l) ? 0.35 : 1)),
         pattern: { shape: chosen.map(([l]) => (isDense(l) || isLowRank(l) ? "" : "/")), fillmode: "overlay", size: 6 },
       },
-      customdata: chosen.map(([l]) => [l.name, decision(l), `${count(l.params_kept)} of ${count(l.params)} parameters`, `${l.out_features} × ${l.in_features}, ${l.kind}`]),
+      customdata: chosen.map(([l]) => [plain(l.name), plain(decision(l)), `${count(l.params_kept)} of ${count(l.params)} parameters`, `${l.out_features} × ${l.in_features}, ${plain(l.kind)}`]),
       hovertemplate: "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
     };
   });
@@ -240,7 +243,7 @@ let shownLayer = 0;
 function drawSpectrum() {
   const layer = report.layers[shownLayer];
   const traces = layer.spectra.map((spectrum, k) => ({
-    type: "scatter", mode: "lines", name: `${spectrum.metric} spectrum`,
+    type: "scatter", mode: "lines", name: plain(`${spectrum.metric} spectrum`),
     x: spectrum.index, y: spectrum.values.map((v) => v / spectrum.values[0]),
     line: { color: PALETTE[k], width: 2.2 },
     customdata: spectrum.values.map(real),
@@ -284,7 +287,7 @@ function unit() {
   const nats = ["kl", "probabilities", "bernoulli", "bernoulli-probabilities"].includes(report.objective) ? ", in nats" : "";
   const positions = Math.max(1, ...report.divergences.map((row) => row.positions));
   const summed = positions > 1 && report.objective !== "weighted-sum" ? `, summed over its positions (${positions.toPrecision(3)} on average)` : "";
-  return `${report.objective} divergence per example${nats}${summed}`;
+  return plain(`${report.objective} divergence per example${nats}${summed}`);
 }
 function drawDivergence() {
   const rows = report.divergences;
@@ -292,7 +295,7 @@ function drawDivergence() {
   const bars = [["predicted", "predicted", PALETTE[0]], ["measured", refitted ? "with the refit" : "measured", PALETTE[1]]];
   if (refitted) bars.splice(1, 0, ["without_refit", "measured without the refit", PALETTE[2]]);
   const traces = bars.map(([key, name, color]) => ({
-    type: "bar", orientation: "h", name, y: rows.map((row) => row.where), x: rows.map((row) => row[key]),
+    type: "bar", orientation: "h", name, y: rows.map((row) => plain(row.where)), x: rows.map((row) => row[key]),
     marker: { color }, text: rows.map((row) => (row[key] === null ? "" : real(row[key]))), textposition: "auto",
     hovertemplate: `${name}: %{x:.4g}<extra>%{y}</extra>`,
   }));
@@ -319,7 +322,7 @@ function drawSweep() {
   const kept = report.sweep.map((point) => 100 * point.params / report.before.params);
   const traces = [["predicted", PALETTE[0]], ["measured", PALETTE[1]]].map(([name, color]) => ({
     type: "scatter", mode: "lines+markers", name, x: kept, y: report.sweep.map((point) => point[name]),
-    marker: { color }, line: { color }, text: report.sweep.map((point) => point.budget),
+    marker: { color }, line: { color }, text: report.sweep.map((point) => plain(point.budget)),
     hovertemplate: `${name} at %{text}: %{y:.4g}<extra></extra>`,
   }));
   Plotly.react("sweep-plot", traces, layout({
@@ -335,7 +338,7 @@ function drawTuning() {
   };
   Plotly.react("tuning-plot", [trace], layout({
     xaxis: { title: { text: "step", standoff: 8 }, rangemode: "tozero" },
-    yaxis: { title: { text: `${report.tuning.measure} per example` }, rangemode: "tozero" },
+    yaxis: { title: { text: plain(`${report.tuning.measure} per example`) }, rangemode: "tozero" },
   }), config);
 }
 function drawTuningWords() {

@@ -1,0 +1,130 @@
+"""Sizes that a configuration asks for, held against the weights before anything is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.modules import module as registrations
+
+from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.wording import label
+
+COUNTED = re.compile(r"(layers?|depths?|blocks|stages|experts|labels)$")
+MOST_COUNTED = 2**20  # layers, labels, ...: lists of them are made before any weight is
+MODULES_PER_TENSOR, SPARE_MODULES = 64, 4096
+SPARE_NUMBERS = 2**20
+MOST_BUFFERED = 2**28  # numbers that a model makes itself, such as positions
+
+
+@dataclass(frozen=True)
+class Held:
+    """What weight files hold."""
+
+    tensors: int
+    numbers: int
+
+    @classmethod
+    def of_files(cls, paths: list[Path]) -> Held:
+        """By their headers; the files are known to be whole safetensors."""
+        shapes = []
+        for path in paths:
+            with safe_open(path, framework="pt") as file:
+                shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        return cls(len(shapes), sum(_product(shape) for shape in shapes))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> Held:
+        return cls(len(state), sum(tensor.numel() for tensor in state.values()))
+
+
+def check_counts(config: object, path: Path) -> None:
+    """Raises ModelError for a configuration of more layers or labels than any model has."""
+    for field, number in _counts(config):
+        if number > MOST_COUNTED:
+            raise ModelError(
+                f"{path}: {label(field)} is {number}, which no model has; correct it or copy the "
+                "file again"
+            )
+
+
+def check_architecture(
+    build: Callable[[], nn.Module], held: Held, where: Path, *, times: int
+) -> None:
+    """Build the architecture without memory for its weights, and no larger than these could fill.
+
+    times: parameters for each number that the weights hold: tied weights and those that a file
+    leaves out need a few; a compressed model's need many.
+
+    Raises:
+        ModelError: far more layers or parameters than the weights hold.
+    """
+    try:
+        with torch.device("meta"), _bounded(held, where, times):
+            build()
+    except LrcompressError:
+        raise
+    except Exception:  # it fails again, and is explained, where it is built to be used
+        return
+
+
+@contextmanager
+def _bounded(held: Held, where: Path, times: int) -> Iterator[None]:
+    """Every module, parameter and buffer that is registered meanwhile is counted."""
+    modules = MODULES_PER_TENSOR * held.tensors + SPARE_MODULES
+    numbers = times * held.numbers + SPARE_NUMBERS
+    left = {"modules": modules, "parameters": numbers, "buffered numbers": MOST_BUFFERED}
+
+    def spend(kind: str, amount: int) -> None:
+        left[kind] -= amount
+        if left[kind] < 0:
+            raise ModelError(
+                f"{where}: describes a model of more {kind} than its weights could fill "
+                f"({held.numbers:,} numbers in {held.tensors:,} tensors); check that it belongs "
+                "to them"
+            )
+
+    def on_module(module: nn.Module, name: str, part: nn.Module | None) -> None:
+        spend("modules", 1)
+
+    def on_parameter(module: nn.Module, name: str, part: Tensor | None) -> None:
+        spend("parameters", 0 if part is None else part.numel())
+
+    def on_buffer(module: nn.Module, name: str, part: Tensor | None) -> None:
+        spend("buffered numbers", 0 if part is None else part.numel())
+
+    with ExitStack() as hooks:
+        for hook in (
+            registrations.register_module_module_registration_hook(on_module),
+            registrations.register_module_parameter_registration_hook(on_parameter),
+            registrations.register_module_buffer_registration_hook(on_buffer),
+        ):
+            hooks.callback(hook.remove)
+        yield
+
+
+def _counts(value: Any, field: str = "") -> Iterator[tuple[str, int]]:
+    """Fields whose names say that something is made so many times."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _counts(item, str(name))
+    elif isinstance(value, list):
+        for item in value:
+            if not isinstance(item, str):
+                yield from _counts(item, field)
+    elif isinstance(value, int | float) and not isinstance(value, bool) and COUNTED.search(field):
+        yield field, value if isinstance(value, int) else MOST_COUNTED + 1 if value > 1e6 else 0
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total
