@@ -27,7 +27,7 @@ Order = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A floating-point constant of a graph; its values are read anew at each call of `array`."""
+    """A constant of a graph; its values are read anew at each call of `array`."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,6 +38,11 @@ class Stored:
     @property
     def size(self) -> int:
         return prod(self.shape)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds whole numbers: positions, indices."""
+        return "int" in self.dtype
 
     def array(self) -> NDArray[Any]:
         """Axes of one are left out."""
@@ -63,17 +68,18 @@ class Stored:
         places = probe_places(self.size)
         found = [_at(array.transpose(order), places) for order in self.orders]
         self.release()
-        return np.stack(found).astype(np.float64)
+        return np.stack(found)
 
-    def chunks(self, order: Order) -> Iterator[NDArray[np.float32]]:
+    def chunks(self, order: Order) -> Iterator[NDArray[Any]]:
         """All values in that order of the axes, flattened, in pieces."""
         array = self.array().transpose(order)
+        dtype = np.int64 if self.whole else np.float32
         if array.ndim == 0:
-            yield array.reshape(1).astype(np.float32)
+            yield array.reshape(1).astype(dtype)
         else:
             rows = max(1, CHUNK * len(array) // max(array.size, 1))
             for start in range(0, len(array), rows):
-                yield np.ascontiguousarray(array[start : start + rows], np.float32).reshape(-1)
+                yield np.ascontiguousarray(array[start : start + rows], dtype).reshape(-1)
         self.release()
 
 
@@ -84,17 +90,18 @@ def probe_places(size: int) -> NDArray[np.int64]:
     return np.sort(np.random.default_rng(size).integers(0, size, PROBES))
 
 
-def _at(array: NDArray[Any], places: NDArray[np.int64]) -> NDArray[np.float32]:
+def _at(array: NDArray[Any], places: NDArray[np.int64]) -> NDArray[np.float64]:
     index = np.unravel_index(places, array.shape) if array.ndim else ()
-    return np.broadcast_to(array[index], places.shape).astype(np.float32)
+    return np.broadcast_to(array[index], places.shape).astype(np.float64)
 
 
+_READABLE = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT64", "INT32")
 _NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "BatchNormalization",
           "InstanceNormalization", "SimplifiedLayerNormalization")  # fmt: skip
 
 
 def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]:
-    """Every floating-point initializer and Constant of the graph and of the graphs within it.
+    """Every initializer and Constant of the graph and of the graphs within it.
 
     folder: where its external data lies.
     """
@@ -116,7 +123,7 @@ def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]
 
 def _stored(found: Iterable[tuple[Any, Any]]) -> Iterator[Stored]:
     for value, tensor in found:
-        if tensor.dtype.is_floating_point() and tensor.dtype.bitwidth >= 16 and tensor.size:
+        if tensor.dtype.name in _READABLE and tensor.size:
             norms = tuple(n for n, index in value.uses() if n.op_type in _NORMS and index == 1)
             shape = tuple(int(size) for size in tensor.shape)
             yield Stored(value.name or "", shape, tensor.dtype.name.lower(), tensor, norms)

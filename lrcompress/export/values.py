@@ -9,7 +9,7 @@ that resembles nothing (an optimiser computed it from several) is reported as no
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any
@@ -33,7 +33,7 @@ _FEW = 16  # a tensor of fewer values may be near another by chance
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A tensor that the graph should hold, in float32 on the CPU."""
+    """A tensor that the graph should hold, of float32 or of whole numbers, on the CPU."""
 
     name: str
     values: Tensor
@@ -124,7 +124,7 @@ class Constants:
                 closed.add(id(near[1]))
                 changed.append(near)
         for target in targets:  # a copy of a tensor that is stored as it is elsewhere
-            if target.name in found and target.size >= _FEW:
+            if target.name in found:
                 near = self._nearest(target, closed)
                 if near is not None:
                     closed.add(id(near[1]))
@@ -137,15 +137,19 @@ class Constants:
         return self._equal(target) or (None if near is None else near[0])
 
     def _equal(self, target: Target) -> Stored | None:
-        for one in self.by_size.get(target.size, ()):
+        for one in self._of_its_kind(target):
             for order in self._equal_orders(target, one):
                 if self._compare(target, one, order) is None:
                     return one
         return None
 
+    def _of_its_kind(self, target: Target) -> Iterator[Stored]:
+        whole = not target.values.is_floating_point()
+        return (one for one in self.by_size.get(target.size, ()) if one.whole == whole)
+
     def _difference(self, target: Target, one: Stored) -> Difference | None:
         """From a constant that should hold it; None if it does."""
-        if one.size != target.size:
+        if one.size != target.size or one.whole == target.values.is_floating_point():
             return Difference(target.name, one.name, inf, 0)
         distances = np.abs(one.probes - target.probe())  # (orders, probes)
         best = one.orders[int(np.argmin(np.median(distances, axis=1) + distances.mean(axis=1)))]
@@ -154,12 +158,14 @@ class Constants:
         return None if None in differences else differences[-1]
 
     def _near(self, target: Target, one: Stored) -> bool:
-        return one.size == target.size and bool(_is_near(target.probe(), one).any())
+        return one in self._of_its_kind(target) and bool(_is_near(target.probe(), one).any())
 
     def _nearest(self, target: Target, closed: set[int]) -> tuple[Difference, Stored] | None:
         """The constant that resembles it and is not known to be another tensor."""
+        if target.size < _FEW:
+            return None
         probe = target.probe()
-        for one in self.by_size.get(target.size, ()):
+        for one in self._of_its_kind(target):
             if id(one) not in closed:
                 for index in np.flatnonzero(_is_near(probe, one)):
                     difference = self._compare(target, one, one.orders[index])
@@ -174,6 +180,8 @@ class Constants:
         return [order for order, holds in zip(one.orders, equal, strict=True) if holds]
 
     def _allowed(self, values: NDArray[Any], target: Target, one: Stored) -> NDArray[Any]:
+        if one.whole:
+            return np.zeros(values.shape)
         names = (self.precision, _PRECISIONS[one.dtype])
         rounding = max(ROUNDING[name] for name in names)
         allowed: NDArray[Any] = rounding * np.abs(values)
@@ -186,7 +194,7 @@ class Constants:
         for theirs in one.chunks(order):
             ours = flat[start : start + len(theirs)].numpy()
             with np.errstate(invalid="ignore"):
-                excess = np.abs(theirs - ours)
+                excess = np.abs(theirs - ours, dtype=np.float64)
                 wrong = ~((excess <= self._allowed(ours, target, one)) | (theirs == ours))
             wrong &= ~(np.isnan(ours) & np.isnan(theirs))
             total += float(np.square(ours, dtype=np.float64).sum())

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import onnx
+import torch
 from torch import Tensor, nn
 
 from lrcompress.export.check import Check, Kind, Subject, listed
@@ -78,7 +79,7 @@ def compare_values(subject: Subject) -> ValueReport:
     targets = [
         Target(name, tensor.detach())
         for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        if tensor.is_floating_point() and tensor.numel() and (used is None or id(tensor) in used)
+        if tensor.numel() and _counts(tensor, used)
     ]
     matches = constants.match(targets)
     folds = _folded(module, constants, matches)
@@ -132,6 +133,13 @@ def _folded(module: nn.Module, constants: Constants, matches: Matches) -> _Folds
     return _Folds(found, tuple(differing), frozenset(absorbed))
 
 
+def _counts(tensor: Tensor, used: frozenset[int] | None) -> bool:
+    """Whether it may be in the graph. Of whole numbers nothing tells: they have no gradient."""
+    if not tensor.is_floating_point():
+        return tensor.dtype in (torch.int64, torch.int32)
+    return used is None or id(tensor) in used
+
+
 def _changes_nothing(tensor: Tensor) -> bool:
     """A bias of zeros or a scale of ones: an exporter leaves it out."""
     return bool((tensor == 0).all() or (tensor == 1).all())
@@ -139,7 +147,7 @@ def _changes_nothing(tensor: Tensor) -> bool:
 
 def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, Stored]:
     """The constants that our exporter named after a parameter; as it is before transposed."""
-    names = {name for name, _ in module.named_parameters()}
+    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     exact = {one.name: one for one in stored if one.name in names}
     return {
         parameter_name(one.name): one for one in stored if parameter_name(one.name) in names
@@ -147,21 +155,34 @@ def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, Stored]:
 
 
 def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:
-    """Norm nodes whose epsilon is that of none of the norms that have their weight."""
+    """Norm nodes whose epsilon is that of none of the norms that have their weight, and those that
+    are over other axes than their weight has."""
     owners: dict[int, list[tuple[str, float]]] = {}
-    nodes: dict[int, onnx.NodeProto] = {}
+    nodes: dict[int, Any] = {}
     for name, stored in found.items():
         owner = name.rpartition(".")[0]
         part = module.get_submodule(owner)
         own = next((getattr(part, e) for e in _EPSILONS if hasattr(part, e)), None)
-        for node in stored.norms if isinstance(own, float) else ():
-            nodes[id(node)] = node
-            owners.setdefault(id(node), []).append((owner, float(own)))  # type: ignore[arg-type]
+        if isinstance(own, float):
+            for node in stored.norms:
+                nodes[id(node)] = node
+                owners.setdefault(id(node), []).append((owner, own))
     wrong = []
     for key, candidates in owners.items():
+        if not _over_last_axes(nodes[key]):
+            wrong.append(f"{candidates[0][0]} is over other axes than its weight has")
         attribute = nodes[key].attributes.get("epsilon")
         theirs = _DEFAULT_EPSILON if attribute is None else float(attribute.value)
         if all(abs(theirs - own) > _SINGLE * own for _, own in candidates):
             owner, own = candidates[0]
             wrong.append(f"{owner} has an epsilon of {theirs:.3g} where the network has {own:.3g}")
     return wrong
+
+
+def _over_last_axes(node: Any) -> bool:
+    """ONNX Runtime fuses an Add into a layer norm without a look at its axis."""
+    axis, rank = node.attributes.get("axis"), node.inputs[0].shape
+    if node.op_type != "LayerNormalization" or axis is None or rank is None:
+        return True
+    axes = len(node.inputs[1].shape)
+    return axis.value in (-axes, len(rank) - axes)
