@@ -5,17 +5,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lrcompress.errors import DataError
+from lrcompress.errors import DataError, LrcompressError
 from lrcompress.export.session import GraphArgument
+from lrcompress.wording import label
 
 Feed = Mapping[str, NDArray[Any]]
 
+MOST_INPUT = 2**27  # values of one input: half a gigabyte in float32
+MOST_IDS = 2**20  # of an input of whole numbers: each is a position, with a vector inside
 SAFE_IDS = 100  # token ids below this exist in every vocabulary of practical size
 _NUMPY_DTYPES: Mapping[str, str] = {
     "tensor(float)": "float32",
@@ -41,12 +45,26 @@ class GraphInput:
 InputMaker = Callable[[Sequence[GraphInput], int, int | None], Feed]
 
 
+def refuse_huge(
+    argument: GraphArgument, error: type[LrcompressError], sizes: Sequence[int | str | None]
+) -> None:
+    """Raise `error` where these sizes of a graph's input ask for more values than are made up."""
+    most = MOST_IDS if "int" in argument.type else MOST_INPUT
+    if prod(size for size in sizes if isinstance(size, int)) > most:
+        shape = " x ".join(str(size) if isinstance(size, int) else "?" for size in sizes)
+        raise error(
+            f"input {label(argument.name)}: the graph's fixed axes ask for {shape}, more than the "
+            f"{most:,} values that are made up for an input; export it with free axes"
+        )
+
+
 def graph_inputs(
     arguments: Iterable[GraphArgument], id_limits: Mapping[str, int]
 ) -> tuple[GraphInput, ...]:
     """Raises DataError for a dtype that numpy cannot hold."""
     found = []
     for argument in arguments:
+        refuse_huge(argument, DataError, argument.shape)
         if argument.type not in _NUMPY_DTYPES:
             raise DataError(
                 f"input {argument.name}: {argument.type} cannot be made up; "

@@ -6,9 +6,11 @@ what it passes through: with unit roundoff u, d products in the graph, each of i
 
     fp32  4 u sqrt(d k)    half precisions  4 u sqrt(d), as products accumulate in float32
 
-The factor 4 covers the worst of many rows. A network whose outputs nearly cancel is further off in
-half precision whoever computes it: so the file is also allowed four times the error that rounding
-the weights alone makes in torch. A wrong graph is off by 1e-1.
+The factor 4 covers the worst of many rows. The outputs of a network of ill condition are further
+off, whoever computes them. So they are held against the network in float64, and the file is also
+allowed eight times the error of torch's own float32, and in half precision four times the error
+that rounding the weights alone makes in torch. What hides behind that is found by comparing values
+and by evaluating the graph in float64 (values_check.py, arithmetic_check.py).
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrcompress.errors import VerifyError
+from lrcompress.export.double import Double
 from lrcompress.export.draws import MASK, Case, draw
+from lrcompress.export.feeds import refuse_huge
 from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.session import GraphArgument, Session
 from lrcompress.export.wiring import Wiring
 from lrcompress.profiling.batches import Batch
+from lrcompress.wording import one_line
 
 UNIT_ROUNDOFF: Mapping[str, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 _NUMPY_DTYPES: Mapping[str, Any] = {
@@ -48,11 +53,37 @@ def tolerance(precision: str, products: int, inner: int) -> float:
     return 4 * UNIT_ROUNDOFF[precision] * growth
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a file is held against: the network in float32, and what tells rounding from error."""
+
+    module: nn.Module  # in evaluation mode, float32
+    double: Double
+    rounded: nn.Module | None  # with its weights rounded to the file's precision; None in float32
+
+    def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As exactly as they are known, and in float32. What is no fraction is of float32, and so
+        is what overflows it."""
+        with torch.no_grad():
+            single = named_outputs(self.module(**copied(batch)))
+        if self.double.module is None:
+            return single, single
+        wide = self.double(batch)
+        exact = {
+            name: torch.where(torch.isfinite(value), wide[name].double(), value.double())
+            if value.is_floating_point() and name in wide and wide[name].shape == value.shape
+            else value
+            for name, value in single.items()
+        }
+        return exact, single
+
+
 @dataclass(frozen=True)
 class ParityResult:
     errors: Mapping[str, float]  # worst row of each output, over all cases
-    cases: tuple[str, ...]
+    cases: tuple[str, ...]  # shapes that were run
     rounding: float  # worst row when torch rounds the weights and nothing else
+    own: float  # worst row of torch's float32 against float64; 0 where it was not computed
     broken: str | None  # a case that ended in NaN, another shape, or an error
 
     @property
@@ -60,56 +91,90 @@ class ParityResult:
         return max(self.errors.values(), default=0.0)
 
 
-def compare(
-    session: Session,
-    module: nn.Module,
-    batch: Batch,
-    wiring: Wiring,
-    shapes: Sequence[Case],
-    seed: int,
-    rounded: nn.Module | None = None,
-) -> ParityResult:
-    """Run both on a draw of each shape. The modules are in evaluation mode, in float32.
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A file that is open, beside its network, and the shapes to run both on."""
 
-    rounded: the network with its weights rounded to the file's precision.
+    session: Session
+    reference: Reference
+    wiring: Wiring
+    batch: Batch  # the inputs of the network that the graph takes
+    cases: Sequence[Case]
+    seed: int
+
+    @property
+    def arguments(self) -> dict[str, GraphArgument]:
+        return {argument.name: argument for argument in self.session.get_inputs()}
+
+    @property
+    def fixed(self) -> dict[str, dict[int, int]]:
+        """Axes whose size the graph prescribes: input of the network -> axis -> size."""
+        return {
+            self.wiring.inputs[name]: {a: n for a, n in enumerate(arg.shape) if isinstance(n, int)}
+            for name, arg in self.arguments.items()
+        }
+
+
+def compare(comparison: Comparison) -> ParityResult:
+    """Run both on a draw of each shape.
+
+    Raises:
+        VerifyError: the graph's fixed axes ask for more input than is made up.
     """
-    generator = torch.Generator().manual_seed(seed)
-    graph = {argument.name: argument for argument in session.get_inputs()}
-    fixed = {
-        wiring.inputs[name]: {a: n for a, n in enumerate(argument.shape) if isinstance(n, int)}
-        for name, argument in graph.items()
-    }
-    given = {name: batch[name] for name in wiring.inputs.values()}
+    session, reference, wiring = comparison.session, comparison.reference, comparison.wiring
+    generator = torch.Generator().manual_seed(comparison.seed)
+    fixed, graph = comparison.fixed, comparison.arguments
+    _refuse_huge(comparison, fixed)
     errors = dict.fromkeys(wiring.outputs, 0.0)
-    rounding = 0.0
+    rounding = own = 0.0
     done: list[str] = []
-    for case in shapes:
-        drawn = draw(given, case, fixed, generator)
-        feed = {name: _fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
+
+    def result(broken: str | None) -> ParityResult:
+        return ParityResult(errors, tuple(dict.fromkeys(done)), rounding, own, broken)
+
+    for case in comparison.cases:
+        drawn = draw(comparison.batch, case, fixed, generator)
+        shape = shape_of(drawn)
+        feed = {name: fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
         try:
             got = dict(zip(wiring.outputs, session.run(list(wiring.outputs), feed), strict=True))
         except Exception as error:  # ONNX Runtime's share no base below Exception
-            return ParityResult(
-                errors, tuple(done), rounding, f"shape {case}: {_first_line(error)}"
-            )
+            return result(f"shape {shape}: {one_line(error, 300)}")
+        exact, single = reference.outputs(drawn)
         with torch.no_grad():
-            wanted = named_outputs(module(**copied(drawn)))
+            rounded = reference.rounded
             alike = named_outputs(rounded(**copied(drawn))) if rounded is not None else {}
         for name, theirs in got.items():
-            error_or_reason = _row_error(theirs, wanted[wiring.outputs[name]], drawn)
+            network_name = wiring.outputs[name]
+            wanted = exact[network_name]
+            error_or_reason = row_error(theirs, wanted, drawn)
             if isinstance(error_or_reason, str):
-                reason = f"shape {case}: output {name} {error_or_reason}"
-                return ParityResult(errors, tuple(done), rounding, reason)
+                return result(f"shape {shape}: output {name} {error_or_reason}")
             errors[name] = max(errors[name], error_or_reason)
-            theirs_rounded = alike.get(wiring.outputs[name])
-            if theirs_rounded is not None:
-                unavoidable = _row_error(theirs_rounded, wanted[wiring.outputs[name]], drawn)
-                rounding = max(rounding, unavoidable if isinstance(unavoidable, float) else 0.0)
-        done.append(str(case))
-    return ParityResult(errors, tuple(done), rounding, None)
+            own = max(own, _number(row_error(single[network_name], wanted, drawn)))
+            if network_name in alike:
+                rounding = max(rounding, _number(row_error(alike[network_name], wanted, drawn)))
+        done.append(shape)
+    return result(None)
 
 
-def _fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
+def _refuse_huge(comparison: Comparison, fixed: Mapping[str, Mapping[int, int]]) -> None:
+    rows = next((axes[0] for axes in fixed.values() if 0 in axes), 1)
+    for graph_name, argument in comparison.arguments.items():
+        name = comparison.wiring.inputs[graph_name]
+        own = comparison.batch[name].shape
+        sizes = [rows, *(fixed[name].get(axis, own[axis]) for axis in range(1, len(own)))]
+        refuse_huge(argument, VerifyError, sizes)
+
+
+def shape_of(batch: Batch) -> str:
+    """Rows, and the longest sequence if there is one: "3x9"."""
+    rows = next(iter(batch.values())).shape[0] if batch else 0
+    lengths = [t.shape[1] for t in batch.values() if t.dim() == 2 and not t.is_floating_point()]
+    return f"{rows}x{max(lengths)}" if lengths else f"{rows}"
+
+
+def fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
     if argument.type not in _NUMPY_DTYPES:
         raise VerifyError(
             f"input {argument.name} is a {argument.type}, which cannot be fed from the data; "
@@ -118,7 +183,7 @@ def _fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
     return tensor.numpy().astype(_NUMPY_DTYPES[argument.type])
 
 
-def _row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float | str:
+def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float | str:
     """Worst row's error; padding does not count, except that it may not turn into NaN."""
     theirs, ours = torch.as_tensor(got), wanted.detach().cpu()
     if theirs.shape != ours.shape:
@@ -144,5 +209,5 @@ def _row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> floa
     return sqrt(worst) / scale if scale > 0 else sqrt(worst)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _number(error_or_reason: float | str) -> float:
+    return error_or_reason if isinstance(error_or_reason, float) else 0.0

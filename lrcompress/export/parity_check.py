@@ -1,8 +1,7 @@
-"""The check that a file computes what its network computes, and which tensor is which."""
+"""The checks that a file computes what its network computes: as it runs, and in float64."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,21 +10,27 @@ from pathlib import Path
 
 import onnx
 
-from lrcompress.export.check import Check, Subject, listed
+from lrcompress.export.arithmetic_check import arithmetic
+from lrcompress.export.check import Check, Subject
+from lrcompress.export.double import double
 from lrcompress.export.draws import Case, cases
-from lrcompress.export.parity import compare, tolerance
+from lrcompress.export.file_notes import longest_sequence
+from lrcompress.export.interface_check import interface
+from lrcompress.export.parity import Comparison, Reference, compare, tolerance
 from lrcompress.export.precision import rounded_copy
 from lrcompress.export.session import ProviderUnavailable, Session, open_session
+from lrcompress.export.shapes_check import shapes_check
 from lrcompress.export.upcast import upcast
-from lrcompress.export.wiring import Wiring, wire
+from lrcompress.export.wiring import wire
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "FusedMatMul", "FusedGemm", "Einsum")
+_OWN_ROUNDING = 8  # times torch's float32 error: worst of few rows against worst of few rows
 
 
 def parity(
     subject: Subject, shapes: Sequence[Case] | None, seed: int, limit: float | None
 ) -> tuple[Check, ...]:
-    """Outputs against the network's, over shapes; and which tensor is which."""
+    """Which tensor is which, outputs against the network's over shapes, and which shapes ran."""
     if subject.module is None or subject.batch is None:
         return (Check("parity", "numeric", None, "no reference network was given"),)
     if subject.precision == "bf16" and subject.provider == "cpu":
@@ -33,7 +38,7 @@ def parity(
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "float32.onnx"
             upcast(subject.path, path)
-            found = _parity(subject, open_session(path), shapes, seed, limit)
+            found = _checks(subject, open_session(path), shapes, seed, limit)
         name = "parity of bfloat16 weights in float32 arithmetic"
         upcasted = [
             replace(check, name=name) if check.name == "parity" else check for check in found
@@ -41,12 +46,12 @@ def parity(
         return (Check("parity", "numeric", None, reason), *upcasted)
     try:
         session = open_session(subject.path, subject.provider, tf32=False)
-        return _parity(subject, session, shapes, seed, limit)
+        return _checks(subject, session, shapes, seed, limit)
     except ProviderUnavailable as error:
         return (Check("parity", "numeric", None, f"not run: {error}"),)
 
 
-def _parity(
+def _checks(
     subject: Subject,
     session: Session,
     shapes: Sequence[Case] | None,
@@ -57,47 +62,44 @@ def _parity(
     assert module is not None
     assert batch is not None
     wiring = wire(session.get_inputs(), session.get_outputs(), module, batch)
-    interface = _interface(wiring)
-    if interface.passed is False:
-        return (interface, Check("parity", "numeric", None, "not run: inputs are missing"))
-    chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject))
-    bound = limit if limit is not None else tolerance(subject.precision, *_depth(subject.graph))
+    wired = interface(subject.graph, wiring)
+    if wiring.unknown_inputs or not wiring.outputs:
+        return (wired, Check("parity", "numeric", None, "not run: see interface"))
+    given = {name: batch[name] for name in wiring.inputs.values()}
     rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
-    result = compare(session, module, batch, wiring, chosen, seed, rounded)
-    if limit is None:
-        bound = max(bound, 4 * result.rounding)
+    reference = Reference(module, double(module, given), rounded)
+    chosen = tuple(shapes) if shapes is not None else cases(batch, longest_sequence(subject))
+    comparison = Comparison(session, reference, wiring, given, chosen, seed)
+    compared = _parity(subject, comparison, limit)
+    return (
+        wired,
+        compared,
+        arithmetic(subject, comparison, compared),
+        shapes_check(subject, comparison),
+    )
+
+
+def _parity(subject: Subject, comparison: Comparison, limit: float | None) -> Check:
+    result = compare(comparison)
+    bound = limit
+    if bound is None:
+        bound = tolerance(subject.precision, *_depth(subject.graph))
+        bound = max(bound, 4 * result.rounding, _OWN_ROUNDING * result.own)
     numbers = {
         "errors": dict(result.errors),
         "tolerance": bound,
         "rounding_of_weights": result.rounding,
+        "own_rounding": result.own,
         "shapes": list(result.cases),
-        "seed": seed,
+        "seed": comparison.seed,
     }
     if result.broken is not None:
-        return interface, Check("parity", "numeric", False, result.broken, numbers)
+        return Check("parity", "numeric", False, result.broken, numbers)
     detail = (
         f"largest error {result.worst:.1e} of the outputs' scale (allowed {bound:.1e}) "
         f"over shapes {', '.join(result.cases)}"
     )
-    return interface, Check("parity", "numeric", result.worst <= bound, detail, numbers)
-
-
-def _interface(wiring: Wiring) -> Check:
-    notes = []
-    if wiring.unknown_inputs:
-        notes.append(f"the graph asks for {listed(wiring.unknown_inputs)}, which the data lacks")
-    if wiring.unused_inputs:
-        notes.append(f"the graph does not take {listed(wiring.unused_inputs)}")
-    renamed = [f"{a} is {b}" for a, b in {**wiring.inputs, **wiring.outputs}.items() if a != b]
-    if renamed:
-        notes.append(f"matched by kind: {listed(renamed)}")
-    if wiring.uncompared_outputs:
-        notes.append(f"not compared: {listed(wiring.uncompared_outputs)}")
-    if not wiring.outputs:
-        notes.append("none of its outputs is one of the network's")
-    plain = f"inputs {listed(tuple(wiring.inputs))}; outputs {listed(tuple(wiring.outputs))}"
-    passed = not wiring.unknown_inputs and bool(wiring.outputs)
-    return Check("interface", "graph", passed, "; ".join(notes) or plain)
+    return Check("parity", "numeric", result.worst <= bound, detail, numbers)
 
 
 def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
@@ -111,14 +113,3 @@ def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
         elif len(tensor.dims) > 2:
             inner = max(inner, prod(tensor.dims[1:]))
     return products, inner
-
-
-def _longest(subject: Subject) -> int | None:
-    """Positions that the network takes: noted by our exporter, or in its configuration."""
-    noted = {entry.key: entry.value for entry in subject.graph.metadata_props}
-    limits = json.loads(noted.get("lrcompress.axis_limits", "{}"))
-    if isinstance(limits, dict) and limits.get("sequence", [1, None])[1] is not None:
-        return int(limits["sequence"][1])
-    config = getattr(subject.module, "config", None)
-    positions = getattr(config, "max_position_embeddings", None)
-    return positions - 2 if isinstance(positions, int) else None  # some tables start at two

@@ -171,7 +171,9 @@ def file_bytes(path: str | Path) -> int:
 
 def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
     options.optimized_model_filepath = str(target)
-    if file_bytes(source) > PROTOBUF_LIMIT_BYTES * 3 // 4:  # optimisation may copy weights
+    size = file_bytes(source)
+    # Weights beside the source would be sought beside the target; optimisation may copy weights
+    if size > source.stat().st_size or size > PROTOBUF_LIMIT_BYTES * 3 // 4:
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", target.name + ".data"
         )

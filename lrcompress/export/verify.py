@@ -23,6 +23,7 @@ from lrcompress.export.factors import factors_check
 from lrcompress.export.parity_check import parity
 from lrcompress.export.precision import cast_copy
 from lrcompress.export.session import ProviderName, file_bytes
+from lrcompress.export.values_check import values_check
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.unfused import runs_unfused
 
@@ -118,6 +119,7 @@ def verify(
         checks=(
             formed,
             *parity(subject, options.shapes, options.seed, options.tolerance),
+            values_check(subject),
             factors_check(subject),
             kernels(subject),
             placed(subject),

@@ -33,6 +33,19 @@ class Wiring:
     unknown_inputs: tuple[str, ...]  # of the graph: nothing in the data fits
     unused_inputs: tuple[str, ...]  # of the data: the graph does not take them
     uncompared_outputs: tuple[str, ...]  # of the graph: the network has no such output
+    expected_outputs: tuple[str, ...]  # all of the network's, in its order
+
+    @property
+    def absent_outputs(self) -> tuple[str, ...]:
+        """Of the network: the graph has no such output."""
+        paired = set(self.outputs.values())
+        return tuple(name for name in self.expected_outputs if name not in paired)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether those that the graph has come as the network's do."""
+        places = [self.expected_outputs.index(name) for name in self.outputs.values()]
+        return places == sorted(places)
 
 
 def wire(
@@ -58,10 +71,11 @@ def wire(
     paired = _matched(graph_outputs, outputs, _KNOWN)
     return Wiring(
         inputs=inputs,
-        outputs=paired,
+        outputs={a.name: paired[a.name] for a in graph_outputs if a.name in paired},
         unknown_inputs=unknown,
         unused_inputs=tuple(name for name in batch if name not in inputs.values()),
         uncompared_outputs=tuple(a.name for a in graph_outputs if a.name not in paired),
+        expected_outputs=tuple(outputs),
     )
 
 
