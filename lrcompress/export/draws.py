@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis
+from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes, KnownAxis
 from lrcompress.profiling.batches import Batch
 
 MASK = "attention_mask"  # by contract (batch, length), 0 on padding
 _LONG = 128  # examples at least this long are not extended
+
+
+class AxisSize(NamedTuple):
+    label: str  # name of the axis in the graph
+    input: str
+    axis: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -22,22 +30,31 @@ class Case:
     batch: int
     length: int | None  # None: no input has a sequence
     left_padded: bool = False
-    others: tuple[tuple[str, int], ...] = ()  # further free axes of the graph: name, size
+    sizes: tuple[AxisSize, ...] = ()  # of free axes that the graph tells more of
 
     def __str__(self) -> str:
         shape = f"{self.batch}" if self.length is None else f"{self.batch}x{self.length}"
-        return " ".join([shape, *(f"{name}={size}" for name, size in self.others)])
+        others = {x.label: x.size for x in self.sizes if not x.label.endswith(SEQUENCE)}
+        return " ".join([shape, *(f"{label}={size}" for label, size in others.items())])
 
 
-def cases(
-    batch: Batch, longest: int | None, ranges: Mapping[str, KnownAxis] | None = None
-) -> tuple[Case, ...]:
+@dataclass(frozen=True)
+class FreeAxes:
+    """Free axes of a graph by name, and what is known of them (nothing, for foreign files)."""
+
+    names: Axes = field(default_factory=dict)  # input of the network -> axis -> name
+    known: Mapping[str, KnownAxis] = field(default_factory=dict)
+
+
+NOTHING_KNOWN = FreeAxes()
+
+
+def cases(batch: Batch, longest: int | None, free: FreeAxes = NOTHING_KNOWN) -> tuple[Case, ...]:
     """Batches of 1 to 5; lengths 1, even, odd, the example's own, and a longer one if allowed.
 
     longest: the length that the network is known to take; None if only the example's is known.
-    ranges: what is known of the graph's free axes, by name. Only sizes in them are drawn.
+    free: of what is known of an axis, only sizes that it takes are drawn, and several of them.
     """
-    known = dict(ranges or {})
     lengths = [tensor.shape[1] for tensor in batch.values() if _is_sequence(tensor)]
     if not lengths:
         found = [Case(1, None), Case(2, None), Case(3, None), Case(5, None)]
@@ -52,25 +69,37 @@ def cases(
             Case(2, own, left_padded=True),
             Case(5, long),
         ]
-    fitting = (_fitting(case, place, known) for place, case in enumerate(found))
+    fitting = (_fitting(case, place, batch, free) for place, case in enumerate(found))
     return tuple(dict.fromkeys(fitting))
 
 
-def _fitting(case: Case, place: int, known: Mapping[str, KnownAxis]) -> Case:
-    """The case in sizes that the graph takes, every other axis in several of them."""
-    rows, length = case.batch, case.length
+def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
+    """The case in sizes that the graph takes, every further axis in several of them."""
+    rows, length, known = case.batch, case.length, free.known
     if BATCH in known:
         rows = known[BATCH].range.nearest(rows)
     if SEQUENCE in known and length is not None:
         length = known[SEQUENCE].range.nearest(length)
-    others = []
-    for shift, (name, axis) in enumerate(known.items()):
-        if name == BATCH or name.endswith(SEQUENCE):
-            continue
-        own, step, least = axis.size, axis.range.step, axis.range.least
-        sizes = (max(least, own // 2), own, own + step, own // 2 + step, own + 2 * step)
-        others.append((name, axis.range.nearest(sizes[(place + shift) % len(sizes)])))
-    return Case(rows, length, case.left_padded, tuple(others))
+    longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
+    shifts = {name: shift for shift, name in enumerate(known)}
+    sizes = [
+        AxisSize(
+            label, name, axis, _size(known[label], label, case, place + shifts[label], longest)
+        )
+        for name, axes in free.names.items()
+        for axis, label in axes.items()
+        if axis > 0 and label in known
+    ]
+    return Case(rows, length, case.left_padded, tuple(sizes))
+
+
+def _size(axis: KnownAxis, label: str, case: Case, place: int, longest: int) -> int:
+    if label.endswith(SEQUENCE) and case.length is not None:
+        beside = 0 if label == SEQUENCE else 1  # lengths of their own are to be seen apart
+        return axis.range.nearest(_scaled(case.length, axis.size, longest) + beside)
+    own, step, half = axis.size, axis.range.step, axis.size // 2
+    drawn = (max(axis.range.least, half), own, own + step, half + step, own + 2 * step)
+    return axis.range.nearest(drawn[place % len(drawn)])
 
 
 def draw(
@@ -78,34 +107,23 @@ def draw(
     case: Case,
     fixed: Mapping[str, Mapping[int, int]],
     generator: torch.Generator,
-    free: Mapping[str, Mapping[int, str]] | None = None,
-    ranges: Mapping[str, KnownAxis] | None = None,
 ) -> Batch:
     """A batch of the case's shape whose values come from `batch`.
 
     fixed: axes whose size the graph prescribes: input -> axis -> size.
-    free: the names of its other axes, of which `case.others` and `ranges` tell sizes.
     """
     rows = next((axes[0] for axes in fixed.values() if 0 in axes), case.batch)
     have = min(tensor.shape[0] for tensor in batch.values())
     picked = torch.randint(have, (rows,), generator=generator)
     longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
-    known, others = dict(ranges or {}), dict(case.others)
-    sizes: dict[str, dict[int, int]] = {}
+    sizes: dict[str, dict[int, int]] = {name: {} for name in batch}
+    for one in case.sizes:
+        if one.axis not in fixed.get(one.input, {}) and one.input in sizes:
+            sizes[one.input][one.axis] = one.size
     for name, tensor in batch.items():
-        named = (free or {}).get(name, {})
-        own = {axis: others[label] for axis, label in named.items() if label in others}
         if _is_sequence(tensor) and case.length is not None:
             length = fixed.get(name, {}).get(1) or _scaled(case.length, tensor.shape[1], longest)
-            if 1 not in fixed.get(name, {}) and named.get(1) in known:
-                length = known[named[1]].range.nearest(length)
-            own.setdefault(1, length)
-        elif case.length is not None:  # such as embeddings in place of ids
-            for axis, label in named.items():
-                if label in known and label.endswith(SEQUENCE):
-                    length = _scaled(case.length, tensor.shape[axis], longest)
-                    own.setdefault(axis, known[label].range.nearest(length))
-        sizes[name] = own
+            sizes[name].setdefault(1, length)
     return redrawn(batch, picked, sizes, generator, left_padded=case.left_padded)
 
 

@@ -21,14 +21,19 @@ _BATCHES = (2, 3, 5, 4, 6)
 _MULTIPLES = 12  # of an axis's step that are looked through for one that collides with nothing
 
 
-def tracing_example(module: nn.Module, batch: Batch, axes: GraphAxes) -> Batch:
+def tracing_example(
+    module: nn.Module, batch: Batch, axes: GraphAxes, *, unlike: Batch | None = None
+) -> Batch:
     """Rows and positions of `batch`, repeated or cut to sizes that collide with nothing.
 
     Only sizes that the network takes; batches and lengths are small, every other free axis stays
     about as it is in `batch`, for at small sizes a network may do other things.
+
+    unlike: another example, whose sizes are avoided too.
     """
     free = axes.free
     taken = set(chain.from_iterable(p.shape for p in module.parameters()))
+    taken.update(chain.from_iterable(t.shape for t in (unlike or {}).values()))
     for name, tensor in batch.items():
         taken.update(n for axis, n in enumerate(tensor.shape) if axis not in free[name])
     sizes: dict[str, int] = {}

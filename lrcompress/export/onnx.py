@@ -147,9 +147,7 @@ class _Traced:
     notes: tuple[str, ...]  # what was done beyond what was asked for
 
 
-def _within(
-    axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]
-) -> dict[str, KnownAxis]:
+def _within(axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]) -> dict[str, KnownAxis]:
     """What trials found, within what the trace allows."""
     return {
         name: replace(axis, range=axis.range.within(*limits.get(name, (1, None))))
@@ -159,10 +157,17 @@ def _within(
 
 def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOptions) -> _Traced:
     example = tracing_example(module, batch, axes)
-    names = _output_names(module, example)
+    shapes = _output_shapes(module, example)
+    names = tuple(shapes)
     forms: dict[str, str] = {}
 
     def attempt(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+        model, limits = traced(tables=tables)
+        other = tracing_example(module, batch, axes, unlike=example)
+        _free_outputs_(model, shapes, _output_shapes(module, other))
+        return model, limits
+
+    def traced(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
         dtype = TORCH_DTYPES[options.precision]
         copied = cast_copy(module, options.precision, tables=tables)
         if options.forms is not None:
@@ -185,7 +190,28 @@ def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOpt
     return _Traced(*attempt(tables=True), forms, (note,))
 
 
-def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
+def _free_outputs_(
+    model: Any, shapes: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Of two sets of inputs' sizes: what differs between the outputs' is no constant, whatever the
+    tracer made of it (it declares a loop's results to be as long as those of the example)."""
+    import onnx_ir as ir
+
+    for value in model.graph.outputs:
+        first, second = shapes.get(value.name, ()), others.get(value.name, ())
+        if value.shape is None or not len(value.shape) == len(first) == len(second):
+            continue
+        value.shape = ir.Shape(
+            [
+                f"{value.name}_{axis}"
+                if isinstance(size, int) and first[axis] != second[axis]
+                else size
+                for axis, size in enumerate(value.shape)
+            ]
+        )
+
+
+def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ...]]:
     """By running it once, which also tells a wrong input from what a tracer cannot do."""
     forward = NamedForward(
         cast_copy(module, "fp32"), list(example), torch.float32, keep_io=True
@@ -202,7 +228,7 @@ def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
         ) from error
     if not outputs:
         raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
-    return tuple(outputs)
+    return {name: tuple(output.shape) for name, output in outputs.items()}
 
 
 def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import onnx
 
+from lrcompress.export.axis_metadata import SEQUENCE, known_axes
 from lrcompress.export.check import Check, Subject, listed
-from lrcompress.export.draws import Case, cases
+from lrcompress.export.draws import Case, FreeAxes, cases
 from lrcompress.export.parity import compare, tolerance
 from lrcompress.export.precision import rounded_copy
 from lrcompress.export.session import ProviderUnavailable, Session, open_session
@@ -60,7 +60,8 @@ def _parity(
     interface = _interface(wiring)
     if interface.passed is False:
         return (interface, Check("parity", "numeric", None, "not run: inputs are missing"))
-    chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject))
+    free = _free_axes(subject, session, wiring)
+    chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject), free)
     bound = limit if limit is not None else tolerance(subject.precision, *_depth(subject.graph))
     rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
     result = compare(session, module, batch, wiring, chosen, seed, rounded)
@@ -113,12 +114,25 @@ def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
     return products, inner
 
 
+def _free_axes(subject: Subject, session: Session, wiring: Wiring) -> FreeAxes:
+    names = {
+        wiring.inputs[argument.name]: {
+            axis: dim for axis, dim in enumerate(argument.shape) if isinstance(dim, str)
+        }
+        for argument in session.get_inputs()
+    }
+    return FreeAxes(names, known_axes(_metadata(subject)))
+
+
+def _metadata(subject: Subject) -> dict[str, str]:
+    return {entry.key: entry.value for entry in subject.graph.metadata_props}
+
+
 def _longest(subject: Subject) -> int | None:
     """Positions that the network takes: noted by our exporter, or in its configuration."""
-    noted = {entry.key: entry.value for entry in subject.graph.metadata_props}
-    limits = json.loads(noted.get("lrcompress.axis_limits", "{}"))
-    if isinstance(limits, dict) and limits.get("sequence", [1, None])[1] is not None:
-        return int(limits["sequence"][1])
+    known = known_axes(_metadata(subject)).get(SEQUENCE)
+    if known is not None and known.range.most is not None:
+        return known.range.most
     config = getattr(subject.module, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
     return positions - 2 if isinstance(positions, int) else None  # some tables start at two

@@ -39,7 +39,7 @@ def trace(
     dims = {label: torch.export.Dim(label) for label in names}
     shapes = tuple({axis: dims[label] for axis, label in axes[name].items()} for name in example)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), _loops_of_any_length():
             program = torch.onnx.export(
                 forward,
                 tuple(example.values()),
@@ -130,6 +130,24 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _loops_of_any_length() -> Iterator[None]:
+    """torch.onnx registers a loop in place of a recurrent layer while it traces, but the operator
+    may remember what it was before, or be left with the loop: torch 2.13 does not tell its cache,
+    so that only the first trace in a process would have a free length."""
+    rnn = torch.ops.aten
+    operators = [
+        getattr(packet, name) for packet in (rnn.lstm, rnn.gru) for name in ("input", "data")
+    ]
+    for operator in operators:
+        getattr(operator, "_dispatch_cache", {}).clear()
+    try:
+        yield
+    finally:
+        for operator in operators:
+            getattr(operator, "_dispatch_cache", {}).clear()
 
 
 def _explained(error: Exception, forward: NamedForward) -> str:
