@@ -18,11 +18,12 @@ from lrcompress.errors import ExportError
 from lrcompress.export.axis_groups import AxisGroup, find_groups
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes, KnownAxis
 from lrcompress.export.axis_probe import Axis, Probe, unchanged_buffers
-from lrcompress.export.axis_range import find_range
+from lrcompress.export.axis_range import AxisRange, find_range
 from lrcompress.profiling.batches import Batch
 
 _LARGEST_TABLE = 4096  # rows of a table of positions that lengths are tried up to
 _TABLES_TRIED = 6
+_LINE = 70  # letters of a reason in a line of several
 _OFTEN = 3  # so many weights of one height are layers, none of them a table of positions
 
 
@@ -255,11 +256,15 @@ def _notes(
         )
 
 
-_ANY = find_range(lambda _: None, 2)
+_ANY = AxisRange()
 
 
 def _because(reason: str) -> str:
     return f" (at 1: {reason})" if reason else ""
+
+
+def _short(reason: str) -> str:
+    return reason if len(reason) <= _LINE else reason[: _LINE - 3] + "..."
 
 
 def _lines(axes: GraphAxes) -> Iterator[str]:
@@ -270,7 +275,7 @@ def _lines(axes: GraphAxes) -> Iterator[str]:
             one = next(one for one in axes.named if (name, axis) in one.group.axes)
             if not one.free:
                 shape.append(str(one.group.size))
-                reasons[f"axis {axis} fixed ({one.why_fixed})"] = None
+                reasons[f"axis {axis} fixed ({_short(one.why_fixed)})"] = None
             elif one.group.range is None or one.group.range == _ANY:
                 shape.append(one.name)
             else:

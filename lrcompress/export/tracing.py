@@ -71,7 +71,7 @@ def check_trace(forward: NamedForward, example: Batch, axes: Axes) -> None:
     Raises:
         ExportError: the network cannot be traced, or turns a free axis into a constant.
     """
-    free = torch.export.Dim.DYNAMIC  # type: ignore[attr-defined]  # of an enum-like class
+    free = torch.export.Dim.DYNAMIC
     shapes = tuple(dict.fromkeys(axes[name], free) for name in example)
     try:
         with torch.no_grad(), quiet():

@@ -21,6 +21,8 @@ def export_table(report: ExportReport) -> Table:
     table.add_row("format", f"{report.precision}, opset {report.opset}")
     for label, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
         table.add_row(label, Text("\n".join(_port(port) for port in ports)))
+    for line in report.axes:
+        table.add_row("axes", Text(line))
     nodes = ", ".join(f"{count} {name}" for name, count in list(report.node_counts.items())[:8])
     table.add_row("nodes", f"{sum(report.node_counts.values())}: {nodes} …")
     for note in report.notes:
