@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrcompress.errors import DataError
+from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis
 from lrcompress.export.session import GraphArgument
 
 Feed = Mapping[str, NDArray[Any]]
@@ -42,9 +43,17 @@ InputMaker = Callable[[Sequence[GraphInput], int, int | None], Feed]
 
 
 def graph_inputs(
-    arguments: Iterable[GraphArgument], id_limits: Mapping[str, int]
+    arguments: Iterable[GraphArgument],
+    id_limits: Mapping[str, int],
+    known: Mapping[str, KnownAxis] | None = None,
 ) -> tuple[GraphInput, ...]:
-    """Raises DataError for a dtype that numpy cannot hold."""
+    """The inputs of a graph. `known`: axes that it tells of; those that are neither batch nor
+    sequence get the size that they had when the graph was made.
+
+    Raises:
+        DataError: a dtype that numpy cannot hold.
+    """
+    own = {name: axis.size for name, axis in (known or {}).items() if not _varies(name)}
     found = []
     for argument in arguments:
         if argument.type not in _NUMPY_DTYPES:
@@ -53,7 +62,7 @@ def graph_inputs(
                 "export with float32 or float16 inputs"
             )
         shape = tuple(
-            dim if isinstance(dim, int) else (dim or f"axis {axis}")
+            dim if isinstance(dim, int) else own.get(dim or "", dim or f"axis {axis}")
             for axis, dim in enumerate(argument.shape)
         )
         limit = min(SAFE_IDS, id_limits.get(argument.name, SAFE_IDS))
@@ -105,6 +114,10 @@ def _size(given: GraphInput, axis: int, dim: int | str, batch: int, length: int 
     if length is None or len(given.shape) > 3:
         raise DataError(f"input {given.name}: nothing says how large its axis {axis} ({dim}) is")
     return length
+
+
+def _varies(name: str) -> bool:
+    return name == BATCH or name.endswith(SEQUENCE)
 
 
 def _is_batch(dim: str, axis: int) -> bool:
