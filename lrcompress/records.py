@@ -139,7 +139,9 @@ class _Reader:
             )
         if origin in (dict, Mapping):
             return {
-                key: self.read(arguments[1], item, _inside(where, label(key)))
+                self._key(arguments[0], key, where): self.read(
+                    arguments[1], item, _inside(where, label(key))
+                )
                 for key, item in self._object(value, where).items()
             }
         if not _is(kind, value):
@@ -147,6 +149,16 @@ class _Reader:
                 f"{_told(where)} must be {KINDS[kind]}, not {shown(value)}; correct it"
             )
         return float(value) if kind is float else value
+
+    def _key(self, kind: Any, key: str, where: str) -> Any:
+        """Keys are texts in JSON, whole numbers too."""
+        if kind is not int:
+            return key
+        if not (key.isascii() and key.isdecimal()):
+            raise self.error(
+                f"{_told(where)} has the key {shown(key)}, not a whole number; correct it"
+            )
+        return int(key)
 
     def _read_dataclass(self, kind: Any, value: Any, where: str) -> Any:
         known = self.fields(kind, value, where)

@@ -418,14 +418,31 @@ class FixedByTracing(nn.Module):
         return torch.einsum("btc,t->bc", self.embed(input_ids), weights)
 
 
-@pytest.mark.parametrize("module", [FixedLength(), FixedByTracing()])
-def test_length_that_cannot_vary_is_refused_not_fixed(module: nn.Module, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        (FixedLength(), "the length of input_ids is fixed to 7: FixedLength fails at"),
+        (FixedByTracing(), "axis 1 of input_ids is fixed to 7: FixedByTracing takes other sizes"),
+    ],
+)
+def test_length_that_cannot_vary_is_fixed_and_said(module: nn.Module, why: str, tmp_path: Path):
     batch = {"input_ids": torch.randint(VOCABULARY, (2, 7))}
-    with pytest.raises(ExportError, match="static"):
-        export(module.eval(), batch, tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
-    report = export(module.eval(), batch, tmp_path / "model.onnx", static_sequence=True)
+    report = export(module.eval(), batch, tmp_path / "model.onnx")
     assert report.inputs[0].axes == ("batch", 7)
+    assert report.fixed_axes == {"input_ids": (1,)}
+    (note,) = report.notes
+    assert note.startswith(why)
+    asked = export(module.eval(), batch, tmp_path / "asked.onnx", static_sequence=True)
+    assert asked.inputs == report.inputs
+
+
+@pytest.mark.parametrize("module", [FixedLength(), FixedByTracing()])
+def test_length_that_cannot_vary_is_refused_where_it_is_asked_to(module, tmp_path: Path):
+    batch = {"input_ids": torch.randint(VOCABULARY, (2, 7))}
+    with pytest.raises(ExportError, match=r"axis 1 .* leave it out|cannot vary") as caught:
+        export(module.eval(), batch, tmp_path / "m.onnx", dynamic={"input_ids": {1: ""}})
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_limit_of_positions_is_noted(tmp_path: Path):

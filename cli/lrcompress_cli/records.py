@@ -51,7 +51,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
 
 
 def preview_record(preview: Preview) -> dict[str, Any]:
-    return {"dry_run": True, "plan": plan_record(preview.plan)}
+    return {"dry_run": True, "plan": plan_record(preview.plan), "axes": list(preview.axes)}
 
 
 def compress_record(result: RunResult) -> dict[str, Any]:
@@ -76,6 +76,7 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "tuning": _tuning(report),
         "verified": report.verified,
         "checks": to_json(report.checks),
+        "axes": list(report.axes),
         **_tail(report),
     }
 
@@ -89,6 +90,7 @@ def tune_record(result: RunResult) -> dict[str, Any]:
         "tuning": _tuning(report),
         "verified": report.verified,
         "checks": to_json(report.checks),
+        "axes": list(report.axes),
         **_tail(report),
     }
 

@@ -23,12 +23,12 @@ from lrcompress.export.bench_report import (
     Latency,
     Ratio,
 )
+from lrcompress.export.bench_sizes import TimedGraph, cells_to_time, file_axes
 from lrcompress.export.feeds import (
     Feed,
     GraphInput,
     InputMaker,
     graph_inputs,
-    has_free_length,
     id_limits,
     make_feed,
 )
@@ -54,7 +54,11 @@ DEFAULTS = BenchSettings()
 class _Opened:
     target: BenchTarget
     session: Session
-    inputs: tuple[GraphInput, ...]
+    graph: TimedGraph
+
+    @property
+    def inputs(self) -> tuple[GraphInput, ...]:
+        return self.graph.inputs
 
 
 def bench(
@@ -73,10 +77,7 @@ def bench(
     """
     _check(targets, settings)
     opened = [_open(target, settings) for target in targets]
-    lengths: tuple[int | None, ...] = (None,)
-    if any(has_free_length(one.inputs) for one in opened):
-        lengths = settings.lengths
-    cells = [(batch, length) for length in lengths for batch in settings.batches]
+    cells = cells_to_time([one.graph for one in opened], settings)
     latencies: list[Latency] = []
     ratios: list[Ratio] = []
     with progress.stage("bench", len(cells) * (settings.runs + settings.warmup)) as step:
@@ -109,7 +110,7 @@ def bench(
         onnxruntime=onnxruntime_for(settings.provider).__version__,
         threads=settings.threads,
         runs=settings.runs,
-        row="example" if lengths == (None,) else "token",
+        row="example" if cells[0][1] is None else "token",
         latencies=tuple(latencies),
         ratios=tuple(ratios),
         footprints=footprints,
@@ -132,7 +133,7 @@ def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
     if not targets or len(set(names)) != len(names):
         raise DataError("bench: give at least one model, each under a name of its own")
     for name, values in (("batches", settings.batches), ("lengths", settings.lengths)):
-        if not values or min(values) < 1:
+        if values is not None and (not values or min(values) < 1):
             raise DataError(f"bench: {name} must be whole numbers from 1; got {values}")
     if settings.runs < 1 or settings.warmup < 0:
         raise DataError(f"bench: runs must be at least 1 and warmup 0; got {settings}")
@@ -140,7 +141,9 @@ def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
 
 def _open(target: BenchTarget, settings: BenchSettings) -> _Opened:
     session = open_session(target.path, settings.provider, threads=settings.threads, fastest=True)
-    return _Opened(target, session, graph_inputs(session.get_inputs(), id_limits(target.path)))
+    known = file_axes(target.path)
+    inputs = graph_inputs(session.get_inputs(), id_limits(target.path), known)
+    return _Opened(target, session, TimedGraph(target.name, inputs, known))
 
 
 def _feed(

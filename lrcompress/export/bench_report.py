@@ -20,8 +20,8 @@ class BenchTarget:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    batches: tuple[int, ...] = (1, 8)
-    lengths: tuple[int, ...] = (128,)  # unused where no input has a free length
+    batches: tuple[int, ...] | None = None  # None: 1 and 8, as far as the graphs take them
+    lengths: tuple[int, ...] | None = None  # None: 128 likewise; unused where no length is free
     provider: ProviderName = "cpu"
     runs: int = 30
     warmup: int = 5

@@ -39,6 +39,11 @@ class Subject:
     module: nn.Module | None  # in evaluation mode, float32, on the CPU
     batch: Batch | None
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file tells of itself."""
+        return {entry.key: entry.value for entry in self.graph.metadata_props}
+
 
 def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

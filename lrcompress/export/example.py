@@ -6,80 +6,63 @@ repeated to sizes that nothing else in the network has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from itertools import chain, count, islice
 
 import torch
 from torch import nn
 
-from lrcompress.errors import ExportError
+from lrcompress.export.axes import GraphAxes
+from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis
 from lrcompress.profiling.batches import Batch
 
-BATCH, SEQUENCE = "batch", "sequence"
 _SIZES = (7, 11, 13, 5, 17, 19, 23, 3, 29, 31, 37, 41)
 _BATCHES = (2, 3, 5, 4, 6)
-
-Axes = Mapping[str, Mapping[int, str]]  # input -> axis -> name
-
-
-def free_axes(batch: Batch, asked: Axes, *, static_sequence: bool) -> dict[str, dict[int, str]]:
-    """Axis 0 of every input is the batch, axis 1 of ids and masks (batch, length) the sequence.
-
-    Inputs of another length than the first one's (a decoder's beside its encoder's) get a
-    sequence of their own. `asked` adds axes or renames them.
-    """
-    for name, axes in asked.items():
-        if name not in batch:
-            raise ExportError(
-                f"dynamic axes: no input named {name!r}; the inputs are {', '.join(batch)}"
-            )
-        for axis in axes:
-            if not 0 <= axis < batch[name].dim():
-                raise ExportError(
-                    f"dynamic axes: {name} has {batch[name].dim()} axes, there is no axis {axis}"
-                )
-    lengths: dict[int, str] = {}
-    named: dict[str, dict[int, str]] = {}
-    for name, tensor in batch.items():
-        if tensor.dim() == 0:
-            raise ExportError(f"input {name} is a scalar; give every input a batch axis first")
-        axes = {0: BATCH}
-        if tensor.dim() == 2 and not tensor.is_floating_point() and not static_sequence:
-            own = f"{name}_{SEQUENCE}" if lengths else SEQUENCE
-            axes[1] = lengths.setdefault(tensor.shape[1], own)
-        named[name] = axes | dict(asked.get(name, {}))
-    return named
+_MULTIPLES = 12  # of an axis's step that are looked through for one that collides with nothing
 
 
-def tracing_example(module: nn.Module, batch: Batch, axes: Axes) -> Batch:
+def tracing_example(
+    module: nn.Module, batch: Batch, axes: GraphAxes, *, unlike: Batch | None = None
+) -> Batch:
     """Rows and positions of `batch`, repeated or cut to sizes that collide with nothing.
 
-    Axes that only the caller named keep the size they have in `batch`: an image, say, may need
-    a multiple of its patches.
+    Only sizes that the network takes; batches and lengths are small, every other free axis stays
+    about as it is in `batch`, for at small sizes a network may do other things.
+
+    unlike: another example, whose sizes are avoided too.
     """
-    rows = {tensor.shape[0] for tensor in batch.values()}
-    if len(rows) != 1:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in batch.items())
-        raise ExportError(f"the inputs differ in their number of examples: {shapes or 'no inputs'}")
+    free = axes.free
     taken = set(chain.from_iterable(p.shape for p in module.parameters()))
+    taken.update(chain.from_iterable(t.shape for t in (unlike or {}).values()))
     for name, tensor in batch.items():
-        taken.update(n for axis, n in enumerate(tensor.shape) if axis not in axes[name])
+        taken.update(n for axis, n in enumerate(tensor.shape) if axis not in free[name])
     sizes: dict[str, int] = {}
-    for name, tensor in batch.items():
-        for axis, label in axes[name].items():
-            if label in sizes or not _may_resize(label):
-                continue
-            candidates = _BATCHES if label == BATCH else _fitting(tensor.shape[axis])
-            free = [n for n in candidates if n not in taken] or [
-                n for n in candidates if n not in sizes.values()
-            ]
-            sizes[label] = free[0]
-            taken.add(free[0])
-    return {name: _resized(tensor, axes[name], sizes) for name, tensor in batch.items()}
+    for name, known in axes.known.items():
+        candidates = [n for n in _candidates(name, known) if n in known.range]
+        distinct = [n for n in candidates if n not in taken] or [
+            n for n in candidates if n not in sizes.values()
+        ]
+        sizes[name] = (distinct or candidates)[0]
+        taken.add(sizes[name])
+    wanted: dict[str, dict[int, int]] = {name: {} for name in batch}
+    for one in axes.named:
+        for name, axis in one.group.axes:
+            wanted[name][axis] = sizes[one.name] if one.free else one.group.size
+    return {name: _resized(tensor, wanted[name]) for name, tensor in batch.items()}
 
 
-def _may_resize(label: str) -> bool:
-    return label == BATCH or label.endswith(SEQUENCE)
+def _candidates(name: str, known: KnownAxis) -> Iterator[int]:
+    """In the order of preference; the own size of an axis is always one."""
+    step, least = known.range.step, known.range.least
+    if name == BATCH:
+        yield from _BATCHES
+    elif name.endswith(SEQUENCE):
+        yield from _fitting(known.size)
+    yield known.size
+    for multiple in range(1, _MULTIPLES):
+        yield known.size + multiple * step
+        yield known.size - multiple * step
+    yield from islice(count(least, step), _MULTIPLES)
 
 
 def _fitting(length: int) -> tuple[int, ...]:
@@ -87,11 +70,9 @@ def _fitting(length: int) -> tuple[int, ...]:
     return tuple(n for n in _SIZES if n <= length) + tuple(n for n in _SIZES if n > length)
 
 
-def _resized(
-    tensor: torch.Tensor, axes: Mapping[int, str], sizes: Mapping[str, int]
-) -> torch.Tensor:
-    for axis, label in axes.items():
-        if label in sizes:
-            index = torch.arange(sizes[label]) % tensor.shape[axis]
+def _resized(tensor: torch.Tensor, sizes: Mapping[int, int]) -> torch.Tensor:
+    for axis, size in sizes.items():
+        if size != tensor.shape[axis]:
+            index = torch.arange(size) % tensor.shape[axis]
             tensor = tensor.index_select(axis, index.to(tensor.device))
     return tensor.contiguous().cpu()

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrcompress.errors import DataError, LrcompressError
+from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis
 from lrcompress.export.session import GraphArgument
 from lrcompress.wording import label
 
@@ -59,9 +60,17 @@ def refuse_huge(
 
 
 def graph_inputs(
-    arguments: Iterable[GraphArgument], id_limits: Mapping[str, int]
+    arguments: Iterable[GraphArgument],
+    id_limits: Mapping[str, int],
+    known: Mapping[str, KnownAxis] | None = None,
 ) -> tuple[GraphInput, ...]:
-    """Raises DataError for a dtype that numpy cannot hold."""
+    """The inputs of a graph. `known`: axes that it tells of; those that are neither batch nor
+    sequence get the size that they had when the graph was made.
+
+    Raises:
+        DataError: a dtype that numpy cannot hold.
+    """
+    own = {name: axis.size for name, axis in (known or {}).items() if not _varies(name)}
     found = []
     for argument in arguments:
         refuse_huge(argument, DataError, argument.shape)
@@ -71,7 +80,7 @@ def graph_inputs(
                 "export with float32 or float16 inputs"
             )
         shape = tuple(
-            dim if isinstance(dim, int) else (dim or f"axis {axis}")
+            dim if isinstance(dim, int) else own.get(dim or "", dim or f"axis {axis}")
             for axis, dim in enumerate(argument.shape)
         )
         limit = min(SAFE_IDS, id_limits.get(argument.name, SAFE_IDS))
@@ -123,6 +132,10 @@ def _size(given: GraphInput, axis: int, dim: int | str, batch: int, length: int 
     if length is None or len(given.shape) > 3:
         raise DataError(f"input {given.name}: nothing says how large its axis {axis} ({dim}) is")
     return length
+
+
+def _varies(name: str) -> bool:
+    return name == BATCH or name.endswith(SEQUENCE)
 
 
 def _is_batch(dim: str, axis: int) -> bool:

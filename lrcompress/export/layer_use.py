@@ -19,6 +19,7 @@ from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.in_place import with_copies_if_needed
 
 _CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
+_OWN_SHAPES = (Case(1, None), Case(2, None))  # of a network whose length is fixed
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class _Seen:
 def layer_use(module: nn.Module, names: Iterable[str], batch: Batch) -> LayerUse:
     """Run the network on two draws and follow its outputs back to the layers called `names`."""
     names = tuple(names)
-    generator = torch.Generator().manual_seed(0)
-    runs = [_watched(module, names, draw(batch, case, {}, generator)) for case in _CASES]
+    runs = _runs(module, names, batch)
     matters = runs[0][1]
     constant = tuple(
         name
@@ -47,6 +47,19 @@ def layer_use(module: nn.Module, names: Iterable[str], batch: Batch) -> LayerUse
     )
     used = frozenset(matters) - frozenset(constant)
     return LayerUse(used, tuple(name for name in names if name not in matters), constant)
+
+
+def _runs(module: nn.Module, names: tuple[str, ...], batch: Batch) -> list[tuple[_Seen, set[str]]]:
+    """On two draws; with the example's own sizes where the network takes no others."""
+    rows = Case(len(next(iter(batch.values()))), None)
+    for cases in (_CASES, _OWN_SHAPES):
+        generator = torch.Generator().manual_seed(0)
+        try:
+            return [_watched(module, names, draw(batch, case, {}, generator)) for case in cases]
+        except Exception:  # the network's own code
+            continue
+    generator = torch.Generator().manual_seed(0)
+    return [_watched(module, names, draw(batch, rows, {}, generator)) for _ in range(2)]
 
 
 def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_Seen, set[str]]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from torch import nn
 
 from lrcompress import __version__
 from lrcompress.errors import ExportError
-from lrcompress.export.example import Axes, free_axes, tracing_example
+from lrcompress.export.axes import AxisRequest, GraphAxes, find_axes
+from lrcompress.export.axis_metadata import PREFIX, Axes, KnownAxis, to_metadata
+from lrcompress.export.example import tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
 from lrcompress.export.forward import NamedForward, check_arguments
 from lrcompress.export.precision import (
@@ -26,6 +27,7 @@ from lrcompress.export.precision import (
     mixes_dtypes,
 )
 from lrcompress.export.rewrites import REWRITES, RewriteResult, apply_rewrites_
+from lrcompress.export.settled_axes import settle
 from lrcompress.export.tracing import quiet, trace
 from lrcompress.export.write import write_model
 from lrcompress.profiling.batches import Batch
@@ -33,7 +35,6 @@ from lrcompress.profiling.unfused import runs_unfused
 
 OPSETS = (20, 21, 22, 23)
 SCHEMA_VERSION = 1
-METADATA_PREFIX = "lrcompress."
 PRODUCER = "lrcompress"
 
 
@@ -43,10 +44,15 @@ class ExportOptions:
     opset: int = 20
     external_data: bool | None = None  # None: only where the weights exceed 2 GB
     keep_io: bool = True  # floating-point inputs and outputs stay float32
-    static_sequence: bool = False  # trace with the batch's own length, and fix it
-    dynamic: Axes = field(default_factory=dict)  # further free axes: input -> axis -> name
+    static_sequence: bool = False  # the length of ids and masks is fixed to the batch's own
+    dynamic: Axes = field(default_factory=dict)  # must be free: input -> axis -> name, "" for any
+    fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # input -> axes
     metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
     forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: each as it is
+
+    @property
+    def axes(self) -> AxisRequest:
+        return AxisRequest(self.dynamic, self.fixed, self.static_sequence)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ class ExportReport:
     precision: Precision
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    axis_limits: Mapping[str, tuple[int, int | None]]  # sizes that the network's code allows
+    axis_limits: Mapping[str, tuple[int, int | None]]  # sizes that a free axis takes, by name
+    fixed_axes: Mapping[str, tuple[int, ...]]  # axes of one size, by input
+    axes: tuple[str, ...]  # a line for each input: its axes, their sizes, why they are fixed
     node_counts: Mapping[str, int]
     rewrites: Mapping[str, int]
     forms: Mapping[str, str]  # of structures that have several, by layer
@@ -83,22 +91,25 @@ def export_onnx(
 ) -> ExportReport:
     """Write `module` as an ONNX file at `path`; the module itself is left as it is.
 
-    The inputs are the batch's tensors under their names, axis 0 free as "batch", axis 1 of ids
-    and masks as "sequence". Outputs are named as the network names them (see named_outputs).
+    The inputs are the batch's tensors under their names. Axes that the network takes in other
+    sizes are free: axis 0 as "batch", axis 1 of ids and masks as "sequence", others under names
+    of their own (see export/axes.py). Outputs are named as the network names them (see
+    named_outputs).
 
     Raises:
-        ExportError: the network cannot be traced so, or the file cannot be written.
+        ExportError: the network cannot be traced, or not with the axes that are asked for, or the
+            file cannot be written.
     """
     options = options or ExportOptions()
     started = time.perf_counter()
     _check_offered(options)
     check_arguments(module, batch)
-    axes = free_axes(batch, options.dynamic, static_sequence=options.static_sequence)
-    example = tracing_example(module, batch, axes)
-    traced = _traced(module, example, axes, options)
-    model, limits, notes = traced.model, traced.limits, traced.notes
+    found = find_axes(module, batch, options.axes)
+    traced, axes = settle(found, lambda axes: _traced(module, batch, axes, options))
+    model, notes = traced.model, (*axes.notes, *traced.notes)
+    known = _within(axes, traced.limits)
     rewrites = apply_rewrites_(model, REWRITES)
-    _describe_(model, options, limits)
+    _describe_(model, options, to_metadata(known, axes.fixed))
     files = write_model(model, Path(path), external_data=options.external_data)
     sizes = {file.name: file.stat().st_size for file in files}
     return ExportReport(
@@ -110,7 +121,9 @@ def export_onnx(
         precision=options.precision,
         inputs=tuple(_port(value) for value in model.graph.inputs),
         outputs=tuple(_port(value) for value in model.graph.outputs),
-        axis_limits=limits,
+        axis_limits={name: (axis.range.least, axis.range.most) for name, axis in known.items()},
+        fixed_axes=axes.fixed,
+        axes=axes.lines,
         node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
         rewrites=_counts(rewrites),
         forms=traced.forms,
@@ -136,18 +149,34 @@ class _Traced:
     notes: tuple[str, ...]  # what was done beyond what was asked for
 
 
-def _traced(module: nn.Module, example: Batch, axes: Axes, options: ExportOptions) -> _Traced:
-    names = _output_names(module, example)
+def _within(axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]) -> dict[str, KnownAxis]:
+    """What trials found, within what the trace allows."""
+    return {
+        name: replace(axis, range=axis.range.within(*limits.get(name, (1, None))))
+        for name, axis in axes.known.items()
+    }
+
+
+def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOptions) -> _Traced:
+    example = tracing_example(module, batch, axes)
+    shapes = _output_shapes(module, example)
+    names = tuple(shapes)
     forms: dict[str, str] = {}
 
     def attempt(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+        model, limits = traced(tables=tables)
+        other = tracing_example(module, batch, axes, unlike=example)
+        _free_outputs_(model, shapes, _output_shapes(module, other))
+        return model, limits
+
+    def traced(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
         dtype = TORCH_DTYPES[options.precision]
         copied = cast_copy(module, options.precision, tables=tables)
         if options.forms is not None:
             forms.update(choose_forms_(copied, options.forms))
         forward = NamedForward(copied, list(example), dtype, keep_io=options.keep_io).eval()
         crossing = forward.crossing(example)
-        return trace(forward, crossing, axes, names, opset=options.opset)
+        return trace(forward, crossing, axes.free, names, opset=options.opset)
 
     tables = computed_tables(module) if options.precision != "fp32" else ()
     try:
@@ -163,7 +192,28 @@ def _traced(module: nn.Module, example: Batch, axes: Axes, options: ExportOption
     return _Traced(*attempt(tables=True), forms, (note,))
 
 
-def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
+def _free_outputs_(
+    model: Any, shapes: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Of two sets of inputs' sizes: what differs between the outputs' is no constant, whatever the
+    tracer made of it (it declares a loop's results to be as long as those of the example)."""
+    import onnx_ir as ir
+
+    for value in model.graph.outputs:
+        first, second = shapes.get(value.name, ()), others.get(value.name, ())
+        if value.shape is None or not len(value.shape) == len(first) == len(second):
+            continue
+        value.shape = ir.Shape(
+            [
+                f"{value.name}_{axis}"
+                if isinstance(size, int) and first[axis] != second[axis]
+                else size
+                for axis, size in enumerate(value.shape)
+            ]
+        )
+
+
+def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ...]]:
     """By running it once, which also tells a wrong input from what a tracer cannot do."""
     forward = NamedForward(
         cast_copy(module, "fp32"), list(example), torch.float32, keep_io=True
@@ -176,27 +226,25 @@ def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in example.items())
         raise ExportError(
             f"{type(module).__name__} fails on inputs {shapes}: {first[:300]}; "
-            "give an example batch that it accepts, or ask for a static sequence"
+            "give an example batch that it accepts"
         ) from error
     if not outputs:
         raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
-    return tuple(outputs)
+    return {name: tuple(output.shape) for name, output in outputs.items()}
 
 
-def _describe_(
-    model: Any, options: ExportOptions, limits: Mapping[str, tuple[int, int | None]]
-) -> None:
+def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:
     """What a reader of the file alone should know."""
     model.producer_name, model.producer_version = PRODUCER, __version__
     model.graph.name = "lrcompress"
     facts = {
         "version": __version__,
         "precision": options.precision,
-        "axis_limits": json.dumps(limits),
+        **axes,
         **options.metadata,
     }
     for key, value in facts.items():
-        model.metadata_props[METADATA_PREFIX + key] = str(value)
+        model.metadata_props[PREFIX + key] = str(value)
 
 
 def _port(value: Any) -> Port:

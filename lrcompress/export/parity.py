@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrcompress.errors import VerifyError
+from lrcompress.export.axis_metadata import SEQUENCE
 from lrcompress.export.double import Double
 from lrcompress.export.draws import MASK, Case, draw
 from lrcompress.export.feeds import refuse_huge
@@ -33,7 +34,7 @@ from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.session import GraphArgument, Session
 from lrcompress.export.wiring import Wiring
 from lrcompress.profiling.batches import Batch
-from lrcompress.wording import one_line
+from lrcompress.wording import label, one_line
 
 UNIT_ROUNDOFF: Mapping[str, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
 _NUMPY_DTYPES: Mapping[str, Any] = {
@@ -134,7 +135,7 @@ def compare(comparison: Comparison) -> ParityResult:
 
     for case in comparison.cases:
         drawn = draw(comparison.batch, case, fixed, generator)
-        shape = shape_of(drawn)
+        shape = shape_of(drawn, case)
         feed = {name: fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
         try:
             got = dict(zip(wiring.outputs, session.run(list(wiring.outputs), feed), strict=True))
@@ -167,11 +168,17 @@ def _refuse_huge(comparison: Comparison, fixed: Mapping[str, Mapping[int, int]])
         refuse_huge(argument, VerifyError, sizes)
 
 
-def shape_of(batch: Batch) -> str:
-    """Rows, and the longest sequence if there is one: "3x9"."""
+def shape_of(batch: Batch, case: Case | None = None) -> str:
+    """Rows, the longest sequence if there is one, and the sizes of other axes that vary."""
     rows = next(iter(batch.values())).shape[0] if batch else 0
     lengths = [t.shape[1] for t in batch.values() if t.dim() == 2 and not t.is_floating_point()]
-    return f"{rows}x{max(lengths)}" if lengths else f"{rows}"
+    others = {
+        label(x.label): batch[x.input].shape[x.axis]
+        for x in (() if case is None else case.sizes)
+        if x.input in batch and not x.label.endswith(SEQUENCE)
+    }
+    plain = f"{rows}x{max(lengths)}" if lengths else f"{rows}"
+    return " ".join([plain, *(f"{name}={size}" for name, size in others.items())])
 
 
 def fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:

@@ -11,17 +11,17 @@ from pathlib import Path
 import onnx
 
 from lrcompress.export.arithmetic_check import arithmetic
+from lrcompress.export.axis_metadata import SEQUENCE, known_axes
 from lrcompress.export.check import Check, Subject
 from lrcompress.export.double import double
-from lrcompress.export.draws import Case, cases
-from lrcompress.export.file_notes import longest_sequence
+from lrcompress.export.draws import Case, FreeAxes, cases
 from lrcompress.export.interface_check import interface
 from lrcompress.export.parity import Comparison, Reference, compare, tolerance
 from lrcompress.export.precision import rounded_copy
 from lrcompress.export.session import ProviderUnavailable, Session, open_session
 from lrcompress.export.shapes_check import shapes_check
 from lrcompress.export.upcast import upcast
-from lrcompress.export.wiring import wire
+from lrcompress.export.wiring import Wiring, wire
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "FusedMatMul", "FusedGemm", "Einsum")
 _OWN_ROUNDING = 8  # times torch's float32 error: worst of few rows against worst of few rows
@@ -68,7 +68,8 @@ def _checks(
     given = {name: batch[name] for name in wiring.inputs.values()}
     rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
     reference = Reference(module, double(module, given), rounded)
-    chosen = tuple(shapes) if shapes is not None else cases(batch, longest_sequence(subject))
+    free = _free_axes(subject, session, wiring)
+    chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject), free)
     comparison = Comparison(session, reference, wiring, given, chosen, seed)
     compared = _parity(subject, comparison, limit)
     return (
@@ -113,3 +114,23 @@ def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
         elif len(tensor.dims) > 2:
             inner = max(inner, prod(tensor.dims[1:]))
     return products, inner
+
+
+def _free_axes(subject: Subject, session: Session, wiring: Wiring) -> FreeAxes:
+    names = {
+        wiring.inputs[argument.name]: {
+            axis: dim for axis, dim in enumerate(argument.shape) if isinstance(dim, str)
+        }
+        for argument in session.get_inputs()
+    }
+    return FreeAxes(names, known_axes(subject.metadata))
+
+
+def _longest(subject: Subject) -> int | None:
+    """Positions that the network takes: noted by our exporter, or in its configuration."""
+    known = known_axes(subject.metadata).get(SEQUENCE)
+    if known is not None and known.range.most is not None:
+        return known.range.most
+    config = getattr(subject.module, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - 2 if isinstance(positions, int) else None  # some tables start at two

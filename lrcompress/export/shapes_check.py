@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from lrcompress.export.axis_metadata import fixed_axes
 from lrcompress.export.check import Check, Subject
 from lrcompress.export.draws import Case, draw
-from lrcompress.export.file_notes import fixed_on_purpose
 from lrcompress.export.forward import copied
 from lrcompress.export.parity import Comparison
 from lrcompress.profiling.batches import Batch
@@ -22,7 +22,7 @@ def shapes_check(subject: Subject, comparison: Comparison) -> Check:
     Only these are tried: axes of an image, say, keep the example's sizes in both.
     """
     assert subject.module is not None
-    meant = fixed_on_purpose(subject.graph)
+    meant = fixed_axes(subject.metadata) or {}
     names = {theirs: ours for ours, theirs in comparison.wiring.inputs.items()}
     narrow: list[tuple[int, str]] = []  # axis, and where it is
     asked: list[tuple[int, str]] = []

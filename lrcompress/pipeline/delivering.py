@@ -63,6 +63,7 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
         made.selection.tried,
         made.selection.examples,
         _doubts(made),
+        tuple(facts.get("axes", ())),
     )
     report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
     report = with_recorded(report, root)

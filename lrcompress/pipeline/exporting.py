@@ -83,6 +83,7 @@ def exported(
             "bytes": report.bytes,
             "nodes": dict(report.node_counts),
             "notes": report.notes,
+            "axes": report.axes,
             "asked": to_json(asked.export),
             "pt2": pt2,
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lrcompress.compression.compress import CompressOptions
 from lrcompress.errors import PlanError, TuneError
+from lrcompress.export.axes import AxisRequest
 from lrcompress.export.onnx import ExportOptions
 from lrcompress.export.session import ProviderName
 from lrcompress.planning.budget import Budget
@@ -96,10 +97,11 @@ class RunResult:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What a run would do."""
+    """What a run would do. `axes` tells of each input which of its axes the graph leaves free."""
 
     profile: Profile
     plan: Plan
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class TuneRunOptions:
     folder: FolderOptions
     request: TuneRequest = field(default_factory=TuneRequest)
     provider: ProviderName = "cpu"
+    axes: AxisRequest | None = None  # of the graph; None: as they were asked for before
 
     def __post_init__(self) -> None:
         if self.source.data is None:

@@ -47,6 +47,7 @@ class Findings:
     tried: tuple[Tried, ...] = ()
     judging_examples: int = 0
     doubts: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
 
 
 def profile_report(
@@ -107,6 +108,7 @@ def run_report(
         environment=_environment(provider),
         stages=tuple(clock.stages),
         files=output_files(options.output),
+        axes=found.axes,
         warnings=(*profile.warnings, *plan.warnings, *found.warnings),
     )
 

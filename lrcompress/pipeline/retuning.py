@@ -13,6 +13,7 @@ from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.export.onnx import ExportOptions
 from lrcompress.fingerprint import fingerprint_batches
+from lrcompress.pipeline.axes import checked_axes
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import STAGE as COMPRESS
 from lrcompress.pipeline.compressing import CompressFacts
@@ -81,6 +82,8 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         job = Job(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
         exporting = last_export(folder)
+        asked_of_axes = _export_options(options, exporting).axes
+        checked_axes(dense.module, batches[0], asked_of_axes, progress)
         teaching = Teaching(
             request=options.request,
             dense=lambda: dense,
@@ -169,9 +172,18 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
     return dense
 
 
+def _export_options(options: TuneRunOptions, exporting: Mapping[str, Any]) -> ExportOptions:
+    """As before, but for the axes that are asked for now."""
+    before: ExportOptions = from_json(ExportOptions, exporting.get("asked", {}), EXPORT, DataError)
+    if options.axes is None:
+        return before
+    asked = options.axes
+    return replace(before, dynamic=asked.dynamic, fixed=asked.fixed)
+
+
 def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:
     """A run that exports as the one before it did."""
-    export = from_json(ExportOptions, exporting.get("asked", {}), EXPORT, DataError)
+    export = _export_options(options, exporting)
     return RunOptions(
         source=replace(options.source, model=model),
         folder=options.folder,

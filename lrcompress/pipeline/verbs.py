@@ -11,6 +11,7 @@ from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import TuneError
 from lrcompress.export.verify import BudgetFacts
+from lrcompress.pipeline.axes import checked_axes, holds_compressed
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.compressing import compress_key, compressed, is_compressed
 from lrcompress.pipeline.deciding import (
@@ -79,6 +80,8 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     loaded = _loaded(source, where, clock, progress)
     batch = loaded.example()  # before any long work: without data it may not be known
     _check_plan(options, loaded)
+    if not holds_compressed(where.output, loaded.model_fingerprint):
+        checked_axes(loaded.model.module, batch, options.export.axes, progress)
     with _opened(where, source, loaded) as folder:
         job = Job(folder, progress, clock)
         question, profiled = _asked(job, loaded, options)
@@ -195,6 +198,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
         LrcompressError: as `run`.
     """
     loaded = load_sources(options.source)
+    axes = checked_axes(loaded.model.module, loaded.example(), options.export.axes, progress)
     found = _known_profile(options, loaded)
     if found is None:
         _check_plan(options, loaded)
@@ -202,7 +206,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
         module, judging = loaded.model.module, loaded.judging
         found = profile(module, loaded.calibration, measuring, progress, judging=judging)
     plan, _ = on_main(partial(chosen, Question(loaded, found, options), progress))
-    return Preview(found, plan)
+    return Preview(found, plan, axes)
 
 
 def promised_budget(onnx: Path) -> BudgetFacts:

@@ -125,6 +125,7 @@ class Report:
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()
     files: tuple[Output, ...] = ()
+    axes: tuple[str, ...] = ()  # for each input of the graph, which axes are free and which not
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 

@@ -30,18 +30,15 @@ if TYPE_CHECKING:
     "batches",
     type=Numbers(),
     metavar="LIST",
-    default="1,8",
-    show_default=True,
-    help="Batch sizes to time, separated by commas.",
+    help="Batch sizes to time, separated by commas; by default 1,8, or what the graphs take.",
 )
 @click.option(
     "--length",
     "lengths",
     type=Numbers(),
     metavar="LIST",
-    default="128",
-    show_default=True,
-    help="Sequence lengths to time, where an input has a free length; separated by commas.",
+    help="Sequence lengths to time, where an input has a free length; separated by commas; by "
+    "default 128, or the longest that the graphs take.",
 )
 @click.option(
     "--runs",
@@ -66,8 +63,8 @@ def command(
     model: ModelChoice,
     onnx: tuple[Path, ...],
     data: DataChoice,
-    batches: tuple[int, ...],
-    lengths: tuple[int, ...],
+    batches: tuple[int, ...] | None,
+    lengths: tuple[int, ...] | None,
     runs: int,
     provider: Literal["cpu", "cuda", "tensorrt"],
     threads: int | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from lrcompress_cli.exit_codes import of_checks
+from lrcompress_cli.options.axes import AxisChoice, axis_options
 from lrcompress_cli.options.exporting import (
     ExportChoice,
     export_options,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     "with 0 the profile alone decides.",
 )
 @export_options
+@axis_options
 @pt2_option
 @provider_option
 @click.option(
@@ -112,6 +114,7 @@ def command(
     refit: bool | None,
     rounds: int,
     exporting: ExportChoice,
+    axes: AxisChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
     pt2: bool,
     sweep: tuple[int, ...],
@@ -138,6 +141,7 @@ def command(
     from lrcompress.compression.compress import CompressOptions
     from lrcompress.pipeline import RunOptions, preview, run
     from lrcompress_cli.records import compress_record, preview_record
+    from lrcompress_cli.tables.axes import axis_lines
     from lrcompress_cli.tables.plan import PlanTable
     from lrcompress_cli.tables.summary import Summary
 
@@ -151,7 +155,7 @@ def command(
         plan=planning.options(exporting.precision, provider),
         rounds=rounds,
         compress=CompressOptions(refit=refit),
-        export=exporting.options(provider, planning.rows, planning.latency_table),
+        export=exporting.options(provider, planning.rows, planning.latency_table, axes.request()),
         provider=provider,
         pt2=pt2,
         sweep=_percentages(sweep),
@@ -160,7 +164,7 @@ def command(
     )
     if dry_run:
         seen = preview(options, terminal.progress)
-        return Outcome(preview_record(seen), [PlanTable(seen.plan)])
+        return Outcome(preview_record(seen), [PlanTable(seen.plan), axis_lines(seen.axes)])
     result = run(options, terminal.progress)
     failed = [check for check in result.report.checks if check.passed is False]
     return Outcome(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import click
 
+from lrcompress_cli.options.axes import AxisChoice, axis_options
 from lrcompress_cli.options.exporting import (
     ExportChoice,
     export_options,
@@ -23,6 +24,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @model_options
 @data_options
 @export_options
+@axis_options
 @provider_option
 @rows_option
 @latency_table_option
@@ -40,6 +42,7 @@ def command(
     model: ModelChoice,
     data: DataChoice,
     exporting: ExportChoice,
+    axes: AxisChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
     rows: int,
     latency_table: Path | None,
@@ -61,7 +64,7 @@ def command(
     loaded = model.load()
     batch = data.example(loaded, seed=0)
     with terminal.progress.stage("export", 1 + pt2) as step:
-        options = exporting.options(provider, rows, latency_table)
+        options = exporting.options(provider, rows, latency_table, axes.request())
         report = export_onnx(loaded.module, batch, path, options)
         step.advance()
         if pt2:

@@ -8,6 +8,7 @@ from typing import Literal
 import click
 
 from lrcompress_cli.exit_codes import of_checks
+from lrcompress_cli.options.axes import AxisChoice, axis_options
 from lrcompress_cli.options.exporting import provider_option
 from lrcompress_cli.options.gather import FOLDER
 from lrcompress_cli.options.running import RunChoice, running_options
@@ -26,6 +27,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @teacher_options
 @data_options
 @tuning_options
+@axis_options
 @provider_option
 @running_options
 @reporting
@@ -36,6 +38,7 @@ def command(
     teacher: ModelChoice,
     data: DataChoice,
     tuning: TuneChoice,
+    axes: AxisChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
     running: RunChoice,
 ) -> Outcome:
@@ -58,6 +61,7 @@ def command(
         folder=running.folder(folder),
         request=tuning.request(running.seed),
         provider=provider,
+        axes=axes.request() if axes.dynamic or axes.fixed else None,
     )
     result = run_tune(options, terminal.progress)
     failed = [check for check in result.report.checks if check.passed is False]

@@ -11,6 +11,7 @@ import click
 from lrcompress_cli.options.gather import gathered
 
 if TYPE_CHECKING:
+    from lrcompress.export.axes import AxisRequest
     from lrcompress.export.onnx import ExportOptions
 
 
@@ -20,12 +21,21 @@ class ExportChoice:
     opset: int
     external_data: bool | None
 
-    def options(self, provider: str, rows: int, latency_table: Path | None) -> ExportOptions:
+    def options(
+        self, provider: str, rows: int, latency_table: Path | None, axes: AxisRequest
+    ) -> ExportOptions:
         from lrcompress.export.forms import FormChoice
         from lrcompress.export.onnx import ExportOptions
 
         forms = FormChoice(provider, rows, str(latency_table or ""))
-        return ExportOptions(self.precision, self.opset, self.external_data, forms=forms)
+        return ExportOptions(
+            self.precision,
+            self.opset,
+            self.external_data,
+            dynamic=axes.dynamic,
+            fixed=axes.fixed,
+            forms=forms,
+        )
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")

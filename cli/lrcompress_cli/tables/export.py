@@ -23,6 +23,8 @@ def export_table(report: ExportReport) -> Table:
     table.add_row("format", f"{report.precision}, opset {report.opset}")
     for label, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
         table.add_row(label, Text("\n".join(_port(port) for port in ports)))
+    for line in report.axes:
+        table.add_row("axes", cell(line))
     nodes = ", ".join(
         f"{count} {printable(name)}" for name, count in list(report.node_counts.items())[:8]
     )

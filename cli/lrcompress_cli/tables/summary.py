@@ -13,6 +13,7 @@ from lrcompress.pipeline import REPORT_HTML, REPORT_JSON, RunResult
 from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
+from lrcompress_cli.tables.axes import axis_lines
 from lrcompress_cli.tables.checks import check_table
 from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import agreement, count, flops, optimality, real, share, size
@@ -42,6 +43,9 @@ class Summary:
             yield _tuning_line(report.tuning)
         yield Text("")
         yield check_table(report.checks)
+        if report.axes:
+            yield Text("")
+            yield axis_lines(report.axes)
         yield Text("")
         yield _files(self._result)
 

@@ -421,6 +421,7 @@ function drawTables() {
       { title: "result", text: (c) => ({ true: "✓ passed", false: "✗ failed", null: "– not run" })[c.passed], className: (c) => ({ true: "passed", false: "failed", null: "" })[c.passed] },
       { title: "detail", text: (c) => c.detail, className: () => "wide" },
     ], report.checks);
+    for (const text of report.axes) at("axes").append(element("p", { class: "words" }, `input ${text}`));
   }
   const leftParams = report.left_alone.reduce((sum, item) => sum + item.params, 0);
   at("left-words").textContent = `${count(leftParams)} parameters, ${percent(leftParams / report.before.params)} of the model, are as they were.`;

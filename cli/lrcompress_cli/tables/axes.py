@@ -1,0 +1,12 @@
+"""The axes of a graph's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+
+
+def axis_lines(lines: Sequence[str]) -> Text:
+    """A line for each input: which axes are free, which have one size and why."""
+    return Text("\n".join(f"input {line}" for line in lines))

@@ -1,0 +1,78 @@
+"""The batches and lengths to time: those asked for, or usual ones that every graph takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrcompress.errors import DataError
+from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis, known_axes
+from lrcompress.export.bench_report import BenchSettings
+from lrcompress.export.feeds import GraphInput, has_free_length
+
+Cell = tuple[int, int | None]  # batch, length
+
+_BATCHES, _LENGTHS = (1, 8), (128,)  # where nothing is asked for
+
+
+@dataclass(frozen=True)
+class TimedGraph:
+    """What is to know of a graph before it is timed."""
+
+    name: str
+    inputs: tuple[GraphInput, ...]
+    known: Mapping[str, KnownAxis]
+
+    @property
+    def fixed_batch(self) -> int | None:
+        sizes = (given.shape[0] for given in self.inputs if given.shape)
+        return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def file_axes(path: Path) -> dict[str, KnownAxis]:
+    """The free axes of an ONNX file, as far as its metadata tells of them."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False)
+    return known_axes({entry.key: entry.value for entry in graph.metadata_props})
+
+
+def cells_to_time(graphs: Sequence[TimedGraph], settings: BenchSettings) -> list[Cell]:
+    """Every batch at every length.
+
+    Raises:
+        DataError: a size is asked for that one of the graphs is known not to take.
+    """
+    batches = _sizes(graphs, BATCH, settings.batches, _BATCHES)
+    lengths: Sequence[int | None] = (None,)
+    if any(has_free_length(graph.inputs) for graph in graphs):
+        lengths = _sizes(graphs, SEQUENCE, settings.lengths, _LENGTHS)
+    return [(batch, length) for length in lengths for batch in batches]
+
+
+def _sizes(
+    graphs: Sequence[TimedGraph], axis: str, asked: tuple[int, ...] | None, usual: tuple[int, ...]
+) -> tuple[int, ...]:
+    limits = [  # a decoder's sequence has a name of its own, and the same length here
+        (graph.name, one.range)
+        for graph in graphs
+        for name, one in graph.known.items()
+        if name.endswith(axis)
+    ]
+    for name, taken in limits:
+        for size in asked or ():
+            if size not in taken:
+                raise DataError(
+                    f"{name}: takes a {axis} of {taken}, not of {size}; "
+                    f"bench with {taken.nearest(size)}"
+                )
+    if asked is not None:
+        return asked
+    fixed = next((g.fixed_batch for g in graphs if g.fixed_batch), None) if axis == BATCH else None
+    if fixed is not None:
+        return (fixed,)
+    found = list(usual)
+    for _, taken in limits:
+        found = [taken.nearest(size) for size in found]
+    return tuple(dict.fromkeys(found))
