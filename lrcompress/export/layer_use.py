@@ -67,17 +67,23 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
     ]
     try:
         with torch.enable_grad():
-            outputs = named_outputs(module(**batch)).values()
-    finally:
+            outputs = named_outputs(module(**{n: x.clone() for n, x in batch.items()})).values()
+        return seen, _reached(seen, outputs)
+    finally:  # after the backward pass: a checkpointed part runs again in it
         for hook in hooks:
             hook.remove()
+
+
+def _reached(seen: _Seen, outputs: Iterable[Tensor]) -> set[str]:
+    """The layers that the outputs depend on."""
     ends = [output.sum() for output in outputs if output.requires_grad]
     if not ends:  # its forward turns gradients off: all that is known is which layers it calls
-        return seen, set(seen.outputs)
+        return set(seen.outputs)
     total = torch.stack([end.double() for end in ends]).sum()
     called = list(seen.outputs)
-    slopes = torch.autograd.grad(total, [seen.outputs[n] for n in called], allow_unused=True)
-    return seen, {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
+    values = [seen.outputs[name] for name in called]
+    slopes = torch.autograd.grad(total, values, allow_unused=True) if values else ()
+    return {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -17,7 +17,7 @@ from lrcompress import __version__
 from lrcompress.errors import ExportError
 from lrcompress.export.example import Axes, free_axes, tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
-from lrcompress.export.forward import NamedForward, check_arguments
+from lrcompress.export.forward import NamedForward, check_arguments, unused_name
 from lrcompress.export.precision import (
     TORCH_DTYPES,
     Precision,
@@ -168,7 +168,7 @@ def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
     ).eval()
     try:
         with torch.no_grad(), quiet():
-            outputs = forward.outputs(*example.values())
+            outputs = forward.outputs(*(tensor.clone() for tensor in example.values()))
     except Exception as error:  # the network's own code
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in example.items())
@@ -178,7 +178,10 @@ def _output_names(module: nn.Module, example: Batch) -> tuple[str, ...]:
         ) from error
     if not outputs:
         raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
-    return tuple(outputs)
+    names: list[str] = []
+    for name in outputs:  # a graph's inputs and outputs have different names
+        names.append(unused_name(name, {*example, *names, *outputs} - ({name} - {*example})))
+    return tuple(names)
 
 
 def _describe_(

@@ -93,8 +93,9 @@ def compare(
                 errors, tuple(done), rounding, f"shape {case}: {_first_line(error)}"
             )
         with torch.no_grad():
-            wanted = named_outputs(module(**drawn))
-            alike = named_outputs(rounded(**drawn)) if rounded is not None else {}
+            copies = [{name: x.clone() for name, x in drawn.items()} for _ in range(2)]
+            wanted = named_outputs(module(**copies[0]))
+            alike = named_outputs(rounded(**copies[1])) if rounded is not None else {}
         for name, theirs in got.items():
             error_or_reason = _row_error(theirs, wanted[wiring.outputs[name]], drawn)
             if isinstance(error_or_reason, str):

@@ -77,7 +77,7 @@ def _outputs_of(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
     try:
         inspect.signature(module.forward).bind(**batch)
         with torch.no_grad():
-            return named_outputs(module(**batch))
+            return named_outputs(module(**{name: x.clone() for name, x in batch.items()}))
     except Exception as error:  # the network's own code
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VerifyError(

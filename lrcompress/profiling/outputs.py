@@ -34,8 +34,8 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
     found = {name: tensor for name, tensor in _walk(raw, "") if _counts(tensor)}
     if not found:
         raise DataError(
-            f"the model returned {type(raw).__name__}, which holds no floating-point tensor; wrap "
-            "its forward"
+            f"the model returned {type(raw).__name__}, which holds no floating-point tensor with a "
+            "row for each example; wrap its forward"
         )
     return found
 

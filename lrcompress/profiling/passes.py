@@ -34,9 +34,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def on_device(module: nn.Module, batch: Batch) -> Batch:
-    """The batch where the network's parameters are."""
+    """A copy of the batch where the network's parameters are: its forward may change its inputs."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    return {name: value.to(device) for name, value in batch.items()}
+    return {name: value.to(device, copy=True) for name, value in batch.items()}
 
 
 def call(module: nn.Module, batch: Batch) -> object:

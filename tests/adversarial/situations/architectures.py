@@ -233,12 +233,13 @@ SITUATIONS = {
     "experts_by_masks": Situation(Experts, features(WIDTH), 6),
     "experts_by_places": Situation(GatheredExperts, features(WIDTH), 6),
     "experts_fused": Situation(FusedExperts, features(WIDTH), 2, {"": "matrix form"}),
-    "state_space": Situation(StateSpace, features(7, WIDTH), 3, default=True),
-    "waves": Situation(Waves, features(160), 8),
+    "state_space": Situation(StateSpace, features(7, WIDTH), 3, {"conv": "single row"}, default=True),
+    "waves": Situation(Waves, features(160), 9),
     "two_towers": Situation(
         TwoTowers,
         together(features(3, 8, 8, name="pixel_values"), tokens(WORDS, 6)),
         4,
+        says=("a value for each pair of examples",),
         default=True,
     ),
     "encoder_decoder": Situation(

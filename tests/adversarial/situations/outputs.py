@@ -72,7 +72,9 @@ SITUATIONS = {
     "dataclass": _row(lambda x, h, y: Prediction(y, None, (h,))),
     "model_output": _row(lambda x, h, y: SequenceClassifierOutput(logits=y, hidden_states=(h, y))),
     "pooled_output": _row(
-        lambda x, h, y: BaseModelOutputWithPooling(last_hidden_state=h[:, None], pooler_output=y)
+        lambda x, h, y: BaseModelOutputWithPooling(last_hidden_state=h[:, None], pooler_output=y),
+        layers=2,
+        left={"third": "the measured output does not depend on it"},
     ),
     "passed_through": _row(lambda x, h, y: (x, y)),
     "one_tensor_twice": _row(lambda x, h, y: {"y": y, "again": y}),
@@ -84,11 +86,13 @@ SITUATIONS = {
     "one_number_squeezed": _row(lambda x, h, y: y.squeeze(-1), out=1, layers=2, says=("assumed",)),
     "unbounded": _row(lambda x, h, y: torch.exp(6 * y), tolerance=1e-2),
     "huge_scale": _row(lambda x, h, y: y * 1e6),
-    "tiny_scale": _row(lambda x, h, y: y * 1e-6),
+    "tiny_scale": _row(lambda x, h, y: y * 1e-6, says=("the same output for all",)),
     "probabilities": _row(lambda x, h, y: (4 * y).softmax(-1)),
     "log_probabilities": _row(lambda x, h, y: (4 * y).log_softmax(-1)),
     "normalised": _row(lambda x, h, y: nn.functional.normalize(y, dim=-1)),
-    "complex_output": _row(lambda x, h, y: torch.complex(y, y)),
+    "complex_output": _row(
+        lambda x, h, y: torch.complex(y, y), layers=0, refused="no floating-point tensor"
+    ),
     "same_joined_name": _row(lambda x, h, y: {"a_b": y, "a": {"b": h}}),
     "opaque_object": _row(lambda x, h, y: Result(y), layers=0, refused="no floating-point tensor"),
     "python_number_only": _row(
@@ -98,6 +102,6 @@ SITUATIONS = {
         lambda x, h, y: y.argmax(-1), layers=0, refused="no floating-point tensor"
     ),
     "nothing": _row(lambda x, h, y: None, layers=0, refused="no floating-point tensor"),
-    "mean_over_examples": _row(lambda x, h, y: y.mean(), layers=0, refused="output"),
+    "mean_over_examples": _row(lambda x, h, y: y.mean(), layers=0, refused="a row for each example"),
     "keys_that_are_no_text": _row(lambda x, h, y: {0: y, ("a", 1): h}),
 }

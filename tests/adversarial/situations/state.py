@@ -294,10 +294,10 @@ def halved(dtype: torch.dtype) -> nn.Module:
 
 x = features(WIDTH)
 one = partial(Situation, batches=x, layers=2)
-CHANCE = "not the same"
+CHANCE = "changes from call to call"
 
 SITUATIONS = {
-    "counts_its_calls": one(Counter),
+    "counts_its_calls": one(Counter, layers=0, refused="buffer calls"),
     "running_mean": one(RunningMean, layers=0, refused=CHANCE),
     "adds_its_last_output": one(Cached, layers=0, refused=CHANCE),
     "remembers_unread": one(Remembered),
@@ -318,7 +318,7 @@ SITUATIONS = {
     "under_no_grad": one(NoGradient, layers=1, left={"first": "no gradient"}),
     "straight_through": one(Rounded, tolerance=5e-2),
     "inference_mode": one(Inference, layers=0, refused="no gradient"),
-    "through_numpy": one(ThroughNumpy, layers=0, refused="trace"),
+    "through_numpy": one(ThroughNumpy, layers=1, left={"first": "no gradient"}),
     "own_gradient": one(OwnGradient),
     "frozen_parts": one(Frozen),
     "double_precision": one(lambda: Body().double(), default=True),
@@ -330,8 +330,8 @@ SITUATIONS = {
         lambda: Images().to(memory_format=torch.channels_last), features(3, 8, 8), 3
     ),
     "compiled": one(lambda: torch.compile(Body(), backend="eager")),
-    "scripted_part": one(Scripted, left={"inner.0": "script"}),
-    "scripted": one(lambda: torch.jit.script(Body()), layers=0, refused="script"),
+    "scripted_part": one(Scripted, layers=0, refused="inner is TorchScript"),
+    "scripted": one(lambda: torch.jit.script(Body()), layers=0, refused="the model is TorchScript"),
     "data_parallel": one(lambda: nn.DataParallel(Body())),
     "wrapped_twice": Situation(
         lambda: nn.Sequential(nn.Sequential(Body())), features(WIDTH, name="input"), 2
