@@ -252,7 +252,8 @@ SITUATIONS = {
         Graph, together(features(5, WIDTH), features(5, 5, name="adjacency")), 3
     ),
     "recommender": Situation(
-        Recommender, together(features(WIDTH), tokens(30, 3, "categories")), 5
+        Recommender, together(features(WIDTH), tokens(30, 3, "categories")), 5,
+        fault="axes: whole numbers of a fixed length",
     ),
     "gated_decoder": Situation(Gated, tokens(WORDS, 9), 8),
 }

@@ -294,6 +294,7 @@ def halved(dtype: torch.dtype) -> nn.Module:
 
 x = features(WIDTH)
 one = partial(Situation, batches=x, layers=2)
+LATE = "axes: traced after the long work only"
 CHANCE = "changes from call to call"
 
 SITUATIONS = {
@@ -308,11 +309,11 @@ SITUATIONS = {
     "samples": one(Sampled, layers=0, refused=CHANCE),
     "dropout": one(Dropout, default=True),
     "other_in_training": one(OnlyInTraining, left={"auxiliary": "never"}),
-    "branches_by_values": one(Branching, layers=0, refused="data-dependent", default=True),
-    "branches_by_numbers": one(BranchOfNumbers, layers=0, refused="data-dependent"),
-    "early_exit": one(EarlyExit, layers=0, refused="data-dependent"),
+    "branches_by_values": one(Branching, layers=0, refused="data-dependent", fault=LATE),
+    "branches_by_numbers": one(BranchOfNumbers, layers=0, refused="cannot be traced", fault=LATE),
+    "early_exit": one(EarlyExit, layers=0, refused="data-dependent", fault=LATE),
     "branches_by_masks": one(SortedBranch),
-    "complex_buffer": one(ComplexBuffer),
+    "complex_buffer": one(ComplexBuffer, fault="verify: rounding of transforms in fp32"),
     "complex_pairs": one(ComplexPairs),
     "checkpointed": one(Checkpointed),
     "under_no_grad": one(NoGradient, layers=1, left={"first": "no gradient"}),
