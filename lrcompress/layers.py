@@ -163,7 +163,7 @@ _CONVOLUTIONS: dict[Kind, type[nn.Conv1d | nn.Conv2d]] = {
 
 def layer_kind(layer: nn.Module) -> Kind | None:
     """The kind of a layer whose forward is the standard one, or None."""
-    forward = type(layer).forward
+    forward = getattr(type(layer), "forward", None)  # TorchScript's has none
     if forward is nn.Linear.forward:
         return "linear"
     if forward is nn.Embedding.forward:
@@ -182,6 +182,8 @@ def is_convertible(layer: nn.Module) -> bool:
     """Whether `convert_` looks at what the layer computes: it has a matrix and its own forward."""
     if type(layer).__module__.partition(".")[0] == __name__.partition(".")[0]:
         return False  # a structure: another form of it would be what it was fitted to replace
+    if isinstance(layer, torch.jit.ScriptModule):
+        return False
     if type(layer).forward is nn.MultiheadAttention.forward:
         return True
     if layer_kind(layer) is not None or isinstance(layer, _NEVER_CONVERTED):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from itertools import chain, count
 from typing import Any, TypeVar
 
 import torch
@@ -23,11 +24,21 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
     """The tensors of a network's output by the names that its field knows.
 
     A mapping or a dataclass keeps its keys, a tuple counts from ``output_0``, a bare tensor is
-    ``output``; nested ones join their names with ``_``. Caches are dropped.
+    ``output``; nested ones join their names with ``_``, and where that gives one name twice the
+    second one is numbered. Caches are dropped.
     """
     if isinstance(raw, Tensor):
         return {"output": raw}
-    return dict(_flatten(raw, "output" if isinstance(raw, tuple | list) else ""))
+    found: dict[str, Tensor] = {}
+    for name, tensor in _flatten(raw, "output" if isinstance(raw, tuple | list) else ""):
+        found[unused_name(name or "output", found)] = tensor
+    return found
+
+
+def unused_name(name: str, taken: Container[str]) -> str:
+    """The name, numbered from 2 where it is taken."""
+    numbered = (f"{name}_{number}" for number in count(2))
+    return next(one for one in chain([name], numbered) if one not in taken)
 
 
 def _flatten(raw: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
@@ -76,7 +87,9 @@ class NamedForward(nn.Module):
         return {name: _to(value, self.border_dtype) for name, value in named.items()}
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.outputs(*values).values())
+        """Copies: an input that is passed through, or one tensor that is returned twice, would be
+        one value of the graph, which has one name."""
+        return tuple(value.clone() for value in self.outputs(*values).values())
 
 
 def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,6 +128,10 @@ def copy_structure(
         memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
     for name, buffer in module.named_buffers():
         memo[id(buffer)] = tensor(name, buffer)
+    for part in module.modules():  # what a part computed once and keeps may hold a gradient's graph
+        for value in vars(part).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach()
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:  # whatever a module's attributes raise when they are copied

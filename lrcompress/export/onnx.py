@@ -18,7 +18,7 @@ from lrcompress.export.axes import AxisRequest, GraphAxes, find_axes
 from lrcompress.export.axis_metadata import PREFIX, Axes, KnownAxis, to_metadata
 from lrcompress.export.example import tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
-from lrcompress.export.forward import NamedForward, check_arguments
+from lrcompress.export.forward import NamedForward, check_arguments, unused_name
 from lrcompress.export.precision import (
     TORCH_DTYPES,
     Precision,
@@ -220,7 +220,7 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
     ).eval()
     try:
         with torch.no_grad(), quiet():
-            outputs = forward.outputs(*example.values())
+            outputs = forward.outputs(*(tensor.clone() for tensor in example.values()))
     except Exception as error:  # the network's own code
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in example.items())
@@ -230,7 +230,11 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
         ) from error
     if not outputs:
         raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
-    return {name: tuple(output.shape) for name, output in outputs.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, output in outputs.items():  # a graph's inputs and outputs have different names
+        taken = {*example, *shapes, *outputs} - ({name} - {*example})
+        shapes[unused_name(name, taken)] = tuple(output.shape)
+    return shapes
 
 
 def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lrcompress.errors import ExportError
+from lrcompress.export.attribute_names import any_attribute_name
 from lrcompress.export.axis_metadata import Axes
 from lrcompress.export.forward import NamedForward
 from lrcompress.profiling.batches import Batch
@@ -39,7 +40,7 @@ def trace(
     dims = {label: torch.export.Dim(label) for label in names}
     shapes = tuple({axis: dims[label] for axis, label in axes[name].items()} for name in example)
     try:
-        with torch.no_grad(), quiet(), _loops_of_any_length():
+        with torch.no_grad(), quiet(), _loops_of_any_length(), any_attribute_name():
             program = torch.onnx.export(
                 forward,
                 tuple(example.values()),

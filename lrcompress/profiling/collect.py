@@ -85,6 +85,8 @@ def profile(
             f"no layer of this model can be compressed{why}; give one with Linear, Embedding or "
             "convolution layers"
         )
+    if any(not spec.name for spec in found.layers):
+        raise ModelError("the model is a single layer; wrap it in nn.Sequential to compress it")
     store = store or NoCurveStore()
     with frozen(module):
         if batches is None:

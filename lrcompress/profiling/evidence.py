@@ -70,6 +70,8 @@ def find_readout(
         layouts = {name: _layout(module, name, seen) for name in names}
     if not outputs and len(names) > 1:
         names = _depending_on_examples(names, layouts, seen)
+        names, crossed = _without_pairs(names, layouts)
+        note = "; ".join(x for x in (note, crossed) if x)
     heads = []
     for name in names:
         sample = _sample(name, seen, origins[name], named=named)
@@ -133,6 +135,7 @@ class _Layout:
     examples_at: int
     found: bool
     note: str = ""
+    pairs: bool = False  # a value for each pair of examples
 
 
 def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
@@ -149,7 +152,7 @@ def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
         return _Layout(0, found=False, note="no dimension follows the number of examples")
     if len(dims) > 1:
         note = f"sizes do not tell examples from other dimensions; taken along dimension {dims[0]}"
-        return _Layout(dims[0], found=True, note=note)
+        return _Layout(dims[0], found=True, note=note, pairs=True)
     return _Layout(dims[0], found=True)
 
 
@@ -173,6 +176,18 @@ def _depending_on_examples(
         if layouts[name].found and not _is_constant(name, layouts[name].examples_at, seen)
     ]
     return tuple(kept) or tuple(names[:1])
+
+
+def _without_pairs(
+    names: Sequence[str], layouts: dict[str, _Layout]
+) -> tuple[tuple[str, ...], str]:
+    """Without scores of pairs of examples beside other outputs: their number is that of the batch,
+    and they are products of what the others hold. A note says so."""
+    kept = tuple(name for name in names if not layouts[name].pairs)
+    left = ", ".join(name for name in names if layouts[name].pairs)
+    if not kept or not left:
+        return tuple(names), ""
+    return kept, f"not measured: {left}, a value for each pair of examples (--output-name asks)"
 
 
 def _is_constant(name: str, dim: int, seen: Sequence[Seen]) -> bool:

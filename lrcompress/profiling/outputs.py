@@ -34,8 +34,8 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
     found = {name: tensor for name, tensor in _walk(raw, "") if _counts(tensor)}
     if not found:
         raise DataError(
-            f"the model returned {type(raw).__name__}, which holds no floating-point tensor; wrap "
-            "its forward"
+            f"the model returned {type(raw).__name__}, which holds no floating-point tensor with a "
+            "row for each example; wrap its forward"
         )
     return found
 
@@ -70,11 +70,14 @@ def measured_names(
         nested = next(iter(outputs)).rpartition(".")[0]
         top = [name for name in outputs if name.rpartition(".")[0] == nested]
     if _is_model_output(raw):
-        known = next((name for name in KNOWN if name in top), None)
-        if known is not None:
-            others = [name for name in top if name not in (known, *AUXILIARY, *HIDDEN)]
+        known = tuple(name for name in KNOWN if name in top)
+        if known:
+            # Two towers embed an image and a text; of other results the first says all
+            taken = tuple(n for n in known if n in EMBEDDINGS) or known[:1]
+            taken = taken if known[0] in taken else known[:1]
+            others = [name for name in top if name not in (*taken, *AUXILIARY, *HIDDEN)]
             note = f"not measured: {', '.join(others)} (--output-name asks for them)"
-            return (known,), note if others else ""
+            return taken, note if others else ""
     results = [name for name in top if name not in AUXILIARY] or top[:1]
     results = [name for name in results if name not in HIDDEN] or results[:1]
     return tuple(_distinct(results, outputs, batch)), ""

@@ -22,6 +22,7 @@ REGRESSION_WORDS = {
 }  # fmt: skip
 
 
+LARGEST_LOGITS = 1e4  # spread of the scores of classes; its softmax has no gradient left
 ROUNDING = 1e-5  # of the largest value: what float32 leaves of equal outputs varies less
 
 
@@ -187,6 +188,9 @@ class _Form:
 
     def _by_form(self) -> _Kind:
         dim, certain = self._class_dim(), bool(self.words & SCORE_WORDS)
+        if dim is not None and self._spread(dim) > LARGEST_LOGITS:
+            why = f"values of {self._spread(dim):.2g}, of which a softmax would be certain"
+            return _Kind("squared", "regression", why, self._feature_dim(), assumed=True)
         if dim is not None and len(self.shape) >= 2:
             why = "by its name"
             if not certain:
@@ -274,6 +278,11 @@ class _Form:
             return False
         slack = _tolerance(self.finite[0])
         return all(float(x.min()) >= -1e-6 and float(x.max()) <= 1 + slack for x in self.finite)
+
+    def _spread(self, dim: int) -> float:
+        """Root mean square of what lies between the classes."""
+        apart = [x.double() - x.double().mean(dim, keepdim=True) for x in self.finite]
+        return max((float(x.square().mean().sqrt()) for x in apart), default=0.0)
 
     def _has_both_signs(self) -> bool:
         return bool(self.finite) and (

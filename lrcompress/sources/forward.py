@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import DataError
 from lrcompress.profiling.batches import Batch
+from lrcompress.sources.steady import check_steady
 from lrcompress.wording import listed, one_line
 
 
@@ -76,18 +77,20 @@ def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
 
     Raises:
         DataError: forward fails on one of them.
+        ModelError: the same input gives another output at each call.
     """
     for batch, row in _extremes(batches):
         # Copies, which the network may change
         example = {name: tensor[row : row + 1].clone() for name, tensor in batch.items()}
         try:
-            module(**example)
+            module(**{name: tensor.clone() for name, tensor in example.items()})
         except Exception as cause:  # the model's code may raise anything
             given = ", ".join(f"{n} {_kind(t)} {tuple(t.shape)}" for n, t in example.items())
             raise DataError(
                 f"{where}: the model fails on it ({type(cause).__name__}: {one_line(cause)}; "
                 f"given {given}); check shapes, dtypes and ranges"
             ) from cause
+    check_steady(module, {name: tensor[:1] for name, tensor in batches[-1].items()}, where)
 
 
 def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from lrcompress.errors import ModelError
@@ -17,8 +18,14 @@ def ready_(module: AnyModule, where: Path | str) -> AnyModule:
     """Eval mode, no gradients, no NaN.
 
     Raises:
-        ModelError: a weight is NaN or infinite, or there are none.
+        ModelError: a weight is NaN or infinite, or there are none; or a part is TorchScript.
     """
+    for part, child in module.named_modules():
+        if isinstance(child, torch.jit.ScriptModule):
+            raise ModelError(
+                f"{where}: {part or 'the model'} is TorchScript, whose layers cannot be replaced "
+                "and which cannot be traced; give the nn.Module that it was made from"
+            )
     if next(module.parameters(), None) is None:
         raise ModelError(f"{where}: the model has no weights; there is nothing to compress")
     name = first_nonfinite(module)

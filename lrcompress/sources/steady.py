@@ -1,0 +1,85 @@
+"""Whether a network is one function: the same input gives the same output at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import DataError, ModelError
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.outputs import named_outputs
+from lrcompress.profiling.passes import call
+
+LARGEST_CHANGE = (
+    1e-5  # of an output's largest value; threads that add up in another order make less
+)
+
+
+@torch.no_grad()
+def check_steady(module: nn.Module, example: Batch, where: str) -> None:
+    """Run the example twice more: what is made at the first call alone, such as a table, may be.
+
+    Raises:
+        ModelError: the outputs differ, or a buffer changes at each call.
+    """
+    with torch.random.fork_rng(devices=[]):
+        call(module, example)
+        before = _states(module)
+        first = _outputs(module, example)
+        touched = {n: x for n, x in _states(module).items() if before.get(n) != x}
+        kept = {n: x.clone() for n, x in module.named_buffers() if n in touched}
+        second = _outputs(module, example)
+    change = _largest_change(first, second)
+    if change > LARGEST_CHANGE:
+        raise ModelError(
+            f"{where}: the model's output on the same input changes from call to call, by "
+            f"{change:.2g} of its size: it draws random numbers or keeps what it saw; make its "
+            "forward deterministic in evaluation mode"
+        )
+    for name, buffer in module.named_buffers():
+        if name in kept and not _equal(buffer, kept[name]):
+            raise ModelError(
+                f"{where}: each call changes the model's buffer {name}, in evaluation mode too, so "
+                "that it is another model after each call; let it change in training alone"
+            )
+
+
+def _states(module: nn.Module) -> dict[str, tuple[int, int]]:
+    """Which tensor each buffer is, and how often it was written to."""
+    return {
+        name: (id(buffer), 0 if buffer.is_inference() else buffer._version)
+        for name, buffer in module.named_buffers()
+    }
+
+
+def _outputs(module: nn.Module, example: Batch) -> dict[str, Tensor]:
+    """Copies of the floating-point outputs; none where there are none."""
+    raw = call(module, example)
+    try:
+        return {name: tensor.detach().clone() for name, tensor in named_outputs(raw).items()}
+    except DataError:
+        return {}
+
+
+def _largest_change(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    if first.keys() != second.keys():
+        return float("inf")
+    worst = 0.0
+    for name, one in first.items():
+        other = second[name]
+        if one.shape != other.shape:
+            return float("inf")
+        meant = torch.isfinite(one) & torch.isfinite(other)
+        if not bool(((one == other) | meant | (one.isnan() & other.isnan())).all()):
+            return float("inf")
+        if bool(meant.any()):
+            one, other = one[meant].double(), other[meant].double()
+            scale = max(float(one.abs().max()), torch.finfo(torch.float64).tiny)
+            worst = max(worst, float((one - other).abs().max()) / scale)
+    return worst
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(torch.equal(one, other))
