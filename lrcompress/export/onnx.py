@@ -230,11 +230,11 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
         ) from error
     if not outputs:
         raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {}
     for name, output in outputs.items():  # a graph's inputs and outputs have different names
-        taken = {*example, *shapes, *outputs} - ({name} - {*example})
-        shapes[unused_name(name, taken)] = tuple(output.shape)
-    return shapes
+        taken = {*example, *found, *outputs} - ({name} - {*example})
+        found[unused_name(name, taken)] = tuple(output.shape)
+    return found
 
 
 def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:
