@@ -13,7 +13,7 @@ from lrcompress.distributed import in_turns, world_size
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batches, batch_size
 from lrcompress.profiling.evidence import find_readout
-from lrcompress.profiling.judge import judge_by
+from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.noise import TokenNoise, find_noise
 from lrcompress.profiling.passes import frozen
 from lrcompress.tuning.course import Course
@@ -50,12 +50,14 @@ def prepared(
     setting = Setting(module, dense, readout, points, options, task)
     objective = TUNING_OBJECTIVES[options.objective](setting)
     objective.check(parted.taught)
+    judge: Judge | None = None
+    positions = 1.0
     if objective.judged_by_divergence:
         judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
         parted = Split(parted.taught, judge.batches)  # as many as it may keep
         measure, positions = partial(judge.divergence, module), judge.positions
     else:
-        measure, positions = partial(held_out_loss, objective, parted), 1.0
+        measure = partial(held_out_loss, objective, parted)
 
     return Course(
         module=module,
@@ -63,6 +65,7 @@ def prepared(
         objective=objective,
         split=parted,
         measure=measure,
+        judge=judge,
         positions=positions,
         options=options,
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress_cli.tables.left_alone import LeftAloneTable
 from lrcompress_cli.tables.names import fitted
 from lrcompress_cli.tables.numbers import count, flops, real, share, size
 
@@ -39,7 +40,8 @@ class ProfileTable:
         yield Text("")
         yield _legend(profile, headings)
         if profile.left_alone:
-            yield _left_alone(profile)
+            yield Text("")
+            yield LeftAloneTable(profile.left_alone, profile.total_params)
 
 
 _HEADINGS = (
@@ -101,9 +103,3 @@ def _legend(profile: Profile, headings: Sequence[str]) -> Table:
         if heading in _MEANINGS:
             table.add_row(heading, Text(_MEANINGS[heading].format(unit=unit)))
     return table
-
-
-def _left_alone(profile: Profile) -> Text:
-    params = sum(item.params for item in profile.left_alone)
-    text = f"{len(profile.left_alone)} modules with {count(params)} parameters left alone"
-    return Text(text, style="dim")

@@ -14,6 +14,7 @@ from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.tables.checks import check_table
+from lrcompress_cli.tables.left_alone import LeftAloneTable
 from lrcompress_cli.tables.numbers import agreement, count, flops, optimality, real, share, size
 
 
@@ -27,6 +28,9 @@ class Summary:
         yield _costs(report.before, report.after)
         yield Text("")
         yield _plan_line(self._result)
+        if report.left_alone:
+            yield Text("")
+            yield LeftAloneTable(report.left_alone, report.before.params)
         if report.tried:
             yield Text("")
             yield selection_table(report)
