@@ -40,7 +40,7 @@ class _Sums:
 
     total: float
     examples: int
-    apart: float  # between neighbouring examples, as many as have a neighbour
+    apart: float  # between two examples of the batch
     pairs: int
     counted: float  # positions
     agreed: float = 0.0
@@ -147,11 +147,12 @@ def _mean(batches: Sequence[_Sums]) -> Divergence:
 
 
 def _apart(readout: Readout, dense: Tensor, weights: Tensor) -> tuple[float, int]:
-    """Sum of the divergences between each example and the next one of the batch, over positions
-    that both have, and the number of pairs."""
+    """Sum of the divergences between each example and one half a batch away, over positions that
+    both have, and the number of pairs. Neighbours may follow each other in time, and be alike."""
     if len(dense) < 2:
         return 0.0, 0
-    other, both = dense.roll(1, 0), weights * weights.roll(1, 0)
+    away = len(dense) // 2
+    other, both = dense.roll(away, 0), weights * weights.roll(away, 0)
     counted = float(weights.sum()) / max(float(both.sum()), 1e-12)  # for positions left out
     found = float(readout.objective.divergence(dense, other, both).sum())
     return found * counted, len(dense)

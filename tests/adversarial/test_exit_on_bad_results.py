@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adversarial.carried_out import carry_out
+from lrcompress.compression.compress import compress_
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
 from lrcompress.compression.trust import doubts, tuned_doubts
@@ -235,3 +236,20 @@ def test_no_tuning_mends_data_that_show_nothing(found: Profile) -> None:
     tuning = replace(TUNED, quality=GOOD)
     made = Made(void, plan(void, "75%"), PlanFacts(), SweepFacts(), outcome, (), "key", tuning)
     assert [doubt.severe for doubt in _doubts(made)] == [True]
+
+
+def test_examples_that_follow_each_other_are_no_measure_of_the_whole() -> None:
+    """Frames of one scene are alike; half a batch away is another scene."""
+    scenes = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(1))
+    x = scenes.repeat_interleave(8, 0) + 1e-3 * torch.randn(32, WIDTH)
+    module = build()
+    found = profile(module, [{"x": x}], ProfileOptions(trials=False))
+    report = compress_(module, plan(found, "90%"), found, batches=[{"x": x}])
+    assert report.calibration is not None
+    assert report.calibration.apart is not None
+    with torch.no_grad():
+        p = build()(x).log_softmax(-1)
+    q = p.roll(16, 0)
+    far = float((p.exp() * (p - q)).sum(-1).mean())
+    assert report.calibration.apart == pytest.approx(far, rel=1e-3)
+    assert far > 0.1
