@@ -39,7 +39,8 @@ class Summary:
             yield _divergences(report)
         for doubt in report.doubts:
             yield Text("")
-            yield Text(f"! {doubt}", style="bold yellow")
+            style = "bold red" if doubt in report.severe_doubts else "bold yellow"
+            yield Text(f"! {doubt}", style=style)
         if report.tuning is not None:
             yield Text("")
             yield _tuning_line(report.tuning)

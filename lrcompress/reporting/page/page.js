@@ -80,7 +80,7 @@ function drawHead() {
     const failed = run.filter((check) => !check.passed).length;
     badge(failed ? `${failed} of ${run.length} checks failed` : `verified: ${run.length} checks passed`, failed ? "bad" : "good");
   }
-  if (report.doubts.length) badge("not to be trusted", "bad");
+  if (report.doubts.length) badge(report.severe_doubts.length ? "known to be bad" : "not to be trusted", "bad");
   if (report.budget) badge(`budget ${report.budget}`);
   badge(`${report.metric} metric`);
   if (report.allocator) badge(`${report.allocator} allocation`);
