@@ -73,10 +73,10 @@ def test_what_does_not_is_said_with_what_to_do(
     made: CompressReport, said: str, found: Profile
 ) -> None:
     (doubt,) = doubts(made, found)
-    assert doubt.startswith("not to be trusted: ")
-    assert said in doubt
-    assert "--data" in doubt
-    assert "--exclude" in doubt
+    assert doubt.said.startswith("not to be trusted: ")
+    assert said in doubt.said
+    assert "--data" in doubt.said
+    assert "--exclude" in doubt.said
 
 
 def test_ratios_of_next_to_nothing_mean_nothing(found: Profile) -> None:
@@ -106,7 +106,7 @@ def test_data_that_show_too_little_are_told_on_examples_that_chose_nothing() -> 
     )
     assert outcome.held_out is not None
     assert outcome.held_out.examples == 16
-    assert any("too few" in doubt for doubt in doubts(outcome, made))
+    assert any("too few" in doubt.said for doubt in doubts(outcome, made))
 
 
 @pytest.mark.parametrize(

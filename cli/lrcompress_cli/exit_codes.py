@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     NUMERIC = 3  # the ONNX file computes something else, or holds another graph
     PLACEMENT = 4  # a GPU was asked for and nodes are, or would be, left on the CPU
     BUDGET = 5
-    ACCURACY = 6
+    ACCURACY = 6  # the file is what was compressed, but that is known to be bad
     INPUT = 7
     INTERRUPTED = 130
 
@@ -45,6 +45,16 @@ def of_checks(checks: Iterable[FailedCheck]) -> ExitCode:
             return code
     assert not failed, f"check of unknown kind {failed}"
     return ExitCode.OK
+
+
+def of_run(
+    checks: Iterable[FailedCheck], severe_doubts: Iterable[str], *, accept_doubts: bool
+) -> ExitCode:
+    """Of a whole run. A check that failed counts more than what is doubted."""
+    code = of_checks(checks)
+    if code is ExitCode.OK and not accept_doubts and any(True for _ in severe_doubts):
+        return ExitCode.ACCURACY
+    return code
 
 
 def of_error(error: BaseException) -> ExitCode:

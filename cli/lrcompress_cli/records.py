@@ -19,7 +19,7 @@ def profile_record(result: ProfileResult) -> dict[str, Any]:
         **_head(report),
         "dense": to_json(report.before),
         "layers": _layers(report),
-        "left_alone": to_json(report.left_alone),
+        **_left_alone(report),
         **_tail(report),
     }
 
@@ -64,6 +64,7 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "allocator": plan.allocator,
         "dense": to_json(report.before),
         "compressed": to_json(report.after),
+        **_left_alone(report),
         "predicted_loss": plan.predicted_loss,
         "optimality_gap": plan.optimality_gap,
         "tried": to_json(report.tried),
@@ -71,6 +72,7 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "divergences": to_json(report.divergences),
         "trusted": report.trusted,
         "doubts": list(report.doubts),
+        "severe_doubts": list(report.severe_doubts),
         "sweep": to_json(report.sweep),
         "fidelity": to_json(report.fidelity),
         "tuning": _tuning(report),
@@ -87,6 +89,9 @@ def tune_record(result: RunResult) -> dict[str, Any]:
         "folder": str(result.folder),
         **_head(report),
         "compressed": to_json(report.after),
+        "trusted": report.trusted,
+        "doubts": list(report.doubts),
+        "severe_doubts": list(report.severe_doubts),
         "tuning": _tuning(report),
         "verified": report.verified,
         "checks": to_json(report.checks),
@@ -110,6 +115,13 @@ def _head(report: Report) -> dict[str, Any]:
         "readout": list(report.readout),
         "examples": report.examples,
         "tokens": report.tokens,
+    }
+
+
+def _left_alone(report: Report) -> dict[str, Any]:
+    return {
+        "left_alone": to_json(report.left_alone),
+        "left_alone_share": report.left_alone_share,
     }
 
 

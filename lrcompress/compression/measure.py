@@ -12,6 +12,7 @@ from lrcompress.compression.replace import Replacement, show_originals_, show_re
 from lrcompress.distributed import in_turns
 from lrcompress.errors import FitError
 from lrcompress.profiling.batches import Batch, Batches
+from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.readout import Readout
 from lrcompress.progress import Progress, Step
@@ -39,7 +40,7 @@ class _Sums:
 
     total: float
     examples: int
-    apart: float  # between neighbouring examples, as many as have a neighbour
+    apart: float  # between two examples of the batch
     pairs: int
     counted: float  # positions
     agreed: float = 0.0
@@ -73,29 +74,14 @@ def measure_divergence(
                 "the compressed network's output is NaN or infinite; raise the budget or "
                 "compress in float32"
             )
-        total = float(readout.objective.divergence(dense, other, weights).sum())
-        counts = readout.objective.agreement(dense, other, weights)
-        between = _apart(readout, dense, weights)
-        return _Sums(total, len(dense), *between, float(weights.sum()), *(counts or ()))
+        return _compared(readout, dense, other, weights)
 
-    total, examples, agreed, choices = 0.0, 0, 0.0, 0.0
-    apart, pairs, counted = 0.0, 0, 0.0
+    found = []
     with frozen(module):
         for sums in in_turns(batches, measured):
-            total += sums.total
-            examples += sums.examples
-            agreed += sums.agreed
-            choices += sums.choices
-            counted += sums.counted
-            apart += sums.apart
-            pairs += sums.pairs
+            found.append(sums)
             step.advance()
-    agreement = agreed / choices if choices else None
-    between = apart / pairs if pairs else None
-    # Rounding makes that of equal outputs a little less than nothing
-    mean = max(total, 0.0) / max(examples, 1)
-    positions = counted / examples if examples and counted else 1.0
-    return Divergence(mean, examples, agreement, between, positions)
+    return _mean(found)
 
 
 @dataclass(frozen=True)
@@ -126,12 +112,47 @@ def measure_both(
     return Measured(*found)
 
 
+@torch.no_grad()
+def judged_divergence(module: nn.Module, judge: Judge) -> Divergence:
+    """The same against the outputs that a judge has kept."""
+
+    def measured(index: int) -> _Sums:
+        batch, (dense, weights) = judge.batches[index], judge.outputs[index]
+        other, _ = judge.readout(call(module, batch), batch)
+        return _compared(judge.readout, dense, other, weights)
+
+    places = range(len(judge.batches))
+    with frozen(module):
+        return _mean(list(in_turns(places, measured) if judge.shared else map(measured, places)))
+
+
+def _compared(readout: Readout, dense: Tensor, other: Tensor, weights: Tensor) -> _Sums:
+    total = float(readout.objective.divergence(dense, other, weights).sum())
+    counts = readout.objective.agreement(dense, other, weights)
+    between = _apart(readout, dense, weights)
+    return _Sums(total, len(dense), *between, float(weights.sum()), *(counts or ()))
+
+
+def _mean(batches: Sequence[_Sums]) -> Divergence:
+    examples, pairs = sum(x.examples for x in batches), sum(x.pairs for x in batches)
+    choices, counted = sum(x.choices for x in batches), sum(x.counted for x in batches)
+    return Divergence(
+        # Rounding makes that of equal outputs a little less than nothing
+        mean=max(sum(x.total for x in batches), 0.0) / max(examples, 1),
+        examples=examples,
+        top1_agreement=sum(x.agreed for x in batches) / choices if choices else None,
+        apart=sum(x.apart for x in batches) / pairs if pairs else None,
+        positions=counted / examples if examples and counted else 1.0,
+    )
+
+
 def _apart(readout: Readout, dense: Tensor, weights: Tensor) -> tuple[float, int]:
-    """Sum of the divergences between each example and the next one of the batch, over positions
-    that both have, and the number of pairs."""
+    """Sum of the divergences between each example and one half a batch away, over positions that
+    both have, and the number of pairs. Neighbours may follow each other in time, and be alike."""
     if len(dense) < 2:
         return 0.0, 0
-    other, both = dense.roll(1, 0), weights * weights.roll(1, 0)
+    away = len(dense) // 2
+    other, both = dense.roll(away, 0), weights * weights.roll(away, 0)
     counted = float(weights.sum()) / max(float(both.sum()), 1e-12)  # for positions left out
     found = float(readout.objective.divergence(dense, other, both).sum())
     return found * counted, len(dense)

@@ -37,6 +37,7 @@ class CompressFacts:
     fidelity: Mapping[str, float]
     warnings: tuple[str, ...]
     doubts: tuple[str, ...] = ()
+    severe: tuple[str, ...] = ()  # of the doubts
 
 
 def compressed(
@@ -126,7 +127,14 @@ def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
         fidelity["examples judging the refit: without it"] = report.refit.before
         fidelity["examples judging the refit: with it"] = report.refit.after
     warnings = (*report.warnings, *remarks(report))
-    return CompressFacts(tuple(measured), fidelity, warnings, doubts(report, profile))
+    said = doubts(report, profile)
+    return CompressFacts(
+        divergences=tuple(measured),
+        fidelity=fidelity,
+        warnings=warnings,
+        doubts=tuple(doubt.said for doubt in said),
+        severe=tuple(doubt.said for doubt in said if doubt.severe),
+    )
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:

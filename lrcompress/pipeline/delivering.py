@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lrcompress.compression.trust import Doubt, tuned_doubts, void_doubts
 from lrcompress.pipeline.compressing import CompressFacts
 from lrcompress.pipeline.deciding import PlanFacts
 from lrcompress.pipeline.exporting import Product, exported, verified
@@ -35,10 +36,18 @@ class Made:
     tuning: TuneReport | None = None
 
 
-def _doubts(made: Made) -> tuple[str, ...]:
-    """What was said of the compressed network. A tuning came after it, and does not undo it."""
-    before = "" if made.tuning is None else "before tuning: "
-    return tuple(f"{before}{doubt}" for doubt in made.outcome.doubts)
+def _doubts(made: Made) -> tuple[Doubt, ...]:
+    """What was said of the compressed network. A tuning that came after it does not undo it, but
+    says anew how good the network is; what was void stays void."""
+    found = [Doubt(said, said in made.outcome.severe) for said in made.outcome.doubts]
+    if made.tuning is None:
+        return tuple(found)
+    void, tuned = void_doubts(made.profile), made.tuning.quality
+    before = [
+        Doubt(f"before tuning: {doubt.said}", doubt.severe and (tuned is None or doubt in void))
+        for doubt in found
+    ]
+    return (*before, *(tuned_doubts(made.profile.objective, tuned) if tuned else ()))
 
 
 def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report:

@@ -10,6 +10,7 @@ import torch
 
 from lrcompress.atomic import is_temporary
 from lrcompress.compression.sweep import SweepPoint
+from lrcompress.compression.trust import Doubt
 from lrcompress.errors import DataError, ModelError, PlanError
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.exporting import EXPORT
@@ -46,7 +47,7 @@ class Findings:
     tuning: TuneReport | None = None
     tried: tuple[Tried, ...] = ()
     judging_examples: int = 0
-    doubts: tuple[str, ...] = ()
+    doubts: tuple[Doubt, ...] = ()
     axes: tuple[str, ...] = ()
 
 
@@ -64,7 +65,7 @@ def profile_report(
         tokens=profile.tokens,
         before=dense_cost(profile),
         layers=layer_reports(profile, None),
-        left_alone=left_alone_reports(profile.left_alone),
+        left_alone=left_alone_reports(profile, None),
         environment=_environment("cpu"),
         stages=tuple(clock.stages),
         files=output_files(options.output),
@@ -99,11 +100,12 @@ def run_report(
         sweep=found.sweep,
         tried=found.tried,
         judging_examples=found.judging_examples,
-        doubts=found.doubts,
+        doubts=tuple(doubt.said for doubt in found.doubts),
+        severe_doubts=tuple(doubt.said for doubt in found.doubts if doubt.severe),
         fidelity={**found.fidelity, **_gained(found.tuning)},
         tuning=found.tuning,
         layers=layer_reports(profile, plan),
-        left_alone=left_alone_reports(profile.left_alone),
+        left_alone=left_alone_reports(profile, plan),
         checks=found.checks,
         environment=_environment(provider),
         stages=tuple(clock.stages),

@@ -14,7 +14,7 @@ from lrcompress.planning.relaxation import Table, relax
 
 # Partial allocations kept: a narrow search closes most of the gap, the wide ones mostly prove it.
 WIDTHS = (64, 1024, 8192)
-ROUNDING = 1e-12  # of the summed losses and prices
+ROUNDING = 1e-10  # of the summed losses and prices
 GOOD_ENOUGH = (1e-9, 1e-6, 1e-5)  # proven gap, as a share of the loss, that stops before each
 
 

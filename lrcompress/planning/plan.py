@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
 
-from lrcompress.errors import BudgetError, PlanError
-from lrcompress.planning.account import Account, open_account
+from lrcompress.errors import PlanError
+from lrcompress.planning.account import open_account
 from lrcompress.planning.allocate import ALLOCATORS
-from lrcompress.planning.budget import Budget, amount_in_words
+from lrcompress.planning.budget import Budget
 from lrcompress.planning.curves import choice_of
 from lrcompress.planning.looked_up import latencies_for, slow_layers
 from lrcompress.planning.options import PlanOptions
@@ -17,6 +16,7 @@ from lrcompress.planning.planned import Plan, PlannedLayer, assemble
 from lrcompress.planning.posing import problem_of
 from lrcompress.planning.problem import proof_digest
 from lrcompress.planning.selection import reasons_to_skip
+from lrcompress.planning.unreachable import unreachable
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense
 
@@ -57,7 +57,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
     problem = problem_of(open_layers, budget, options, account, latencies)
     if problem.smallest_cost > problem.room:
         smallest = account.counted_fixed + problem.smallest_cost
-        raise _unreachable(budget, options, account, smallest)
+        raise unreachable(profile, budget, options, account, smallest, skipped)
 
     allocation = ALLOCATORS[options.allocator](problem)
     bound = allocation.lower_bound
@@ -114,18 +114,3 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
 def _spelled(names: Sequence[str]) -> str:
     """As the command line spells them."""
     return ", ".join(names).replace("_", "-")
-
-
-def _unreachable(
-    budget: Budget, options: PlanOptions, account: Account, smallest: int
-) -> BudgetError:
-    percent = ceil(1000 * smallest / account.counted_dense) / 10  # up, so that it can be asked for
-    steps = ["raise the budget"]
-    if options.include or options.exclude:
-        steps.append("--include more layers")
-    if options.min_rank > 1 or (options.multiple_of or 1) > 1:
-        steps.append("lower --min-rank or --multiple-of")
-    return BudgetError(
-        f"budget {budget}: cannot be met; the smallest reachable is {percent:g} % "
-        f"({amount_in_words(budget.kind, smallest)}); {' or '.join(steps)}"
-    )

@@ -19,7 +19,7 @@ from lrcompress.layers import (
 from lrcompress.metrics import METRICS
 from lrcompress.profiling.batches import Batches, batch_size, token_count
 from lrcompress.profiling.chunks import chunked, collected
-from lrcompress.profiling.degenerate import degenerate
+from lrcompress.profiling.degenerate import degenerate, repeats
 from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.explore import CurveStore, NoCurveStore
 from lrcompress.profiling.flops import total_flops_per_example
@@ -178,7 +178,9 @@ def _with_data(
         readout = replace(readout, unseen=unseen.share)
         warnings.append(unseen.note)
 
-    useless = degenerate(module, batches, judging or (), readout)
+    # Where nothing could be set aside, the same batches calibrate and judge
+    others = [x for x in judging or () if not any(x is own for own in batches)]
+    useless, repeated = degenerate(module, batches, others, readout), repeats(batches, others)
 
     fingerprint = fingerprint_batches(batches)
     identity = identify(module, batches[0])
@@ -229,10 +231,11 @@ def _with_data(
         structures=options.structures,
         pooling=readout.pooling,
         readout=readout,
-        degenerate=useless or unseen_work,
+        degenerate=useless,
+        thin=() if useless else (*repeated, *unseen_work),
         warnings=(
             *warnings,
-            *(f"degenerate calibration: {reason}" for reason in useless),
+            *(f"degenerate calibration: {reason}" for reason in (*useless, *repeated)),
             *unexercised_warning(work.unexercised),
             *_uncounted_warning(work_per_example.uncounted),
             *left_alone_warning(left_alone, found.total_params),

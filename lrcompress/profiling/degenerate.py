@@ -34,16 +34,23 @@ CONSTANT_BY_NATURE = (MASK, "token_type_ids", "position_ids")
 def degenerate(
     module: nn.Module, batches: Batches, others: Batches, readout: Readout
 ) -> tuple[str, ...]:
-    """Why the calibration batches, or they and those set aside, show too little; none if they do
-    not. One plain clause each."""
-    # Where nothing could be set aside, the same batches calibrate and judge
-    everything = [*batches, *(x for x in others if not any(x is own for own in batches))]
-    told = [*_inputs(everything)]
-    if not told:
-        told = [*_repeats(everything)]
-    if not told:
-        told = [*_outputs(module, everything, readout)]
-    return tuple(told)
+    """Why the calibration batches, and those set aside, show nothing; one plain clause each, none
+    where they do."""
+    everything = [*batches, *others]
+    told = [*_inputs(everything)] or [*_one_example(everything)]
+    return tuple(told or _outputs(module, everything, readout))
+
+
+def repeats(batches: Batches, others: Batches) -> tuple[str, ...]:
+    """A clause where most examples are repeats of others, so that what is set aside is not new."""
+    seen = _digests([*batches, *others])
+    repeated = len(seen) - len(set(seen))
+    if len(set(seen)) < 2 or repeated <= LARGEST_REPEATED * len(seen):
+        return ()
+    return (
+        f"{repeated} of {len(seen)} calibration examples are repeats, so that those set aside are "
+        "no new ones",
+    )
 
 
 def _inputs(batches: Batches) -> Iterator[str]:
@@ -72,20 +79,19 @@ def _range(tensors: Sequence[Tensor]) -> tuple[float, float]:
     return min(float(x.min()) for x in held), max(float(x.max()) for x in held)
 
 
-def _repeats(batches: Batches) -> Iterator[str]:
-    if not all(map(is_divisible, batches)):
-        return
-    seen = [_digest(batch, row) for batch in batches for row in range(batch_size(batch))]
-    examples, different = len(seen), len(set(seen))
-    if examples == 1:
+def _one_example(batches: Batches) -> Iterator[str]:
+    seen = _digests(batches)
+    if len(seen) == 1:
         yield "the calibration data hold a single example"
-    elif different == 1:
-        yield f"all {examples} calibration examples are the same"
-    elif examples - different > LARGEST_REPEATED * examples:
-        yield (
-            f"{examples - different} of {examples} calibration examples are repeats, so that those "
-            "set aside are no new ones"
-        )
+    elif len(set(seen)) == 1:
+        yield f"all {len(seen)} calibration examples are the same"
+
+
+def _digests(batches: Batches) -> list[str]:
+    """Of each example; none where batches cannot be taken apart."""
+    if not all(map(is_divisible, batches)):
+        return []
+    return [_digest(batch, row) for batch in batches for row in range(batch_size(batch))]
 
 
 def _digest(batch: Batch, row: int) -> str:

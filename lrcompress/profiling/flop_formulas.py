@@ -1,17 +1,16 @@
 """Operations of operators that torch's FLOP counter does not know, 2 per multiply-add.
 
-As in torch's own table, biases, activations, norms, pooling and softmax count nothing. What has
-neither a formula nor the name of something cheap is not counted, and `uncounted` says so.
+As in torch's own table, biases, activations, norms, pooling and softmax count nothing.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log2, prod
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Shape = Sequence[int]
 Formula = Callable[..., int]
@@ -40,29 +39,42 @@ def recurrent(x: Shape, weights: Sequence[Shape], *_: object, **__: object) -> i
 
 
 def self_attention(
-    query: Shape,
-    key: Shape,
-    value: Shape,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     width: int,
     heads: int,
-    projection: Shape,
-    bias: Shape,
-    out: Shape,
+    projection: Tensor,
+    bias: Tensor,
+    out: Tensor,
     *_: object,
     **__: object,
 ) -> int:
     """nn.MultiheadAttention's fast path: projections (3 width, width) and (width, width)."""
-    own = prod(query[:-1])
-    pairs = own * key[-2]
-    return 2 * own * (prod(projection) + prod(out)) + 2 * 2 * pairs * width
+    own = _lengths(query)
+    pairs = sum(one * other for one, other in zip(own, _lengths(key), strict=True))
+    return 2 * sum(own) * (projection.numel() + out.numel()) + 2 * 2 * pairs * width
 
 
-def encoder_layer(x: Shape, width: int, heads: int, *rest: Any, **named: Any) -> int:
+def encoder_layer(x: Tensor, width: int, heads: int, *rest: Any, **named: Any) -> int:
     """nn.TransformerEncoderLayer's fast path: attention, and two layers that feed forward."""
     projection, bias, out = rest[:3]
     up, down = rest[11], rest[13]
     inner = self_attention(x, x, x, width, heads, projection, bias, out)
-    return inner + int(2 * prod(x[:-1]) * (prod(up) + prod(down)))
+    return inner + int(2 * sum(_lengths(x)) * (up.numel() + down.numel()))
+
+
+def _lengths(x: Tensor) -> list[int]:
+    """Positions of each example, (examples, positions, width), which may be nested: without a shape
+    of its own."""
+    if x.is_nested:
+        return [int(part.shape[0]) for part in x.unbind()]
+    return [x.shape[-2]] * prod(x.shape[:-2])
+
+
+# A nested tensor has no shape, so that these are given the tensors themselves
+for _formula in (self_attention, encoder_layer):
+    vars(_formula)["_get_raw"] = True
 
 
 def bilinear(left: Shape, weight: Shape, right: Shape, *_: object, **__: object) -> int:
@@ -177,32 +189,3 @@ FORMULAS: Mapping[Any, Formula] = {
     for name, formula in _BY_NAME.items()
     if hasattr(torch.ops.aten, name)
 }
-
-# Parts of the names of torch's own operators that tell of products, factorisations or transforms
-_COSTLY = re.compile(
-    r"\w*mm|mv|matmul|linear|bilinear|trilinear|vecdot|conv(\dd|olution)?|rnn|lstm|gru|attention|"
-    r"fft|r2c|c2r|c2c|solve|spsolve|cholesky|svd|svdvals|qr|geqrf|orgqr|ormqr|eig\w*|inv|inverse|"
-    r"det|slogdet|logdet|lu|lstsq|ldl|householder|matrix|cdist|sampler"
-)
-_CHEAP = (
-    "slice_inverse", "_cudnn_rnn_flatten_weight", "_use_cudnn_rnn_flatten_weight",
-    "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell",
-)  # fmt: skip
-_TORCHS_OWN = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional")
-
-
-def uncounted(seen: Iterable[Any], known: Iterable[Any]) -> tuple[str, ...]:
-    """Names of the operators among `seen` that cost work and that no formula counts.
-
-    Operators that others have registered are taken to cost work, for nothing is known of them.
-    """
-    counted = set(known)
-    names = []
-    for packet in seen:
-        if packet in counted:
-            continue
-        space, _, name = str(packet).partition(".")
-        costly = name not in _CHEAP and any(map(_COSTLY.fullmatch, name.split("_")))
-        if space not in _TORCHS_OWN or costly:
-            names.append(f"{space}::{name}")
-    return tuple(sorted(names))

@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lrcompress.layers import LayerSpec, output_rows
 from lrcompress.profiling.batches import Batch, batch_size
-from lrcompress.profiling.flop_formulas import FORMULAS, uncounted
+from lrcompress.profiling.flop_formulas import FORMULAS
 from lrcompress.profiling.passes import call
+from lrcompress.profiling.uncounted import uncounted
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,81 @@
-"""What a network holds that no structure applies to, in one line for its user."""
+"""What a network holds that no structure applies to: by kind and reason, the largest first."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from lrcompress.layers import LeftAlone
 from lrcompress.wording import listed
 
 MENTIONED = 0.05  # share of all parameters from which it is worth a warning
-REASONS = 3  # told in the line; the report has them all
+REASONS = 3  # told in a line; the report has them all
+
+
+class Item(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def params(self) -> int: ...
+    @property
+    def reason(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class LeftGroup:
+    """Modules of one kind that stay for one reason."""
+
+    kind: str
+    reason: str
+    names: tuple[str, ...]
+    params: int
+
+    @property
+    def label(self) -> str:
+        """ "3 Conv3d a, b and 1 more"."""
+        count = f"{len(self.names)} " if len(self.names) > 1 else ""
+        named = [name for name in self.names if name]
+        return f"{count}{self.kind} {listed(named, most=2)}".strip()
+
+
+def left_alone_groups(items: Iterable[Item]) -> tuple[LeftGroup, ...]:
+    """The most parameters first."""
+    found: dict[tuple[str, str], list[Item]] = defaultdict(list)
+    for item in items:
+        found[item.kind, item.reason].append(item)
+    groups = [
+        LeftGroup(*key, tuple(x.name for x in own), sum(x.params for x in own))
+        for key, own in found.items()
+    ]
+    return tuple(sorted(groups, key=lambda group: (-group.params, group.kind, group.reason)))
 
 
 def left_alone_warning(left_alone: Sequence[LeftAlone], total_params: int) -> tuple[str, ...]:
     """Kinds, shares and reasons of the weights that stay, where they are many; norms and biases
     are not counted."""
-    groups: dict[tuple[str, str], list[LeftAlone]] = defaultdict(list)
-    for item in left_alone:
-        if item.matrix_params:
-            groups[item.kind, item.reason].append(item)
-    held = {key: sum(item.matrix_params for item in items) for key, items in groups.items()}
-    if not total_params or sum(held.values()) <= MENTIONED * total_params:
+    groups = left_alone_groups(
+        replace(item, params=item.matrix_params) for item in left_alone if item.matrix_params
+    )
+    held = sum(group.params for group in groups)
+    if not total_params or held <= MENTIONED * total_params:
         return ()
-    order = sorted(held, key=lambda key: (-held[key], key))
+    told = left_alone_in_words(groups, total_params)
+    return (f"left alone: {_share(held, total_params)} of the parameters: {told}",)
+
+
+def left_alone_in_words(groups: Sequence[LeftGroup], whole: int) -> str:
+    """The largest ones in a line, each with its share of `whole` where there are several."""
+    several = len(groups) > 1
     told = [
-        f"{_part(held, key, total_params)}{_named(groups[key])} ({key[1]})"
-        for key in order[:REASONS]
+        f"{f'{_share(group.params, whole)} in ' * several}{group.label} ({group.reason})"
+        for group in groups[:REASONS]
     ]
-    more = len(order) - REASONS
-    rest = [f"{more} more kinds"] if more > 0 else []
-    share = _share(sum(held.values()), total_params)
-    return (f"left alone: {share} of the parameters: {'; '.join([*told, *rest])}",)
-
-
-def _named(items: Sequence[LeftAlone]) -> str:
-    kind, names = items[0].kind, [item.name for item in items if item.name]
-    count = f"{len(items)} " if len(items) > 1 else ""
-    return f"{count}{kind} {listed(names, most=2)}".strip()
-
-
-def _part(held: Mapping[tuple[str, str], int], key: tuple[str, str], total: int) -> str:
-    """ "50 % in ", where there is more than one kind."""
-    return f"{_share(held[key], total)} in " if len(held) > 1 else ""
+    more = len(groups) - REASONS
+    return "; ".join([*told, *([f"{more} more kinds"] if more > 0 else [])])
 
 
 def _share(part: int, whole: int) -> str:

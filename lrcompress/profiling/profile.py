@@ -104,7 +104,8 @@ class Profile:
     uncounted: tuple[str, ...] = field(default=(), kw_only=True)  # operators missing in the FLOPs
     structures: tuple[str, ...] = ("low_rank",)  # that were explored
     pooling: str | None = None  # of token embeddings, before the divergence
-    degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data show too little
+    degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data show nothing
+    thin: tuple[str, ...] = field(default=(), kw_only=True)  # why they show only a part
     readout: Readout | None = None  # what is measured; None without data, and in old profiles
     identity: ModelIdentity | None = None  # of the model; None in old profiles
     warnings: tuple[str, ...] = ()

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lrcompress.layers import LeftAlone
 from lrcompress.planning.curves import low_rank_loss
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -26,8 +25,15 @@ def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...
     return tuple(_layer(layer, metric, planned.get(layer.name)) for layer in profile.layers)
 
 
-def left_alone_reports(left_alone: tuple[LeftAlone, ...]) -> tuple[LeftAloneReport, ...]:
-    return tuple(LeftAloneReport(x.name, x.kind, x.params, x.reason) for x in left_alone)
+def left_alone_reports(profile: Profile, plan: Plan | None) -> tuple[LeftAloneReport, ...]:
+    """The most parameters first; layers that the plan keeps for a reason included."""
+    found = [LeftAloneReport(x.name, x.kind, x.params, x.reason) for x in profile.left_alone]
+    for layer in () if plan is None else plan.layers:
+        kept = layer.structure
+        if isinstance(kept, Dense) and kept.reason:
+            spec = layer.spec
+            found.append(LeftAloneReport(layer.name, spec.kind, spec.weight_params, kept.reason))
+    return tuple(sorted(found, key=lambda item: -item.params))
 
 
 def dense_cost(profile: Profile) -> Cost:

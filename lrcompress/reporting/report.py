@@ -119,6 +119,7 @@ class Report:
     tried: tuple[Tried, ...] = ()  # plans that were carried out to select one
     judging_examples: int = 0  # set aside, on which they were measured
     doubts: tuple[str, ...] = ()  # why the result is not to be trusted, and what to do
+    severe_doubts: tuple[str, ...] = ()  # those of them by which it is known to be bad
     tuning: TuneReport | None = None
     readout: tuple[str, ...] = ()  # which outputs were measured, as what and why; a line for each
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
@@ -128,6 +129,11 @@ class Report:
     axes: tuple[str, ...] = ()  # for each input of the graph, which axes are free and which not
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def left_alone_share(self) -> float:
+        """Of the dense model's parameters."""
+        return sum(x.params for x in self.left_alone) / max(self.before.params, 1)
 
     @property
     def unit(self) -> str:

@@ -14,6 +14,7 @@ from lrcompress.distributed import all_reduce_, rank, world_size
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.in_place import saved_copies
+from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.noise import TokenNoise
 from lrcompress.tuning.heldout import Split
 from lrcompress.tuning.losses import TuningObjective
@@ -35,6 +36,7 @@ class Course:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
+    judge: Judge | None = None  # behind `measure`, where a divergence judges
     positions: float = 1.0  # of an example that `measure` sums over, on average
     noise: TokenNoise | None = None
     in_place: bool = False  # the network changes in place what gradients need

@@ -14,7 +14,7 @@ from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batch, Batches, batch_size
 from lrcompress.profiling.evidence import find_readout
 from lrcompress.profiling.in_place import is_changed_in_place
-from lrcompress.profiling.judge import judge_by
+from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.noise import TokenNoise, find_noise
 from lrcompress.profiling.passes import frozen
 from lrcompress.tuning.course import Course
@@ -51,12 +51,14 @@ def prepared(
     setting = Setting(module, dense, readout, points, options, task)
     objective = TUNING_OBJECTIVES[options.objective](setting)
     objective.check(parted.taught)
+    judge: Judge | None = None
+    positions = 1.0
     if objective.judged_by_divergence:
         judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
         parted = Split(parted.taught, judge.batches)  # as many as it may keep
         measure, positions = partial(judge.divergence, module), judge.positions
     else:
-        measure, positions = partial(held_out_loss, objective, parted), 1.0
+        measure = partial(held_out_loss, objective, parted)
 
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return Course(
@@ -66,6 +68,7 @@ def prepared(
         objective=objective,
         split=parted,
         measure=measure,
+        judge=judge,
         positions=positions,
         options=options,
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),

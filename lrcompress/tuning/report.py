@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from lrcompress.compression.measure import Divergence
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -36,6 +38,7 @@ class TuneReport:
     taught_examples: int
     judging_examples: int
     positions: float = 1.0  # of an example that a divergence is summed over, on average
+    quality: Divergence | None = None  # of the end; None where a loss judged
     merge_losses: Mapping[str, float] = field(default_factory=dict)  # layer -> of its adapter
     warnings: tuple[str, ...] = ()
 

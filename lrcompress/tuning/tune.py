@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lrcompress.compression.measure import judged_divergence
 from lrcompress.distributed import on_main, world_size
 from lrcompress.errors import TuneError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
@@ -111,6 +112,8 @@ def tune_(
                 adapted.abandoned_()
                 raise
             report = adapted.merged_(report, whitenings or {})
+        if course.judge is not None:
+            report = replace(report, quality=judged_divergence(module, course.judge))
     after = {name: parameter.shape for name, parameter in module.named_parameters()}
     assert after == sizes, "tuning changed a size"
     return report

@@ -26,7 +26,11 @@ class CarriedOut:
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        return doubts(self.report, self.profile)
+        return tuple(doubt.said for doubt in doubts(self.report, self.profile))
+
+    @property
+    def is_known_bad(self) -> bool:
+        return any(doubt.severe for doubt in doubts(self.report, self.profile))
 
     @property
     def remarks(self) -> tuple[str, ...]:

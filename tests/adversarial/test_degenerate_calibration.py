@@ -80,14 +80,18 @@ DATA: dict[str, tuple[list[Batch], str]] = {
 }
 
 
+JUDGED = ("mostly repeats", "two examples", "five examples", "seven examples")
+
+
 @pytest.mark.parametrize("case", DATA)
 def test_data_that_show_nothing_are_named_and_doubted(case: str) -> None:
     batches, said = DATA[case]
     found = carry_out(classifier(), batches, "60%")
     assert said in the_doubts(found)
-    if found.profile.degenerate:
-        (reason,) = found.profile.degenerate
+    for reason in found.profile.degenerate:
         assert f"degenerate calibration: {reason}" in found.profile.warnings
+    # Known to be worth nothing, or only not known to be good
+    assert found.is_known_bad == bool(found.profile.degenerate) == (case not in JUDGED)
 
 
 def test_sound_data_are_not_doubted_for_it() -> None:
@@ -186,7 +190,7 @@ class DeadBranch(nn.Module):
 def test_dead_layers_are_named_with_their_share_and_keep_what_matters_elsewhere() -> None:
     """At no cost on the data they would be cut to rank one. On other data they are needed."""
     found = carry_out(DeadBranch().eval(), in_batches(drawn(64)), "70%")
-    (reason,) = found.profile.degenerate
+    (reason,) = found.profile.thin
     assert "do not show what 71% of the compressible weights do (dead, after)" in reason
     assert reason in the_doubts(found)
     warnings = found.profile.warnings

@@ -89,6 +89,26 @@ def test_the_fused_encoder_layer() -> None:
     assert counted(net, torch.randn(E, T, N), net) == hand
 
 
+def test_the_fused_encoder_counts_no_padding_where_it_computes_none() -> None:
+    """Its tensors are nested then, and have no shape."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(N, 2, 16, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return torch.as_tensor(self.encoder(x, src_key_padding_mask=mask))
+
+    lengths = [5, 2, 4]
+    mask = torch.arange(T)[None] >= torch.tensor(lengths)[:, None]
+    net = Masked().eval().requires_grad_(False)
+    products = 2 * sum(lengths) * (4 * N * N + 2 * N * 16)
+    hand = 2 * (products + 2 * 2 * sum(n * n for n in lengths) * N)
+    assert counted_flops(net, {"x": torch.randn(E, T, N), "mask": mask}) == hand
+
+
 @pytest.mark.parametrize("key_heads", [4, 2])
 def test_scaled_dot_product_attention(key_heads: int) -> None:
     q, k, v = (torch.randn(E, h, T, N) for h in (4, key_heads, key_heads))

@@ -143,7 +143,7 @@ def test_a_good_embedding_of_many_positions_is_not_doubted_for_their_number() ->
         worse = replace(each, mean=0.15 * positions, examples=8)
         report = CompressReport((), "two-sided", "cosine", worse.mean, worse, worse)
         (doubt,) = doubts(report, found)
-        assert "the mean cosine to the dense output is 0.850" in doubt
+        assert "the mean cosine to the dense output is 0.850" in doubt.said
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -232,7 +232,7 @@ def test_a_refit_that_mends_much_makes_no_prediction_wrong_and_hides_no_wrong_on
     assert doubts(report, found) == ()
     report = replace(report, held_out_unrefitted=Divergence(2.0, 8, 0.9))
     (doubt,) = doubts(report, found)
-    assert "set aside before the refit, 2, is 4.0 times the predicted 0.5" in doubt
+    assert "set aside before the refit, 2, is 4.0 times the predicted 0.5" in doubt.said
 
 
 def test_the_tunings_cosine_is_the_mean_over_positions() -> None:
@@ -293,4 +293,4 @@ def test_calibration_of_another_kind_than_what_is_set_aside_is_doubted() -> None
         judging=narrow[:2],
         confirming=batches[:2],
     )
-    assert any("times the predicted" in doubt for doubt in doubts(report, found))
+    assert any("times the predicted" in doubt.said for doubt in doubts(report, found))

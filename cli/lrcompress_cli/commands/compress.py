@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from lrcompress_cli.exit_codes import of_checks
 from lrcompress_cli.options.axes import AxisChoice, axis_options
 from lrcompress_cli.options.exporting import (
     ExportChoice,
@@ -22,6 +21,7 @@ from lrcompress_cli.options.planning import PlanChoice, planning_options
 from lrcompress_cli.options.running import RunChoice, running_options
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
 from lrcompress_cli.options.tuning import ABOVE_ZERO
+from lrcompress_cli.run_outcome import accept_doubts_option, run_outcome
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     help="Remove the profile's second moments, most of the folder, once the run is verified.",
 )
 @click.option("-o", "--output", type=NEW_FOLDER, help="Run folder to write.")
+@accept_doubts_option
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -123,6 +124,7 @@ def command(
     tune_minutes: float | None,
     drop_moments: bool,
     output: Path | None,
+    accept_doubts: bool,
     dry_run: bool,
     running: RunChoice,
 ) -> Outcome:
@@ -140,8 +142,10 @@ def command(
 
     from lrcompress.compression.compress import CompressOptions
     from lrcompress.pipeline import RunOptions, preview, run
+    from lrcompress.reporting.collect import left_alone_reports
     from lrcompress_cli.records import compress_record, preview_record
     from lrcompress_cli.tables.axes import axis_lines
+    from lrcompress_cli.tables.left_alone import LeftAloneTable
     from lrcompress_cli.tables.plan import PlanTable
     from lrcompress_cli.tables.summary import Summary
 
@@ -164,14 +168,13 @@ def command(
     )
     if dry_run:
         seen = preview(options, terminal.progress)
-        return Outcome(preview_record(seen), [PlanTable(seen.plan), axis_lines(seen.axes)])
+        stays = LeftAloneTable(left_alone_reports(seen.profile, seen.plan), seen.plan.dense_params)
+        return Outcome(
+            preview_record(seen), [PlanTable(seen.plan), "", stays, axis_lines(seen.axes)]
+        )
     result = run(options, terminal.progress)
-    failed = [check for check in result.report.checks if check.passed is False]
-    return Outcome(
-        compress_record(result),
-        [Summary(result)],
-        of_checks(result.report.checks),
-        [f"{check.name}: {check.detail}" for check in failed],
+    return run_outcome(
+        compress_record(result), Summary(result), result.report, accept_doubts=accept_doubts
     )
 
 

@@ -7,7 +7,6 @@ from typing import Literal
 
 import click
 
-from lrcompress_cli.exit_codes import of_checks
 from lrcompress_cli.options.axes import AxisChoice, axis_options
 from lrcompress_cli.options.exporting import provider_option
 from lrcompress_cli.options.gather import FOLDER
@@ -19,6 +18,7 @@ from lrcompress_cli.options.source import (
     teacher_options,
 )
 from lrcompress_cli.options.tuning import TuneChoice, tuning_options
+from lrcompress_cli.run_outcome import accept_doubts_option, run_outcome
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
 
@@ -29,6 +29,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @tuning_options
 @axis_options
 @provider_option
+@accept_doubts_option
 @running_options
 @reporting
 def command(
@@ -40,6 +41,7 @@ def command(
     tuning: TuneChoice,
     axes: AxisChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
+    accept_doubts: bool,
     running: RunChoice,
 ) -> Outcome:
     """Train a compressed model towards its dense one; every size stays.
@@ -64,10 +66,6 @@ def command(
         axes=axes.request() if axes.dynamic or axes.fixed else None,
     )
     result = run_tune(options, terminal.progress)
-    failed = [check for check in result.report.checks if check.passed is False]
-    return Outcome(
-        tune_record(result),
-        [Summary(result)],
-        of_checks(result.report.checks),
-        [f"{check.name}: {check.detail}" for check in failed],
+    return run_outcome(
+        tune_record(result), Summary(result), result.report, accept_doubts=accept_doubts
     )

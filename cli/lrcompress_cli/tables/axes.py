@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from lrcompress.wording import printable
+
 
 def axis_lines(lines: Sequence[str]) -> Text:
     """A line for each input: which axes are free, which have one size and why."""
-    return Text("\n".join(f"input {line}" for line in lines))
+    return Text("\n".join(f"input {printable(line)}" for line in lines))

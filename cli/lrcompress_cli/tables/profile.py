@@ -10,6 +10,7 @@ from rich.text import Text
 
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.wording import printable
+from lrcompress_cli.tables.left_alone import LeftAloneTable
 from lrcompress_cli.tables.names import cell, fitted
 from lrcompress_cli.tables.numbers import count, flops, real, share, size
 
@@ -40,7 +41,8 @@ class ProfileTable:
         yield Text("")
         yield _legend(profile, headings)
         if profile.left_alone:
-            yield _left_alone(profile)
+            yield Text("")
+            yield LeftAloneTable(profile.left_alone, profile.total_params)
 
 
 _HEADINGS = (
@@ -102,9 +104,3 @@ def _legend(profile: Profile, headings: Sequence[str]) -> Table:
         if heading in _MEANINGS:
             table.add_row(heading, cell(_MEANINGS[heading].format(unit=unit)))
     return table
-
-
-def _left_alone(profile: Profile) -> Text:
-    params = sum(item.params for item in profile.left_alone)
-    text = f"{len(profile.left_alone)} modules with {count(params)} parameters left alone"
-    return Text(text, style="dim")

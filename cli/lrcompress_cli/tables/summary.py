@@ -15,6 +15,7 @@ from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.tables.axes import axis_lines
 from lrcompress_cli.tables.checks import check_table
+from lrcompress_cli.tables.left_alone import LeftAloneTable
 from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import agreement, count, flops, optimality, real, share, size
 
@@ -29,6 +30,9 @@ class Summary:
         yield _costs(report.before, report.after)
         yield Text("")
         yield _plan_line(self._result)
+        if report.left_alone:
+            yield Text("")
+            yield LeftAloneTable(report.left_alone, report.before.params)
         if report.tried:
             yield Text("")
             yield selection_table(report)
@@ -37,7 +41,8 @@ class Summary:
             yield _divergences(report)
         for doubt in report.doubts:
             yield Text("")
-            yield cell(f"! {doubt}", "bold yellow")
+            style = "bold red" if doubt in report.severe_doubts else "bold yellow"
+            yield cell(f"! {doubt}", style)
         if report.tuning is not None:
             yield Text("")
             yield _tuning_line(report.tuning)

@@ -83,7 +83,7 @@ function drawHead() {
     const failed = run.filter((check) => !check.passed).length;
     badge(failed ? `${failed} of ${run.length} checks failed` : `verified: ${run.length} checks passed`, failed ? "bad" : "good");
   }
-  if (report.doubts.length) badge("not to be trusted", "bad");
+  if (report.doubts.length) badge(report.severe_doubts.length ? "known to be bad" : "not to be trusted", "bad");
   if (report.budget) badge(`budget ${report.budget}`);
   badge(`${report.metric} metric`);
   if (report.allocator) badge(`${report.allocator} allocation`);
@@ -425,13 +425,16 @@ function drawTables() {
   }
   const leftParams = report.left_alone.reduce((sum, item) => sum + item.params, 0);
   at("left-words").textContent = `${count(leftParams)} parameters, ${percent(leftParams / report.before.params)} of the model, are as they were.`;
-  const groups = Map.groupBy(report.left_alone, (m) => `${m.kind}: ${m.reason}`);
+  const groups = [...Map.groupBy(report.left_alone, (m) => `${m.kind}: ${m.reason}`).values()];
+  const held = (group) => group.reduce((sum, m) => sum + m.params, 0);
+  groups.sort((one, other) => held(other) - held(one));
   fillTable("left", [
     { title: "kind", text: ([first]) => first.kind },
-    { title: "parameters", text: (group) => group.reduce((sum, m) => sum + m.params, 0).toLocaleString("en"), number: true },
+    { title: "parameters", text: (group) => held(group).toLocaleString("en"), number: true },
+    { title: "of all", text: (group) => percent(held(group) / report.before.params), number: true },
     { title: "reason", text: ([first]) => first.reason, className: () => "wide" },
     { title: "modules", text: moduleNames, className: () => "wide" },
-  ], [...groups.values()]);
+  ], groups);
   at("command").textContent = report.command;
   if (report.stages.length) {
     fillTable("stages", [
