@@ -56,7 +56,7 @@ def record_inputs(batch: Batch) -> dict[str, InputRecord]:
         name: InputRecord(
             str(tensor.dtype).removeprefix("torch."),
             tuple(tensor.shape[1:]),
-            0 if tensor.is_floating_point() else int(tensor.max()),
+            0 if tensor.is_floating_point() else max(0, int(tensor.max())),
         )
         for name, tensor in batch.items()
     }

@@ -19,7 +19,10 @@ from lrcompress.wording import label
 RECORD_NAME = "lrcompress.json"
 WEIGHTS_NAME = "model.safetensors"
 SCHEMA_VERSION = 1
-INPUT_DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "bool")
+INPUT_DTYPES = (
+    "float32", "float16", "bfloat16", "float64",
+    "int64", "int32", "int16", "int8", "uint8", "bool",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
