@@ -34,19 +34,7 @@ EXAMPLES = 2  # of a batch; more would show nothing new
 
 def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
     """What `describe` lists, with the layers that this network needs as they are left alone."""
-    found = describe(module)
-    with frozen(module):
-        few = few_examples(module, batch)
-        run = _Run(module, few)
-        plain = run()
-        if isinstance(plain, Exception):
-            return found  # measuring will say what is wrong with the batch
-        reasons = _read_elsewhere(module, found.layers, run)
-        rest = [spec for spec in found.layers if spec.name not in reasons]
-        if agree(run(), plain):  # else nothing can be told from a second run
-            reasons |= _needed(module, rest, run, plain)
-    if not reasons:
-        return found
+    reasons = reasons_to_stay(module, batch)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
     try:
@@ -54,6 +42,24 @@ def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
     finally:
         for name in reasons:
             leave_alone_(module.get_submodule(name), "")
+
+
+def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
+    """Why layers that `describe` lists cannot be replaced in this network, by name.
+
+    None where the network cannot run on the batch: measuring will say what is wrong with it.
+    """
+    layers = describe(module).layers
+    with frozen(module):
+        run = _Run(module, few_examples(module, batch))
+        plain = run()
+        if isinstance(plain, Exception):
+            return {}
+        reasons = _read_elsewhere(module, layers, run)
+        rest = [spec for spec in layers if spec.name not in reasons]
+        if agree(run(), plain):  # else nothing can be told from a second run
+            reasons |= _needed(module, rest, run, plain)
+    return reasons
 
 
 def few_examples(module: nn.Module, batch: Batch) -> Batch:

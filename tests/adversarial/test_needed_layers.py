@@ -6,6 +6,7 @@ import copy
 import functools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ import lrcompress
 from adversarial.whole_path import (
     CLOSE,
     WIDTH,
+    assert_exports,
     assert_same,
     compressed,
     ids,
@@ -27,6 +29,9 @@ from adversarial.whole_path import (
 )
 from lrcompress.errors import ModelError
 from lrcompress.layers import describe
+from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
+from lrcompress.planning.budget import Budget
+from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.weight_use import watch_weights
 
 
@@ -113,6 +118,94 @@ def test_a_layer_whose_weight_is_read_elsewhere_stays(name: str) -> None:
         "the model's output changes with another module of the same function in its place",
     )
     assert_same(module, other, batches[0])
+
+
+@pytest.mark.parametrize("name", READS)
+def test_products_become_calls_and_other_uses_stay(name: str) -> None:
+    """After conversion; what cannot become calls is left as it was, with the reason."""
+    torch.manual_seed(0)
+    dense = low_rank_(Pair(READS[name]))
+    dense.taker = Taker()
+    batches = rows(WIDTH)
+    module = copy.deepcopy(dense)
+    lrcompress.convert_(module, batches[0])
+    other, profiled, _ = compressed(module, batches)
+    names = {layer.name for layer in profiled.layers}
+    if name in ("beside", "instead", "transposed", "another module", "forward"):
+        assert names == {"first.product", "second"}
+        assert type(other.first.product).__name__ == "FactorizedLinear"
+    else:
+        assert names == {"second"}
+        assert reason_of(profiled, "first")
+    assert_same(dense, other, batches[0])
+
+
+@pytest.mark.parametrize("name", ["product", "lookup", "transposed", "several"])
+def test_a_table_that_makes_the_logits_is_tied(name: str, tmp_path: Path) -> None:
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.second = nn.Embedding(50, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.table.weight
+            hidden = self.second(self.table(x).to(weight.dtype))
+            assert weight.shape == (50, WIDTH)
+            assert weight.size(1) == WIDTH
+            if name == "product":
+                return hidden @ weight.t()  # type: ignore[no-any-return]
+            if name == "lookup":
+                return functional.linear(hidden + functional.embedding(x, weight), weight)
+            if name == "transposed":
+                return torch.matmul(hidden, weight.transpose(-1, -2))
+            flat = torch.mm(hidden.flatten(0, 1), weight.T)
+            return flat.unflatten(0, hidden.shape[:2]) + functional.linear(hidden, weight)
+
+    torch.manual_seed(0)
+    dense = low_rank_(Logits())
+    batches = ids(50, 5)
+    module = copy.deepcopy(dense)
+    report = lrcompress.convert_(module, batches[0])
+    assert [x.became for x in report.conversions] == ["used"]
+    other, profiled, _ = compressed(module, batches)
+    assert profiled["table.table"].spec.tied == ("table.head",)
+    assert_same(dense, other, batches[0])
+    assert_exports(dense, other, batches[0], tmp_path / "m.onnx")
+
+
+class TiedLogits(nn.Module):
+    """The factory of the run below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.second = nn.Embedding(50, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.third = nn.Linear(WIDTH, WIDTH)
+        self.second.register_forward_hook(lambda layer, args, y: torch.tanh(y))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(self.table(x))
+        hidden = hidden + functional.linear(hidden, self.second.weight, self.third.bias)
+        return hidden @ self.table.weight.t()
+
+
+def tied_logits() -> nn.Module:
+    torch.manual_seed(0)
+    return low_rank_(TiedLogits())
+
+
+def tied_batches() -> list[Batch]:
+    return ids(50, 5, count=8)
+
+
+def test_a_run_turns_products_into_calls_again_when_it_is_loaded(tmp_path: Path) -> None:
+    source = SourceOptions(f"{__name__}:tied_logits", data=f"{__name__}:tied_batches")
+    where = FolderOptions(tmp_path / "out", report=False)
+    result = run(RunOptions(source, where, Budget.parse("60%")))
+    assert result.report.verified
+    assert {x.name for x in result.plan.layers} >= {"table.table", "second.product"}
+    loaded = lrcompress.load(tmp_path / "out")
+    assert len(loaded.second._forward_hooks) == 1
+    assert_same(tied_logits(), loaded, tied_batches()[0])
 
 
 def test_a_buffer_that_shares_a_weights_memory_is_the_weight() -> None:
