@@ -132,12 +132,14 @@ def _problem(
         replace_(module, name, share_hooks_(layer, stand_in.train(layer.training)))
     try:
         raw = run()
+        saved = output(module.state_dict)
     finally:
         for name, (layer, _) in made.items():
             replace_(module, name, layer)
     if isinstance(raw, Exception):
-        cause = f"{type(raw.__cause__ or raw).__name__}: {one_line(raw.__cause__ or raw)}"
-        return f"with another module in its place the model fails ({cause})"
+        return f"with another module in its place the model fails ({_named(raw)})"
+    if isinstance(saved, Exception) and not isinstance(output(module.state_dict), Exception):
+        return f"with another module in its place the model cannot be saved ({_named(saved)})"
     if any(calls[name] != called[name] for name in made):
         return (
             "the model calls it by a reference of its own (in a list, a closure or a bound "
@@ -146,6 +148,11 @@ def _problem(
     if not agree(raw, plain, slack=WHOLE_NETWORK):
         return "the model's output changes with another module of the same function in its place"
     return ""
+
+
+def _named(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {one_line(cause)}"
 
 
 def _counting(calls: dict[str, int], name: str) -> Callable[[], None]:

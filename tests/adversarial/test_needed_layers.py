@@ -449,11 +449,19 @@ def _with_an_attribute(module: Any) -> None:
     module.use = lambda m, x: m.first(x) * m.first.scale
 
 
+def _renamed_when_saved(module: Any) -> None:
+    def rename(whole: Any, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+        state["old_name"] = state.pop(f"{prefix}first.weight")
+
+    module._register_state_dict_hook(rename)
+
+
 HELD: dict[str, tuple[Callable[[Any], None], str]] = {
     "list": (_held_in_a_list, "calls it by a reference of its own"),
     "bound method": (_bound, "Pair reads its weight itself"),
     "closure": (_closed_over, "calls it by a reference of its own"),
     "class": (_told_by_class, "the model's output changes with another module"),
+    "state hook": (_renamed_when_saved, "the model cannot be saved (KeyError"),
     "attribute": (_with_an_attribute, "the model fails (AttributeError"),
 }
 
