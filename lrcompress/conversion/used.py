@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrcompress.layers import leave_alone_
 from lrcompress.structures.factorized import linear_of
 
 
@@ -77,6 +78,7 @@ class UsedLinear(nn.Module):
         self.bias = like.bias
         self.in_features, self.out_features = like.in_features, like.out_features
         self.sizes = (like.out_features, like.in_features)
+        leave_alone_(self, "the bias of a layer whose weight other code uses too")
         self.train(like.training)
 
     @property

@@ -415,6 +415,31 @@ def test_a_lazy_layer_that_was_run_is_a_layer() -> None:
     assert_same(module, other, rows(WIDTH)[0])
 
 
+class Conv1D(nn.Module):
+    """Another Conv1D than GPT-2's, of its name and with its attribute."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.nf, self.scale = WIDTH, scale
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(WIDTH, WIDTH)),
+            nn.Parameter(torch.ones(WIDTH)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (x @ self.weight) + self.bias
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_layer_is_not_taken_for_what_its_name_says(scale: float) -> None:
+    torch.manual_seed(0)
+    module = low_rank_(Pair(lambda m, x: m.first(x), Conv1D(scale)))
+    other, profiled, _ = compressed(module, rows(WIDTH))
+    names = [layer.name for layer in profiled.layers]
+    assert names == (["first", "second"] if scale == 1 else ["second"])
+    assert_same(module, other, rows(WIDTH)[0])
+
+
 def test_torchs_own_forward_patched_for_all_layers_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
