@@ -57,6 +57,9 @@ class UsedWeight:
     def transpose(self, one: int, other: int) -> UsedWeight:
         return self.t() if (one - other) % 2 else self
 
+    def __matmul__(self, x: Tensor) -> Any:
+        return _matmul(self, x)
+
     @classmethod
     def __torch_function__(
         cls,
@@ -142,7 +145,14 @@ def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     return _with_bias(weight._layer.linear(input), bias)
 
 
-def _matmul(input: Tensor, weight: Any) -> Any:
+def _matmul(input: Any, weight: Any) -> Any:
+    """x W^T, or W x, which is the transpose of x^T W^T."""
+    if isinstance(input, UsedWeight):
+        if input._transposed or not isinstance(weight, Tensor):
+            return NotImplemented
+        x = weight if weight.dim() == 1 else weight.mT
+        product = input._layer.linear(x)
+        return product if weight.dim() == 1 else product.mT
     if not isinstance(weight, UsedWeight) or not weight._transposed:
         return NotImplemented
     return weight._layer.linear(input)

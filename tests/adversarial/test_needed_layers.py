@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,6 +33,7 @@ from lrcompress.layers import describe
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.planning.budget import Budget
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.replaceable import reasons_to_stay
 from lrcompress.profiling.weight_use import watch_weights
 
 
@@ -82,6 +84,7 @@ READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "instead": lambda m, x: functional.linear(x, m.first.weight),
     "product": lambda m, x: m.first(x) @ m.first.weight,
     "transposed": lambda m, x: m.first(x) + x @ m.first.weight.t(),
+    "from the left": lambda m, x: m.first(x) + (m.first.weight @ x.t()).t(),
     "view": lambda m, x: m.first(x) + m.first.weight[0],
     "sum": lambda m, x: m.first(x) * m.first.weight.sum(),
     "norm": lambda m, x: m.first(x) / m.first.weight.norm(),
@@ -131,7 +134,7 @@ def test_products_become_calls_and_other_uses_stay(name: str) -> None:
     lrcompress.convert_(module, batches[0])
     other, profiled, _ = compressed(module, batches)
     names = {layer.name for layer in profiled.layers}
-    if name in ("beside", "instead", "transposed", "another module", "forward"):
+    if name in ("beside", "instead", "transposed", "another module", "forward", "from the left"):
         assert names == {"first.product", "second"}
         assert type(other.first.product).__name__ == "FactorizedLinear"
     else:
@@ -428,6 +431,18 @@ class Conv1D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * (x @ self.weight) + self.bias
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
+def test_nothing_of_a_usual_network_is_taken_for_needed(name: str) -> None:
+    """They read their weights' types and shapes, ask layers for sizes, and tie heads."""
+    module = getattr(tiny_models, name)().eval()
+    tokens = torch.randint(1, tiny_models.VOCABULARY, (3, 7))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if name == "vit":
+        size = module.config.image_size
+        batch = {"pixel_values": torch.randn(3, 3, size, size)}
+    assert reasons_to_stay(module, batch) == {}
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0])
