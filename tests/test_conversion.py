@@ -344,13 +344,24 @@ class Parent(nn.Module):
         return self.d(torch.relu(h @ self.c.weight.T))
 
 
-def test_a_layer_whose_weight_others_read_is_left_alone() -> None:
+def test_products_with_the_weight_of_a_layer_become_calls_of_it() -> None:
     module = Parent().eval()
+    before = module(ROWS)
     report = lrcompress.convert_(module, {"x": ROWS})
-    assert [spec.name for spec in describe(module).layers] == ["a", "d"]
+    assert {x.name: x.became for x in report.conversions} == {"b": "used", "c": "used"}
+    names = [spec.name for spec in describe(module).layers]
+    assert names == ["a", "b.product", "c.product", "d"]
+    assert not [x.name for x in report.left_alone if x.matrix_params]
+    torch.testing.assert_close(module(ROWS), before, **CLOSE)
+
+
+def test_a_layer_whose_weight_is_used_otherwise_is_left_alone() -> None:
+    module = Parent().eval()
+    module.d.register_forward_hook(lambda layer, args, y: y + module.a.weight.sum())
+    report = lrcompress.convert_(module, {"x": ROWS})
+    assert {x.name for x in report.conversions} == {"b", "c"}
     reasons = {x.name: x.reason for x in report.left_alone if x.matrix_params}
-    assert reasons.keys() == {"b", "c"}
-    assert all("Parent reads its weight itself" in reason for reason in reasons.values())
+    assert reasons == {"a": "Parent reads its weight itself, beside or instead of calling it"}
 
 
 class TiedByProduct(nn.Module):
@@ -363,10 +374,13 @@ class TiedByProduct(nn.Module):
         return (h + self.a(h)) @ self.table.weight.t()
 
 
-def test_an_embedding_whose_weight_makes_the_logits_is_left_alone() -> None:
+def test_an_embedding_whose_weight_makes_the_logits_is_tied_to_a_head() -> None:
     module = TiedByProduct().eval()
+    before = module(TOKENS)
     lrcompress.convert_(module, {"tokens": TOKENS})
-    assert [spec.name for spec in describe(module).layers] == ["a"]
+    table, a = describe(module).layers
+    assert (table.name, table.tied, a.name) == ("table.table", ("table.head",), "a")
+    torch.testing.assert_close(module(TOKENS), before, **CLOSE)
 
 
 def test_the_profile_of_an_unconverted_network_says_what_would_help() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from lrcompress.layers import LeftAlone
 
-Became = Literal["linear", "embedding", "conv1d", "conv2d", "attention", "encoder"]
+Became = Literal["linear", "embedding", "conv1d", "conv2d", "attention", "encoder", "used"]
 
 _ATTRIBUTE = "_lrcompress_converted"
 

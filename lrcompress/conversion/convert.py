@@ -21,6 +21,7 @@ from lrcompress.conversion.conversion import (
 )
 from lrcompress.conversion.observation import Call, Observation, observe
 from lrcompress.conversion.standard import Found, build, standard_layer
+from lrcompress.conversion.used import used_layer
 from lrcompress.errors import ModelError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.layers import (
@@ -30,17 +31,19 @@ from lrcompress.layers import (
     layer_kind,
     leave_alone_,
     replace_,
+    share_hooks_,
 )
 from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.passes import call
-from lrcompress.profiling.replaceable import few_examples
+from lrcompress.profiling.replaceable import few_examples, reasons_to_stay
 from lrcompress.profiling.unfused import (
     nests_tensors,
     runs_unfused,
     with_nesting_,
     without_nesting_,
 )
+from lrcompress.profiling.weight_use import WeightUse
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +76,14 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
         if seen is None:
             return ConversionReport((), describe(module).left_alone)
         found, reasons = _found(module, candidates, seen)
+        used = _used(module, seen.use)
         fingerprint = before.unconverted_fingerprint
-        if found and not fingerprint:
+        if (found or used) and not fingerprint:
             fingerprint = model_fingerprint(module)
         kept = _installed(module, found, modes, batch, plain, reasons)
-    for spec in describe(module).layers:
-        for name in (spec.name, *spec.tied):
-            reason = seen.use.reason(module.get_submodule(name))
-            if reason:
-                leave_alone_(module.get_submodule(spec.name), reason)
+        # Whose weight is used in ways that cannot become calls is told by what follows
+        kept += _installed(module, used, modes, batch, plain, {}) if used else []
+    reasons |= reasons_to_stay(module, batch)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
     if kept:
@@ -169,6 +171,18 @@ def _found(
         else:
             found.append((made.conversion, made.layer))
     return found, reasons
+
+
+def _used(module: nn.Module, use: WeightUse) -> list[tuple[Conversion, nn.Module]]:
+    """Layers whose weight is read elsewhere, with one whose weight turns products into calls."""
+    made: list[tuple[Conversion, nn.Module]] = []
+    for spec in describe(module).layers:
+        layer = module.get_submodule(spec.name)
+        other = used_layer(layer) if spec.name and not spec.tied and use.reason(layer) else None
+        if other is not None:
+            conversion = Conversion(spec.name, type(layer).__name__, "used")
+            made.append((conversion, share_hooks_(layer, other)))
+    return made
 
 
 def _reason_not_to(child: nn.Module, name: str, seen: Observation) -> str:
@@ -261,6 +275,10 @@ def _made(conversion: Conversion, target: nn.Module) -> nn.Module | None:
     if conversion.became == "attention":
         assert isinstance(target, nn.MultiheadAttention)
         return SplitAttention(target)
+    if conversion.became == "used":
+        used = used_layer(target)
+        assert used is not None
+        return share_hooks_(target, used)
     return build(conversion, target)
 
 

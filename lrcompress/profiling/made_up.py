@@ -14,7 +14,10 @@ from lrcompress.profiling.batches import Batch
 from lrcompress.wording import label
 
 EXAMPLES = 2
-DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "bool")
+DTYPES = (
+    "float32", "float16", "bfloat16", "float64",
+    "int64", "int32", "int16", "int8", "uint8", "bool",
+)  # fmt: skip
 MOST_VALUES = 2**30  # of one example: a record that asks for more was edited
 
 
@@ -33,7 +36,7 @@ def record_inputs(batch: Batch) -> dict[str, InputRecord]:
         name: InputRecord(
             str(tensor.dtype).removeprefix("torch."),
             tuple(tensor.shape[1:]),
-            0 if tensor.is_floating_point() else int(tensor.max()),
+            0 if tensor.is_floating_point() else max(0, int(tensor.max())),
         )
         for name, tensor in batch.items()
     }

@@ -22,7 +22,7 @@ from lrcompress.layers import (
     replace_,
     share_hooks_,
 )
-from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
+from lrcompress.profiling.agreement import agree, output
 from lrcompress.profiling.batches import Batch, batch_size
 from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.stand_ins import stand_ins
@@ -30,23 +30,12 @@ from lrcompress.profiling.weight_use import note_returned, watch_weights
 from lrcompress.wording import one_line
 
 EXAMPLES = 2  # of a batch; more would show nothing new
+SLACK = 10  # stand-ins compute by the same functions as the layers, or nearly so
 
 
 def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
     """What `describe` lists, with the layers that this network needs as they are left alone."""
-    found = describe(module)
-    with frozen(module):
-        few = few_examples(module, batch)
-        run = _Run(module, few)
-        plain = run()
-        if isinstance(plain, Exception):
-            return found  # measuring will say what is wrong with the batch
-        reasons = _read_elsewhere(module, found.layers, run)
-        rest = [spec for spec in found.layers if spec.name not in reasons]
-        if agree(run(), plain):  # else nothing can be told from a second run
-            reasons |= _needed(module, rest, run, plain)
-    if not reasons:
-        return found
+    reasons = reasons_to_stay(module, batch)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
     try:
@@ -54,6 +43,24 @@ def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
     finally:
         for name in reasons:
             leave_alone_(module.get_submodule(name), "")
+
+
+def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
+    """Why layers that `describe` lists cannot be replaced in this network, by name.
+
+    None where the network cannot run on the batch: measuring will say what is wrong with it.
+    """
+    layers = describe(module).layers
+    with frozen(module):
+        run = _Run(module, few_examples(module, batch))
+        plain = run()
+        if isinstance(plain, Exception):
+            return {}
+        reasons = _read_elsewhere(module, layers, run)
+        rest = [spec for spec in layers if spec.name not in reasons]
+        if agree(run(), plain):  # else nothing can be told from a second run
+            reasons |= _needed(module, rest, run, plain)
+    return reasons
 
 
 def few_examples(module: nn.Module, batch: Batch) -> Batch:
@@ -126,20 +133,27 @@ def _problem(
         replace_(module, name, share_hooks_(layer, stand_in.train(layer.training)))
     try:
         raw = run()
+        saved = output(module.state_dict)
     finally:
         for name, (layer, _) in made.items():
             replace_(module, name, layer)
     if isinstance(raw, Exception):
-        cause = f"{type(raw.__cause__ or raw).__name__}: {one_line(raw.__cause__ or raw)}"
-        return f"with another module in its place the model fails ({cause})"
+        return f"with another module in its place the model fails ({_named(raw)})"
+    if isinstance(saved, Exception) and not isinstance(output(module.state_dict), Exception):
+        return f"with another module in its place the model cannot be saved ({_named(saved)})"
     if any(calls[name] != called[name] for name in made):
         return (
             "the model calls it by a reference of its own (in a list, a closure or a bound "
             "method), which a replacement would not change"
         )
-    if not agree(raw, plain, slack=WHOLE_NETWORK):
+    if not agree(raw, plain, slack=SLACK):
         return "the model's output changes with another module of the same function in its place"
     return ""
+
+
+def _named(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {one_line(cause)}"
 
 
 def _counting(calls: dict[str, int], name: str) -> Callable[[], None]:

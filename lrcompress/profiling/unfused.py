@@ -1,17 +1,18 @@
-"""Runs networks without torch's fused transformer kernels and compiled code, to the same results.
+"""Runs networks in torch's plain way: no fused kernels, compiled code or backward hooks.
 
 A fused kernel reads the weights of layers that it never calls, and nn.TransformerEncoder feeds it
-nested tensors, which no other code takes. Compiled code is not seen by those who watch.
+nested tensors, which no other code takes. Compiled code is not seen by those who watch. The
+results are the same.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
 from types import MethodType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,7 @@ def with_nesting_(encoder: nn.Module) -> None:
 def unfused(*modules: nn.Module, compiled: bool = False) -> Iterator[None]:
     """torch's attention fast path is off meanwhile, and encoders do without nested tensors.
 
+    Backward hooks do not run either: they may change the gradients by which layers are weighed.
     compiled: whether what was compiled with torch.compile may run so, which a tracer needs.
     """
     before = torch.backends.mha.get_fastpath_enabled()
@@ -94,12 +96,23 @@ def unfused(*modules: nn.Module, compiled: bool = False) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for encoder in encoders:
             encoder.forward = MethodType(UnnestedEncoder.forward, encoder)
+        hooks = [(table, dict(table)) for table in _backward_hooks(modules)]
+        for table, _ in hooks:
+            table.clear()  # in place: a layer and its replacement share it
         try:
             yield
         finally:
+            for table, held in hooks:
+                table.update(held)
             torch.backends.mha.set_fastpath_enabled(before)
             for encoder in encoders:
                 vars(encoder).pop("forward", None)
+
+
+def _backward_hooks(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
+    parts = {part for module in modules for part in module.modules()}
+    tables = (table for p in parts for table in (p._backward_hooks, p._backward_pre_hooks))
+    return list({id(table): table for table in tables if table}.values())
 
 
 def runs_unfused(*, compiled: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:

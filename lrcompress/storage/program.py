@@ -17,11 +17,13 @@ from torch.fx import GraphModule
 from lrcompress.atomic import write_atomically
 from lrcompress.errors import ExportError
 from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.wording import one_line
 
 FREE_AXES = 2  # examples and positions; where the network fixes one, torch finds out
 
 
+@runs_unfused(compiled=True)
 def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
     """Write `module` as a torch.export program that takes the batch's names as keyword arguments.
 

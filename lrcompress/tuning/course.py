@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import cos, pi
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lrcompress.distributed import all_reduce_, rank, world_size
 from lrcompress.errors import TuneError
 from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.in_place import saved_copies
+from lrcompress.profiling.in_place import is_changed_in_place, saved_copies
 from lrcompress.profiling.judge import Judge
 from lrcompress.profiling.noise import TokenNoise
 from lrcompress.tuning.heldout import Split
@@ -39,13 +39,13 @@ class Course:
     judge: Judge | None = None  # behind `measure`, where a divergence judges
     positions: float = 1.0  # of an example that `measure` sums over, on average
     noise: TokenNoise | None = None
-    in_place: bool = False  # the network changes in place what gradients need
     penalty: Callable[[], Tensor | None] | None = None
     regularisers: tuple[Regulariser, ...] = ()
     around_step: Callable[[int], AbstractContextManager[object]] | None = None  # its passes
     after_step: Callable[[int], None] | None = None  # before gradients are cleared
     extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # beside the parameters
     load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
+    changing: list[nn.Module] = field(default_factory=list)  # those that need `saved_copies`
 
     @property
     def device(self) -> torch.device:
@@ -97,18 +97,35 @@ def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.
 
 
 def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
-    """Add the step's gradients; returns its loss, which may not be finite."""
+    """Add the step's gradients; returns its loss, which may not be finite.
+
+    A network that changes in place what gradients need shows at the first step, which then begins
+    again with no gradients.
+    """
+    if not course.changing:
+        try:
+            return _accumulated_(course, step, scaler)
+        except RuntimeError as cause:
+            if not is_changed_in_place(cause):
+                raise
+            course.changing.append(course.module)
+            for parameter in course.parameters.values():
+                parameter.grad = None
+    with saved_copies():
+        return _accumulated_(course, step, scaler)
+
+
+def _accumulated_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
     total = 0.0
     around = nullcontext() if course.around_step is None else course.around_step(step)
     with around, _regularised(course) as penalty:
         for batch, place, generator in draws(course, step):
-            with saved_copies(needed=course.in_place):
-                with course.autocast():
-                    loss = course.objective.loss(batch, generator, place=place)
-                    terms = (penalty(), None if course.penalty is None else course.penalty())
-                    loss = sum((term for term in terms if term is not None), start=loss)
-                loss = loss / course.options.accumulation
-                torch.autograd.backward(scaler.scale(loss))
+            with course.autocast():
+                loss = course.objective.loss(batch, generator, place=place)
+                terms = (penalty(), None if course.penalty is None else course.penalty())
+                loss = sum((term for term in terms if term is not None), start=loss)
+            loss = loss / course.options.accumulation
+            torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
     return _averaged_(course, total)
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from lrcompress.distributed import in_turns, world_size
 from lrcompress.errors import TuneError
-from lrcompress.profiling.batches import Batch, Batches, batch_size
+from lrcompress.profiling.batches import Batches, batch_size
 from lrcompress.profiling.evidence import find_readout
-from lrcompress.profiling.in_place import is_changed_in_place
 from lrcompress.profiling.judge import Judge, judge_by
 from lrcompress.profiling.noise import TokenNoise, find_noise
 from lrcompress.profiling.passes import frozen
@@ -24,7 +23,7 @@ from lrcompress.tuning.losses import TUNING_OBJECTIVES, Setting, TaskLoss, Tunin
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import Scope, TuneOptions
 from lrcompress.tuning.regularisers import REGULARISERS
-from lrcompress.wording import listed, one_line
+from lrcompress.wording import listed
 
 
 def prepared(
@@ -60,11 +59,9 @@ def prepared(
     else:
         measure = partial(held_out_loss, objective, parted)
 
-    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     return Course(
         module=module,
-        parameters=trained,
-        in_place=_changes_in_place(objective, list(trained.values()), parted.taught[0]),
+        parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
         objective=objective,
         split=parted,
         measure=measure,
@@ -74,27 +71,6 @@ def prepared(
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
         noise=_noise(objective, dense, parted.taught),
     )
-
-
-def _changes_in_place(
-    objective: TuningObjective, parameters: Sequence[nn.Parameter], batch: Batch
-) -> bool:
-    """Whether the network changes in place what gradients need, as one that is never trained may.
-
-    Raises:
-        TuneError: no gradient can be taken through it.
-    """
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            loss = objective.loss(batch, torch.Generator().manual_seed(0))
-            torch.autograd.grad(loss, parameters, allow_unused=True)
-    except RuntimeError as cause:
-        if is_changed_in_place(cause):
-            return True
-        raise TuneError(
-            f"no gradient can be taken through the model: {one_line(cause)}; leave tuning out"
-        ) from cause
-    return False
 
 
 def _noise(objective: TuningObjective, dense: nn.Module, taught: Batches) -> TokenNoise | None:

@@ -167,6 +167,26 @@ def test_a_handle_removes_the_hook_of_the_replacement_too() -> None:
     assert_same(bare, module, batches[0])
 
 
+def test_backward_hooks_stay_out_of_what_is_measured() -> None:
+    """They may change gradients, and fail before an activation in place."""
+
+    def built() -> nn.Module:
+        torch.manual_seed(0)
+        chain = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(inplace=True), nn.Linear(WIDTH, 9))
+        return low_rank_(chain)
+
+    plain, hooked, batches = built(), built(), rows(WIDTH, name="input")
+    hooked[0].register_full_backward_hook(lambda layer, inputs, outputs: (None,))
+    hooked[2].register_full_backward_hook(_gradient)
+    wanted, found = (lrcompress.profile(module, batches) for module in (plain, hooked))
+    for layer, other in zip(wanted.layers, found.layers, strict=True):
+        for metric, spectrum in layer.spectra.items():
+            torch.testing.assert_close(other.spectra[metric], spectrum)
+    assert len(hooked[0]._backward_hooks) == len(hooked[2]._backward_hooks) == 1
+    lrcompress.compress_(hooked, plan_of_rank(found), found, batches=batches)
+    assert len(hooked[0]._backward_hooks) == 1
+
+
 def test_what_is_measured_is_the_layer_between_its_hooks() -> None:
     """Input moments are those of what the pre-hook gives on; output rows, of before the hook."""
     module = low_rank_(Chain())

@@ -6,9 +6,11 @@ import copy
 import functools
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,6 +19,7 @@ import lrcompress
 from adversarial.whole_path import (
     CLOSE,
     WIDTH,
+    assert_exports,
     assert_same,
     compressed,
     ids,
@@ -27,6 +30,10 @@ from adversarial.whole_path import (
 )
 from lrcompress.errors import ModelError
 from lrcompress.layers import describe
+from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
+from lrcompress.planning.budget import Budget
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.replaceable import reasons_to_stay
 from lrcompress.profiling.weight_use import watch_weights
 
 
@@ -77,6 +84,7 @@ READS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "instead": lambda m, x: functional.linear(x, m.first.weight),
     "product": lambda m, x: m.first(x) @ m.first.weight,
     "transposed": lambda m, x: m.first(x) + x @ m.first.weight.t(),
+    "from the left": lambda m, x: m.first(x) + (m.first.weight @ x.t()).t(),
     "view": lambda m, x: m.first(x) + m.first.weight[0],
     "sum": lambda m, x: m.first(x) * m.first.weight.sum(),
     "norm": lambda m, x: m.first(x) / m.first.weight.norm(),
@@ -113,6 +121,94 @@ def test_a_layer_whose_weight_is_read_elsewhere_stays(name: str) -> None:
         "the model's output changes with another module of the same function in its place",
     )
     assert_same(module, other, batches[0])
+
+
+@pytest.mark.parametrize("name", READS)
+def test_products_become_calls_and_other_uses_stay(name: str) -> None:
+    """After conversion; what cannot become calls is left as it was, with the reason."""
+    torch.manual_seed(0)
+    dense = low_rank_(Pair(READS[name]))
+    dense.taker = Taker()
+    batches = rows(WIDTH)
+    module = copy.deepcopy(dense)
+    lrcompress.convert_(module, batches[0])
+    other, profiled, _ = compressed(module, batches)
+    names = {layer.name for layer in profiled.layers}
+    if name in ("beside", "instead", "transposed", "another module", "forward", "from the left"):
+        assert names == {"first.product", "second"}
+        assert type(other.first.product).__name__ == "FactorizedLinear"
+    else:
+        assert names == {"second"}
+        assert reason_of(profiled, "first")
+    assert_same(dense, other, batches[0])
+
+
+@pytest.mark.parametrize("name", ["product", "lookup", "transposed", "several"])
+def test_a_table_that_makes_the_logits_is_tied(name: str, tmp_path: Path) -> None:
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.second = nn.Embedding(50, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.table.weight
+            hidden = self.second(self.table(x).to(weight.dtype))
+            assert weight.shape == (50, WIDTH)
+            assert weight.size(1) == WIDTH
+            if name == "product":
+                return hidden @ weight.t()  # type: ignore[no-any-return]
+            if name == "lookup":
+                return functional.linear(hidden + functional.embedding(x, weight), weight)
+            if name == "transposed":
+                return torch.matmul(hidden, weight.transpose(-1, -2))
+            flat = torch.mm(hidden.flatten(0, 1), weight.T)
+            return flat.unflatten(0, hidden.shape[:2]) + functional.linear(hidden, weight)
+
+    torch.manual_seed(0)
+    dense = low_rank_(Logits())
+    batches = ids(50, 5)
+    module = copy.deepcopy(dense)
+    report = lrcompress.convert_(module, batches[0])
+    assert [x.became for x in report.conversions] == ["used"]
+    other, profiled, _ = compressed(module, batches)
+    assert profiled["table.table"].spec.tied == ("table.head",)
+    assert_same(dense, other, batches[0])
+    assert_exports(dense, other, batches[0], tmp_path / "m.onnx")
+
+
+class TiedLogits(nn.Module):
+    """The factory of the run below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.second = nn.Embedding(50, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.third = nn.Linear(WIDTH, WIDTH)
+        self.second.register_forward_hook(lambda layer, args, y: torch.tanh(y))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.second(self.table(x))
+        hidden = hidden + functional.linear(hidden, self.second.weight, self.third.bias)
+        return hidden @ self.table.weight.t()
+
+
+def tied_logits() -> nn.Module:
+    torch.manual_seed(0)
+    return low_rank_(TiedLogits())
+
+
+def tied_batches() -> list[Batch]:
+    return ids(50, 5, count=8)
+
+
+def test_a_run_turns_products_into_calls_again_when_it_is_loaded(tmp_path: Path) -> None:
+    source = SourceOptions(f"{__name__}:tied_logits", data=f"{__name__}:tied_batches")
+    where = FolderOptions(tmp_path / "out", report=False)
+    result = run(RunOptions(source, where, Budget.parse("60%")))
+    assert result.report.verified
+    assert {x.name for x in result.plan.layers} >= {"table.table", "second.product"}
+    loaded = lrcompress.load(tmp_path / "out")
+    assert len(loaded.second._forward_hooks) == 1
+    assert_same(tied_logits(), loaded, tied_batches()[0])
 
 
 def test_a_buffer_that_shares_a_weights_memory_is_the_weight() -> None:
@@ -322,6 +418,43 @@ def test_a_lazy_layer_that_was_run_is_a_layer() -> None:
     assert_same(module, other, rows(WIDTH)[0])
 
 
+class Conv1D(nn.Module):
+    """Another Conv1D than GPT-2's, of its name and with its attribute."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.nf, self.scale = WIDTH, scale
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(WIDTH, WIDTH)),
+            nn.Parameter(torch.ones(WIDTH)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (x @ self.weight) + self.bias
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "vit"])
+def test_nothing_of_a_usual_network_is_taken_for_needed(name: str) -> None:
+    """They read their weights' types and shapes, ask layers for sizes, and tie heads."""
+    module = getattr(tiny_models, name)().eval()
+    tokens = torch.randint(1, tiny_models.VOCABULARY, (3, 7))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if name == "vit":
+        size = module.config.image_size
+        batch = {"pixel_values": torch.randn(3, 3, size, size)}
+    assert reasons_to_stay(module, batch) == {}
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_layer_is_not_taken_for_what_its_name_says(scale: float) -> None:
+    torch.manual_seed(0)
+    module = low_rank_(Pair(lambda m, x: m.first(x), Conv1D(scale)))
+    other, profiled, _ = compressed(module, rows(WIDTH))
+    names = [layer.name for layer in profiled.layers]
+    assert names == (["first", "second"] if scale == 1 else ["second"])
+    assert_same(module, other, rows(WIDTH)[0])
+
+
 def test_torchs_own_forward_patched_for_all_layers_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -356,11 +489,19 @@ def _with_an_attribute(module: Any) -> None:
     module.use = lambda m, x: m.first(x) * m.first.scale
 
 
+def _renamed_when_saved(module: Any) -> None:
+    def rename(whole: Any, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+        state["old_name"] = state.pop(f"{prefix}first.weight")
+
+    module._register_state_dict_hook(rename)
+
+
 HELD: dict[str, tuple[Callable[[Any], None], str]] = {
     "list": (_held_in_a_list, "calls it by a reference of its own"),
     "bound method": (_bound, "Pair reads its weight itself"),
     "closure": (_closed_over, "calls it by a reference of its own"),
     "class": (_told_by_class, "the model's output changes with another module"),
+    "state hook": (_renamed_when_saved, "the model cannot be saved (KeyError"),
     "attribute": (_with_an_attribute, "the model fails (AttributeError"),
 }
 
