@@ -446,7 +446,7 @@ def _here() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_here")
 def test_a_run_converts_exports_and_loads_again(tmp_path: Path) -> None:
-    from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
+    from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, is_made_from, run
     from lrcompress.pipeline.options import TuneRequest, TuneRunOptions
     from lrcompress.pipeline.retuning import run_tune
     from lrcompress.planning.budget import Budget

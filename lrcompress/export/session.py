@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from lrcompress.errors import ModelError, VerifyError
+from lrcompress.scratch import require_room
 
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 
@@ -163,6 +164,7 @@ def file_bytes(path: str | Path) -> int:
 
 def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
     options.optimized_model_filepath = str(target)
+    require_room(target.parent, file_bytes(source))
     if file_bytes(source) > PROTOBUF_LIMIT_BYTES * 3 // 4:  # optimisation may copy weights
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", target.name + ".data"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,9 +106,10 @@ def _dense_graph(
         return
     from lrcompress.export.onnx import export_onnx
     from lrcompress.pipeline import is_made_from
+    from lrcompress.scratch import scratch_folder
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dense.onnx"
+    with scratch_folder() as folder:
+        path = folder / "dense.onnx"
         with progress.stage("export of the dense model", 1) as step:
             loaded = model.load()
             made = frozenset(file for file in onnx if is_made_from(file.parent, loaded.module))
