@@ -33,6 +33,8 @@ from lrcompress.pipeline import (
     run_tune,
     verbs,
 )
+from lrcompress.pipeline.folder import open_run_folder
+from lrcompress.pipeline.ledger import Ledger
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import plan
 from lrcompress.profiling.collect import profile
@@ -117,6 +119,20 @@ def test_a_killed_run_does_not_mix_two_models(
     Code.function = "gelu"
     with pytest.raises(LrcompressError, match="another function"):
         run(options(tmp_path / "out"))
+
+
+def test_checkpoints_go_with_the_model_that_they_are_of(finished: Path, tmp_path: Path) -> None:
+    output = copied(finished, tmp_path / "out")
+    ledger = json.loads((output / "stages.json").read_text())
+    (output / "stages.json").write_text(json.dumps({**ledger, "stages": {}}))  # killed in the first
+    held = output / "work" / ("a" * 16) / "curve"
+    held.parent.mkdir(parents=True)
+    held.touch()
+    known = Ledger(ledger["model"], ledger["model_fingerprint"])
+    with open_run_folder(output, known, lambda _: "", force=False):
+        assert held.exists()
+    with open_run_folder(output, known, lambda _: "another function", force=True):
+        assert not held.exists()
 
 
 def test_a_profile_of_another_function_is_refused(finished: Path, tmp_path: Path) -> None:
