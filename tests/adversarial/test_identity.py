@@ -40,6 +40,7 @@ from lrcompress.planning.plan import plan
 from lrcompress.profiling.collect import profile
 from lrcompress.profiling.identity import identify, what_differs
 from lrcompress.profiling.sketch import TOLERANCE, function_differs, sketch_function
+from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.options import TuneOptions
 
 TESTS = Path(__file__).parents[1]
@@ -51,7 +52,7 @@ REQUEST = TuneRequest(TuneOptions(steps=2, evaluate_every=1, learning_rate=1e-3)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = Path.cwd()
     os.chdir(TESTS)
-    for name in ("function", "eps", "seed"):
+    for name in ("function", "eps", "seed", "other"):
         monkeypatch.setattr(Code, name, getattr(Code, name))
     yield
     os.chdir(before)
@@ -176,6 +177,42 @@ def test_a_tuning_wants_the_function_that_the_run_was_made_from(
     Code.function = "gelu"
     with pytest.raises(TuneError, match=r"is not the model that .* the same weights but another f"):
         tuned(finished, tmp_path)
+
+
+def test_a_teacher_of_another_function_teaches_anew(finished: Path, tmp_path: Path) -> None:
+    output = copied(finished, tmp_path / "tuned")
+    source = SourceOptions("adversarial.changing:build_other", data=SOURCE.data)
+    asked = TuneRunOptions(source, FolderOptions(output, report=False), REQUEST)
+
+    def is_reused() -> bool:
+        return [s.reused for s in run_tune(asked).report.stages if s.name == "tune"] == [True]
+
+    assert not is_reused()
+    assert is_reused()
+    Code.other = "tanh"
+    assert not is_reused()
+
+
+def test_a_checkpoint_of_another_teacher_goes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, fresh = copied(finished, tmp_path / "out"), copied(finished, tmp_path / "fresh")
+    source = SourceOptions("adversarial.changing:build_other", data=SOURCE.data)
+    put = FolderCheckpoints.put
+
+    def stops(self: FolderCheckpoints, checkpoint: Checkpoint) -> None:
+        put(self, checkpoint)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderCheckpoints, "put", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_tune(TuneRunOptions(source, FolderOptions(output, report=False), REQUEST))
+    Code.other = "tanh"
+    for folder in (output, fresh):
+        run_tune(TuneRunOptions(source, FolderOptions(folder, report=False), REQUEST))
+    name = "model.safetensors"
+    assert (output / name).read_bytes() == (fresh / name).read_bytes()
 
 
 def test_a_tuned_folder_is_loaded(finished: Path, tmp_path: Path) -> None:
