@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from lrcompress.export.timeable import (
 from lrcompress.layers import LayerSpec
 from lrcompress.planning.latency import LatencyTable, Measurement
 from lrcompress.progress import SILENT, Progress
+from lrcompress.scratch import scratch_folder
 from lrcompress.structures import STRUCTURES, Structure
 
 SHAPES: tuple[Shape, ...] = ((384, 384), (1536, 384), (384, 1536), (768, 768), (2048, 2048))
@@ -102,8 +102,7 @@ def time_structures(
     spec = linear_layer(shape)
     example = {"rows": torch.randn(8, spec.in_features)}
     as_it_is = ExportOptions(forms=None)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         export_onnx(dense, example, folder / "dense.onnx", as_it_is)
         candidates: list[_Candidate] = []
         with progress.stage(f"export {shape[0]} x {shape[1]}", len(structures)) as step:

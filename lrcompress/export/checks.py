@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from math import prod
 from pathlib import Path
@@ -17,6 +16,7 @@ from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.placement import placement
 from lrcompress.export.rewrites.name_weights import parameter_name
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
+from lrcompress.scratch import scratch_folder
 
 WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -71,11 +71,11 @@ def placed(subject: Subject) -> Check:
     if subject.provider == "cpu":
         return Check("placement", "placement", None, "no GPU provider was asked for")
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             session = open_session(
                 subject.path,
                 subject.provider,
-                optimized_path=Path(folder) / "optimised.onnx",
+                optimized_path=folder / "optimised.onnx",
                 record_assignment=True,
             )
             report = placement(session)

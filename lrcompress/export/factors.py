@@ -7,7 +7,6 @@ channels padded into blocks) is then recognised by its shape among what is left.
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from lrcompress.export.precision import TORCH_DTYPES
 from lrcompress.export.session import open_session
 from lrcompress.export.upcast import upcast
 from lrcompress.export.weight_keys import Shape, content_key, rounded, shape_key
+from lrcompress.scratch import scratch_folder
 
 _STRUCTURES = "lrcompress.structures."
 
@@ -133,10 +133,10 @@ def factors_check(subject: Subject) -> Check:
     assert subject.batch is not None
     use = layer_use(subject.module, (layer.name for layer in structured), subject.batch)
     layers = tuple(layer for layer in structured if layer.name in use.used)
-    with tempfile.TemporaryDirectory() as folder:
-        source, optimised = subject.path, Path(folder) / "optimised.onnx"
+    with scratch_folder() as folder:
+        source, optimised = subject.path, folder / "optimised.onnx"
         if subject.precision == "bf16":
-            source = Path(folder) / "float32.onnx"
+            source = folder / "float32.onnx"
             upcast(subject.path, source)
         open_session(source, optimized_path=optimised)
         report = factors_kept(_weights(optimised), subject.module, layers, subject.precision)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 from lrcompress.errors import VerifyError
 from lrcompress.export.feeds import Feed
 from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName
+from lrcompress.scratch import scratch_folder
 
 _PROBE = Path(__file__).with_name("memory_probe.py")
 _RUNS = 3  # the arena has reached its size after the second
@@ -29,8 +29,8 @@ def peak_memory(
     path: Path, provider: ProviderName, feed: Feed, *, threads: int | None = None
 ) -> PeakMemory:
     """Loads the model and runs it on `feed` in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder) / "feed.npz"
+    with scratch_folder() as folder:
+        stored = folder / "feed.npz"
         np.savez(stored, allow_pickle=False, **feed)
         request = {
             "model": str(path),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 
 import onnx
 
@@ -22,6 +20,7 @@ from lrcompress.export.session import ProviderUnavailable, Session, open_session
 from lrcompress.export.shapes_check import shapes_check
 from lrcompress.export.upcast import upcast
 from lrcompress.export.wiring import Wiring, wire
+from lrcompress.scratch import scratch_folder
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "FusedMatMul", "FusedGemm", "Einsum")
 _OWN_ROUNDING = 8  # times torch's float32 error: worst of few rows against worst of few rows
@@ -35,8 +34,8 @@ def parity(
         return (Check("parity", "numeric", None, "no reference network was given"),)
     if subject.precision == "bf16" and subject.provider == "cpu":
         reason = "not run on CPU: ONNX Runtime has no bfloat16 product there"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "float32.onnx"
+        with scratch_folder() as folder:
+            path = folder / "float32.onnx"
             upcast(subject.path, path)
             found = _checks(subject, open_session(path), shapes, seed, limit)
         name = "parity of bfloat16 weights in float32 arithmetic"

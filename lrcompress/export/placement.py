@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from lrcompress.export.session import (
     open_session,
 )
 from lrcompress.export.typed_graph import TypedNode, typed_nodes
+from lrcompress.scratch import scratch_folder
 
 # ONNX Runtime reads these from a tensor's shape, never from its values: the CPU is their place.
 _ALWAYS_SHAPE = frozenset(("Shape", "Size"))
@@ -149,8 +149,8 @@ def try_provider(provider: ProviderName) -> str:
         [weight],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "one_product.onnx"
+    with scratch_folder() as folder:
+        path = folder / "one_product.onnx"
         save(model, path)
         session = open_session(path, provider, record_assignment=True)
         given = np.arange(16, dtype=np.float32).reshape(2, 8)

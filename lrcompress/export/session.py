@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from lrcompress.errors import ModelError, VerifyError
+from lrcompress.scratch import require_room
 from lrcompress.sources.paths import stays_inside
 from lrcompress.wording import label
 
@@ -172,6 +173,7 @@ def file_bytes(path: str | Path) -> int:
 def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
     options.optimized_model_filepath = str(target)
     size = file_bytes(source)
+    require_room(target.parent, size)
     # Weights beside the source would be sought beside the target; optimisation may copy weights
     if size > source.stat().st_size or size > PROTOBUF_LIMIT_BYTES * 3 // 4:
         options.add_session_config_entry(

@@ -14,7 +14,8 @@ from lrcompress.pipeline.options import (
     TuneRequest,
     TuneRunOptions,
 )
-from lrcompress.pipeline.reporting import REPORT_HTML, REPORT_JSON, record_latency
+from lrcompress.pipeline.recording import is_made_from, record_latency
+from lrcompress.pipeline.reporting import REPORT_HTML, REPORT_JSON
 from lrcompress.pipeline.retuning import run_tune
 from lrcompress.pipeline.verbs import preview, promised_budget, run, run_profile
 
@@ -31,6 +32,7 @@ __all__ = [
     "TuneRunOptions",
     "budget_facts",
     "find_profile",
+    "is_made_from",
     "preview",
     "promised_budget",
     "record_latency",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from lrcompress.planning.plan import Plan, check_plan, plan, plan_from_json, pla
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import to_json
+from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 from lrcompress.selection.store import MeasurementStore
 from lrcompress.storage import MeasurementFolder, write_text
@@ -192,8 +192,8 @@ def file_overhead(question: Question) -> int:
     profile, options = question.profile, question.options
     loaded = question.loaded
     everything = plan(profile, Budget("bytes", 1.0, relative=True), options.plan)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "dense.onnx"
+    with scratch_folder() as scratch:
+        path = scratch / "dense.onnx"
         report = export_onnx(loaded.model.module, loaded.example(), path, options.export)
     beyond = max(report.bytes - everything.dense_bytes, 0)
     structured = set(profile.structures) - {"dense", "low_rank"}

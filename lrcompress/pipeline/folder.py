@@ -177,8 +177,6 @@ def open_run_folder(
             for folder in (root, *(root / name for name in FOLDERS)):
                 remove_temporaries(folder)
         ledger = _ledger_of(root, fresh, differs, force=force)
-        if not ledger.stages:  # checkpoints may be of another model that has the same weights
-            _remove_work(root / WORK_NAME)
         # marks the folder as a run's, and shows that it can be written
         RunFolder(root, ledger).save(ledger)
         return ledger
@@ -201,6 +199,7 @@ def _ledger_of(
         found = read_ledger(root)
     except LrcompressError:
         if force:
+            _remove_work(root / WORK_NAME)
             return fresh
         raise
     if found is None:
@@ -210,6 +209,7 @@ def _ledger_of(
     if not difference:
         return found if found.identity is not None else replace(found, identity=fresh.identity)
     if force:
+        _remove_work(root / WORK_NAME)  # its keys do not tell another function of the same weights
         return replace(fresh, replaced=found.emptied().replaced)
     raise LrcompressError(
         f"{root}: holds a run of {found.model} with {difference}; choose another output folder, "

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from lrcompress.atomic import is_temporary
 from lrcompress.compression.sweep import SweepPoint
 from lrcompress.compression.trust import Doubt
-from lrcompress.errors import DataError, ModelError, PlanError
+from lrcompress.errors import DataError
 from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.foreign import LEDGER_NAME
@@ -25,12 +24,10 @@ from lrcompress.reporting.html import render_html
 from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
 from lrcompress.selection.rounds import Tried
 from lrcompress.sources.reference import LoadedModel
-from lrcompress.sources.run_record import read_record
 from lrcompress.storage import write_text
 from lrcompress.tuning.report import TuneReport
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
-Recorded = Literal["recorded", "another model", "no report"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +134,8 @@ def with_recorded(report: Report, root: Path) -> Report:
     if not path.is_file():
         return report
     try:
-        earlier = Report.from_json(path.read_text(encoding="utf-8"), path)
-    except (OSError, UnicodeDecodeError, DataError):
+        earlier = read_report(path)
+    except DataError:
         return report  # none yet, or of another version
     seconds = {stage.name: stage.seconds for stage in earlier.stages}
     stages = tuple(
@@ -177,33 +174,10 @@ def _environment(provider: str) -> dict[str, str]:
     return describe_environment(device="cpu", provider=provider, threads=torch.get_num_threads())
 
 
-def record_latency(
-    root: Path, dense_fingerprint: str | None, dense_ms: float, compressed_ms: float
-) -> Recorded:
-    """Put a bench's medians into a run's report, if it timed the model that the run was made from.
-
-    dense_fingerprint: of the model that was timed; None where there is only a graph of it.
-    """
-    path = root / REPORT_JSON
-    if not path.is_file():
-        return "no report"
-    report = Report.from_json(path.read_text(encoding="utf-8"), path)
-    if report.after is None:
-        return "no report"
-    if dense_fingerprint is None or _source_fingerprint(root) != dense_fingerprint:
-        return "another model"
-    report = replace(
-        report,
-        before=replace(report.before, latency_ms=dense_ms),
-        after=replace(report.after, latency_ms=compressed_ms),
-    )
-    write_report(report, FolderOptions(root, report=(root / REPORT_HTML).is_file()))
-    return "recorded"
-
-
-def _source_fingerprint(root: Path) -> str | None:
+def read_report(path: Path) -> Report:
+    """Raises DataError for what is no report of this version."""
     try:
-        record = read_record(root)
-        return record.unconverted_fingerprint or record.source_fingerprint
-    except (ModelError, PlanError):
-        return None  # a report without its run
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as cause:
+        raise DataError(f"{path}: cannot be read as text; rerun the command") from cause
+    return Report.from_json(text, path)

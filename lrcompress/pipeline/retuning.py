@@ -39,7 +39,7 @@ from lrcompress.pipeline.tuning import (
     tune_key,
     tuned,
 )
-from lrcompress.profiling.identity import ModelIdentity, identify
+from lrcompress.profiling.identity import ModelIdentity, identify, what_differs
 from lrcompress.progress import SILENT, Progress
 from lrcompress.records import from_json
 from lrcompress.reporting.html import require_plotly
@@ -93,6 +93,7 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             profile=profile,
             plan=read_plan(root / PLAN_NAME, profile),
             trust_remote_code=options.source.trust_remote_code,
+            differs=lambda known: what_differs(known, identity, dense.module, batches[0]),
         )
         gained, key = tuned(job, teaching, _upstream(folder, teaching), exporting)
         outcome = folder.facts(COMPRESS, CompressFacts)
@@ -122,8 +123,10 @@ def _upstream(folder: RunFolder, teaching: Teaching) -> str:
     assert compress is not None
     if last is None:
         return compress.key
-    before = folder.facts(STAGE, TuneFacts).upstream
-    return before if tune_key(teaching, before) == last.key else last.key
+    facts = folder.facts(STAGE, TuneFacts)
+    is_again = tune_key(teaching, facts.upstream) == last.key
+    is_same = facts.teacher is None or not teaching.differs(facts.teacher)
+    return facts.upstream if is_again and is_same else last.key
 
 
 def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:

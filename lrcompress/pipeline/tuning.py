@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
-from lrcompress.errors import TuneError
+from lrcompress.errors import DataError, TuneError
 from lrcompress.export.onnx import ExportOptions
 from lrcompress.metrics import Whitening
 from lrcompress.pipeline.exporting import EXPORT
@@ -28,20 +28,23 @@ from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.identity import ModelIdentity, what_differs
 from lrcompress.profiling.profile import Profile
-from lrcompress.records import to_json
+from lrcompress.records import from_json, to_json
+from lrcompress.sources.companions import read_json
 from lrcompress.sources.factory import import_object
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME
 from lrcompress.sources.tensors import fill_, opened_safetensors
 from lrcompress.sources.text import mask_token
-from lrcompress.storage import load, save_tuned, write_atomically
+from lrcompress.storage import load, save_tuned, write_atomically, write_json
 from lrcompress.structures import Dense
+from lrcompress.tuning.checkpoint import NAME as CHECKPOINT_NAME
 from lrcompress.tuning.checkpoint import FolderCheckpoints
 from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.tune import TuneOptions, TuneReport, tune_
 
 STAGE = "tune"
 START_NAME = "start.safetensors"  # the weights that a training began with
+TEACHER_NAME = "teacher.json"
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class TuneFacts:
     upstream: str  # the key of what was tuned
     report: TuneReport
     export: ExportedAs
+    teacher: ModelIdentity | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,7 @@ class Teaching:
     profile: Profile
     plan: Plan
     trust_remote_code: bool = False
+    differs: Callable[[ModelIdentity], str] = lambda _: ""  # the teacher at hand, from a known one
 
 
 def tune_key(teaching: Teaching, upstream: str) -> str:
@@ -113,6 +118,7 @@ def tuned(
     with job.clock.stage(STAGE):
         work, root = folder.work(key), folder.root
         on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
+        on_main(partial(_keep_teacher, work, teaching))
         with failing_together():
             dense = teaching.dense()
             module = load(root, trust_remote_code=teaching.trust_remote_code)
@@ -136,7 +142,12 @@ def tuned(
             log.warning("%s", unimproved(report))
         save = partial(save_tuned, module, teaching.batches[0], root)
         on_main(partial(save, {STAGE: to_json(report)}))
-        facts = {"upstream": upstream, "report": to_json(report), "export": exported_as or {}}
+        facts = {
+            "upstream": upstream,
+            "report": to_json(report),
+            "export": exported_as or {},
+            "teacher": to_json(teaching.dense_identity),
+        }
         folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
     return report, key
 
@@ -210,6 +221,19 @@ def _whitenings(teaching: Teaching) -> Mapping[str, Whitening]:
         name: layer_whitening(profile[name], plan.metric, profile.moments.get(name))
         for name in held
     }
+
+
+def _keep_teacher(work: Path, teaching: Teaching) -> None:
+    """Note who teaches; a checkpoint of one who has changed since goes."""
+    path = work / TEACHER_NAME
+    if path.is_file():
+        known = from_json(ModelIdentity, read_json(path, DataError), str(path), DataError)
+        difference = teaching.differs(known)
+        if not difference:
+            return
+        log.warning("the teacher has changed (%s): the tuning begins anew", difference)
+        (work / CHECKPOINT_NAME).unlink(missing_ok=True)
+    write_json(path, to_json(teaching.dense_identity))
 
 
 def _keep_start(weights: Path, start: Path) -> None:

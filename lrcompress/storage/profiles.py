@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrcompress.errors import DataError
 from lrcompress.layers import LayerSpec, LeftAlone
+from lrcompress.metrics import METRICS
 from lrcompress.profiling.identity import check_identity
 from lrcompress.profiling.profile import SCHEMA_VERSION, LayerProfile, Profile
 from lrcompress.profiling.spectrum import RankMeasures
@@ -28,6 +29,7 @@ from lrcompress.storage.moments import (
     MomentsIndex,
     MomentsWriter,
 )
+from lrcompress.storage.profile_checks import check_moments, check_numbers
 from lrcompress.wording import label, shown
 
 SPECTRA_NAME = "spectra.safetensors"
@@ -73,7 +75,15 @@ def load_profile(folder: Path) -> Profile:
             f"{path}: schema_version is {version!r:.40}, this lrcompress reads {SCHEMA_VERSION}; "
             "profile again"
         )
-    head = fields_from_json(Profile, value, f"{path}:", DataError, apart=APART_IN_PROFILE)
+    try:
+        head = fields_from_json(Profile, value, f"{path}:", DataError, apart=APART_IN_PROFILE)
+    except DataError as cause:  # a readout's own complaints know no file
+        raise cause if str(path) in str(cause) else DataError(f"{path}: {cause}") from cause
+    if head["metric"] not in METRICS:
+        known = ", ".join(METRICS)
+        raise DataError(
+            f"{path}: metric must be one of {known}, not {shown(head['metric'])}; {AGAIN}"
+        )
     if head.get("identity") is not None:
         check_identity(head["identity"], f"{path}: identity", DataError)
     left_alone = value.get("left_alone", [])
@@ -94,7 +104,7 @@ def load_profile(folder: Path) -> Profile:
     moments = DiskMoments(folder, index)
     for layer in layers:
         if layer.name in moments:
-            _check_moments(layer.spec, moments, path)
+            check_moments(layer.spec, moments, path)
     return Profile(
         layers=layers,
         left_alone=tuple(
@@ -144,10 +154,7 @@ def _layer(value: object, where: str, spectra: Mapping[str, dict[str, Tensor]]) 
     assert isinstance(value, dict)  # from_json has seen to it
     measures = from_json(RankMeasures, value.get("measures"), f"{where}.measures", DataError)
     fields = fields_from_json(LayerProfile, value, where, DataError, apart=APART_IN_LAYER)
-    if not 0 <= fields.get("shrinkage", 0.0) < 1:
-        raise DataError(f"{where}.shrinkage: must be at least 0 and below 1; {AGAIN}")
-    if fields["rows_per_example"] < 0:
-        raise DataError(f"{where}.rows_per_example: must not be negative; {AGAIN}")
+    check_numbers(fields, where)
     own = spectra.get(spec.name)
     if own is None:
         raise DataError(f"{where}: {SPECTRA_NAME} has no spectrum of {label(spec.name)}; {AGAIN}")
@@ -185,18 +192,3 @@ def _is_spectrum(values: Tensor) -> bool:
     # Root-sum-squares over groups round, each to a few units in the last place of the largest
     slack = 16 * torch.finfo(values.dtype).eps * float(values[0])
     return bool((values.diff() <= slack).all())
-
-
-def _check_moments(spec: LayerSpec, moments: DiskMoments, path: Path) -> None:
-    for part, shape in moments.shapes(spec.name).items():
-        size = spec.out_features if part == "sensitivity.output" else spec.in_features
-        allowed: set[tuple[int, ...]] = {(spec.groups, size)}
-        if part == "sensitivity.bias":
-            allowed = {(spec.groups,)}
-        elif not part.endswith("mean"):
-            allowed.add((spec.groups, size, size))
-        if shape not in allowed:
-            raise DataError(
-                f"{path}: the {part} moment of {label(spec.name)} has shape {shape}, its weight is "
-                f"{spec.out_features} x {spec.in_features}; {AGAIN}"
-            )

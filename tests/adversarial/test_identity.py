@@ -33,11 +33,14 @@ from lrcompress.pipeline import (
     run_tune,
     verbs,
 )
+from lrcompress.pipeline.folder import open_run_folder
+from lrcompress.pipeline.ledger import Ledger
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import plan
 from lrcompress.profiling.collect import profile
 from lrcompress.profiling.identity import identify, what_differs
 from lrcompress.profiling.sketch import TOLERANCE, function_differs, sketch_function
+from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.options import TuneOptions
 
 TESTS = Path(__file__).parents[1]
@@ -49,7 +52,7 @@ REQUEST = TuneRequest(TuneOptions(steps=2, evaluate_every=1, learning_rate=1e-3)
 def _as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = Path.cwd()
     os.chdir(TESTS)
-    for name in ("function", "eps", "seed"):
+    for name in ("function", "eps", "seed", "other"):
         monkeypatch.setattr(Code, name, getattr(Code, name))
     yield
     os.chdir(before)
@@ -119,6 +122,20 @@ def test_a_killed_run_does_not_mix_two_models(
         run(options(tmp_path / "out"))
 
 
+def test_checkpoints_go_with_the_model_that_they_are_of(finished: Path, tmp_path: Path) -> None:
+    output = copied(finished, tmp_path / "out")
+    ledger = json.loads((output / "stages.json").read_text())
+    (output / "stages.json").write_text(json.dumps({**ledger, "stages": {}}))  # killed in the first
+    held = output / "work" / ("a" * 16) / "curve"
+    held.parent.mkdir(parents=True)
+    held.touch()
+    known = Ledger(ledger["model"], ledger["model_fingerprint"])
+    with open_run_folder(output, known, lambda _: "", force=False):
+        assert held.exists()
+    with open_run_folder(output, known, lambda _: "another function", force=True):
+        assert not held.exists()
+
+
 def test_a_profile_of_another_function_is_refused(finished: Path, tmp_path: Path) -> None:
     Code.function = "tanh"
     with pytest.raises(ModelError, match=r"profiles another model.*another function"):
@@ -160,6 +177,42 @@ def test_a_tuning_wants_the_function_that_the_run_was_made_from(
     Code.function = "gelu"
     with pytest.raises(TuneError, match=r"is not the model that .* the same weights but another f"):
         tuned(finished, tmp_path)
+
+
+def test_a_teacher_of_another_function_teaches_anew(finished: Path, tmp_path: Path) -> None:
+    output = copied(finished, tmp_path / "tuned")
+    source = SourceOptions("adversarial.changing:build_other", data=SOURCE.data)
+    asked = TuneRunOptions(source, FolderOptions(output, report=False), REQUEST)
+
+    def is_reused() -> bool:
+        return [s.reused for s in run_tune(asked).report.stages if s.name == "tune"] == [True]
+
+    assert not is_reused()
+    assert is_reused()
+    Code.other = "tanh"
+    assert not is_reused()
+
+
+def test_a_checkpoint_of_another_teacher_goes(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, fresh = copied(finished, tmp_path / "out"), copied(finished, tmp_path / "fresh")
+    source = SourceOptions("adversarial.changing:build_other", data=SOURCE.data)
+    put = FolderCheckpoints.put
+
+    def stops(self: FolderCheckpoints, checkpoint: Checkpoint) -> None:
+        put(self, checkpoint)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderCheckpoints, "put", stops)
+        with pytest.raises(KeyboardInterrupt):
+            run_tune(TuneRunOptions(source, FolderOptions(output, report=False), REQUEST))
+    Code.other = "tanh"
+    for folder in (output, fresh):
+        run_tune(TuneRunOptions(source, FolderOptions(folder, report=False), REQUEST))
+    name = "model.safetensors"
+    assert (output / name).read_bytes() == (fresh / name).read_bytes()
 
 
 def test_a_tuned_folder_is_loaded(finished: Path, tmp_path: Path) -> None:

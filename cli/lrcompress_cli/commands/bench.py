@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -76,56 +75,63 @@ def command(
     against it, taking turns.
     """
     from lrcompress.export.bench import BenchSettings, BenchTarget, bench
-    from lrcompress.storage import write_json
+    from lrcompress.storage import refuse_unwritable, write_json
     from lrcompress_cli.tables.bench import BenchTable
 
+    if output is not None:
+        refuse_unwritable(output)
     settings = BenchSettings(batches, lengths, provider, runs, threads=threads)
-    with _dense_graph(model, data, terminal.progress) as (dense, fingerprint):
+    with _dense_graph(model, data, onnx, terminal.progress) as (dense, sources):
         names = _names([dense, *onnx])
         targets = [BenchTarget(*pair) for pair in zip(names, [dense, *onnx], strict=True)]
         report = bench(targets, settings, progress=terminal.progress)
     if output is not None:
         write_json(output, report.to_json())
     for name, path in zip(names[1:], onnx, strict=True):
-        _show_in_report(terminal, report, name, path, fingerprint)
+        _show_in_report(terminal, report, name, path, made_from_it=path in sources)
     return Outcome(report.to_json(), [BenchTable(report)])
 
 
 @contextmanager
 def _dense_graph(
-    model: ModelChoice, data: DataChoice, progress: Progress
-) -> Iterator[tuple[Path, str | None]]:
-    """MODEL itself if it is a graph, else an export of it that is gone afterwards; its fingerprint,
-    which a graph does not tell."""
+    model: ModelChoice, data: DataChoice, onnx: Sequence[Path], progress: Progress
+) -> Iterator[tuple[Path, frozenset[Path]]]:
+    """MODEL itself if it is a graph, else an export of it that is gone afterwards; and the ONNX
+    files of runs that were made from it, which a graph does not tell."""
     if model.model.endswith(".onnx"):
-        yield Path(model.model), None
+        yield Path(model.model), frozenset()
         return
     from lrcompress.export.onnx import export_onnx
-    from lrcompress.fingerprint import model_fingerprint
+    from lrcompress.pipeline import is_made_from
+    from lrcompress.scratch import scratch_folder
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "dense.onnx"
+    with scratch_folder() as folder:
+        path = folder / "dense.onnx"
         with progress.stage("export of the dense model", 1) as step:
             loaded = model.load()
-            fingerprint = model_fingerprint(loaded.module)
+            made = frozenset(file for file in onnx if is_made_from(file.parent, loaded.module))
             export_onnx(loaded.module, data.example(loaded, seed=0), path)
             step.advance()
-        yield path, fingerprint
+        yield path, made
 
 
 def _show_in_report(
-    terminal: Terminal, report: BenchReport, name: str, path: Path, dense: str | None
+    terminal: Terminal, report: BenchReport, name: str, path: Path, *, made_from_it: bool
 ) -> None:
-    """The report of the run that the file comes from shows its first latency.
-
-    dense: fingerprint of MODEL, which has to be the one that the run was made from.
-    """
+    """The report of the run that the file comes from shows its first latency, if MODEL is the one
+    that the run was made from."""
+    from lrcompress.errors import LrcompressError
     from lrcompress.pipeline import record_latency
 
     if path.name != "model.onnx":
         return
     first = {row.target: row.p50_ms for row in reversed(report.latencies)}
-    recorded = record_latency(path.parent, dense, first["dense"], first[name])
+    dense, compressed = first["dense"], first[name]
+    try:
+        recorded = record_latency(path.parent, dense, compressed, made_from_it=made_from_it)
+    except LrcompressError as error:  # what was measured is shown all the same
+        terminal.note(f"the latency could not be recorded: {error}")
+        return
     if recorded == "recorded":
         terminal.note(f"{path.parent}: its report now shows the latency")
     elif recorded == "another model":

@@ -1,0 +1,103 @@
+"""Names of layers that are long, or that no terminal shows: whole in every file, or refused before
+any work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from small_network import WIDTH, batches  # noqa: F401
+from torch import Tensor, nn
+
+import lrcompress
+from lrcompress.errors import ModelError
+from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, run_profile
+from lrcompress.planning.budget import Budget
+
+TESTS = Path(__file__).parents[1]
+NAMES = {
+    "long": "a" * 150,
+    "longer_by_its_end": "b" * 200,
+    "colour": "\x1b[31mred",
+    "tab": "a\tb",
+    "invisible": "\u200b\u202e",
+    "letters": "ä" * 200,
+    "slash": "a/b",
+    "page": "<script>alert(1)</script>",
+}
+REFUSED = {
+    "half": "a\udc80b",
+    "line": "two\nlines",
+    "null": "a\0b",
+    "quote": 'a"b',
+    "backslash": "a\\tb",
+}
+
+
+class Named(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.names = [name, f"{name}2"]
+        for each in self.names:
+            self.add_module(each, nn.Linear(WIDTH, WIDTH))
+        self.head = nn.Linear(WIDTH, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = torch.relu(self.get_submodule(name)(x))
+        return torch.as_tensor(self.head(x))
+
+
+def __getattr__(name: str) -> object:
+    """The factories, called `build_long` and so on."""
+    key = name.removeprefix("build_")
+    found = {**NAMES, **REFUSED}.get(key)
+    if not name.startswith("build_") or found is None:
+        raise AttributeError(name)
+    return lambda: Named(found)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _here() -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(TESTS)
+    yield
+    os.chdir(before)
+
+
+def source(key: str) -> SourceOptions:
+    return SourceOptions(
+        f"adversarial.test_names:build_{key}", data="adversarial.test_names:batches"
+    )
+
+
+@pytest.mark.parametrize("key", NAMES)
+def test_a_name_is_the_same_in_every_file(key: str, tmp_path: Path) -> None:
+    options = RunOptions(source(key), FolderOptions(tmp_path / "out"), Budget.parse("60%"))
+    result = run(options)
+    assert result.report.verified
+    assert next(s.name for s in run(options).report.stages if s.reused) == "profile"
+    wanted = {NAMES[key], f"{NAMES[key]}2", "head"}
+    for name in ("plan.json", "lrcompress.json", "report.json", "profile/profile.json"):
+        layers = json.loads((tmp_path / "out" / name).read_text())["layers"]
+        assert {layer["name"] for layer in layers} == wanted
+    loaded = lrcompress.load(tmp_path / "out")
+    factored = [x.name for x in result.plan.layers if x.params < x.dense_params]
+    assert factored
+    assert all(type(loaded.get_submodule(name)) is not nn.Linear for name in factored)
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_name_that_cannot_be_written_is_told_before_any_work(key: str, tmp_path: Path) -> None:
+    for work in (
+        lambda: run(RunOptions(source(key), FolderOptions(tmp_path / "o"), Budget.parse("60%"))),
+        lambda: run_profile(source(key), FolderOptions(tmp_path / "o")),
+    ):
+        with pytest.raises(ModelError, match="cannot be exported; rename") as told:
+            work()
+        assert str(told.value).isprintable()
+        assert not (tmp_path / "o").exists()
