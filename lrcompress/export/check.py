@@ -28,6 +28,15 @@ class Check:
     numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class BudgetFacts:
+    """What the file may hold at most; None where nothing was promised."""
+
+    params: int | None = None
+    bytes: int | None = None
+    why_none: str = "no budget was given"
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A file and what it is held against."""

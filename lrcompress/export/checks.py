@@ -11,7 +11,7 @@ import onnx
 from torch import nn
 
 from lrcompress.errors import ModelError
-from lrcompress.export.check import Check, Subject, listed
+from lrcompress.export.check import BudgetFacts, Check, Subject, listed
 from lrcompress.export.kernels import missing_kernels
 from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.placement import placement
@@ -86,13 +86,14 @@ def placed(subject: Subject) -> Check:
     return Check("placement", "placement", True, f"every compute node is placed: {on}", numbers)
 
 
-def budget(subject: Subject, params: int | None, size_bytes: int | None) -> Check:
+def budget(subject: Subject, promised: BudgetFacts) -> Check:
     found = {"params": parameters(subject.graph, subject.module), "bytes": file_bytes(subject.path)}
-    allowed = {"params": params, "bytes": size_bytes}
+    allowed = {"params": promised.params, "bytes": promised.bytes}
     numbers = {**found, **{f"allowed_{k}": v for k, v in allowed.items() if v is not None}}
     parts = [f"{found['params']:,} parameters", f"{found['bytes']:,} bytes"]
-    if params is None and size_bytes is None:
-        return Check("budget", "budget", None, f"no budget was given: {', '.join(parts)}", numbers)
+    if promised.params is None and promised.bytes is None:
+        detail = f"{promised.why_none}: {', '.join(parts)}"
+        return Check("budget", "budget", None, detail, numbers)
     held = [
         f"{found[key]:,} {key} of {most:,} allowed"
         for key, most in allowed.items()

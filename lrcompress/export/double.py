@@ -55,32 +55,32 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-class DoubleGraph:
-    """A graph evaluated in float64 by ONNX's own reference implementation.
+class EvaluatedGraph:
+    """A graph evaluated by ONNX's own reference implementation, in float64 or as it is.
 
     Raises whatever that raises for a graph that it cannot evaluate.
     """
 
-    def __init__(self, graph: onnx.ModelProto, folder: Path) -> None:
+    def __init__(self, graph: onnx.ModelProto, folder: Path, *, wide: bool) -> None:
         import onnx_ir as ir
         from onnx.reference import ReferenceEvaluator
 
         model = ir.serde.deserialize_model(graph)
         for part in model.graphs():
             ir.external_data.set_base_dir(part, folder)
-        narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        widen_(model, narrow, ir.DataType.DOUBLE)
+        self.wide = wide
+        if wide:
+            narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            widen_(model, narrow, ir.DataType.DOUBLE)
         self.evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=_fast_operators())
 
     def __call__(
         self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        wide = {
-            name: array.astype(np.float64) if array.dtype.kind == "f" else array
-            for name, array in feed.items()
-        }
+        if self.wide:
+            feed = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feed.items()}
         with np.errstate(all="ignore"):
-            return dict(zip(names, self.evaluator.run(list(names), wide), strict=True))
+            return dict(zip(names, self.evaluator.run(list(names), dict(feed)), strict=True))
 
 
 def _fast_operators() -> list[Any]:

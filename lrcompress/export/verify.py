@@ -16,7 +16,7 @@ import onnx
 from torch import nn
 
 from lrcompress.errors import VerifyError
-from lrcompress.export.check import Check, Kind, Subject
+from lrcompress.export.check import BudgetFacts, Check, Kind, Subject
 from lrcompress.export.checks import budget, kernels, placed, readable, well_formed
 from lrcompress.export.draws import Case
 from lrcompress.export.factors import factors_check
@@ -34,14 +34,6 @@ _PRECISIONS = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
-
-
-@dataclass(frozen=True)
-class BudgetFacts:
-    """What the file may hold at most; None where nothing was promised."""
-
-    params: int | None = None
-    bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ def verify(
             factors_check(subject),
             kernels(subject),
             placed(subject),
-            budget(subject, options.budget.params, options.budget.bytes),
+            budget(subject, options.budget),
         ),
     )
 
