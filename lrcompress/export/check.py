@@ -37,6 +37,9 @@ class BudgetFacts:
     why_none: str = "no budget was given"
 
 
+NO_BUDGET = BudgetFacts()
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A file and what it is held against."""
