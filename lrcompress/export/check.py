@@ -12,6 +12,7 @@ from torch import nn
 
 from lrcompress.export.session import ProviderName
 from lrcompress.profiling.batches import Batch
+from lrcompress.wording import label
 
 Kind = Literal["graph", "numeric", "placement", "budget"]
 _NAMED = 5  # names listed in a message; the rest are counted
@@ -54,4 +55,4 @@ class Subject:
 
 def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(label, names[:_NAMED])) + more

@@ -17,6 +17,7 @@ from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.placement import placement
 from lrcompress.export.rewrites.name_weights import parameter_name
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
+from lrcompress.wording import one_line
 
 WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -45,7 +46,7 @@ def well_formed(subject: Subject) -> Check:
     try:
         onnx.checker.check_model(str(subject.path), full_check=True)
     except Exception as error:  # the checker's errors share no base below Exception
-        return Check("checker", "graph", False, str(error).strip().split("\n")[0][:300])
+        return Check("checker", "graph", False, one_line(error, 300))
     nodes = Counter(node.op_type for node in subject.graph.graph.node)
     detail = f"{sum(nodes.values())} nodes of {len(nodes)} operators"
     return Check("checker", "graph", True, detail, {"nodes": dict(nodes.most_common())})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrcompress.export.forward import copy_structure, named_outputs
+from lrcompress.export.stored import read_graph
 from lrcompress.export.upcast import widen_
 from lrcompress.profiling.batches import Batch
 from lrcompress.wording import one_line
@@ -65,9 +66,7 @@ class EvaluatedGraph:
         import onnx_ir as ir
         from onnx.reference import ReferenceEvaluator
 
-        model = ir.serde.deserialize_model(graph)
-        for part in model.graphs():
-            ir.external_data.set_base_dir(part, folder)
+        model = read_graph(graph, folder)
         self.wide = wide
         if wide:
             narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)

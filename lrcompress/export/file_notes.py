@@ -31,13 +31,34 @@ def fixed_on_purpose(graph: onnx.ModelProto) -> Mapping[str, frozenset[int]]:
     }
 
 
+def unreadable(graph: onnx.ModelProto) -> tuple[str, ...]:
+    """Notes that are there and malformed."""
+    held = {entry.key for entry in graph.metadata_props}
+    limits = _noted(graph, "axis_limits")
+    wrong = {
+        "axis_limits": not all(_is_pair(pair) for pair in limits.values()),
+        "fixed_axes": not all(isinstance(v, list) for v in _noted(graph, "fixed_axes").values()),
+    }
+    return tuple(key for key, bad in wrong.items() if bad and _PREFIX + key in held)
+
+
+def _is_pair(value: object) -> bool:
+    """The least size and the largest; None: no limit."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and _is_size(value[0])
+        and (value[1] is None or _is_size(value[1]))
+    )
+
+
 def _noted(graph: onnx.ModelProto, key: str) -> dict[str, Any]:
     held = {entry.key: entry.value for entry in graph.metadata_props}
     try:
         value = json.loads(held.get(_PREFIX + key, "{}"))
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return {"": None}
+    return value if isinstance(value, dict) else {"": None}
 
 
 def _is_size(value: object) -> bool:

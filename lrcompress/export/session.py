@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from lrcompress.errors import ModelError, VerifyError
+from lrcompress.wording import label, one_line
 
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 
@@ -156,7 +157,9 @@ def file_bytes(path: str | Path) -> int:
     for location in sorted(locations):
         beside = file.parent / location
         if not beside.is_file():
-            raise ModelError(f"{file}: its external data {location} is missing; keep both together")
+            raise ModelError(
+                f"{file}: its external data {label(location)} is missing; keep both together"
+            )
         total += beside.stat().st_size
     return total
 
@@ -210,7 +213,7 @@ def _quiet_log(runtime: Any) -> Iterator[None]:
 
 def _explained(error: Exception, file: Path, provider: ProviderName) -> VerifyError | ModelError:
     kind = type(error).__name__
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip()).split("\n")[0]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error, 400))
     if "fallback to CPU EP has been explicitly disabled" in text:
         return ProviderUnavailable(
             f"{file}: nodes are left on the CPU with provider {provider}; "

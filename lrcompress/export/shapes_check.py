@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
 from lrcompress.export.check import Check, Subject
 from lrcompress.export.draws import Case, draw
-from lrcompress.export.file_notes import fixed_on_purpose
+from lrcompress.export.file_notes import fixed_on_purpose, unreadable
 from lrcompress.export.parity import Comparison
 from lrcompress.profiling.batches import Batch
 from lrcompress.wording import label
@@ -20,6 +22,14 @@ def shapes_check(subject: Subject, comparison: Comparison) -> Check:
 
     Only these are tried: axes of an image, say, keep the example's sizes in both.
     """
+    bad = unreadable(subject.graph)
+    check = _check(subject, comparison)
+    if not bad:
+        return check
+    return replace(check, detail=f"{check.detail}; malformed and ignored: its {' and '.join(bad)}")
+
+
+def _check(subject: Subject, comparison: Comparison) -> Check:
     assert subject.module is not None
     meant = fixed_on_purpose(subject.graph)
     names = {theirs: ours for ours, theirs in comparison.wiring.inputs.items()}

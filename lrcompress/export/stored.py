@@ -19,6 +19,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from lrcompress.errors import ModelError
+from lrcompress.wording import one_line
+
 PROBES = 64
 CHUNK = 2**20  # values that are compared at a time
 _MOST_AXES = 4  # of which every order is tried
@@ -100,6 +103,26 @@ _NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "Batch
           "InstanceNormalization", "SimplifiedLayerNormalization")  # fmt: skip
 
 
+def read_graph(graph: onnx.ModelProto, folder: Path) -> Any:
+    """The graph as an onnx_ir.Model, its external data left where it lies, in `folder`.
+
+    Raises:
+        ModelError: a field of it is malformed.
+    """
+    import onnx_ir as ir
+
+    try:
+        model = ir.serde.deserialize_model(graph)
+        for part in model.graphs():
+            ir.external_data.set_base_dir(part, folder)
+    except Exception as error:  # onnx_ir's errors share no base below Exception
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"{folder}: a field of the ONNX file is malformed ({one_line(cause)}); export it again"
+        ) from error
+    return model
+
+
 def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]:
     """Every initializer and Constant of the graph and of the graphs within it.
 
@@ -107,10 +130,9 @@ def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]
     """
     import onnx_ir as ir
 
-    model = ir.serde.deserialize_model(graph)
+    model = read_graph(graph, folder)
     found = []
     for part in model.graphs():
-        ir.external_data.set_base_dir(part, folder)
         for value in part.initializers.values():
             if value.const_value is not None:
                 found.append((value, value.const_value))
