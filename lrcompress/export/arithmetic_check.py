@@ -25,7 +25,9 @@ from lrcompress.export.parity import UNIT_ROUNDOFF, Comparison, fed, row_error, 
 from lrcompress.profiling.batches import Batch
 from lrcompress.wording import label, one_line
 
-_CONSTANTS = 16  # unit roundoffs of the file's precision that its stored constants may be off by
+# Unit roundoffs of the file's precision that the stored constants may put an output off by. In half
+# precision the weights, which the network is rounded to as well, are nearly all that is rounded.
+_CONSTANTS = {"fp32": 16, "fp16": 4, "bf16": 4}
 _MOST_FLOPS = 2 * 10**10  # of the shapes that are evaluated: a few seconds of one core in float64
 _MOST_POSITIONS = 64  # of a shape: rows and lengths beyond it add nothing here
 _NAME = "arithmetic"
@@ -61,7 +63,7 @@ def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -
     except Exception as error:  # of onnx's reference implementation, which lacks some operators
         return _not_run(f"the graph cannot be evaluated in float64 ({one_line(error)})")
     own = max(one.own for one in found)
-    allowed = max(_CONSTANTS * UNIT_ROUNDOFF[subject.precision], 2 * own)
+    allowed = max(_CONSTANTS[subject.precision] * UNIT_ROUNDOFF[subject.precision], 2 * own)
     worst = max(found, key=lambda one: one.error)
     if agreed is not None and worst.error > 2 * agreed:
         return _not_run("ONNX Runtime and the evaluation in float64 disagree about the graph")

@@ -19,7 +19,7 @@ from lrcompress.export.upcast import widen_
 from lrcompress.profiling.batches import Batch
 from lrcompress.wording import one_line
 
-MOST_PARAMETERS = 2**28  # 2 GB in float64, for the network and for the graph
+MOST_PARAMETERS = 2**27  # 1 GB in float64, for the network and for the graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,7 @@ class EvaluatedGraph:
 
         model = read_graph(graph, folder)
         self.wide = wide
+        self.constants = _taken_out_(model)  # fed as inputs: no copy within the evaluator
         if wide:
             narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
             widen_(model, narrow, ir.DataType.DOUBLE)
@@ -76,10 +77,24 @@ class EvaluatedGraph:
     def __call__(
         self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
+        feed = {**feed, **self.constants}
         if self.wide:
             feed = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feed.items()}
         with np.errstate(all="ignore"):
             return dict(zip(names, self.evaluator.run(list(names), dict(feed)), strict=True))
+
+
+def _taken_out_(model: Any) -> dict[str, NDArray[Any]]:
+    """The fractions among the initializers, which become inputs of the graph."""
+    taken = {}
+    for name, value in list(model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            array = value.const_value.numpy()
+            taken[name] = array if array.dtype.kind == "f" else array.astype(np.float32)
+            del model.graph.initializers[name]
+            value.dtype, value.const_value = value.const_value.dtype, None
+            model.graph.inputs.append(value)
+    return taken
 
 
 def _fast_operators() -> list[Any]:
