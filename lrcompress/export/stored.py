@@ -7,6 +7,7 @@ then read whole.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -53,10 +54,11 @@ class Stored:
         return values.squeeze()
 
     def release(self) -> None:
-        """Unmap the file that the values lie in."""
+        """Unmap the file that the values lie in, once no view of them is left."""
         release = getattr(self.tensor, "release", None)
         if release is not None:
-            release()
+            with contextlib.suppress(BufferError):
+                release()
 
     @cached_property
     def orders(self) -> tuple[Order, ...]:
@@ -70,6 +72,7 @@ class Stored:
         array = self.array()
         places = probe_places(self.size)
         found = [_at(array.transpose(order), places) for order in self.orders]
+        del array
         self.release()
         return np.stack(found)
 
@@ -82,7 +85,8 @@ class Stored:
         else:
             rows = max(1, CHUNK * len(array) // max(array.size, 1))
             for start in range(0, len(array), rows):
-                yield np.ascontiguousarray(array[start : start + rows], dtype).reshape(-1)
+                yield np.array(array[start : start + rows], dtype, order="C").reshape(-1)
+        del array
         self.release()
 
 
