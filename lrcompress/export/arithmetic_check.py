@@ -30,6 +30,7 @@ from lrcompress.wording import label, one_line
 _CONSTANTS = {"fp32": 16, "fp16": 4, "bf16": 4}
 _MOST_FLOPS = 2 * 10**10  # of the shapes that are evaluated: a few seconds of one core in float64
 _MOST_POSITIONS = 64  # of a shape: rows and lengths beyond it add nothing here
+_MOST_CASES = 4  # padding on the left is the fourth
 _NAME = "arithmetic"
 
 
@@ -148,7 +149,7 @@ def _error(got: NDArray[Any] | Tensor, wanted: Tensor, drawn: Batch) -> float:
 def _small(shapes: Sequence[Case]) -> list[Case]:
     sizes = [(case.batch * (case.length or 1), index) for index, case in enumerate(shapes)]
     small = [shapes[i] for size, i in sizes if size <= _MOST_POSITIONS]
-    return small[:3] or [shapes[min(sizes)[1]]]
+    return small[:_MOST_CASES] or [shapes[min(sizes)[1]]]
 
 
 def _not_run(why: str) -> Evaluation:
