@@ -400,6 +400,9 @@ def replace_(module: nn.Module, name: str, replacement: nn.Module) -> None:
                 parent._modules[attribute] = replacement
 
 
+_CHECKED_AT_ONCE = 2**24
+
+
 @torch.no_grad()
 def first_nonfinite(module: nn.Module) -> str | None:
     """Name of the first parameter that holds NaN or infinity, or buffer that holds NaN, if any.
@@ -407,7 +410,10 @@ def first_nonfinite(module: nn.Module) -> str | None:
     A buffer may be an attention mask, whose infinities are meant.
     """
     for name, parameter in module.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+        parts = torch.split(
+            parameter.flatten(), _CHECKED_AT_ONCE
+        )  # what a check makes is as large again
+        if parameter.is_floating_point() and not all(bool(torch.isfinite(p).all()) for p in parts):
             return name
     for name, buffer in module.named_buffers():
         if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):

@@ -12,6 +12,7 @@ from torch import nn
 
 from lrcompress.export.session import ProviderName
 from lrcompress.profiling.batches import Batch
+from lrcompress.wording import label
 
 Kind = Literal["graph", "numeric", "placement", "budget"]
 _NAMED = 5  # names listed in a message; the rest are counted
@@ -26,6 +27,18 @@ class Check:
     passed: bool | None
     detail: str
     numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BudgetFacts:
+    """What the file may hold at most; None where nothing was promised."""
+
+    params: int | None = None
+    bytes: int | None = None
+    why_none: str = "no budget was given"
+
+
+NO_BUDGET = BudgetFacts()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,4 +60,4 @@ class Subject:
 
 def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(label, names[:_NAMED])) + more

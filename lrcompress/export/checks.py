@@ -10,13 +10,14 @@ import onnx
 from torch import nn
 
 from lrcompress.errors import ModelError
-from lrcompress.export.check import Check, Subject, listed
+from lrcompress.export.check import BudgetFacts, Check, Subject, listed
 from lrcompress.export.kernels import missing_kernels
 from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.placement import placement
 from lrcompress.export.rewrites.name_weights import parameter_name
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
 from lrcompress.scratch import scratch_folder
+from lrcompress.wording import one_line
 
 WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
 _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
@@ -45,7 +46,7 @@ def well_formed(subject: Subject) -> Check:
     try:
         onnx.checker.check_model(str(subject.path), full_check=True)
     except Exception as error:  # the checker's errors share no base below Exception
-        return Check("checker", "graph", False, str(error).strip().split("\n")[0][:300])
+        return Check("checker", "graph", False, one_line(error, 300))
     nodes = Counter(node.op_type for node in subject.graph.graph.node)
     detail = f"{sum(nodes.values())} nodes of {len(nodes)} operators"
     return Check("checker", "graph", True, detail, {"nodes": dict(nodes.most_common())})
@@ -90,13 +91,14 @@ def placed(subject: Subject) -> Check:
     return Check("placement", "placement", True, f"every compute node is placed: {on}", numbers)
 
 
-def budget(subject: Subject, params: int | None, size_bytes: int | None) -> Check:
+def budget(subject: Subject, promised: BudgetFacts) -> Check:
     found = {"params": parameters(subject.graph, subject.module), "bytes": file_bytes(subject.path)}
-    allowed = {"params": params, "bytes": size_bytes}
+    allowed = {"params": promised.params, "bytes": promised.bytes}
     numbers = {**found, **{f"allowed_{k}": v for k, v in allowed.items() if v is not None}}
     parts = [f"{found['params']:,} parameters", f"{found['bytes']:,} bytes"]
-    if params is None and size_bytes is None:
-        return Check("budget", "budget", None, f"no budget was given: {', '.join(parts)}", numbers)
+    if promised.params is None and promised.bytes is None:
+        detail = f"{promised.why_none}: {', '.join(parts)}"
+        return Check("budget", "budget", None, detail, numbers)
     held = [
         f"{found[key]:,} {key} of {most:,} allowed"
         for key, most in allowed.items()

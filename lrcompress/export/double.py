@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrcompress.export.forward import copied, copy_structure, named_outputs
+from lrcompress.export.stored import read_graph
 from lrcompress.export.upcast import widen_
 from lrcompress.profiling.batches import Batch
 from lrcompress.wording import one_line
 
-MOST_PARAMETERS = 2**28  # 2 GB in float64, for the network and for the graph
+MOST_PARAMETERS = 2**27  # 1 GB in float64, for the network and for the graph
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,32 +56,45 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
 
 
-class DoubleGraph:
-    """A graph evaluated in float64 by ONNX's own reference implementation.
+class EvaluatedGraph:
+    """A graph evaluated by ONNX's own reference implementation, in float64 or as it is.
 
     Raises whatever that raises for a graph that it cannot evaluate.
     """
 
-    def __init__(self, graph: onnx.ModelProto, folder: Path) -> None:
+    def __init__(self, graph: onnx.ModelProto, folder: Path, *, wide: bool) -> None:
         import onnx_ir as ir
         from onnx.reference import ReferenceEvaluator
 
-        model = ir.serde.deserialize_model(graph)
-        for part in model.graphs():
-            ir.external_data.set_base_dir(part, folder)
-        narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        widen_(model, narrow, ir.DataType.DOUBLE)
+        model = read_graph(graph, folder)
+        self.wide = wide
+        self.constants = _taken_out_(model)  # fed as inputs: no copy within the evaluator
+        if wide:
+            narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            widen_(model, narrow, ir.DataType.DOUBLE)
         self.evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=_fast_operators())
 
     def __call__(
         self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
     ) -> dict[str, NDArray[Any]]:
-        wide = {
-            name: array.astype(np.float64) if array.dtype.kind == "f" else array
-            for name, array in feed.items()
-        }
+        feed = {**feed, **self.constants}
+        if self.wide:
+            feed = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feed.items()}
         with np.errstate(all="ignore"):
-            return dict(zip(names, self.evaluator.run(list(names), wide), strict=True))
+            return dict(zip(names, self.evaluator.run(list(names), dict(feed)), strict=True))
+
+
+def _taken_out_(model: Any) -> dict[str, NDArray[Any]]:
+    """The fractions among the initializers, which become inputs of the graph."""
+    taken = {}
+    for name, value in list(model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            array = value.const_value.numpy()
+            taken[name] = array if array.dtype.kind == "f" else array.astype(np.float32)
+            del model.graph.initializers[name]
+            value.dtype, value.const_value = value.const_value.dtype, None
+            model.graph.inputs.append(value)
+    return taken
 
 
 def _fast_operators() -> list[Any]:

@@ -50,6 +50,11 @@ def refuse_huge(
     argument: GraphArgument, error: type[LrcompressError], sizes: Sequence[int | str | None]
 ) -> None:
     """Raise `error` where these sizes of a graph's input ask for more values than are made up."""
+    if any(isinstance(size, int) and size < 1 for size in sizes[:1]):
+        raise error(
+            f"input {label(argument.name)}: the graph fixes its batch to {sizes[0]}; "
+            "export it with a free batch"
+        )
     most = MOST_IDS if "int" in argument.type else MOST_INPUT
     if prod(size for size in sizes if isinstance(size, int)) > most:
         shape = " x ".join(str(size) if isinstance(size, int) else "?" for size in sizes)

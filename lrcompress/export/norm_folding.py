@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lrcompress.export.values import Target
 
+_ROUNDINGS = 4  # of the root, the quotient, the product and the stored value
+
 
 @dataclass(frozen=True, eq=False)
 class FoldedNorm:
@@ -33,13 +35,14 @@ def folded_norms(module: nn.Module, weight: str, dtype: torch.dtype) -> Iterator
     if last != "weight":
         return
     layer = module.get_submodule(owner)
-    values = layer.get_parameter("weight")
+    values, bias = layer.get_parameter("weight"), getattr(layer, "bias", None)
     for name, norm in module.named_modules():
         variance, mean = getattr(norm, "running_var", None), getattr(norm, "running_mean", None)
         if not isinstance(variance, Tensor) or not isinstance(mean, Tensor):
             continue
         for axis in range(min(values.dim(), 2)):  # a transposed convolution has its outputs second
-            if values.shape[axis] == len(variance):
+            fits = bias is None or len(bias) == len(variance)
+            if fits and values.shape[axis] == len(variance):
                 yield _folded(name, norm, weight, axis, layer, dtype)
 
 
@@ -64,13 +67,12 @@ def _folded(
     own = {f"{owner}.{part}" for part in ("weight", "bias")}
     norms = {f"{name}.{part}" for part in ("weight", "bias", "running_mean", "running_var")}
     return FoldedNorm(
-        weight=_computed(f"{weight} with {name}", folded, folded, torch.float32),
-        bias=_computed(f"{owner}.bias with {name}", moved, terms, dtype),
+        weight=Target(f"{weight} with {name}", folded.float(), _ROUNDINGS),
+        bias=Target(
+            f"{owner}.bias with {name}",
+            moved.float(),
+            _ROUNDINGS,
+            float(_ROUNDINGS * torch.finfo(dtype).eps * terms.abs().max()),
+        ),
         absorbed=frozenset(own | norms),
     )
-
-
-def _computed(name: str, values: Tensor, terms: Tensor, dtype: torch.dtype) -> Target:
-    """By whoever folded it, in a few operations of that dtype on numbers as large as the terms."""
-    rounding = 4 * torch.finfo(dtype).eps
-    return Target(name, values.float(), float(rounding * terms.abs().max()))

@@ -41,6 +41,8 @@ def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False)
         if name in kept or not tensor.is_floating_point():
             return tensor.cpu()
         values = tensor.to("cpu", dtype)
+        if values.dtype == tensor.dtype:
+            return values
         # a mask's own infinities are meant; only what was finite can overflow
         if values.isinf().sum() != tensor.isinf().sum():
             raise ExportError(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lrcompress.errors import ModelError, VerifyError
 from lrcompress.scratch import require_room
 from lrcompress.sources.paths import stays_inside
-from lrcompress.wording import label
+from lrcompress.wording import label, one_line
 
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 
@@ -220,7 +220,7 @@ def _quiet_log(runtime: Any) -> Iterator[None]:
 
 def _explained(error: Exception, file: Path, provider: ProviderName) -> VerifyError | ModelError:
     kind = type(error).__name__
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).strip()).split("\n")[0]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error, 400))
     if "fallback to CPU EP has been explicitly disabled" in text:
         return ProviderUnavailable(
             f"{file}: nodes are left on the CPU with provider {provider}; "

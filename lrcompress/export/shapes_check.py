@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
-from lrcompress.export.axis_metadata import fixed_axes
+from lrcompress.export.axis_metadata import fixed_axes, malformed
 from lrcompress.export.check import Check, Subject
 from lrcompress.export.draws import Case, draw
 from lrcompress.export.forward import copied
@@ -21,6 +23,14 @@ def shapes_check(subject: Subject, comparison: Comparison) -> Check:
 
     Only these are tried: axes of an image, say, keep the example's sizes in both.
     """
+    bad = malformed(subject.metadata)
+    check = _check(subject, comparison)
+    if not bad:
+        return check
+    return replace(check, detail=f"{check.detail}; malformed and ignored: its {' and '.join(bad)}")
+
+
+def _check(subject: Subject, comparison: Comparison) -> Check:
     assert subject.module is not None
     meant = fixed_axes(subject.metadata) or {}
     names = {theirs: ours for ours, theirs in comparison.wiring.inputs.items()}

@@ -7,6 +7,7 @@ then read whole.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+
+from lrcompress.errors import ModelError
+from lrcompress.wording import one_line
 
 PROBES = 64
 CHUNK = 2**20  # values that are compared at a time
@@ -50,10 +54,11 @@ class Stored:
         return values.squeeze()
 
     def release(self) -> None:
-        """Unmap the file that the values lie in."""
+        """Unmap the file that the values lie in, once no view of them is left."""
         release = getattr(self.tensor, "release", None)
         if release is not None:
-            release()
+            with contextlib.suppress(BufferError):
+                release()
 
     @cached_property
     def orders(self) -> tuple[Order, ...]:
@@ -67,6 +72,7 @@ class Stored:
         array = self.array()
         places = probe_places(self.size)
         found = [_at(array.transpose(order), places) for order in self.orders]
+        del array
         self.release()
         return np.stack(found)
 
@@ -79,7 +85,8 @@ class Stored:
         else:
             rows = max(1, CHUNK * len(array) // max(array.size, 1))
             for start in range(0, len(array), rows):
-                yield np.ascontiguousarray(array[start : start + rows], dtype).reshape(-1)
+                yield np.array(array[start : start + rows], dtype, order="C").reshape(-1)
+        del array
         self.release()
 
 
@@ -100,6 +107,26 @@ _NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "Batch
           "InstanceNormalization", "SimplifiedLayerNormalization")  # fmt: skip
 
 
+def read_graph(graph: onnx.ModelProto, folder: Path) -> Any:
+    """The graph as an onnx_ir.Model, its external data left where it lies, in `folder`.
+
+    Raises:
+        ModelError: a field of it is malformed.
+    """
+    import onnx_ir as ir
+
+    try:
+        model = ir.serde.deserialize_model(graph)
+        for part in model.graphs():
+            ir.external_data.set_base_dir(part, folder)
+    except Exception as error:  # onnx_ir's errors share no base below Exception
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"{folder}: a field of the ONNX file is malformed ({one_line(cause)}); export it again"
+        ) from error
+    return model
+
+
 def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]:
     """Every initializer and Constant of the graph and of the graphs within it.
 
@@ -107,10 +134,9 @@ def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]
     """
     import onnx_ir as ir
 
-    model = ir.serde.deserialize_model(graph)
+    model = read_graph(graph, folder)
     found = []
     for part in model.graphs():
-        ir.external_data.set_base_dir(part, folder)
         for value in part.initializers.values():
             if value.const_value is not None:
                 found.append((value, value.const_value))

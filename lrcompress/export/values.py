@@ -37,7 +37,8 @@ class Target:
 
     name: str
     values: Tensor
-    extra: float = 0.0  # allowed difference beyond rounding, of a tensor that was computed
+    roundings: int = 1  # of a tensor that was computed: how often each value was rounded
+    extra: float = 0.0  # and what that may add where its terms cancel
 
     @property
     def size(self) -> int:
@@ -184,7 +185,7 @@ class Constants:
             return np.zeros(values.shape)
         names = (self.precision, _PRECISIONS[one.dtype])
         rounding = max(ROUNDING[name] for name in names)
-        allowed: NDArray[Any] = rounding * np.abs(values)
+        allowed: NDArray[Any] = target.roundings * rounding * np.abs(values)
         return allowed + max(target.extra, *(_SMALLEST[name] for name in names))
 
     def _compare(self, target: Target, one: Stored, order: Order) -> Difference | None:

@@ -16,7 +16,7 @@ import onnx
 from torch import nn
 
 from lrcompress.errors import VerifyError
-from lrcompress.export.check import Check, Kind, Subject
+from lrcompress.export.check import NO_BUDGET, BudgetFacts, Check, Kind, Subject
 from lrcompress.export.checks import budget, kernels, placed, readable, well_formed
 from lrcompress.export.draws import Case
 from lrcompress.export.factors import factors_check
@@ -38,17 +38,9 @@ _PRECISIONS = {
 
 
 @dataclass(frozen=True)
-class BudgetFacts:
-    """What the file may hold at most; None where nothing was promised."""
-
-    params: int | None = None
-    bytes: int | None = None
-
-
-@dataclass(frozen=True)
 class VerifyOptions:
     provider: ProviderName = "cpu"
-    budget: BudgetFacts = BudgetFacts()
+    budget: BudgetFacts = NO_BUDGET
     shapes: tuple[Case, ...] | None = None  # None: a spread around the example's own
     tolerance: float | None = None  # relative to the outputs' scale; None: see export/parity.py
     seed: int = 0
@@ -123,7 +115,7 @@ def verify(
             factors_check(subject),
             kernels(subject),
             placed(subject),
-            budget(subject, options.budget.params, options.budget.bytes),
+            budget(subject, options.budget),
         ),
     )
 

