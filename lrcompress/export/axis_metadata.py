@@ -22,6 +22,7 @@ Axes = Mapping[str, Mapping[int, str]]  # input -> axis -> name
 
 BATCH, SEQUENCE = "batch", "sequence"
 PREFIX = "lrcompress."
+_LARGEST = 2**31 - 1  # no axis has more; a file that says so makes no sense
 LIMITS, STEPS, SIZES, FIXED = "axis_limits", "axis_steps", "axis_sizes", "fixed_axes"
 
 
@@ -48,6 +49,8 @@ def to_metadata(
 def known_axes(metadata: Mapping[str, str]) -> dict[str, KnownAxis]:
     """The free axes of a graph by name; of a file that tells nothing, or no sense, none."""
     limits, steps, sizes = (_object(metadata, key) for key in (LIMITS, STEPS, SIZES))
+    if limits is None or steps is None or sizes is None:
+        return {}
     found = {}
     for name, size in sizes.items():
         least, most = _pair(limits.get(name))
@@ -59,21 +62,22 @@ def known_axes(metadata: Mapping[str, str]) -> dict[str, KnownAxis]:
 
 def fixed_axes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None:
     """Axes of one size by input, as far as the exporter told; None where it told nothing."""
-    if PREFIX + FIXED not in metadata:
+    fixed = _object(metadata, FIXED)
+    if fixed is None:
         return None
     return {
         name: tuple(axis for axis in axes if isinstance(axis, int))
-        for name, axes in _object(metadata, FIXED).items()
+        for name, axes in fixed.items()
         if isinstance(axes, list)
     }
 
 
-def _object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+def _object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(metadata.get(PREFIX + key, "{}"))
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = json.loads(metadata.get(PREFIX + key, "null"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _pair(value: Any) -> tuple[int, int | None]:
@@ -83,4 +87,4 @@ def _pair(value: Any) -> tuple[int, int | None]:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST

@@ -259,6 +259,29 @@ def test_metadata_tells_what_is_fixed_and_what_is_taken(tmp_path: Path) -> None:
     assert fixed_axes({}) is None  # another exporter's: nothing is known
 
 
+def test_metadata_that_makes_no_sense_decides_nothing(tmp_path: Path) -> None:
+    """A file from elsewhere may say anything: no size that the data do not support is drawn."""
+    module, batch = network("multiples of four")
+    path = tmp_path / "model.onnx"
+    export_onnx(module, batch, path)
+    model = onnx.load(path)
+    told = {
+        "axis_limits": '{"batch": [100000000, null], "height": [1000000, null], "width": [[]]}',
+        "axis_sizes": '{"batch": 2, "height": 1000000, "width": 1000000}',
+        "fixed_axes": '{"x": "all"}',
+    }
+    for steps in ("[1, 2", '{"width": 4}'):
+        for entry in model.metadata_props:
+            values = told | {"axis_steps": steps}
+            entry.value = values.get(entry.key.removeprefix("lrcompress."), entry.value)
+        onnx.save(model, path)
+        assert verify(path, module, batch)["parity"].passed is True
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        assert fixed_axes(metadata) == {}
+    with pytest.raises(DataError, match="its input x would be batch x 3 x 1000000 x 1000000"):
+        bench([BenchTarget("dense", path)], BenchSettings(runs=1, warmup=0))
+
+
 # ---- what is said ---------------------------------------------------------------------------
 
 
