@@ -581,6 +581,7 @@ def test_tuning_exports_with_the_axes_of_the_run_and_of_the_request(
     code, shown, told = command("tune", out, *shape)
     assert code == 0, told
     assert "input board (16, 9)" in shown
-    code, shown, told = command("tune", out, *shape, "--dynamic", "board:0", "--seed", "1")
-    assert code == 0, told
-    assert "input board (batch, 9)" in shown
+    for asked in (("--dynamic", "board:0", "--seed", "1"), ("--seed", "2")):
+        code, shown, told = command("tune", out, *shape, *asked)
+        assert code == 0, told
+        assert "input board (batch, 9)" in shown
