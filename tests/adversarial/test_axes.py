@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from adversarial import shapes
 from adversarial.shapes import Of, ids
 from lrcompress.errors import DataError, ExportError
-from lrcompress.export.axes import AxisRequest, GraphAxes, find_axes
+from lrcompress.export.axes import AxisRequest, find_axes
 from lrcompress.export.axis_metadata import fixed_axes, known_axes
 from lrcompress.export.axis_range import AxisRange, find_range
 from lrcompress.export.bench import bench
 from lrcompress.export.bench_report import BenchSettings, BenchTarget
 from lrcompress.export.forward import named_outputs
+from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.onnx import ExportOptions, export_onnx
 from lrcompress.export.session import open_session
 from lrcompress.export.settled_axes import exportable_axes
