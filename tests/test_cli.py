@@ -378,6 +378,7 @@ FREE = {
     "rewrites",
     "fidelity",
     "axis_limits",
+    "fixed_axes",
     "forms",
     "numbers",
     "warnings",

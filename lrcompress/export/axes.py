@@ -10,20 +10,20 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from lrcompress.errors import ExportError
 from lrcompress.export.axis_groups import AxisGroup, find_groups
-from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes, KnownAxis
+from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes
 from lrcompress.export.axis_probe import Axis, Probe, unchanged_buffers
-from lrcompress.export.axis_range import AxisRange, find_range
+from lrcompress.export.axis_range import find_range
+from lrcompress.export.graph_axes import AS_ASKED, GraphAxes, NamedAxes, is_length, notes_on
 from lrcompress.profiling.batches import Batch
 
 _LARGEST_TABLE = 4096  # rows of a table of positions that lengths are tried up to
 _TABLES_TRIED = 6
-_LINE = 70  # letters of a reason in a line of several
 _OFTEN = 3  # so many weights of one height are layers, none of them a table of positions
 
 
@@ -34,65 +34,6 @@ class AxisRequest:
     dynamic: Axes = field(default_factory=dict)  # "": named here
     fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     static_sequence: bool = False  # axis 1 of ids and masks is fixed
-
-
-@dataclass(frozen=True)
-class NamedAxes:
-    """A group of axes under its name in the graph."""
-
-    name: str
-    group: AxisGroup
-    asked: bool  # to be free, by whoever exports
-    why_fixed: str = ""  # "": it is free
-
-    @property
-    def free(self) -> bool:
-        return not self.why_fixed
-
-
-@dataclass(frozen=True)
-class GraphAxes:
-    """All axes of a graph's inputs, and what a user should know of them."""
-
-    network: str
-    ranks: Mapping[str, int]  # axes of each input
-    named: tuple[NamedAxes, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def free(self) -> dict[str, dict[int, str]]:
-        found: dict[str, dict[int, str]] = {name: {} for name in self.ranks}
-        for one in self.named:
-            for name, axis in one.group.axes if one.free else ():
-                found[name][axis] = one.name
-        return found
-
-    @property
-    def fixed(self) -> dict[str, tuple[int, ...]]:
-        free = self.free
-        return {
-            name: tuple(axis for axis in range(rank) if axis not in free[name])
-            for name, rank in self.ranks.items()
-        }
-
-    @property
-    def known(self) -> dict[str, KnownAxis]:
-        """The free axes by name. Of axes that a user gave one name, what all of them take."""
-        found: dict[str, KnownAxis] = {}
-        for one in self.named:
-            if not one.free or one.group.range is None:
-                continue
-            here = KnownAxis(one.group.range, one.group.size)
-            if (other := found.get(one.name)) is not None:
-                both = other.range.within(here.range.least, here.range.most)
-                here = KnownAxis(replace(both, step=max(both.step, here.range.step)), other.size)
-            found[one.name] = here
-        return found
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """For each input its axes, and why those that are fixed are."""
-        return tuple(_lines(self))
 
 
 def find_axes(module: nn.Module, batch: Batch, request: AxisRequest | None = None) -> GraphAxes:
@@ -113,7 +54,7 @@ def find_axes(module: nn.Module, batch: Batch, request: AxisRequest | None = Non
         groups = [rows, *find_groups(probe, others, _tables(module))]
         mixing = rows.range is not None and probe.mixes_examples()
     named = tuple(_named(groups, batch, request, probe.network))
-    notes = tuple(_notes(named, batch, probe.network, mixing=mixing))
+    notes = tuple(notes_on(named, batch, probe.network, mixing=mixing))
     ranks = {name: tensor.dim() for name, tensor in batch.items()}
     return GraphAxes(probe.network, ranks, named, notes)
 
@@ -190,7 +131,7 @@ def _named(
                 f"dynamic axes: {network} takes axis {axis} of {where} in size {group.size} only "
                 f"({group.reason}); leave it out of the dynamic axes"
             )
-        why = "as asked" if fixed is not None else ""
+        why = AS_ASKED if fixed is not None else ""
         if group.range is None:
             why = group.reason
         yield NamedAxes(name, group, bool(asked), why)
@@ -203,18 +144,13 @@ def _asked(request: AxisRequest, name: str, axis: int) -> str | None:
 def _to_be_fixed(request: AxisRequest, batch: Batch, axis: Axis) -> bool:
     if axis[1] in request.fixed.get(axis[0], ()):
         return True
-    return request.static_sequence and _is_length(batch, axis)
-
-
-def _is_length(batch: Batch, axis: Axis) -> bool:
-    tensor = batch[axis[0]]
-    return axis[1] == 1 and tensor.dim() == 2 and not tensor.is_floating_point()
+    return request.static_sequence and is_length(batch, axis)
 
 
 def _name(group: AxisGroup, batch: Batch, taken: set[str]) -> str:
     """ "batch", "sequence" for ids and masks, "height" and "width" of the first image."""
     first, axis = group.axes[0]
-    lengths = [name for name, place in group.axes if _is_length(batch, (name, place))]
+    lengths = [name for name, place in group.axes if is_length(batch, (name, place))]
     if axis == 0:
         return BATCH
     if lengths:
@@ -227,57 +163,3 @@ def _name(group: AxisGroup, batch: Batch, taken: set[str]) -> str:
 
 def _word(name: str) -> str:
     return re.sub(r"\W", "_", name)
-
-
-def _notes(
-    named: tuple[NamedAxes, ...], batch: Batch, network: str, *, mixing: bool
-) -> Iterator[str]:
-    """What somebody who expects a free batch and a free length would be wrong about."""
-    for one in named:
-        group = one.group
-        if one.why_fixed == "as asked":
-            continue
-        if one.name == BATCH and group.range is not None and group.range != _ANY:
-            yield (
-                f"the graph's batch is {group.range}: {network} fails for others"
-                f"{_because(group.reason)}"
-            )
-        elif one.name == BATCH and not one.free:
-            yield f"the graph's batch is fixed to {group.size}: {network} fails {group.reason}"
-        elif not one.free and any(_is_length(batch, axis) for axis in group.axes):
-            names = ", ".join(name for name, _ in group.axes)
-            yield (
-                f"the length of {names} is fixed to {group.size}: {network} fails {group.reason}"
-            )
-    if mixing:
-        yield (
-            f"{network} mixes the examples of a batch: what it gives for one depends on the others,"
-            " in the graph too"
-        )
-
-
-_ANY = AxisRange()
-
-
-def _because(reason: str) -> str:
-    return f" (at 1: {reason})" if reason else ""
-
-
-def _short(reason: str) -> str:
-    return reason if len(reason) <= _LINE else reason[: _LINE - 3] + "..."
-
-
-def _lines(axes: GraphAxes) -> Iterator[str]:
-    for name, rank in axes.ranks.items():
-        shape: list[str] = []
-        reasons: dict[str, None] = {}
-        for axis in range(rank):
-            one = next(one for one in axes.named if (name, axis) in one.group.axes)
-            if not one.free:
-                shape.append(str(one.group.size))
-                reasons[f"axis {axis} fixed ({_short(one.why_fixed)})"] = None
-            elif one.group.range is None or one.group.range == _ANY:
-                shape.append(one.name)
-            else:
-                shape.append(f"{one.name}: {one.group.range}")
-        yield "; ".join([f"{name} ({', '.join(shape)})", *reasons])

@@ -55,7 +55,7 @@ class Probe:
         together = self._different_rows()
         if self.failure({}, 1) is not None or self.failure({}, self.rows) is not None:
             return False
-        whole, again = self._run(together), self._run(together)
+        whole, again = self._run(together), self._run(together, seed=1)
         if not all(_close(whole[name], again[name]) for name in whole):
             return False
         for row in range(self.rows):
@@ -119,9 +119,9 @@ class Probe:
             for name, tensor in drawn.items()
         }
 
-    def _run(self, drawn: Batch) -> Outputs:
+    def _run(self, drawn: Batch, seed: int = 0) -> Outputs:
         with torch.no_grad(), quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return self._forward.outputs(*drawn.values())
 
 

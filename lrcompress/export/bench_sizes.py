@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from lrcompress.errors import DataError
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis, known_axes
 from lrcompress.export.bench_report import BenchSettings
 from lrcompress.export.feeds import GraphInput, has_free_length
+from lrcompress.wording import label
 
 Cell = tuple[int, int | None]  # batch, length
 
+_MOST_VALUES = 2**27  # of one input: half a gigabyte in float32
 _BATCHES, _LENGTHS = (1, 8), (128,)  # where nothing is asked for
 
 
@@ -44,11 +47,24 @@ def cells_to_time(graphs: Sequence[TimedGraph], settings: BenchSettings) -> list
     Raises:
         DataError: a size is asked for that one of the graphs is known not to take.
     """
+    for graph in graphs:
+        _refuse_huge(graph)
     batches = _sizes(graphs, BATCH, settings.batches, _BATCHES)
     lengths: Sequence[int | None] = (None,)
     if any(has_free_length(graph.inputs) for graph in graphs):
         lengths = _sizes(graphs, SEQUENCE, settings.lengths, _LENGTHS)
     return [(batch, length) for length in lengths for batch in batches]
+
+
+def _refuse_huge(graph: TimedGraph) -> None:
+    """Sizes that a file tells of are not its data's, and nobody has vouched for them."""
+    for given in graph.inputs:
+        if prod(size for size in given.shape if isinstance(size, int)) > _MOST_VALUES:
+            shape = " x ".join(str(size) for size in given.shape)
+            raise DataError(
+                f"{graph.name}: its input {label(given.name)} would be {shape}, more than "
+                f"{_MOST_VALUES:,} values; export it with smaller data"
+            )
 
 
 def _sizes(

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes, KnownAxis
+from lrcompress.export.axis_range import AxisRange
 from lrcompress.profiling.batches import Batch
 
 MASK = "attention_mask"  # by contract (batch, length), 0 on padding
+_MOST_ROWS = 1024  # a batch that has to be larger is not drawn, whatever a file says
 _LONG = 128  # examples at least this long are not extended
 
 
@@ -76,30 +78,30 @@ def cases(batch: Batch, longest: int | None, free: FreeAxes = NOTHING_KNOWN) -> 
 def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
     """The case in sizes that the graph takes, every further axis in several of them."""
     rows, length, known = case.batch, case.length, free.known
-    if BATCH in known:
+    if BATCH in known and known[BATCH].range.nearest(1) <= _MOST_ROWS:
         rows = known[BATCH].range.nearest(rows)
-    if SEQUENCE in known and length is not None:
-        length = known[SEQUENCE].range.nearest(length)
     longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
+    if SEQUENCE in known and length is not None and longest in known[SEQUENCE].range:
+        length = known[SEQUENCE].range.nearest(length)
     shifts = {name: shift for shift, name in enumerate(known)}
-    sizes = [
-        AxisSize(
-            label, name, axis, _size(known[label], label, case, place + shifts[label], longest)
-        )
-        for name, axes in free.names.items()
-        for axis, label in axes.items()
-        if axis > 0 and label in known
-    ]
+    sizes = []
+    for name, axes in free.names.items():
+        for axis, label in axes.items():
+            own = batch[name].shape[axis] if axis > 0 and name in batch else 0
+            if label in known and own in known[label].range:  # else a file knows better than data
+                takes = known[label].range
+                size = _size(takes, own, label, case, place + shifts[label], longest)
+                sizes.append(AxisSize(label, name, axis, size))
     return Case(rows, length, case.left_padded, tuple(sizes))
 
 
-def _size(axis: KnownAxis, label: str, case: Case, place: int, longest: int) -> int:
+def _size(takes: AxisRange, own: int, label: str, case: Case, place: int, longest: int) -> int:
     if label.endswith(SEQUENCE) and case.length is not None:
         beside = 0 if label == SEQUENCE else 1  # lengths of their own are to be seen apart
-        return axis.range.nearest(_scaled(case.length, axis.size, longest) + beside)
-    own, step, half = axis.size, axis.range.step, axis.size // 2
-    drawn = (max(axis.range.least, half), own, own + step, half + step, own + 2 * step)
-    return axis.range.nearest(drawn[place % len(drawn)])
+        return takes.nearest(_scaled(case.length, own, longest) + beside)
+    step, half = takes.step, own // 2
+    drawn = (max(takes.least, half), own, own + step, half + step, own + 2 * step)
+    return takes.nearest(drawn[place % len(drawn)])
 
 
 def draw(

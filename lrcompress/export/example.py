@@ -12,8 +12,8 @@ from itertools import chain, count, islice
 import torch
 from torch import nn
 
-from lrcompress.export.axes import GraphAxes
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis
+from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.profiling.batches import Batch
 
 _SIZES = (7, 11, 13, 5, 17, 19, 23, 3, 29, 31, 37, 41)

@@ -14,11 +14,12 @@ from torch import nn
 
 from lrcompress import __version__
 from lrcompress.errors import ExportError
-from lrcompress.export.axes import AxisRequest, GraphAxes, find_axes
+from lrcompress.export.axes import AxisRequest, find_axes
 from lrcompress.export.axis_metadata import PREFIX, Axes, KnownAxis, to_metadata
 from lrcompress.export.example import tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
 from lrcompress.export.forward import NamedForward, check_arguments, unused_name
+from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.precision import (
     TORCH_DTYPES,
     Precision,

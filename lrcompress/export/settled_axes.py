@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from lrcompress.errors import ExportError
-from lrcompress.export.axes import AxisRequest, GraphAxes, find_axes
+from lrcompress.export.axes import AxisRequest, find_axes
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE
 from lrcompress.export.example import tracing_example
 from lrcompress.export.forward import NamedForward, check_arguments
+from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.precision import cast_copy
 from lrcompress.export.tracing import check_trace
 from lrcompress.profiling.batches import Batch
