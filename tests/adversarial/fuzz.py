@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adversarial.fuzzing.formats import FORMATS
 from adversarial.fuzzing.materials import make
-from adversarial.fuzzing.runner import consent, inputs, run_all, run_one
+from adversarial.fuzzing.runner import inputs, run_all, run_one, warm_up
 
 
 def main() -> int:
@@ -33,9 +33,9 @@ def main() -> int:
     materials = given.materials or Path(tempfile.mkdtemp(prefix="materials"))
     if not (materials / "data" / "table.json").is_file():
         make(materials)
-    consent()
+    warm_up(materials)
     if given.one:
-        print(run_one(given.one[0], int(given.one[1]), materials))
+        sys.stdout.write(f"{run_one(given.one[0], int(given.one[1]), materials)}\n")
         return 0
     chosen = list(inputs(given.first, given.inputs))
     if given.only:
@@ -55,12 +55,15 @@ def main() -> int:
             log.flush()
         if result.fault:
             faults += 1
-            print(f"{result.format} {result.seed}: {result.fault}: {result.error}", flush=True)
+            sys.stdout.write(f"{result.format} {result.seed}: {result.fault}: {result.error}\n")
+            sys.stdout.flush()
     for name, counted in codes.items():
         told = ", ".join(f"{number} x exit {code}" for code, number in sorted(counted.items()))
-        print(f"{name}: {sum(counted.values())} ({told})")
+        sys.stdout.write(f"{name}: {sum(counted.values())} ({told})\n")
     total = sum(sum(counted.values()) for counted in codes.values())
-    print(f"{total} inputs, {faults} faults; slowest {slowest} s, largest {largest} MB")
+    sys.stdout.write(
+        f"{total} inputs, {faults} faults; slowest {slowest} s, largest {largest} MB\n"
+    )
     return 1 if faults else 0
 
 

@@ -16,6 +16,8 @@ import torch
 
 Mutator = Callable[[Random, bytes], bytes]
 
+DTYPES = ("?", "i1", "u8", "f2", "f8", "c8", "S3", "U3", "M8[s]", ">f4", ">i2", "f16")
+
 HOSTILE: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**31 - 1, 2**63, 2**63 - 1, -(2**63), 10**30, 7),
     *(0.5, -0.5, 1e308, -1e308, 1e-320, float("nan"), float("inf"), float("-inf")),
@@ -72,9 +74,8 @@ def as_json(rng: Random, whole: bytes) -> bytes:
         if not places:
             break
         # Near the root first: leaves are many, and mostly numbers of one list
-        holder, key = rng.choice(sorted(places, key=lambda p: p[2])[: rng.choice((8, 40, 10**9))])[
-            :2
-        ]
+        places.sort(key=lambda place: place[2])
+        holder, key, _ = rng.choice(places[: rng.choice((8, 40, 10**9))])
         kind = rng.randrange(8)
         if kind <= 2:
             holder[key] = hostile(rng)
@@ -103,9 +104,8 @@ def _nearby(rng: Random, value: Any) -> Any:
     if isinstance(value, float):
         return value * rng.choice((-1, 0, 1e30, 1e-30, 2))
     if isinstance(value, str):
-        return (
-            value[: len(value) // 2] + rng.choice(("", ".x", "\n", "é")) + value[len(value) // 2 :]
-        )
+        half = len(value) // 2
+        return value[:half] + rng.choice(("", ".x", "\n", "é")) + value[half:]
     if isinstance(value, list):
         return value[::-1] if rng.random() < 0.5 else value * rng.choice((0, 2, 3))
     return [value]
@@ -204,11 +204,7 @@ def as_npz(rng: Random, whole: bytes) -> bytes:
     elif kind == 1:
         arrays[rng.choice(("x", "\x1b[2J", "input_ids", "é", "a/b"))] = array
     elif kind == 2:
-        arrays[name] = array.astype(
-            rng.choice(
-                ["?", "i1", "u8", "f2", "f8", "c8", "S3", "U3", "M8[s]", ">f4", ">i2", "f16"]
-            )
-        )
+        arrays[name] = array.astype(rng.choice(DTYPES))
     elif kind == 3:
         arrays[name] = array[: rng.randrange(len(array) + 1)]
     elif kind == 4:
