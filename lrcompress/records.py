@@ -35,16 +35,29 @@ def to_json(value: object) -> Any:
     return value
 
 
-def parse_object(text: str, where: str, error: type[LrcompressError]) -> dict[str, Any]:
-    """The JSON object in `text`; anything else raises `error`, naming the line."""
+def parse_object(
+    text: str, where: str, error: type[LrcompressError], *, finite: bool = False
+) -> dict[str, Any]:
+    """The JSON object in `text`; anything else raises `error`, naming the line.
+
+    finite: neither NaN nor Infinity, which Python reads and JSON has not.
+    """
+    number = _finite if finite else float
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_constant=number, parse_float=number)
     except json.JSONDecodeError as cause:
         raise error(f"{where}: not JSON at line {cause.lineno}: {cause.msg}; correct it") from cause
     except (ValueError, RecursionError) as cause:
         raise error(f"{where}: not readable as JSON ({cause}); correct it") from cause
     if not isinstance(value, dict):
         raise error(f"{where}: must be an object {{...}}, not {shown(value)}; correct it")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
     return value
 
 

@@ -58,7 +58,7 @@ class Ledger:
         Nobody edits a ledger, so whatever is wrong with it, the way out is to begin anew.
         """
         try:
-            data = parse_object(text, where, DataError)
+            data = parse_object(text, where, DataError, finite=True)
         except DataError as cause:
             raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
         if data.get("schema_version") != SCHEMA_VERSION:

@@ -96,7 +96,8 @@ def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
     for name in whole:
         largest = max(range(len(batches)), key=lambda i: int(batches[i][name].max()))
         values = batches[largest][name]
-        found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))
+        rows = values.reshape(len(values), -1).amax(1)
+        found.add((largest, int(rows.to(torch.int64).argmax())))  # argmax takes no booleans
     return [(batches[i], row) for i, row in sorted(found)]
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from adversarial.commands import lrcompress
+from adversarial.commands import TESTS, inside, lrcompress
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.sources import lines, text
 from lrcompress.sources.data import DataOptions, load_batches, load_data
@@ -223,6 +223,26 @@ def test_bad_arrays_are_one_line(
     model = load_model(str(folders["vit"])) if kind == "a number too large" else bert
     message = complaint(path, model)
     assert message.isprintable()
+
+
+def test_a_file_larger_than_the_memory(bert: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "data.safetensors"
+    size = 2**43
+    content = header({"input_ids": tensor("I64", [2**40], 0, size)})
+    path.write_bytes(content)
+    os.truncate(path, len(content) + size)  # without a block on the disk
+    assert "larger than the memory" in complaint(path, bert)
+
+
+def test_booleans_are_data_like_any_other(tmp_path: Path) -> None:
+    """They ended with a traceback."""
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.ones(16, 24, dtype=torch.bool)}, path)
+    with inside(TESTS):
+        options = ("--data", path, "--no-report", "-o", tmp_path / "out")
+        answer = lrcompress("profile", "small_network:build", *options)
+    assert answer.code == 7
+    assert "x bool (1, 24)" in answer.error
 
 
 # ---- images
