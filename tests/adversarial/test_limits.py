@@ -98,6 +98,7 @@ def test_a_long_record_is_refused(
     bert: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "LONGEST_RECORD", 1000)
+    monkeypatch.setattr(lines, "PORTION", 100)
     path = tmp_path / "long.jsonl"
     path.write_text('{"text": "the cat"}\n{"text": "' + "the cat " * 500 + '"}\n')
     assert f"{path}:2: a line of more than 1,000 characters" in complaint(path, bert)
