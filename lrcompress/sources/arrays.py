@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError, ModelError
+from lrcompress.machine import memory_bytes
 from lrcompress.profiling.batches import Batch
 from lrcompress.records import LARGEST_WHOLE
 from lrcompress.sources.forward import check_names, check_token_ids
@@ -114,6 +115,11 @@ def _native(dtype: np.dtype[np.generic]) -> str:
 
 
 def _read(path: Path) -> dict[str, object]:
+    memory = memory_bytes()
+    if memory is not None and path.stat().st_size > memory:
+        raise DataError(
+            f"{path}: is larger than the memory of this machine; give a part of its examples"
+        )
     if path.suffix == ".safetensors":
         try:
             return dict(read_state(path))

@@ -10,7 +10,7 @@ from lrcompress.errors import DataError
 from lrcompress.sources.paths import check_regular
 
 LONGEST_RECORD = 2**26  # characters of a line that cannot be cut
-PORTION = 2**20  # characters skipped at a time
+PORTION = 2**20  # characters read at a time
 ENCODING = "not UTF-8 text; convert the file to UTF-8"
 
 
@@ -27,31 +27,45 @@ def read_lines(path: Path, *, most: int | None) -> Iterator[tuple[int, str]]:
     try:
         # What is not UTF-8 arrives as lone surrogates, with the number of its line
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-            for number, line in _cut(file, path, most):
-                if "\0" in line or any("\ud800" <= c <= "\udfff" for c in _not_ascii(line)):
-                    raise DataError(f"{path}:{number}: {ENCODING}")
-                if stripped := line.strip():
-                    yield number, stripped
+            first = 1
+            for block in _blocks(file, path, most):
+                suspect = "\0" in block or not _is_text(block)
+                for number, line in enumerate(block.split("\n"), start=first):
+                    if suspect and ("\0" in line or not _is_text(line)):
+                        raise DataError(f"{path}:{number}: {ENCODING}")
+                    if stripped := line.strip():
+                        yield number, stripped if most is None else stripped[:most]
+                first = number + 1
     except OSError as cause:
         raise DataError(
             f"{path}: cannot be read ({cause.strerror or cause}); check the path"
         ) from cause
 
 
-def _cut(file: TextIO, path: Path, most: int | None) -> Iterator[tuple[int, str]]:
+def _blocks(file: TextIO, path: Path, most: int | None) -> Iterator[str]:
+    """Whole lines, many at a time and without the last one's end; of a long line its beginning."""
     limit = LONGEST_RECORD if most is None else most
-    number = 0
-    while line := file.readline(limit + 1):
-        number += 1
-        if len(line) > limit and not line.endswith("\n"):
-            if most is None:
-                raise DataError(
-                    f"{path}:{number}: a line of more than {LONGEST_RECORD:,} characters; split it"
-                )
-            while (rest := file.readline(PORTION)) and not rest.endswith("\n"):
-                pass
-        yield number, line
+    rest, lines = "", 0  # the line that is not whole yet, and how many came before it
+    while block := file.read(PORTION):
+        whole, end, last = block.rpartition("\n")
+        if end:
+            yield rest + whole
+            lines += 1 + whole.count("\n")
+            rest = last
+        elif len(rest) <= limit:
+            rest += last
+        if most is None and len(rest) > limit:
+            raise DataError(
+                f"{path}:{lines + 1}: a line of more than {limit:,} characters; split it"
+            )
+    yield rest
 
 
-def _not_ascii(line: str) -> str:
-    return "" if line.isascii() else line
+def _is_text(line: str) -> bool:
+    if line.isascii():
+        return True
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

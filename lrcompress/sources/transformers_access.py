@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -10,6 +11,8 @@ from typing import Any
 from lrcompress.errors import LrcompressError
 from lrcompress.sources.companions import UNTRUSTED
 from lrcompress.wording import one_line
+
+STDOUT = 1  # the descriptor
 
 
 @contextmanager
@@ -30,7 +33,8 @@ def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield transformers
+        with _no_native_output():
+            yield transformers
     except LrcompressError:
         raise
     except ImportError as cause:  # Pillow, sentencepiece, ...: transformers asks for them late
@@ -48,3 +52,22 @@ def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _no_native_output() -> Iterator[None]:
+    """Nothing on the process's own stdout: the tokenizers' compiled code writes there, past Python,
+    names that a file gives."""
+    try:
+        kept = os.dup(STDOUT)
+    except OSError:  # it is closed
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, STDOUT)
+        yield
+    finally:
+        os.dup2(kept, STDOUT)
+        os.close(nowhere)
+        os.close(kept)

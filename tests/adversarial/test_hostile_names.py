@@ -291,6 +291,20 @@ def test_names_in_files(
     check(lrcompress(*spoil(run, name), "--traceback"))
 
 
+@pytest.mark.parametrize("number", ["-Infinity", "NaN", "1e999"])
+def test_a_ledger_of_numbers_that_are_none(number: str, finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    path = run / "stages.json"
+    text, count = re.subn(
+        r'("predicted_loss": |"measured": )[-\d.e]+', rf"\g<1>{number}", path.read_text()
+    )
+    assert count > 0
+    path.write_text(text)
+    answer = check(lrcompress("compress", MODEL, *DATA, "--budget", "70%", "--pt2", "-o", run))
+    assert answer.code == 7
+    assert "stages.json: damaged" in answer.stderr
+
+
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "c\nd", MARKUP.replace("/", "")])
 def test_names_of_files(name: str, finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / name)
@@ -315,6 +329,18 @@ def test_an_encoding_that_lacks_a_sign_ends_no_command(finished: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
+
+
+def test_compiled_code_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """tokenizers told on stdout, past Python, of each unknown field of a token."""
+    folder = tmp_path / "bert"
+    tiny_models.save("bert", folder)
+    token = {"content": "[PAD]", "__type": "AddedToken", ESCAPES: True, "lstrip": False}
+    tiny_models.edit_json(folder / "tokenizer_config.json", pad_token=token)
+    path = tmp_path / "data.txt"
+    path.write_text("the cat\n" * 8)
+    check(lrcompress("profile", folder, "--data", path, "-o", tmp_path / "out", "--no-report"))
+    assert capfd.readouterr().out == ""
 
 
 # ---- the one place

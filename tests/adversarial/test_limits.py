@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from adversarial.commands import lrcompress
+from adversarial.commands import TESTS, inside, lrcompress
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.sources import lines, text
 from lrcompress.sources.data import DataOptions, load_batches, load_data
@@ -98,6 +98,7 @@ def test_a_long_record_is_refused(
     bert: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lines, "LONGEST_RECORD", 1000)
+    monkeypatch.setattr(lines, "PORTION", 100)
     path = tmp_path / "long.jsonl"
     path.write_text('{"text": "the cat"}\n{"text": "' + "the cat " * 500 + '"}\n')
     assert f"{path}:2: a line of more than 1,000 characters" in complaint(path, bert)
@@ -204,7 +205,7 @@ ARRAYS: dict[str, Callable[[Path], None]] = {
     "objects": lambda path: npz(path, input_ids=npy((3,), b"\0" * 24, "|O")),
     "fields": lambda path: npz(path, input_ids=npy((3,), b"\0" * 24, "<M8[s]")),
     "texts": lambda path: npz(path, input_ids=npy((3,), b"abc", "|S1")),
-    "huge header": lambda path: npz(path, input_ids=npy((3,) * 30_000, b"")),
+    "huge header": lambda path: npz(path, input_ids=npy((3,) * 5_000, b"")),
     "no header": lambda path: npz(path, input_ids=b""),
     "text": lambda path: path.write_text("the cat"),
     "an .npy": lambda path: path.write_bytes(npy((3,), b"\0" * 24)),
@@ -223,6 +224,26 @@ def test_bad_arrays_are_one_line(
     model = load_model(str(folders["vit"])) if kind == "a number too large" else bert
     message = complaint(path, model)
     assert message.isprintable()
+
+
+def test_a_file_larger_than_the_memory(bert: LoadedModel, tmp_path: Path) -> None:
+    path = tmp_path / "data.safetensors"
+    size = 2**43
+    content = header({"input_ids": tensor("I64", [2**40], 0, size)})
+    path.write_bytes(content)
+    os.truncate(path, len(content) + size)  # without a block on the disk
+    assert "larger than the memory" in complaint(path, bert)
+
+
+def test_booleans_are_data_like_any_other(tmp_path: Path) -> None:
+    """They ended with a traceback."""
+    path = tmp_path / "x.safetensors"
+    save_file({"x": torch.ones(16, 24, dtype=torch.bool)}, path)
+    with inside(TESTS):
+        options = ("--data", path, "--no-report", "-o", tmp_path / "out")
+        answer = lrcompress("profile", "small_network:build", *options)
+    assert answer.code == 7
+    assert "x bool (1, 24)" in answer.error
 
 
 # ---- images

@@ -20,7 +20,7 @@ class RegularFile(click.Path):
         super().__init__(exists=True, dir_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(str(super().convert(value, param, ctx)))
         if not path.is_file():
             self.fail(f"{path} is a pipe or a device, which has no end; copy it into a file")
         return path
