@@ -233,7 +233,9 @@ SITUATIONS = {
     "experts_by_masks": Situation(Experts, features(WIDTH), 6),
     "experts_by_places": Situation(GatheredExperts, features(WIDTH), 6),
     "experts_fused": Situation(FusedExperts, features(WIDTH), 2, {"": "matrix form"}),
-    "state_space": Situation(StateSpace, features(7, WIDTH), 3, {"conv": "single row"}, default=True),
+    "state_space": Situation(
+        StateSpace, features(7, WIDTH), 3, {"conv": "single row"}, default=True
+    ),
     "waves": Situation(Waves, features(160), 9),
     "two_towers": Situation(
         TwoTowers,
@@ -248,11 +250,11 @@ SITUATIONS = {
     "u_net": Situation(UNet, features(3, 8, 8), 3, {"up": "matrix form"}),
     "hyper_network": Situation(HyperNetwork, features(WIDTH), 2),
     "factorised_before": Situation(Factorised, features(WIDTH), 6),
-    "graph": Situation(
-        Graph, together(features(5, WIDTH), features(5, 5, name="adjacency")), 3
-    ),
+    "graph": Situation(Graph, together(features(5, WIDTH), features(5, 5, name="adjacency")), 3),
     "recommender": Situation(
-        Recommender, together(features(WIDTH), tokens(30, 3, "categories")), 5,
+        Recommender,
+        together(features(WIDTH), tokens(30, 3, "categories")),
+        5,
         fault="axes: whole numbers of a fixed length",
     ),
     "gated_decoder": Situation(Gated, tokens(WORDS, 9), 8),

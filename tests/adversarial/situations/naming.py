@@ -78,9 +78,15 @@ SITUATIONS = {
     "names_with_spaces": Situation(lambda: Listed("the first", " second", "third "), x, 3),
     "names_in_unicode": Situation(lambda: Listed("größe", "层", "слой", "🧠"), x, 4, default=True),
     "names_in_brackets": Situation(lambda: Listed("a[0]", "[red]", "(b)", "{c}", "*", "?"), x, 6),
-    "names_of_paths": Situation(lambda: Listed("a/b", "c\\d", "\\e", "~", "-o", "%s", "$HOME"), x, 7),
-    "names_with_lines": Situation(lambda: Listed("a\nb", "tab\there", "quote", "\x1b[31m"), x, 4,
-        fault="folder: names as they are shown"),
+    "names_of_paths": Situation(
+        lambda: Listed("a/b", "c\\d", "\\e", "~", "-o", "%s", "$HOME"), x, 7
+    ),
+    "names_with_lines": Situation(
+        lambda: Listed("a\nb", "tab\there", "quote", "\x1b[31m"),
+        x,
+        4,
+        fault="folder: names as they are shown",
+    ),
     "names_of_torch": Situation(
         lambda: Listed("module", "_orig_mod", "weight", "0", "parametrizations", "self"), x, 6
     ),
@@ -89,12 +95,12 @@ SITUATIONS = {
     "names_of_factors": Situation(lambda: Listed("U", "V", "first", "second", "factors"), x, 5),
     "children_weight_and_bias": Situation(Weighted, x, 2, default=True),
     "module_dict": Situation(Dictionary, x, 3),
-    "deeply_nested": Situation(lambda: deep(60), given, 2, fault="folder: names over 120 characters"),
+    "deeply_nested": Situation(
+        lambda: deep(60), given, 2, fault="folder: names over 120 characters"
+    ),
     "many_layers": Situation(lambda: many(1000), features(8, name="input"), 1001),
     "single_layer": Situation(lambda: nn.Sequential(nn.Linear(WIDTH, OUT)), given, 1),
-    "nothing_but_a_layer": Situation(
-        lambda: nn.Linear(WIDTH, OUT), given, refused="single layer"
-    ),
+    "nothing_but_a_layer": Situation(lambda: nn.Linear(WIDTH, OUT), given, refused="single layer"),
     "own_sequential": Situation(
         lambda: OwnSequential(
             OrderedDict(a=nn.Linear(WIDTH, 48), b=nn.ReLU(), c=nn.Linear(48, OUT))

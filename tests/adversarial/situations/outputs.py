@@ -103,6 +103,8 @@ SITUATIONS = {
         lambda x, h, y: y.argmax(-1), layers=0, refused="no floating-point tensor"
     ),
     "nothing": _row(lambda x, h, y: None, layers=0, refused="no floating-point tensor"),
-    "mean_over_examples": _row(lambda x, h, y: y.mean(), layers=0, refused="a row for each example"),
+    "mean_over_examples": _row(
+        lambda x, h, y: y.mean(), layers=0, refused="a row for each example"
+    ),
     "keys_that_are_no_text": _row(lambda x, h, y: {0: y, ("a", 1): h}),
 }

@@ -217,7 +217,10 @@ SITUATIONS = {
     "tied_thrice": Situation(TiedThrice, tokens(40, 9), 1, {"source": SHARED}),
     "tied_transposed": Situation(TiedTransposed, x, 1, {"encode": READ}),
     "free_parameters": Situation(
-        FreeParameters, x, 1, {"": "matrix form", "rest": "reads its weight", "named": "reads its weight"}
+        FreeParameters,
+        x,
+        1,
+        {"": "matrix form", "rest": "reads its weight", "named": "reads its weight"},
     ),
     "slice_of_a_weight": Situation(Slices, x, 1, {"wide": READ}),
     "norm_as_output": Situation(Penalty, x, 1, {"first": READ}),

@@ -64,9 +64,7 @@ def features(*shape: int, name: str = "x", examples: int = EXAMPLES) -> Callable
 
     def made(seed: int) -> list[Batch]:
         generator = torch.Generator().manual_seed(seed)
-        return [
-            {name: torch.randn(examples, *shape, generator=generator)} for _ in range(BATCHES)
-        ]
+        return [{name: torch.randn(examples, *shape, generator=generator)} for _ in range(BATCHES)]
 
     return made
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from adversarial.situations.situation import Situation, features, together
+from adversarial.situations.situation import Situation, features
 
 WIDTH, HIDDEN, OUT = 24, 48, 20
 
