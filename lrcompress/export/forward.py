@@ -45,18 +45,20 @@ def _flatten(raw: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
     if isinstance(raw, Tensor):
         yield prefix, raw
         return
-    parts: Iterable[tuple[object, object]]
-    if isinstance(raw, Mapping):
-        parts = raw.items()
-    elif dataclasses.is_dataclass(raw) and not isinstance(raw, type):
-        parts = ((field.name, getattr(raw, field.name)) for field in dataclasses.fields(raw))
-    elif isinstance(raw, tuple | list):
-        parts = enumerate(raw)
-    else:
-        return
-    for key, value in parts:
+    for key, value in (parts_of(raw) or {}).items():
         if key not in CACHES:
             yield from _flatten(value, f"{prefix}_{key}" if prefix else str(key))
+
+
+def parts_of(raw: object) -> Mapping[object, object] | None:
+    """What a container of outputs holds, by key, field or place; None for what is no container."""
+    if isinstance(raw, Mapping):
+        return raw
+    if dataclasses.is_dataclass(raw) and not isinstance(raw, type):
+        return {field.name: getattr(raw, field.name) for field in dataclasses.fields(raw)}
+    if isinstance(raw, tuple | list):
+        return dict(enumerate(raw))
+    return None
 
 
 class NamedForward(nn.Module):
