@@ -36,4 +36,3 @@ def _no_tensors(raw: object, path: str) -> Iterator[tuple[str, str]]:
     for name, part in parts.items():
         if name not in CACHES:
             yield from _no_tensors(part, f"{path}.{name}" if path else str(name))
-
