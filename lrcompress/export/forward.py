@@ -45,32 +45,34 @@ def _flatten(raw: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
     if isinstance(raw, Tensor):
         yield prefix, raw
         return
-    parts: Iterable[tuple[object, object]]
-    if isinstance(raw, Mapping):
-        parts = raw.items()
-    elif dataclasses.is_dataclass(raw) and not isinstance(raw, type):
-        parts = ((field.name, getattr(raw, field.name)) for field in dataclasses.fields(raw))
-    elif isinstance(raw, tuple | list):
-        parts = enumerate(raw)
-    else:
-        return
-    for key, value in parts:
+    for key, value in (parts_of(raw) or {}).items():
         if key not in CACHES:
             yield from _flatten(value, f"{prefix}_{key}" if prefix else str(key))
+
+
+def parts_of(raw: object) -> Mapping[object, object] | None:
+    """What a container of outputs holds, by key, field or place; None for what is no container."""
+    if isinstance(raw, Mapping):
+        return raw
+    if dataclasses.is_dataclass(raw) and not isinstance(raw, type):
+        return {field.name: getattr(raw, field.name) for field in dataclasses.fields(raw)}
+    if isinstance(raw, tuple | list):
+        return dict(enumerate(raw))
+    return None
 
 
 class NamedForward(nn.Module):
     """Calls `module` with named tensors and returns its named outputs as a tuple.
 
     `dtype` is what the module computes in. With `keep_io` floating-point tensors cross the border
-    as float32, otherwise in `dtype`.
+    as float32, otherwise in `dtype`. The module is a copy, whose experts are made traceable.
     """
 
     def __init__(
         self, module: nn.Module, inputs: Sequence[str], dtype: torch.dtype, *, keep_io: bool
     ) -> None:
         super().__init__()
-        self.module = module
+        self.module = batched_experts_(module)
         self.inputs = tuple(inputs)
         self.dtype = dtype
         self.border_dtype = torch.float32 if keep_io else dtype
@@ -139,6 +141,16 @@ def copy_structure(
             f"{type(module).__name__} cannot be copied for export ({error}); "
             "remove the attribute that refuses copy.deepcopy"
         ) from error
+
+
+def batched_experts_(module: _AnyModule) -> _AnyModule:
+    """Have transformers' mixtures of experts compute all tokens in one product: their other ways
+    are an operator that no graph has, or a loop over the experts that the values ask for."""
+    for part in module.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "_experts_implementation", None) is not None:
+            config._experts_implementation = "batched_mm"  # type: ignore[union-attr]
+    return module
 
 
 def without_cache_(module: nn.Module) -> None:

@@ -20,6 +20,7 @@ from lrcompress.export.example import tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
 from lrcompress.export.forward import NamedForward, check_arguments, unused_name
 from lrcompress.export.graph_axes import GraphAxes
+from lrcompress.export.output_notes import output_notes
 from lrcompress.export.precision import (
     TORCH_DTYPES,
     Precision,
@@ -128,7 +129,11 @@ def export_onnx(
         node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
         rewrites=_counts(rewrites),
         forms=traced.forms,
-        notes=(*notes, *(result.note for result in rewrites if result.note)),
+        notes=(
+            *notes,
+            *output_notes(module, batch),
+            *(result.note for result in rewrites if result.note),
+        ),
         seconds=time.perf_counter() - started,
     )
 

@@ -16,6 +16,7 @@ from torch import nn
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.sources.reference import LoadedModel, ModelReference
 from lrcompress.sources.tensors import fill_, read_state
+from lrcompress.sources.wrapped_names import unwrapped
 from lrcompress.wording import label, listed, one_line
 
 PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -46,7 +47,7 @@ def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) ->
         )
         log.warning("%s", warning)
         return LoadedModel(module, ModelReference("factory", reference), warnings=(warning,))
-    state = read_state(weights, allow_pickle=allow_pickle)
+    state = unwrapped(read_state(weights, allow_pickle=allow_pickle), module)
     fill_(module, state, state.__getitem__, weights, keep_dtype=False)
     return LoadedModel(module, ModelReference("factory", reference, {"weights": weights.name}))
 

@@ -27,23 +27,29 @@ def check_steady(module: nn.Module, example: Batch, where: str) -> None:
     with torch.random.fork_rng(devices=[]):
         call(module, example)
         before = _states(module)
-        first = _outputs(module, example)
-        touched = {n: x for n, x in _states(module).items() if before.get(n) != x}
-        kept = {n: x.clone() for n, x in module.named_buffers() if n in touched}
-        second = _outputs(module, example)
+        try:
+            first = _outputs(module, example)
+            touched = {n: x for n, x in _states(module).items() if before.get(n) != x}
+            kept = {n: x.clone() for n, x in module.named_buffers() if n in touched}
+            second = _outputs(module, example)
+        except DataError as cause:  # it ran before
+            raise ModelError(_unsteady(where, "and with some it fails")) from cause
     change = _largest_change(first, second)
     if change > LARGEST_CHANGE:
-        raise ModelError(
-            f"{where}: the model's output on the same input changes from call to call, by "
-            f"{change:.2g} of its size: it draws random numbers or keeps what it saw; make its "
-            "forward deterministic in evaluation mode"
-        )
+        raise ModelError(_unsteady(where, f"by {change:.2g} of its size"))
     for name, buffer in module.named_buffers():
         if name in kept and not _equal(buffer, kept[name]):
             raise ModelError(
                 f"{where}: each call changes the model's buffer {name}, in evaluation mode too, so "
                 "that it is another model after each call; let it change in training alone"
             )
+
+
+def _unsteady(where: str, how: str) -> str:
+    return (
+        f"{where}: the model's output on the same input changes from call to call, {how}: it draws "
+        "random numbers or keeps what it saw; make its forward deterministic in evaluation mode"
+    )
 
 
 def _states(module: nn.Module) -> dict[str, tuple[int, int]]:

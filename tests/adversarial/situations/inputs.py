@@ -144,6 +144,7 @@ SITUATIONS = {
             features(WIDTH, name="output"),
         ),
         layers=2,
+        says=("inputs are called output too",),
     ),
     "bytes_of_images": Situation(
         Images,

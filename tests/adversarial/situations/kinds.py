@@ -200,6 +200,8 @@ SITUATIONS = {
     ),
     "encoder": _row(transformer, lambda m, h: m(h).mean(1), length=6, layers=14, default=True),
     "batch_norms": Situation(BatchNormed, features(3, 7, 7), 3),
-    "embedding_bag": Situation(Bags, tokens(60, 9), 1, {"bag": "calls no linear layer"}, default=True),
+    "embedding_bag": Situation(
+        Bags, tokens(60, 9), 1, {"bag": "calls no linear layer"}, default=True
+    ),
     "embedding_padded": Situation(Padded, tokens(60, 9), 2),
 }  # fmt: skip

@@ -81,7 +81,9 @@ SITUATIONS = {
     "one_tensor_twice": _row(lambda x, h, y: {"y": y, "again": y}),
     "integer_beside": _row(lambda x, h, y: {"y": y, "best": (4 * y).round().long()}),
     "boolean_beside": _row(lambda x, h, y: (y, y > 0)),
-    "numbers_beside": _row(lambda x, h, y: {"y": y, "scale": 2.5, "note": "text"}),
+    "numbers_beside": _row(
+        lambda x, h, y: {"y": y, "scale": 2.5, "note": "text"}, says=("scale (float), note (str)",)
+    ),
     "size_beside": _row(lambda x, h, y: {"y": y, "examples": torch.tensor(3)}),
     "one_number": _row(lambda x, h, y: y, out=1, layers=2, says=("assumed",)),
     "one_number_squeezed": _row(lambda x, h, y: y.squeeze(-1), out=1, layers=2, says=("assumed",)),

@@ -1,4 +1,4 @@
-"""One row of the table: a network in an unusual situation, and what a run over it should come to."""
+"""A row of the table: a network in an unusual situation, and what a run over it comes to."""
 
 from __future__ import annotations
 

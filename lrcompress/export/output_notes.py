@@ -1,0 +1,38 @@
+"""What a graph cannot return of what its network does, in a line for its user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.export.forward import CACHES, named_outputs, parts_of
+from lrcompress.export.tracing import quiet
+from lrcompress.profiling.batches import Batch
+from lrcompress.profiling.passes import call
+from lrcompress.wording import listed
+
+
+def output_notes(module: nn.Module, batch: Batch) -> tuple[str, ...]:
+    """Names and types of the outputs that are no tensors, and those renamed beside an input."""
+    with torch.no_grad(), quiet():
+        raw = call(module, batch)
+    lost = [f"{name or 'the output'} ({kind})" for name, kind in _no_tensors(raw, "")]
+    notes = [f"not in the graph, for they are no tensors: {listed(lost)}"] if lost else []
+    same = [name for name in named_outputs(raw) if name in batch]
+    if same:
+        notes.append(f"inputs are called {listed(same)} too: in the graph the outputs are numbered")
+    return tuple(notes)
+
+
+def _no_tensors(raw: object, path: str) -> Iterator[tuple[str, str]]:
+    parts = parts_of(raw)
+    if isinstance(raw, Tensor) or raw is None:
+        return
+    if parts is None:
+        yield path, type(raw).__name__
+        return
+    for name, part in parts.items():
+        if name not in CACHES:
+            yield from _no_tensors(part, f"{path}.{name}" if path else str(name))
