@@ -86,7 +86,8 @@ def _reached(seen: _Seen, raw: object) -> set[str]:
         return set(seen.outputs)
     total = torch.stack([end.double() for end in ends]).sum()
     called = list(seen.outputs)
-    slopes = torch.autograd.grad(total, [seen.outputs[n] for n in called], allow_unused=True)
+    values = [seen.outputs[name] for name in called]
+    slopes = torch.autograd.grad(total, values, allow_unused=True) if values else ()
     return {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
 
 
