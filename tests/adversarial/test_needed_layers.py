@@ -595,3 +595,34 @@ class Random(nn.Module):
 def test_a_network_that_is_never_the_same_is_not_judged_by_its_changes() -> None:
     profiled = lrcompress.profile(low_rank_(Random()), rows(WIDTH))
     assert [layer.name for layer in profiled.layers] == ["first"]
+
+
+class Partly(nn.Module):
+    """Layers used with two shapes, with no rows, without gradients, and never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.never, self.detached = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.unwatched = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        again = self.first(x[:2].reshape(1, 2, WIDTH)).sum() * 1e-3
+        nothing = self.second(x[:0]).sum()
+        with torch.no_grad():
+            constant = self.unwatched(hidden)
+        mixed = torch.tanh(hidden) + self.detached(hidden).detach() + constant
+        out: Tensor = self.second(mixed.t().contiguous().t()) + again + nothing
+        return out
+
+
+def test_layers_that_are_partly_used_are_compressed_or_told() -> None:
+    torch.manual_seed(0)
+    module = low_rank_(Partly())
+    other, profiled, _ = compressed(module, rows(WIDTH))
+    assert [layer.name for layer in profiled.layers] == ["first", "second"]
+    assert "never reaches it" in reason_of(profiled, "never")
+    assert "detached tensor" in reason_of(profiled, "detached")
+    assert "torch.no_grad" in reason_of(profiled, "unwatched")
+    assert_same(module, other, rows(WIDTH)[0])
