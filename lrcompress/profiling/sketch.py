@@ -9,7 +9,7 @@ about the root mean square of d over the part.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, sqrt
 
 import torch
@@ -52,20 +52,21 @@ class FunctionSketch:
 
 
 def sketch_function(module: nn.Module, batch: Batch) -> FunctionSketch | None:
-    """The sketch of a network, on inputs like those of `batch`; None where it gives nothing finite.
+    """The sketch of a network, on inputs like those of `batch`; None where it gives nothing finite,
+    or something else at each call.
 
     Nothing of the batch can be read from it but names, shapes and the largest whole numbers.
     """
     inputs = record_inputs(batch)
     made = FunctionSketch(inputs, tolerance=_tolerance(module))
-    outputs = _outputs(module, _made_up(made))
-    if outputs:
-        return FunctionSketch(inputs, outputs, made.tolerance)
     few = _few(batch)
-    outputs = _outputs(module, few)
+    outputs = _outputs(module, _made_up(made))
+    found = FunctionSketch(inputs, outputs, made.tolerance)
     if not outputs:
-        return None
-    return FunctionSketch(inputs, outputs, made.tolerance, fingerprint_batches([few]))
+        outputs = _outputs(module, few)
+        found = replace(found, outputs=outputs, examples=fingerprint_batches([few]))
+    # A network that keeps a state between its calls is no function of its inputs
+    return found if outputs and function_differs(found, module, batch) is None else None
 
 
 def function_differs(

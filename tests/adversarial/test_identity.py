@@ -394,3 +394,19 @@ def test_a_network_that_takes_nothing_made_up_is_held_to_the_same_examples() -> 
 
 def test_a_network_without_finite_outputs_has_no_sketch() -> None:
     assert sketch_function(Scaled(float("nan")), batches()[0]) is None
+
+
+class Remembers(nn.Module):
+    """Its output depends on what it was called on before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.state = nn.Linear(4, 3), torch.zeros(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.state = self.state + torch.as_tensor(self.layer(x)).mean(0)
+        return self.state.expand(len(x), 3)
+
+
+def test_a_network_that_is_no_function_has_no_sketch() -> None:
+    assert sketch_function(Remembers(), {"x": torch.randn(3, 4)}) is None
