@@ -452,6 +452,11 @@ def test_a_run_is_verified_and_exported_without_data(finished: Path, tmp_path: P
     assert printed("verify", finished / "model.onnx")["ok"] is True
     printed("export", finished, "-o", tmp_path / "again.onnx")
     assert printed("verify", tmp_path / "again.onnx", "--reference", finished)["ok"] is True
+    checks = printed("verify", tmp_path / "again.onnx", "--reference", finished)["checks"]
+    assert isinstance(checks, list)
+    budget = next(check for check in checks if check["name"] == "budget")
+    assert budget["passed"] is None
+    assert "the reference is not the model beside the file" in budget["detail"]
 
 
 def test_a_run_promises_nothing_about_another_reference(finished: Path) -> None:
