@@ -13,14 +13,13 @@ from lrcompress.compression.compress import CompressReport, compress_
 from lrcompress.compression.measure import Divergence as Measured
 from lrcompress.compression.trust import SET_ASIDE, doubts, remarks
 from lrcompress.distributed import on_main
-from lrcompress.errors import DataError
 from lrcompress.pipeline.deciding import Question
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.ledger import read_facts, stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.reporting.report import Divergence
 from lrcompress.storage import save_compressed
 
@@ -52,7 +51,7 @@ def compressed(
     known = folder.finished(STAGE, key, rewritten_by=rewritten_by)
     if known is not None:
         job.clock.reused(STAGE)
-        return from_json(CompressFacts, known, STAGE, DataError), key
+        return read_facts(CompressFacts, known, STAGE), key
     folder.begin(STAGE)
     with job.clock.stage(STAGE):
         report = compress_(

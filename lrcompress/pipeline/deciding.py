@@ -12,12 +12,12 @@ from typing import TypeVar
 
 from torch import nn
 
-from lrcompress.errors import DataError, PlanError
+from lrcompress.errors import PlanError
 from lrcompress.export.onnx import export_onnx
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.ledger import read_facts, stage_key
 from lrcompress.pipeline.loading import Loaded
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.budget import Budget
@@ -25,7 +25,7 @@ from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan, check_plan, plan, plan_from_json, plan_to_json
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.selection.rounds import Tried, select
 from lrcompress.selection.store import MeasurementStore
 from lrcompress.storage import MeasurementFolder, write_text
@@ -120,7 +120,7 @@ def decided(job: Job, question: Question, upstream: str) -> Decision:
     known = folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
-        facts = from_json(PlanFacts, known, STAGE, DataError)
+        facts = read_facts(PlanFacts, known, STAGE)
     else:
         with job.clock.stage(STAGE):
             # before anything is forgotten: it may not be possible

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from lrcompress.pipeline.compressing import CompressFacts
 from lrcompress.pipeline.deciding import PlanFacts
-from lrcompress.pipeline.exporting import Product, exported, verified
+from lrcompress.pipeline.exporting import EXPORT, Product, exported, verified
 from lrcompress.pipeline.folder import PROFILE_FOLDER
 from lrcompress.pipeline.job import Job
+from lrcompress.pipeline.ledger import read_facts
 from lrcompress.pipeline.measuring import without_moments
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.reporting import Findings, run_report, with_recorded, write_report
@@ -52,11 +53,11 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
     job.folder.clean()
     findings = Findings(
         made.plan,
-        facts["bytes"],
+        read_facts(int, facts, EXPORT, "bytes"),
         made.outcome.divergences,
         dict(made.outcome.fidelity),
         checks,
-        (*made.warnings, *facts["notes"]),
+        (*made.warnings, *read_facts(tuple[str, ...], facts, EXPORT, "notes")),
         made.curve.points,
         made.tuning,
         made.selection.tried,

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from lrcompress.errors import DataError
 from lrcompress.export.check import Check
 from lrcompress.export.checks import WHEN_OVER
 from lrcompress.export.onnx import export_onnx
@@ -17,12 +16,12 @@ from lrcompress.export.session import ProviderName
 from lrcompress.export.tracing import quiet
 from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.ledger import read_facts, stage_key
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.reporting.report import CheckReport
 from lrcompress.storage import save_pt2
 
@@ -82,7 +81,7 @@ def verified(
     facts = folder.finished(VERIFY, key)
     if facts is not None:
         job.clock.reused(VERIFY)
-        return from_json(tuple[CheckReport, ...], facts["checks"], VERIFY, DataError)
+        return read_facts(tuple[CheckReport, ...], facts, VERIFY, "checks")
     folder.begin(VERIFY)
     options = VerifyOptions(provider, budget_facts(product.plan))
     with job.clock.stage(VERIFY), job.progress.stage(VERIFY, 1) as step:

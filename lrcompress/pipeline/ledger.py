@@ -11,12 +11,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from lrcompress import __version__
 from lrcompress.errors import DataError
 from lrcompress.records import from_json, parse_object, to_json
 from lrcompress.wording import shown
+
+Facts = TypeVar("Facts")
 
 SCHEMA_VERSION = 1
 BEGIN_ANEW = "choose another output folder, or --force to begin anew"
@@ -70,6 +72,21 @@ class Ledger:
         except DataError as cause:
             raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
         return Ledger(head.model, head.model_fingerprint, records)
+
+
+def read_facts(kind: type[Facts], facts: Mapping[str, Any], stage: str, field: str = "") -> Facts:
+    """What a stage left behind, or one field of it.
+
+    Raises:
+        DataError: the ledger was edited, or is another version's.
+    """
+    where = f"stages.json: facts of {stage}"
+    if field and field not in facts:
+        raise DataError(f"{where}: lacks {field}; {BEGIN_ANEW}")
+    try:
+        return from_json(kind, to_json(facts[field] if field else facts), where, DataError)
+    except DataError as cause:
+        raise DataError(f"{cause}, or {BEGIN_ANEW}") from cause
 
 
 def _record(value: object, where: str) -> StageRecord:

@@ -22,7 +22,7 @@ from lrcompress.pipeline.delivering import Made, delivered
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import PROFILE_FOLDER, RunFolder, open_run_folder, read_ledger
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline.ledger import Ledger, read_facts
 from lrcompress.pipeline.measuring import STAGE as PROFILE
 from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.sweeping import STAGE as SWEEP
@@ -168,7 +168,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
 def _facts(folder: RunFolder, stage: str, kind: type[Facts]) -> Facts:
     record = folder.record(stage)
     assert record is not None
-    return from_json(kind, record.facts, stage, DataError)
+    return read_facts(kind, record.facts, stage)
 
 
 def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from math import isfinite
 
 from lrcompress.compression.sweep import SweepPoint, sweep
-from lrcompress.errors import BudgetError, DataError
+from lrcompress.errors import BudgetError
 from lrcompress.pipeline.deciding import Question
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.ledger import read_facts, stage_key
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import Plan, plan
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 
 STAGE = "sweep"
 
@@ -50,7 +50,7 @@ def swept(job: Job, question: Question, upstream: str) -> SweepFacts:
     known = job.folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
-        return _told(from_json(SweepFacts, known, STAGE, DataError))
+        return _told(read_facts(SweepFacts, known, STAGE))
     with job.clock.stage(STAGE):
         plans, warnings = _plans(question)
         module = question.loaded.model.module

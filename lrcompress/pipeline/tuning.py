@@ -16,18 +16,18 @@ from typing import Any, cast
 
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
-from lrcompress.errors import DataError, TuneError
+from lrcompress.errors import TuneError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import Whitening
 from lrcompress.pipeline.exporting import EXPORT
 from lrcompress.pipeline.folder import RunFolder
 from lrcompress.pipeline.job import Job
-from lrcompress.pipeline.ledger import stage_key
+from lrcompress.pipeline.ledger import read_facts, stage_key
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.batches import Batch
 from lrcompress.profiling.profile import Profile
-from lrcompress.records import from_json, to_json
+from lrcompress.records import to_json
 from lrcompress.sources.factory import import_object
 from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.run_record import RECORD_NAME, WEIGHTS_NAME
@@ -87,7 +87,7 @@ def tuned(
     known = folder.finished(STAGE, key)
     if known is not None:
         job.clock.reused(STAGE)
-        return from_json(TuneReport, known["report"], STAGE, DataError), key
+        return read_facts(TuneReport, known, STAGE, "report"), key
     with job.clock.stage(STAGE):
         work, root = folder.work(key), folder.root
         on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))

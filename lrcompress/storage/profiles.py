@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrcompress.errors import DataError
 from lrcompress.layers import LayerSpec, LeftAlone
+from lrcompress.metrics import METRICS
 from lrcompress.profiling.profile import SCHEMA_VERSION, LayerProfile, Profile
 from lrcompress.profiling.spectrum import RankMeasures
 from lrcompress.records import fields_from_json, from_json, to_json
@@ -73,6 +74,8 @@ def load_profile(folder: Path) -> Profile:
             "profile again"
         )
     head = fields_from_json(Profile, value, f"{path}:", DataError, apart=APART_IN_PROFILE)
+    if head["metric"] not in METRICS:
+        raise DataError(f"{path}: metric {shown(head['metric'])} is unknown; {AGAIN}")
     left_alone = value.get("left_alone", [])
     items = value.get("layers")
     if not isinstance(items, list) or not isinstance(left_alone, list):
