@@ -38,6 +38,8 @@ WITHOUT_FILE = "|".join(
         r"^error: (input|dense)\b",
         r"text\.txt: token id",
         r"on the calibration data",
+        r"; profile again$",
+        r"run/plan\.json: ",
         r"^error: not enough memory",
         r"^error: budget .*: the profile counts no",
     )
