@@ -66,7 +66,15 @@ def of_error(error: BaseException) -> ExitCode:
         return _of_our_error(error)
     if isinstance(error, OSError):
         return ExitCode.INPUT  # a full disk, a missing permission
-    return ExitCode.UNEXPECTED
+    return ExitCode.INPUT if is_out_of_memory(error) else ExitCode.UNEXPECTED
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch has a class of its own for a GPU's memory, and only words for the CPU's."""
+    words = ("can't allocate memory", "out of memory", "Failed to allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
 
 
 def _of_our_error(error: LrcompressError) -> ExitCode:

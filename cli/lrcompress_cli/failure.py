@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import click
 
 from lrcompress.errors import LrcompressError
-from lrcompress.wording import printable, printable_lines
-from lrcompress_cli.exit_codes import ExitCode, of_error
+from lrcompress.wording import one_line, printable, printable_lines
+from lrcompress_cli.exit_codes import ExitCode, is_out_of_memory, of_error
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -72,6 +72,11 @@ def _message(error: BaseException, code: ExitCode, *, resumable: bool) -> str:
         where = f"{error.filename}: " if error.filename else ""
         step = "free some space" if error.errno in NO_SPACE else "choose another path"
         return _one_line(f"{where}{error.strerror or error}; {step} and rerun")
+    if is_out_of_memory(error):
+        return _one_line(
+            f"not enough memory ({one_line(error)}); smaller batches (--batch-size, --max-length) "
+            "need less"
+        )
     return _one_line(f"{type(error).__name__}: {error} (rerun with --traceback)")
 
 

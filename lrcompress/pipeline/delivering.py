@@ -62,17 +62,17 @@ def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report
     job.folder.remove_replaced()
     findings = Findings(
         made.plan,
-        facts["bytes"],
+        facts.bytes,
         made.outcome.divergences,
         dict(made.outcome.fidelity),
         checks,
-        (*made.warnings, *facts["notes"]),
+        (*made.warnings, *facts.notes),
         made.curve.points,
         made.tuning,
         made.selection.tried,
         made.selection.examples,
         _doubts(made),
-        tuple(facts.get("axes", ())),
+        facts.axes,
     )
     report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
     report = with_recorded(report, root)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
 from torch import nn
 
@@ -47,6 +46,7 @@ class ExportFacts:
     notes: tuple[str, ...]
     asked: ExportOptions
     pt2: bool
+    axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,16 @@ class VerifyFacts:
 
 def exported(
     job: Job, product: Product, asked: RunOptions, upstream: str
-) -> tuple[Mapping[str, Any], str]:
+) -> tuple[ExportFacts, str]:
     """model.onnx (and model.pt2 if asked for); the facts of its export and the stage's key."""
     folder, pt2 = job.folder, asked.pt2
     metadata = {**asked.export.metadata, **_provenance(product.plan)}
     options = replace(asked.export, metadata=metadata)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT, upstream, {"options": options, "pt2": pt2, "latencies": table})
-    facts = folder.finished(EXPORT, key)
-    if facts is not None:
+    if folder.finished(EXPORT, key) is not None:
         job.clock.reused(EXPORT)
-        return to_json(folder.facts(EXPORT, ExportFacts)), key
+        return folder.facts(EXPORT, ExportFacts), key
     folder.begin(EXPORT)
     with job.clock.stage(EXPORT), job.progress.stage(EXPORT, 1 + pt2) as step:
         report = export_onnx(product.module, product.batch, folder.path(ONNX_NAME), options)
@@ -79,15 +78,15 @@ def exported(
                 save_pt2(product.module, product.batch, folder.path(PT2_NAME))
             step.advance()
             files.append(PT2_NAME)
-        facts = {
-            "bytes": report.bytes,
-            "nodes": dict(report.node_counts),
-            "notes": report.notes,
-            "axes": report.axes,
-            "asked": to_json(asked.export),
-            "pt2": pt2,
-        }
-        folder.finish(EXPORT, key, files, facts)
+        facts = ExportFacts(
+            bytes=report.bytes,
+            nodes=dict(report.node_counts),
+            notes=report.notes,
+            asked=asked.export,
+            pt2=pt2,
+            axes=report.axes,
+        )
+        folder.finish(EXPORT, key, files, to_json(facts))
     return facts, key
 
 

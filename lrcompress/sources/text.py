@@ -48,7 +48,8 @@ def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
     lines = options.draw(_examples(path, CHARACTERS_PER_TOKEN * limit, options))
     if not lines:
         raise DataError(f"{path}: holds no text; put one example on each line")
-    encoded = _encode(tokenizer, lines, limit, path)
+    with transformers_for(f"{path}: {model.folder}: its tokenizer", DataError):
+        encoded: dict[str, Any] = dict(tokenizer(lines, truncation=True, max_length=limit))
     names = [n for n in TOKEN_INPUTS if n in arguments(model.module).names and n in encoded]
     order = sorted(
         (i for i, ids in enumerate(encoded["input_ids"]) if ids),
@@ -169,12 +170,6 @@ def _limit(tokenizer: Any, module: nn.Module, options: DataOptions) -> int:
 def _positions(config: Any) -> Any:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return getattr(text, "max_position_embeddings", None)
-
-
-def _encode(tokenizer: Any, lines: list[str], limit: int, path: Path) -> dict[str, Any]:
-    with transformers_for(f"{path}: tokenizing it", DataError):
-        encoded: dict[str, Any] = dict(tokenizer(lines, truncation=True, max_length=limit))
-    return encoded
 
 
 def _pad_id(tokenizer: Any) -> int:

@@ -305,6 +305,38 @@ def test_a_ledger_of_numbers_that_are_none(number: str, finished: Path, tmp_path
     assert "stages.json: damaged" in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("stage", "field", "value"),
+    [
+        *(("export", name, wrong) for name in ("bytes", "notes") for wrong in (None, "x")),
+        *(("verify", "checks", wrong) for wrong in (None, [{}], [ESCAPES])),
+        *(("compress", name, 1e308) for name in ("divergences", "warnings")),
+        ("plan", "tried", 1e308),
+    ],
+)
+def test_facts_of_a_ledger_that_are_none(
+    stage: str, field: str, value: object, finished: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    ledger = json.loads((run / "stages.json").read_text())
+    facts = ledger["stages"][stage]["facts"]
+    facts.pop(field)
+    if value is not None:
+        facts[field] = value
+    (run / "stages.json").write_text(json.dumps(ledger))
+    answer = check(lrcompress("compress", MODEL, *DATA, "--budget", "70%", "--pt2", "-o", run))
+    assert answer.code == 7, answer.stdout
+    assert f"stages.json: facts of {stage}" in answer.stderr
+
+
+def test_a_profile_of_an_unknown_metric(finished: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    tiny_models.edit_json(run / "profile" / "profile.json", metric="two-.xsided")
+    answer = check(lrcompress("plan", run, "--budget", "70%"))
+    assert answer.code == 7
+    assert "profile.json: metric" in answer.error
+
+
 @pytest.mark.parametrize("name", ["a\x1b[2Jb", "c\nd", MARKUP.replace("/", "")])
 def test_names_of_files(name: str, finished: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished, tmp_path / name)

@@ -25,6 +25,8 @@ from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.sources import lines, text
 from lrcompress.sources.data import DataOptions, load_batches, load_data
 from lrcompress.sources.models import LoadedModel, load_model
+from lrcompress_cli.exit_codes import ExitCode
+from lrcompress_cli.failure import report_failure
 
 
 @pytest.fixture(scope="module")
@@ -428,6 +430,20 @@ def test_data_that_may_not_be_read(folders: dict[str, Path], tmp_path: Path) -> 
     answer = lrcompress("profile", folders["bert"], "--data", path, "-o", tmp_path / "out")
     assert answer.code == 7
     assert "data.txt" in answer.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("Unable to allocate 8.00 TiB for an array"),
+        RuntimeError("alloc_cpu.cpp:127: CPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_no_bug(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_failure(error, [], resumable=False) == ExitCode.INPUT
+    assert capsys.readouterr().err.startswith("error: not enough memory (")
 
 
 # ---- safetensors
