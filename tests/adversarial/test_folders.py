@@ -48,7 +48,8 @@ def test_compresses_right(name: str, tmp_path: Path) -> None:
     left = {x.kind: x.reason for x in result.profile.left_alone if x.matrix_params}
     assert unexpected(result, left, row.left, row.says) == []
     unchanged = [x.name for x in result.plan.layers if isinstance(x.structure, Dense)]
-    assert [n for n in unchanged if "token_type" not in n] == []  # all tokens are of one type
+    unchanged = [n for n in unchanged if "token_type" not in n]  # all tokens are of one type
+    assert len(unchanged) <= row.unchanged, unchanged
     dense = load_model(source.model).module
     small = lrcompress.load(output).eval()
     session = onnxruntime.InferenceSession(str(output / "model.onnx"))

@@ -36,6 +36,7 @@ class Architecture:
     left: Mapping[str, str] = field(default_factory=dict)
     says: tuple[str, ...] = ()
     refused: str = ""
+    unchanged: int = 0  # layers that the budget may spare, counted for others that are left alone
     default: bool = False
     fault: str = ""
     tolerance: float = 2e-3

@@ -210,6 +210,7 @@ ARCHITECTURES = {
         {**_image, "num_detection_tokens": 5, "num_labels": 4, "image_size": [16, 16]},
         pixels(),
         says=("not measured: pred_boxes",),
+        unchanged=1,
         left={**POOLER, "YolosEmbeddings": NONE},
     ),
 }
