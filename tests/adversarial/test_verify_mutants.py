@@ -223,6 +223,7 @@ def test_every_weight_of_the_samples(sample: str, precision: str, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a second each
 @pytest.mark.parametrize("precision", ERRORS)
 def test_every_weight_of_minilm(precision: str, tmp_path: Path):
     transformers = pytest.importorskip("transformers")
