@@ -97,6 +97,11 @@ def _taken_out_(model: Any) -> dict[str, NDArray[Any]]:
     return taken
 
 
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A copy of what cannot be written to, such as a mapped file: torch would warn of it."""
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
 def _fast_operators() -> list[Any]:
     """torch's kernels in place of loops in Python."""
     from onnx.reference.ops.op_conv import Conv as PlainConv
@@ -104,7 +109,7 @@ def _fast_operators() -> list[Any]:
 
     class Erf(PlainErf):  # type: ignore[misc]  # onnx gives these no types
         def _run(self, x: NDArray[Any]) -> tuple[NDArray[Any]]:
-            return (torch.erf(torch.as_tensor(x)).numpy(),)
+            return (torch.erf(_tensor(x)).numpy(),)
 
     class Conv(PlainConv):  # type: ignore[misc]
         def _run(
@@ -128,9 +133,9 @@ def _fast_operators() -> list[Any]:
             ones, pads = [1] * axes, list(pads or [0] * 2 * axes)
             sides = [side for a in reversed(range(axes)) for side in (pads[a], pads[a + axes])]
             result = torch.convolution(
-                torch.nn.functional.pad(torch.as_tensor(X), sides),
-                torch.as_tensor(W),
-                None if B is None else torch.as_tensor(B),
+                torch.nn.functional.pad(_tensor(X), sides),
+                _tensor(W),
+                None if B is None else _tensor(B),
                 stride=list(strides or ones),
                 padding=[0] * axes,
                 dilation=list(dilations or ones),

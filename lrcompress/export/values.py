@@ -28,6 +28,7 @@ ROUNDING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0
 _PRECISIONS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SMALLEST = {"fp32": 2.0**-126, "fp16": 1.01e-7, "bf16": 2.0**-126}  # below it, rounding is to zero
 _NEAR = 0.1  # of its root mean square: further apart, two tensors have nothing to do with another
+_MOST = 0.75  # of the values of a tensor that was changed in places are as they were, or nearly
 _FEW = 16  # a tensor of fewer values may be near another by chance
 
 
@@ -168,7 +169,7 @@ class Constants:
         probe = target.probe()
         for one in self._of_its_kind(target):
             if id(one) not in closed:
-                for index in np.flatnonzero(_is_near(probe, one)):
+                for index in np.flatnonzero(_is_alike(probe, one)):
                     difference = self._compare(target, one, one.orders[index])
                     if difference is not None:
                         return difference, one
@@ -217,3 +218,14 @@ def _is_near(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:
     scale = sqrt(float(np.square(probe).mean()))
     near: NDArray[np.bool_] = np.median(np.abs(one.probes - probe), axis=1) <= _NEAR * scale
     return near & (scale > 0)
+
+
+def _is_alike(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:
+    """Whether it resembles a constant that no name connects with it, value by value.
+
+    Held against each value and against how much they vary: weights of two norms are all near one,
+    and a multiple of a tensor is near it wherever that is near zero.
+    """
+    allowed = _NEAR * np.minimum(np.abs(probe), probe.std())
+    alike: NDArray[np.bool_] = (np.abs(one.probes - probe) <= allowed).mean(axis=1) >= _MOST
+    return alike & bool(np.any(allowed > 0))

@@ -1,8 +1,6 @@
-"""Names of a model's parts that no file or tracer can hold, told before any work."""
+"""Names of a model's parts that no file can hold, told before any work."""
 
 from __future__ import annotations
-
-import ast
 
 from torch import nn
 
@@ -11,23 +9,20 @@ from lrcompress.wording import label
 
 
 def check_module_names(module: nn.Module) -> None:
-    """Raises ModelError for a name that could not be written.
-
-    torch.export writes names into Python code between double quotes; files hold UTF-8.
-    """
+    """Raises ModelError for a name that could not be written: files hold UTF-8, without nulls."""
     names = [name for name, _ in module.named_modules()]
     names += [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     for name in names:
-        if not _is_writable(name):
+        if "\0" in name or not _is_unicode(name):
             raise ModelError(
-                f"{label(name)}: a name with a quote, a backslash, a line break, a null or half of "
-                "a surrogate pair cannot be exported; rename this part of the model"
+                f"{label(name)}: a name with a null or half of a surrogate pair cannot be written; "
+                "rename this part of the model"
             )
 
 
-def _is_writable(name: str) -> bool:
+def _is_unicode(name: str) -> bool:
     try:
         name.encode()
-        return bool(ast.literal_eval(f'"{name}"') == name)
-    except (SyntaxError, ValueError):  # of which a UnicodeEncodeError is one
+    except UnicodeEncodeError:
         return False
+    return True

@@ -10,6 +10,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+import numpy as np
+
 from lrcompress.export.rewrites.base import RewriteResult
 
 WRAPPER = "module."  # where NamedForward keeps the network
@@ -29,6 +31,10 @@ def name_weights_(model: Any) -> RewriteResult:
             new = parameters[0].removeprefix(WRAPPER) + TRANSPOSED
         elif axes > 2 and len(parameters) == 1:  # beside it, at most the axes of an Unsqueeze
             new = parameters[0].removeprefix(WRAPPER) + REORDERED
+        if new.endswith((TRANSPOSED, REORDERED)) and not _may_be(
+            value, initializers, parameters[0]
+        ):
+            continue
         if new != old:
             wanted[old] = new
     taken = set(initializers) | {v.name for n in model.graph for v in (*n.inputs, *n.outputs) if v}
@@ -40,6 +46,17 @@ def name_weights_(model: Any) -> RewriteResult:
         initializers[old].name = new  # the graph's table follows
         changes += 1
     return RewriteResult("name_weights", changes)
+
+
+def _may_be(value: Any, initializers: Any, parameter: str) -> bool:
+    """Whether it holds the parameter's values, which can be told where those are there too.
+
+    The tracer computes constants from one parameter in advance: 1 - p beside p is no copy of it.
+    """
+    if parameter not in initializers:
+        return True
+    own, theirs = (x.const_value.numpy() for x in (initializers[parameter], value))
+    return own.size == theirs.size and bool((np.sort(own, None) == np.sort(theirs, None)).all())
 
 
 def parameter_name(name: str) -> str:

@@ -20,7 +20,6 @@ SEVERAL = "called with more than one tensor"
 NONE = "has no matrix form"
 ROW = {"Conv2d": "single row or column"}  # depthwise
 PAIRS = ("not measured: logits_per_image, logits_per_text",)
-LATE = "axes: traced after the long work only"
 COMPUTED = {"ParametrizationList": "computed"}
 Inputs = Callable[[torch.Generator], dict[str, Tensor]]
 
@@ -38,7 +37,7 @@ class Architecture:
     refused: str = ""
     unchanged: int = 0  # layers that the budget may spare, counted for others that are left alone
     default: bool = False
-    fault: str = ""
+    late: bool = False  # refused after the long work, by what writes the graph
     tolerance: float = 2e-3
 
     def build(self) -> nn.Module:

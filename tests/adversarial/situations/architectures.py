@@ -255,7 +255,7 @@ SITUATIONS = {
         Recommender,
         together(features(WIDTH), tokens(30, 3, "categories")),
         5,
-        fault="axes: whole numbers of a fixed length",
+        says=("categories is fixed",),
     ),
     "gated_decoder": Situation(Gated, tokens(WORDS, 9), 8),
 }

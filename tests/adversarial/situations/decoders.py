@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from adversarial.situations.architecture import LATE, SEVERAL, WORDS, ids, row
+from adversarial.situations.architecture import SEVERAL, WORDS, ids, row
 
 _text = {
     "vocab_size": WORDS, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -108,7 +108,7 @@ ARCHITECTURES = {
             "conv_kernel": 3,
         },
         ids(masked=False),
-        fault="axes: a scan fixes the length",
+        says=("but its trace does not",),
     ),
     "rwkv": row(
         "RwkvForCausalLM",
@@ -121,7 +121,7 @@ ARCHITECTURES = {
             "context_length": 40,
         },
         ids(masked=False),
-        fault="axes: a scan fixes the length",
+        says=("but its trace does not",),
     ),
     "xlnet": row(
         "XLNetLMHeadModel",
@@ -129,7 +129,7 @@ ARCHITECTURES = {
         ids(),
         config="XLNetConfig",
         refused="cannot be traced",
-        fault=LATE,
+        late=True,
     ),
     "olmo": row("OlmoForCausalLM", _gqa, ids()),
     "cohere": row("CohereForCausalLM", _gqa, ids()),

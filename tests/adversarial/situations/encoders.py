@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from adversarial.situations.architecture import (
-    LATE,
     POOLER,
     SEVERAL,
     SHARED,
@@ -127,14 +126,13 @@ ARCHITECTURES = {
             "d_inner": 48,
         },
         ids(),
-        fault="axes: pooled lengths",
+        says=("but its trace does not",),
     ),
     "longformer": row(
         "LongformerModel",
         {**_text, "attention_window": [4]},
         ids(),
         refused="cannot be traced",
-        fault=LATE,
     ),
     "xlm_roberta": row("XLMRobertaForTokenClassification", {**_text, "num_labels": 5}, ids()),
     "mobilebert": row(
@@ -157,6 +155,5 @@ ARCHITECTURES = {
         _text,
         ids(masked=False),
         left=POOLER,
-        fault="verify: rounding of transforms in fp32",
     ),
 }

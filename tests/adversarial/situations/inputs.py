@@ -154,7 +154,7 @@ SITUATIONS = {
         layers=2,
     ),
     "boolean_input": Situation(
-        Flags, together(x, _flags), layers=2, fault="layers: maximum of booleans"
+        Flags, together(x, _flags), layers=2, says=("the length of flags is fixed",)
     ),
     "length_an_example": Situation(Lengths, together(features(7, WIDTH), _lengths), layers=2),
     "one_example_batches": Situation(Optional, one_each, layers=2),

@@ -124,7 +124,7 @@ def _row(
     left: str | dict[str, str] = "",
     out: int = HIDDEN,
     default: bool = False,
-    fault: str = "",
+    refused: str = "",
 ) -> Situation:
     shape = (length, WIDTH) if length else (WIDTH,)
     return Situation(
@@ -133,7 +133,8 @@ def _row(
         layers,
         {"layer": left} if isinstance(left, str) and left else left or {},
         default=default,
-        fault=fault,
+        refused=refused,
+        late=bool(refused),
     )
 
 
@@ -190,7 +191,7 @@ SITUATIONS = {
     "spectral_norm": _row(lambda: parametrizations.spectral_norm(nn.Linear(HIDDEN, HIDDEN)),
                           left={PARAMETRIZED: "computed"}),
     "orthogonal": _row(lambda: parametrizations.orthogonal(nn.Linear(HIDDEN, HIDDEN)),
-                       left={PARAMETRIZED: "computed"}),
+                       refused="No ONNX function found for <OpOverload(op='aten.linalg_matrix_exp'"),
     "old_weight_norm": _row(lambda: nn.utils.weight_norm(nn.Linear(HIDDEN, HIDDEN)),
                             left="computed"),
     "pruned": _row(pruned, left="computed"),

@@ -85,7 +85,6 @@ SITUATIONS = {
         lambda: Listed("a\nb", "tab\there", "quote", "\x1b[31m"),
         x,
         4,
-        fault="folder: names as they are shown",
     ),
     "names_of_torch": Situation(
         lambda: Listed("module", "_orig_mod", "weight", "0", "parametrizations", "self"), x, 6
@@ -95,9 +94,7 @@ SITUATIONS = {
     "names_of_factors": Situation(lambda: Listed("U", "V", "first", "second", "factors"), x, 5),
     "children_weight_and_bias": Situation(Weighted, x, 2, default=True),
     "module_dict": Situation(Dictionary, x, 3),
-    "deeply_nested": Situation(
-        lambda: deep(60), given, 2, fault="folder: names over 120 characters"
-    ),
+    "deeply_nested": Situation(lambda: deep(60), given, 2),
     "many_layers": Situation(lambda: many(1000), features(8, name="input"), 1001),
     "single_layer": Situation(lambda: nn.Sequential(nn.Linear(WIDTH, OUT)), given, 1),
     "nothing_but_a_layer": Situation(lambda: nn.Linear(WIDTH, OUT), given, refused="single layer"),

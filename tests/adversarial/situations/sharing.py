@@ -224,8 +224,6 @@ SITUATIONS = {
     ),
     "slice_of_a_weight": Situation(Slices, x, 1, {"wide": READ}),
     "norm_as_output": Situation(Penalty, x, 1, {"first": READ}),
-    "layers_in_a_plain_list": Situation(
-        Borrowed, x, 0, refused="every layer", fault="layers: references of the network's own"
-    ),
+    "layers_in_a_plain_list": Situation(Borrowed, x, 0, refused="a reference of its own"),
     "bound_forward": Situation(BoundMethod, x, 1, {"first": ""}),
 }

@@ -163,7 +163,7 @@ ARCHITECTURES = {
             },
         ),
         left=POOLER,
-        fault="axes: lengths of other shapes",
+        says=("is fixed",),
     ),
     "vits": row(
         "VitsModel",

@@ -29,7 +29,7 @@ class Situation:
     says: tuple[str, ...] = ()
     refused: str = ""
     default: bool = False  # run without asking for slow tests
-    fault: str = ""  # known, and whose it is
+    late: bool = False  # refused after the long work, by what writes the graph
     tolerance: float = 1e-3  # of the outputs' root mean square
 
 

@@ -173,7 +173,6 @@ class SortedBranch(Branching):
 
 x = features(WIDTH)
 one = partial(Situation, batches=x, layers=2)
-LATE = "axes: traced after the long work only"
 CHANCE = "changes from call to call"
 
 SITUATIONS = {
@@ -188,8 +187,8 @@ SITUATIONS = {
     "samples": one(Sampled, layers=0, refused=CHANCE),
     "dropout": one(Dropout, default=True),
     "other_in_training": one(OnlyInTraining, left={"auxiliary": "never"}),
-    "branches_by_values": one(Branching, layers=0, refused="data-dependent", fault=LATE),
-    "branches_by_numbers": one(BranchOfNumbers, layers=0, refused="cannot be traced", fault=LATE),
-    "early_exit": one(EarlyExit, layers=0, refused="data-dependent", fault=LATE),
+    "branches_by_values": one(Branching, layers=0, refused="data-dependent"),
+    "branches_by_numbers": one(BranchOfNumbers, layers=0, refused="cannot be traced"),
+    "early_exit": one(EarlyExit, layers=0, refused="data-dependent"),
     "branches_by_masks": one(SortedBranch),
 }

@@ -137,11 +137,10 @@ def halved(dtype: torch.dtype) -> nn.Module:
 
 x = features(WIDTH)
 one = partial(Situation, batches=x, layers=2)
-LATE = "axes: traced after the long work only"
 CHANCE = "changes from call to call"
 
 SITUATIONS = {
-    "complex_buffer": one(ComplexBuffer, fault="verify: rounding of transforms in fp32"),
+    "complex_buffer": one(ComplexBuffer),
     "complex_pairs": one(ComplexPairs),
     "checkpointed": one(Checkpointed),
     "under_no_grad": one(NoGradient, layers=1, left={"first": "no gradient"}),
