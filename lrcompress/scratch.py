@@ -18,6 +18,14 @@ from lrcompress.errors import LrcompressError
 LEAST_BYTES = 64 * 2**10  # less is no room for anything
 
 
+def require_temporary_folder() -> None:
+    """Raises LrcompressError where there is none: torch's tracer ends in another way then."""
+    try:
+        tempfile.gettempdir()
+    except OSError as cause:
+        raise _none(cause) from cause
+
+
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
     """An empty folder that is gone afterwards, under TMPDIR.
@@ -28,10 +36,7 @@ def scratch_folder() -> Iterator[Path]:
     try:
         made = tempfile.mkdtemp()
     except OSError as cause:
-        raise LrcompressError(
-            f"no temporary folder can be made ({cause.strerror or cause}); set TMPDIR to a folder "
-            "that you may write to, with room"
-        ) from cause
+        raise _none(cause) from cause
     folder = Path(made)
     try:
         yield folder
@@ -51,6 +56,13 @@ def require_room(folder: Path, needed_bytes: int) -> None:
     """Raises LrcompressError where a temporary folder has no room for so much."""
     if shutil.disk_usage(folder).free < needed_bytes:
         raise _full(folder)
+
+
+def _none(cause: OSError) -> LrcompressError:
+    return LrcompressError(
+        f"no temporary folder can be made ({cause.strerror or cause}); set TMPDIR to a folder "
+        "that you may write to, with room"
+    )
 
 
 def _full(folder: Path) -> LrcompressError:

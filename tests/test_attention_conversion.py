@@ -318,8 +318,9 @@ def test_a_tagger_is_compressed_from_the_command_line(tmp_path: Path) -> None:
     assert record["compressed"]["params"] <= record["dense"]["params"] // 2
     plan = json.loads((out / "plan.json").read_text())
     assert sum("attn" in layer["name"] for layer in plan["layers"]) == 12
-    assert _command("verify", str(out / "model.onnx"))["ok"]
-    exported = _command("export", str(out), "--precision", "bf16")
+    trusted = ("--trust-factory", model)
+    assert _command("verify", str(out / "model.onnx"), *trusted)["ok"]
+    exported = _command("export", str(out), "--precision", "bf16", *trusted)
     assert Path(exported["path"]).is_file()
 
 

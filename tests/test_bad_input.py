@@ -348,7 +348,7 @@ def test_an_onnx_file_of_another_network_is_a_numeric_mismatch(
     reference = ["--reference", MODEL, "--weights", weights, "--data", DATA]
     answer = lrcompress("verify", finished / "model.onnx", *reference)
     assert answer.code == 3
-    assert "parity" in answer.error
+    assert "error: parity: largest error" in answer.stderr
 
 
 def test_a_gpu_that_is_not_there_is_a_placement_failure(finished: Path) -> None:
@@ -373,7 +373,8 @@ def test_a_disk_without_space(limit_kb: int, finished: Path, tmp_path: Path) -> 
     arguments = ["compress", MODEL, "--data", DATA, "--budget", "60%", "--no-report", "-o", output]
     answer = in_process(*arguments, limit_bytes=limit_kb * 1000)
     assert answer.code == 7
-    assert str(output) in answer.error
+    # torch's tracer writes a temporary file before anything is put into the output folder
+    assert ("no temporary folder" if limit_kb == 0 else str(output)) in answer.error
     assert temporaries(output) == []
     for path in output.rglob("*.json"):
         json.loads(path.read_text())

@@ -530,13 +530,15 @@ def test_what_cannot_be_exported_is_said_in_one_line(batch, options, message, tm
 
 def test_missing_and_full_folders_are_named(tmp_path: Path, monkeypatch):
     module, batch = Tower().eval(), {"features": torch.randn(2, 12)}
-    with pytest.raises(ExportError, match="cannot be written"):
-        export(module, batch, tmp_path / "missing" / "model.onnx")
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="a file is where a folder should be"):
+        export(module, batch, tmp_path / "file" / "model.onnx")
+    (tmp_path / "file").unlink()
     from lrcompress.export import write
 
     usage = type("Usage", (), {"free": 10})
     monkeypatch.setattr(write.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ExportError, match="no room"):
+    with pytest.raises(ExportError, match="no space left on its disk"):
         export(module, batch, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 
@@ -551,7 +553,7 @@ def test_failed_export_keeps_the_earlier_file(tmp_path: Path, monkeypatch):
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(write, "_check", interrupted)
-    with pytest.raises(ExportError, match="No space left"):
+    with pytest.raises(ExportError, match="no space left on its disk"):
         export(Tower().eval(), batch, path)
     assert path.read_bytes() == earlier
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]

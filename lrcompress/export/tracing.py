@@ -17,6 +17,7 @@ from lrcompress.export.attribute_names import any_attribute_name
 from lrcompress.export.axis_metadata import Axes
 from lrcompress.export.forward import NamedForward
 from lrcompress.profiling.batches import Batch
+from lrcompress.scratch import require_temporary_folder
 
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx_diagnostic", "transformers")
 
@@ -39,6 +40,7 @@ def trace(
     names = sorted({label for per_input in axes.values() for label in per_input.values()})
     dims = {label: torch.export.Dim(label) for label in names}
     shapes = tuple({axis: dims[label] for axis, label in axes[name].items()} for name in example)
+    require_temporary_folder()
     try:
         with torch.no_grad(), quiet(), _loops_of_any_length(), any_attribute_name():
             program = torch.onnx.export(

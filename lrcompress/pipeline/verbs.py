@@ -9,7 +9,7 @@ from pathlib import Path
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
-from lrcompress.errors import TuneError
+from lrcompress.errors import DataError, TuneError
 from lrcompress.export.verify import BudgetFacts
 from lrcompress.pipeline.axes import checked_axes, holds_compressed
 from lrcompress.pipeline.clock import Clock
@@ -198,15 +198,24 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
         LrcompressError: as `run`.
     """
     loaded = load_sources(options.source)
-    axes = checked_axes(loaded.model.module, loaded.example(), options.export.axes, progress)
+    _check_plan(options, loaded)
+    axes = _axes_if_known(loaded, options, progress)
     found = _known_profile(options, loaded)
     if found is None:
-        _check_plan(options, loaded)
         measuring = with_pooling(options.profile, loaded)
         module, judging = loaded.model.module, loaded.judging
         found = profile(module, loaded.calibration, measuring, progress, judging=judging)
     plan, _ = on_main(partial(chosen, Question(loaded, found, options), progress))
     return Preview(found, plan, axes)
+
+
+def _axes_if_known(loaded: Loaded, options: RunOptions, progress: Progress) -> tuple[str, ...]:
+    """A plan can be shown where nothing says what the network takes; it then says no axes."""
+    try:
+        example = loaded.example()
+    except DataError:
+        return ()
+    return checked_axes(loaded.model.module, example, options.export.axes, progress)
 
 
 def promised_budget(onnx: Path) -> BudgetFacts:

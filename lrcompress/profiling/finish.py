@@ -29,15 +29,15 @@ def take_moments(
         return None
     summed = own.second
     assert summed is not None
-    sensitivity = _sensitivity(collector, spec.name, examples, probes)
-    for head in spec.tied:
-        sensitivity = _with_head(sensitivity, _sensitivity(collector, head, examples, probes), spec)
     second = (summed / examples).float()
     if not bool(torch.isfinite(second).all()):
         raise ModelError(
             f"{spec.name}: its inputs on the calibration data are NaN, infinite or too large for "
             "float32; check the weights and the data"
         )
+    sensitivity = _sensitivity(collector, spec.name, examples, probes)
+    for head in spec.tied:
+        sensitivity = _with_head(sensitivity, _sensitivity(collector, head, examples, probes), spec)
     return LayerMoments(
         input=second,
         input_mean=(own.first / own.rows).float(),

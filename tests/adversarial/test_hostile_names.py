@@ -326,7 +326,7 @@ def test_facts_of_a_ledger_that_are_none(
     (run / "stages.json").write_text(json.dumps(ledger))
     answer = check(lrcompress("compress", MODEL, *DATA, "--budget", "70%", "--pt2", "-o", run))
     assert answer.code == 7, answer.stdout
-    assert f"stages.json: facts of {stage}" in answer.stderr
+    assert f"stages.json: stages.{stage}.facts" in answer.stderr
 
 
 def test_a_profile_of_an_unknown_metric(finished: Path, tmp_path: Path) -> None:
