@@ -16,6 +16,7 @@ from lrcompress.profiling.spectrum import (
     loss_curve,
     marchenko_pastur_edge,
     measure,
+    singular_values,
 )
 
 SHAPES = [(60, 60), (120, 60), (40, 200)]
@@ -132,3 +133,16 @@ def test_the_loss_curve_is_half_the_energy_left_out(spectrum: Tensor) -> None:
 def test_small_tails_are_not_lost_beside_a_large_value() -> None:
     curve = loss_curve(torch.tensor([1e8, 1e-6], dtype=torch.float64))
     assert float(curve[1]) == pytest.approx(0.5e-12, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 30), (2, 30, 70), (1, 40, 40)])
+def test_singular_values_of_a_large_weight_are_those_of_its_svd(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Right to the root of float64's rounding, of the largest."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator) * torch.logspace(0, -4, shape[-1])
+    monkeypatch.setattr("lrcompress.profiling.spectrum.LARGEST_WHOLE_SVD", 300)
+    found = singular_values(weight)
+    wanted = torch.linalg.svdvals(weight.double())
+    assert float((found - wanted).abs().max()) <= 1e-7 * float(wanted.max())

@@ -13,7 +13,7 @@ from lrcompress.profiling.explore import CurveStore, structure_curves
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.running import FULL_MOMENT_LIMIT
-from lrcompress.profiling.spectrum import gram_of_shorter_side, measure
+from lrcompress.profiling.spectrum import gram_of_shorter_side, measure, singular_values
 
 SHRINKAGE_PER_FEATURE = 0.25  # times features over rows; benchmarks/quality.py measures it
 LARGEST_SHRINKAGE = 0.5
@@ -29,8 +29,10 @@ def profile_layer(
     store: CurveStore,
 ) -> tuple[LayerProfile, Whitening]:
     """The profile, and the whitening of the metric that is the default for planning."""
-    weight = weight_matrix(module.get_submodule(spec.name)).to(torch.float64)
-    plain = torch.linalg.svdvals(weight)  # (groups, k)
+    weight = weight_matrix(module.get_submodule(spec.name))
+    plain = singular_values(weight)
+    if moments is not None or set(options.structures) != {"low_rank"}:
+        weight = weight.to(torch.float64)
     shrinkage = options.shrinkage
     if shrinkage is None:
         shrinkage = 0.0 if moments is None else shrinkage_for(spec, moments.rows)

@@ -8,6 +8,7 @@ from math import exp, sqrt
 import torch
 from torch import Tensor
 
+LARGEST_WHOLE_SVD = 2**25  # values of a weight; LAPACK holds two copies of it in float64
 NUMERICAL_RANK_THRESHOLD = 1e-3  # share of the largest singular value
 
 
@@ -67,6 +68,25 @@ def _median_of_marchenko_pastur(aspect: float, points: int = 4096) -> float:
     mass = angle.sin().square() / x.clamp_min(1e-12)
     cumulative = mass.cumsum(0) / mass.sum()
     return float(x[int((cumulative < 0.5).sum())])
+
+
+def singular_values(weight: Tensor) -> Tensor:
+    """In descending order, in float64.  (groups, m, n) -> (groups, k)
+
+    Of a large weight they come from the Gram matrix of its shorter side, summed block by block, so
+    that no copy in float64 is held: right to 1e-8 of the largest, as far as float32 weights tell.
+    """
+    if weight.numel() <= LARGEST_WHOLE_SVD:
+        found: Tensor = torch.linalg.svdvals(weight.to(torch.float64))
+        return found
+    tall = weight if weight.shape[-2] >= weight.shape[-1] else weight.mT
+    short = tall.shape[-1]
+    gram = torch.zeros(*tall.shape[:-2], short, short, dtype=torch.float64, device=weight.device)
+    for rows in tall.split(max(1, LARGEST_WHOLE_SVD // (4 * short)), dim=-2):
+        block = rows.to(torch.float64)
+        gram += block.mT @ block
+    energies: Tensor = torch.linalg.eigvalsh(gram)
+    return energies.clamp_min(0).sqrt().flip(-1)
 
 
 def gram_of_shorter_side(matrix: Tensor) -> Tensor:

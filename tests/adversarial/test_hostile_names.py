@@ -100,8 +100,9 @@ def test_every_command(
         json.loads(STYLES.sub("", answer.stdout))
 
 
-def test_markup_is_shown_as_it_is(finished: Path) -> None:
+def test_markup_is_shown_as_it_is(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the terminal would understand links and styles."""
+    monkeypatch.setenv("COLUMNS", "300")  # names on one line
     answer = check(lrcompress("plan", finished, "--budget", "80%"))
     assert "[bold red]c[/bold red]" in answer.stdout.replace("\n", "")
     assert ":smile:" in answer.stdout.replace("\n", "")
