@@ -82,7 +82,7 @@ def singular_values(weight: Tensor) -> Tensor:
     tall = weight if weight.shape[-2] >= weight.shape[-1] else weight.mT
     short = tall.shape[-1]
     gram = torch.zeros(*tall.shape[:-2], short, short, dtype=torch.float64, device=weight.device)
-    for rows in tall.split(max(1, LARGEST_WHOLE_SVD // (4 * short)), dim=-2):
+    for rows in torch.split(tall, max(1, LARGEST_WHOLE_SVD // (4 * short)), dim=-2):
         block = rows.to(torch.float64)
         gram += block.mT @ block
     energies: Tensor = torch.linalg.eigvalsh(gram)
