@@ -234,7 +234,12 @@ SITUATIONS = {
     "experts_by_places": Situation(GatheredExperts, features(WIDTH), 6),
     "experts_fused": Situation(FusedExperts, features(WIDTH), 2, {"": "matrix form"}),
     "state_space": Situation(
-        StateSpace, features(7, WIDTH), 3, {"conv": "single row"}, default=True
+        StateSpace,
+        features(7, WIDTH),
+        3,
+        {"conv": "single row"},
+        says=("but its trace does not",),
+        default=True,
     ),
     "waves": Situation(Waves, features(160), 9),
     "two_towers": Situation(
