@@ -29,7 +29,7 @@ test: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 slow: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --timeout 1800
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --timeout 1800 --numprocesses auto --dist worksteal
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
