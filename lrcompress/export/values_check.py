@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lrcompress.export.check import Check, Kind, Subject, listed
 from lrcompress.export.factors import structured_layers
+from lrcompress.export.layer_use import layer_use
 from lrcompress.export.norm_folding import FoldedNorm, folded_norms
 from lrcompress.export.onnx import PRODUCER
 from lrcompress.export.precision import TORCH_DTYPES
@@ -87,10 +88,16 @@ def compare_values(subject: Subject) -> ValueReport:
     differing = [one for one in matches.differing if one.tensor not in folds.absorbed]
     differing += folds.differing
     buffers = {name for name, _ in module.named_buffers()}
-    factors = {id(f) for layer in structured_layers(module) for f in layer.factors}
+    layers = structured_layers(module)
+    factors = {id(f) for layer in layers for f in layer.factors}
     tensors = dict(module.named_parameters())
     absent = [n for n in matches.absent if n not in folds.absorbed | buffers]
     absent = [n for n in absent if not _changes_nothing(tensors[n])]
+    if any(id(tensors[n]) in factors for n in absent):
+        # What a layer makes of a constant (relative positions, say) may be stored in its place
+        use = layer_use(module, (layer.name for layer in layers), batch)
+        open_ = [layer for layer in layers if layer.name not in use.constant]
+        factors = {id(f) for layer in open_ for f in layer.factors}
     return ValueReport(
         found=len(found),
         differing=tuple(differing),

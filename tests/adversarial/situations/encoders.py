@@ -126,7 +126,8 @@ ARCHITECTURES = {
             "d_inner": 48,
         },
         ids(),
-        says=("but its trace does not",),
+        left={"FunnelRelMultiheadAttention": "matrix form"},
+        says=("but its trace does not", "13 % of the parameters"),
     ),
     "longformer": row(
         "LongformerModel",

@@ -124,6 +124,7 @@ def _row(
     left: str | dict[str, str] = "",
     out: int = HIDDEN,
     default: bool = False,
+    says: tuple[str, ...] = (),
     refused: str = "",
 ) -> Situation:
     shape = (length, WIDTH) if length else (WIDTH,)
@@ -132,6 +133,7 @@ def _row(
         features(*shape),
         layers,
         {"layer": left} if isinstance(left, str) and left else left or {},
+        says,
         default=default,
         refused=refused,
         late=bool(refused),
@@ -144,17 +146,13 @@ on_grid = partial(_row, use=grid, length=6)
 SITUATIONS = {
     "bilinear": _row(lambda: nn.Bilinear(HIDDEN, HIDDEN, HIDDEN), lambda m, h: m(h, h), left=NONE),
     "rnn": _row(lambda: nn.RNN(HIDDEN, HIDDEN, batch_first=True), recurrent, length=6,
-                left=RECURRENT),
+                left=RECURRENT, says=("but its trace does not",)),
     "gru_two_ways": _row(
         lambda: nn.GRU(HIDDEN, 24, 2, batch_first=True, bidirectional=True), recurrent, length=6,
         left=RECURRENT,
     ),
     "lstm": _row(lambda: nn.LSTM(HIDDEN, HIDDEN, batch_first=True), recurrent, length=6,
                  left=RECURRENT),
-    "lstm_projected": _row(
-        lambda: nn.LSTM(HIDDEN, 64, proj_size=HIDDEN, batch_first=True), recurrent, length=6,
-        left=RECURRENT,
-    ),
     "gru_cell": _row(lambda: nn.GRUCell(HIDDEN, HIDDEN), cell, left=RECURRENT),
     "lstm_cell": _row(lambda: nn.LSTMCell(HIDDEN, HIDDEN), cell, left=RECURRENT),
     "transposed_1d": on_line(lambda: nn.ConvTranspose1d(HIDDEN, HIDDEN, 3, 2), left=NONE),

@@ -225,5 +225,5 @@ SITUATIONS = {
     "slice_of_a_weight": Situation(Slices, x, 1, {"wide": READ}),
     "norm_as_output": Situation(Penalty, x, 1, {"first": READ}),
     "layers_in_a_plain_list": Situation(Borrowed, x, 0, refused="a reference of its own"),
-    "bound_forward": Situation(BoundMethod, x, 1, {"first": ""}),
+    "bound_forward": Situation(BoundMethod, x, 1, {"first.product": "reads its weight"}),
 }
