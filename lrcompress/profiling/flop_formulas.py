@@ -178,6 +178,7 @@ _BY_NAME: dict[str, Formula] = {
         added_product,
     ),
     "_int_mm": product,
+    "_grouped_mm": product,
     "_weight_int8pack_mm": product_of_rows,
     "mkldnn_linear": product_of_rows,
     "_cdist_forward": distances,

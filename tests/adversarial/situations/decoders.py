@@ -108,6 +108,7 @@ ARCHITECTURES = {
             "conv_kernel": 3,
         },
         ids(masked=False),
+        left={"MambaMixer": "matrix form", "Conv1d": "a single row"},
         says=("but its trace does not",),
     ),
     "rwkv": row(

@@ -95,7 +95,7 @@ SITUATIONS = {
     "children_weight_and_bias": Situation(Weighted, x, 2, default=True),
     "module_dict": Situation(Dictionary, x, 3),
     "deeply_nested": Situation(lambda: deep(60), given, 2),
-    "many_layers": Situation(lambda: many(1000), features(8, name="input"), 1001),
+    "many_layers": Situation(lambda: many(200), features(8, name="input"), 201),
     "single_layer": Situation(lambda: nn.Sequential(nn.Linear(WIDTH, OUT)), given, 1),
     "nothing_but_a_layer": Situation(lambda: nn.Linear(WIDTH, OUT), given, refused="single layer"),
     "own_sequential": Situation(

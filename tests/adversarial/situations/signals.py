@@ -71,7 +71,7 @@ ARCHITECTURES = {
         "SiglipModel",
         {"text_config": {**_text, "max_position_embeddings": LENGTH}, "vision_config": _image},
         both(pixels(), ids(masked=False)),
-        says=PAIRS,
+        says=(*PAIRS, "but its trace does not"),
     ),
     "vit": row(
         "ViTForImageClassification",
@@ -147,7 +147,6 @@ ARCHITECTURES = {
         },
         ids(),
         left={
-            "Embedding": "reads its weight",
             "PerceiverEmbeddings": "",
             "PerceiverTrainablePositionEncoding": "",
         },
@@ -163,7 +162,6 @@ ARCHITECTURES = {
             },
         ),
         left=POOLER,
-        says=("is fixed",),
     ),
     "vits": row(
         "VitsModel",
