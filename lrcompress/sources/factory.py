@@ -96,6 +96,9 @@ def call_factory(reference: str) -> nn.Module:
             f"{reference}: returned a {type(module).__name__}, not a torch.nn.Module; "
             "return the module"
         )
+    wrapped = getattr(module, "_orig_mod", None)
+    if type(module).__name__ == "OptimizedModule" and isinstance(wrapped, nn.Module):
+        module = wrapped  # torch.compile's wrapper computes the same and hides the layers
     lazy = [name for name, p in module.named_parameters() if nn.parameter.is_lazy(p)]
     if lazy:
         raise ModelError(

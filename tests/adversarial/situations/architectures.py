@@ -260,7 +260,6 @@ SITUATIONS = {
         Recommender,
         together(features(WIDTH), tokens(30, 3, "categories")),
         5,
-        says=("categories is fixed",),
     ),
     "gated_decoder": Situation(Gated, tokens(WORDS, 9), 8),
 }

@@ -46,8 +46,17 @@ def deep(levels: int) -> nn.Module:
     return inner
 
 
+class Step(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(x + 0.1 * torch.tanh(self.linear(x)))
+
+
 def many(count: int) -> nn.Module:
-    steps = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(count)]
+    steps = [Step() for _ in range(count)]
     return nn.Sequential(*steps, nn.Linear(8, 8))
 
 

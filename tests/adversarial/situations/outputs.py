@@ -96,14 +96,14 @@ SITUATIONS = {
         lambda x, h, y: torch.complex(y, y), layers=0, refused="no floating-point tensor"
     ),
     "same_joined_name": _row(lambda x, h, y: {"a_b": y, "a": {"b": h}}),
-    "opaque_object": _row(lambda x, h, y: Result(y), layers=0, refused="no floating-point tensor"),
+    "opaque_object": _row(lambda x, h, y: Result(y), layers=0, refused="returns no tensor"),
     "python_number_only": _row(
-        lambda x, h, y: float(y.mean()), layers=0, refused="no floating-point tensor"
+        lambda x, h, y: float(y.mean()), layers=0, refused="returns no tensor"
     ),
     "integers_only": _row(
         lambda x, h, y: y.argmax(-1), layers=0, refused="no floating-point tensor"
     ),
-    "nothing": _row(lambda x, h, y: None, layers=0, refused="no floating-point tensor"),
+    "nothing": _row(lambda x, h, y: None, layers=0, refused="returns no tensor"),
     "mean_over_examples": _row(
         lambda x, h, y: y.mean(), layers=0, refused="a row for each example"
     ),
