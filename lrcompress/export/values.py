@@ -119,7 +119,7 @@ class Constants:
                 changed.append((Difference(target.name, equal.name, inf, 0), equal))
         absent: list[str] = []
         for target in lost:
-            near = self._nearest(target, closed)
+            near = self._unnamed_nearest(target, closed)
             if near is None:
                 absent.append(target.name)
             else:
@@ -127,7 +127,7 @@ class Constants:
                 changed.append(near)
         for target in targets:  # a copy of a tensor that is stored as it is elsewhere
             if target.name in found:
-                near = self._nearest(target, closed)
+                near = self._unnamed_nearest(target, closed)
                 if near is not None:
                     closed.add(id(near[1]))
                     changed.append(near)
@@ -161,6 +161,13 @@ class Constants:
 
     def _near(self, target: Target, one: Stored) -> bool:
         return one in self._of_its_kind(target) and bool(_is_near(target.probe(), one).any())
+
+    def _unnamed_nearest(
+        self, target: Target, closed: set[int]
+    ) -> tuple[Difference, Stored] | None:
+        """A file that keeps names holds what it has of a tensor under its name: what only resembles
+        it there was computed by the tracer."""
+        return None if self.names else self._nearest(target, closed)
 
     def _nearest(self, target: Target, closed: set[int]) -> tuple[Difference, Stored] | None:
         """The constant that resembles it and is not known to be another tensor."""
