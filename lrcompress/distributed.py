@@ -217,6 +217,11 @@ def _join() -> bool:
     dist = _torch()
     if dist.is_initialized():
         return False
+    # Imported later, by torch.onnx say, it would keep the group as a default of its functions:
+    # `close` could not end the group's threads, and one of them that runs on while Python ends
+    # aborts the process
+    import torch.distributed.nn.functional
+
     place, size = _place()
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -303,6 +303,40 @@ def test_a_stop_between_the_weights_and_the_books_is_resumed_to_the_same_bits(
         assert digests(output)[name] == digests(tuned[0])[name]
 
 
+@pytest.mark.parametrize("writes", [1, 2])
+def test_a_stop_between_the_weights_and_their_record_is_resumed_to_the_same_bits(
+    writes: int,
+    plain: Path,
+    tuned: tuple[Path, RunResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lrcompress.storage import models
+
+    output = copied(plain, tmp_path / "moved")
+    done = iter(range(writes))
+
+    def stopped(write: Callable[..., None]) -> Callable[..., None]:
+        def after(*arguments: Any) -> None:
+            if next(done, None) is None:
+                raise Stopped
+            write(*arguments)
+
+        return after
+
+    monkeypatch.setattr(models, "write_json", stopped(models.write_json))
+    monkeypatch.setattr(models, "write_tensors", stopped(models.write_tensors))
+    with pytest.raises(Stopped):
+        run_tune(alone(output))
+    monkeypatch.undo()
+    os.chdir(TESTS)
+    name = "model.safetensors"
+    assert digests(output)[name] == digests(plain if writes == 1 else tuned[0])[name]
+    run_tune(alone(output))
+    for name in ("model.safetensors", "model.onnx", "lrcompress.json"):
+        assert digests(output)[name] == digests(tuned[0])[name]
+
+
 @pytest.mark.slow
 def test_a_killed_tuning_ends_with_the_same_bits(plain: Path, tmp_path: Path) -> None:
     request = replace(REQUEST, options=replace(REQUEST.options, steps=3000))
@@ -310,7 +344,7 @@ def test_a_killed_tuning_ends_with_the_same_bits(plain: Path, tmp_path: Path) ->
     run_tune(alone(expected, request))
     output = copied(plain, tmp_path / "killed")
     command = [sys.executable, "-m", "lrcompress_cli.main", "tune", str(output), *FACTORY[1:]]
-    command += ["--steps", "3000", "--no-report"]
+    command += ["--steps", "3000", "--no-report", "--trust-factory", FACTORY[0]]
     for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + 120

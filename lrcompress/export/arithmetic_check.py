@@ -1,9 +1,10 @@
 """The check of what a graph computes, apart from how it rounds: graph and network in float64.
 
 In float32 an error of a graph hides behind the rounding of its arithmetic, and the more so the
-worse the network's condition is. In float64 what remains are the constants that the file stores in
-its own precision (a scale, a table of angles): an error of a few units of that. So a bias that was
-dropped, another epsilon, an exchanged pair of weights show, however little they do.
+worse the network's condition is. In float64 what remains are the constants that the exporter
+computed and stored in the file's precision (a scale, a table of angles), and what their rounding
+may do is measured. So a bias that was dropped, another epsilon, an exchanged pair of weights show,
+however little they do.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrcompress.export.check import Check, Subject
+from lrcompress.export.constant_rounding import computed_constants, off_by_rounding
 from lrcompress.export.double import Double, EvaluatedGraph, double
 from lrcompress.export.draws import Case, draw
 from lrcompress.export.forward import copied, named_outputs
@@ -25,9 +28,8 @@ from lrcompress.export.parity import UNIT_ROUNDOFF, Comparison, fed, row_error, 
 from lrcompress.profiling.batches import Batch
 from lrcompress.wording import label, one_line
 
-# Unit roundoffs of the file's precision that the stored constants may put an output off by. In half
-# precision the weights, which the network is rounded to as well, are nearly all that is rounded.
-_CONSTANTS = {"fp32": 16, "fp16": 4, "bf16": 4}
+_CONSTANTS = 16 * UNIT_ROUNDOFF["fp32"]  # what constants in float32 may put an output off by
+_TRIALS = 2  # of constants that are off by their rounding, in half precision
 _MOST_FLOPS = 2 * 10**10  # of the shapes that are evaluated: a few seconds of one core in float64
 _MOST_POSITIONS = 64  # of a shape: rows and lengths beyond it add nothing here
 _MOST_CASES = 4  # padding on the left is the fourth
@@ -61,10 +63,11 @@ def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -
     try:
         graph = EvaluatedGraph(subject.graph, subject.path.parent, wide=True)
         found = [_errors(graph, wide, comparison, drawn) for drawn in draws]
+        rounding = _constants_rounding(subject, graph, comparison, draws)
     except Exception as error:  # of onnx's reference implementation, which lacks some operators
         return _not_run(f"the graph cannot be evaluated in float64 ({one_line(error)})")
     own = max(one.own for one in found)
-    allowed = max(_CONSTANTS[subject.precision] * UNIT_ROUNDOFF[subject.precision], 2 * own)
+    allowed = max(_CONSTANTS, 2 * own, 2 * rounding)
     worst = max(found, key=lambda one: one.error)
     if agreed is not None and worst.error > 2 * agreed:
         return _not_run("ONNX Runtime and the evaluation in float64 disagree about the graph")
@@ -75,6 +78,35 @@ def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -
         detail += f"; output {label(worst.where)} is not what the network computes"
     check = Check(_NAME, "numeric", worst.error <= allowed, detail, numbers)
     return Evaluation(check, _single(subject, comparison, wide, draws))
+
+
+def _constants_rounding(
+    subject: Subject, graph: EvaluatedGraph, comparison: Comparison, draws: Sequence[Batch]
+) -> float:
+    """Largest change of an output when the graph's own constants are off by their rounding."""
+    rounded = comparison.reference.rounded
+    if rounded is None:
+        return 0.0
+    constants = computed_constants(subject, rounded)
+    generator = np.random.default_rng(comparison.seed)
+    worst = 0.0
+    for _ in range(_TRIALS if constants else 0):
+        off = off_by_rounding(constants, generator)
+        for drawn in draws:
+            names, feed = tuple(comparison.wiring.outputs), _feed(comparison, drawn)
+            plain, moved = graph(names, feed), graph(names, feed, off)
+            for name in names:
+                if plain[name].dtype.kind == "f":
+                    exact = torch.from_numpy(np.asarray(plain[name]))
+                    worst = max(worst, _error(moved[name], exact, drawn))
+    return worst
+
+
+def _feed(comparison: Comparison, drawn: Batch) -> dict[str, NDArray[Any]]:
+    return {
+        name: fed(drawn[comparison.wiring.inputs[name]], argument)
+        for name, argument in comparison.arguments.items()
+    }
 
 
 def _single(subject: Subject, comparison: Comparison, wide: Double, draws: list[Batch]) -> float:
@@ -119,11 +151,7 @@ class _Errors:
 
 def _errors(graph: EvaluatedGraph, wide: Double, comparison: Comparison, drawn: Batch) -> _Errors:
     wiring = comparison.wiring
-    feed = {
-        name: fed(drawn[wiring.inputs[name]], argument)
-        for name, argument in comparison.arguments.items()
-    }
-    got, wanted = graph(tuple(wiring.outputs), feed), wide(drawn)
+    got, wanted = graph(tuple(wiring.outputs), _feed(comparison, drawn)), wide(drawn)
     with torch.no_grad():
         module = comparison.reference.rounded or comparison.reference.module
         single = named_outputs(module(**copied(drawn)))

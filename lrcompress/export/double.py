@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -65,8 +66,10 @@ class EvaluatedGraph:
     def __init__(self, graph: onnx.ModelProto, folder: Path, *, wide: bool) -> None:
         import onnx_ir as ir
         from onnx.reference import ReferenceEvaluator
+        from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
         model = read_graph(graph, folder)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         self.wide = wide
         self.constants = _taken_out_(model)  # fed as inputs: no copy within the evaluator
         if wide:
@@ -75,9 +78,13 @@ class EvaluatedGraph:
         self.evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=_fast_operators())
 
     def __call__(
-        self, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+        self,
+        names: Sequence[str],
+        feed: Mapping[str, NDArray[Any]],
+        constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     ) -> dict[str, NDArray[Any]]:
-        feed = {**feed, **self.constants}
+        """Outputs by name. constants: values in place of those that the graph holds."""
+        feed = {**feed, **self.constants, **constants}
         if self.wide:
             feed = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feed.items()}
         with np.errstate(all="ignore"):

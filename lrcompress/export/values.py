@@ -82,12 +82,15 @@ class Matches:
 class Constants:
     """The constants of a graph, to be looked up by value.
 
-    names: constants that are known to hold the parameter of that name; empty where names say
-        nothing.
+    names: constants that are known to hold the parameter of that name, of which a file may have
+        several copies (as it is, and transposed); empty where names say nothing.
     """
 
-    def __init__(self, stored: Iterable[Stored], precision: str, names: Mapping[str, Stored]):
+    def __init__(
+        self, stored: Iterable[Stored], precision: str, names: Mapping[str, Sequence[Stored]]
+    ):
         self.precision, self.names = precision, names
+        self.holders = {id(one): name for name, copies in names.items() for one in copies}
         self.by_size: dict[int, list[Stored]] = defaultdict(list)
         for one in stored:
             self.by_size[one.size].append(one)
@@ -97,13 +100,17 @@ class Constants:
         changed: list[tuple[Difference, Stored]] = []
         unnamed: list[Target] = []
         for target in targets:
-            named = self.names.get(target.name)
-            difference = None if named is None else self._difference(target, named)
-            if named is not None and difference is None:
-                found[target.name] = named
-            elif named is not None and difference is not None and self._near(target, named):
-                changed.append((difference, named))
-            else:
+            compared = [(self._difference(target, n), n) for n in self.names.get(target.name, ())]
+            equal = next((one for difference, one in compared if difference is None), None)
+            different = [
+                (difference, one)
+                for difference, one in compared
+                if difference is not None and (self._near(target, one) or self._copy(one, equal))
+            ]
+            changed += different
+            if equal is not None:
+                found[target.name] = equal
+            elif not different:
                 unnamed.append(target)
         closed = {id(one) for one in found.values()} | {id(one) for _, one in changed}
         lost: list[Target] = []
@@ -114,8 +121,8 @@ class Constants:
                 continue
             found[target.name] = equal
             closed.add(id(equal))
-            holder = parameter_name(equal.name)
-            if target.name in self.names and holder in self.names and holder != target.name:
+            holder = self.holders.get(id(equal))
+            if target.name in self.names and holder not in (None, target.name):
                 changed.append((Difference(target.name, equal.name, inf, 0), equal))
         absent: list[str] = []
         for target in lost:
@@ -138,12 +145,25 @@ class Constants:
         near = self._nearest(target, set())
         return self._equal(target) or (None if near is None else near[0])
 
+    def unlike(self, targets: Iterable[Target]) -> tuple[Stored, ...]:
+        """The floating-point constants that equal none of the targets."""
+        by_size: dict[int, list[Target]] = defaultdict(list)
+        for target in targets:
+            if target.values.is_floating_point():
+                by_size[target.size].append(target)
+        return tuple(
+            one
+            for size, same in self.by_size.items()
+            for one in same
+            if not one.whole and not any(self._equals(target, one) for target in by_size[size])
+        )
+
+    def _equals(self, target: Target, one: Stored) -> bool:
+        orders = self._equal_orders(target, one)
+        return any(self._compare(target, one, order) is None for order in orders)
+
     def _equal(self, target: Target) -> Stored | None:
-        for one in self._of_its_kind(target):
-            for order in self._equal_orders(target, one):
-                if self._compare(target, one, order) is None:
-                    return one
-        return None
+        return next((one for one in self._of_its_kind(target) if self._equals(target, one)), None)
 
     def _of_its_kind(self, target: Target) -> Iterator[Stored]:
         whole = not target.values.is_floating_point()
@@ -161,6 +181,10 @@ class Constants:
 
     def _near(self, target: Target, one: Stored) -> bool:
         return one in self._of_its_kind(target) and bool(_is_near(target.probe(), one).any())
+
+    def _copy(self, one: Stored, equal: Stored | None) -> bool:
+        """Whether it should be a copy of the constant that equals its parameter."""
+        return equal is not None and (one.size, one.whole) == (equal.size, equal.whole)
 
     def _unnamed_nearest(
         self, target: Target, closed: set[int]
@@ -191,7 +215,7 @@ class Constants:
     def _allowed(self, values: NDArray[Any], target: Target, one: Stored) -> NDArray[Any]:
         if one.whole:
             return np.zeros(values.shape)
-        names = (self.precision, _PRECISIONS[one.dtype])
+        names = (self.precision, precision_of_dtype(one.dtype))
         rounding = max(ROUNDING[name] for name in names)
         allowed: NDArray[Any] = target.roundings * rounding * np.abs(values)
         return allowed + max(target.extra, *(_SMALLEST[name] for name in names))
@@ -218,6 +242,11 @@ class Constants:
         scale = sqrt(total / target.size)
         row = place // max(1, target.size // max(1, (*target.values.shape, 1)[0]))
         return Difference(target.name, one.name, worst / scale if scale > 0 else inf, row)
+
+
+def precision_of_dtype(dtype: str) -> str:
+    """Of a stored constant's dtype, as onnx_ir names it in lower case."""
+    return _PRECISIONS[dtype]
 
 
 def _is_near(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:

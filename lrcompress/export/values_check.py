@@ -7,7 +7,7 @@ written, before ONNX Runtime fuses anything, so that equal weights are equal num
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,13 +152,23 @@ def _changes_nothing(tensor: Tensor) -> bool:
     return bool((tensor == 0).all() or (tensor == 1).all())
 
 
-def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, Stored]:
-    """The constants that our exporter named after a parameter; as it is before transposed."""
-    names = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
-    exact = {one.name: one for one in stored if one.name in names}
-    return {
-        parameter_name(one.name): one for one in stored if parameter_name(one.name) in names
-    } | exact
+def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, list[Stored]]:
+    """The constants that our exporter named after a parameter, under one name of several that are
+    tied; as it is before transposed."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(t), name) for name, t in _tensors(module)}
+    found: dict[str, list[Stored]] = {}
+    for one in sorted(stored, key=lambda one: one.name not in names):
+        name = names.get(one.name, names.get(parameter_name(one.name)))
+        if name is not None:
+            found.setdefault(name, []).append(one)
+    return found
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, tied ones under each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:

@@ -85,13 +85,17 @@ def save_compressed(
 def save_tuned(module: nn.Module, example: Batch, folder: Path, extra: Mapping[str, Any]) -> None:
     """Other weights for the run in `folder`, of the same sizes; `extra` joins its record.
 
+    While they are being replaced, the record does not say what they compute: a run that was killed
+    there can still be read, with the weights of before or with these.
+
     Raises:
         LrcompressError: the folder cannot be written, or is no run.
     """
     record = read_record(folder)
     function = sketch_function(module, example)
-    record = replace(record, function=function, extra={**record.extra, **extra})
+    write_json(folder / RECORD_NAME, replace(record, function=None).to_json())
     write_tensors(folder / WEIGHTS_NAME, distinct_state(module), {"format": "pt"})
+    record = replace(record, function=function, extra={**record.extra, **extra})
     write_json(folder / RECORD_NAME, record.to_json())
 
 

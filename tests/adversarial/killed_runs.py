@@ -83,7 +83,7 @@ def again_smaller(output: Path, progress: Progress) -> None:
 
 
 def tune_alone(output: Path, progress: Progress) -> None:
-    source = SourceOptions("", data=SOURCE.data)
+    source = SourceOptions("", data=SOURCE.data, trust_factory=SOURCE.model)
     run_tune(TuneRunOptions(source, FolderOptions(output, report=False), TUNING), progress)
 
 
