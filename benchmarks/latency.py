@@ -29,17 +29,21 @@ from torch import nn
 
 from benchmarks.machine import RESULTS, describe_machine, write_result
 from lrcompress.compression.compress import CompressOptions, compress_
-from lrcompress.export.bench import BenchReport, BenchSettings, BenchTarget, bench
-from lrcompress.export.feeds import graph_inputs, id_limits, make_feed
-from lrcompress.export.onnx import export_onnx
+from lrcompress.export.bench import bench
+from lrcompress.export.bench_report import BenchReport, BenchSettings, BenchTarget
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.random_feeds import graph_inputs, id_limits, make_feed
 from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName, open_session
 from lrcompress.layers import describe
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.curves import STEP
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.sources.data import DataOptions, load_batches
+from lrcompress.planning.choices import STEP
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
+from lrcompress.sources.data import load_batches
 from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
 from lrcompress.structures import LowRank
 from sample_models.minilm import prepare
 

@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrcompress.hardware import processor_name
 from lrcompress.layers import LayerSpec
-from lrcompress.machine import processor_name
-from lrcompress.planning.allocate import ALLOCATORS
-from lrcompress.planning.plan import Plan, PlanOptions, plan
+from lrcompress.planning.allocators import ALLOCATORS
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.spectrum import measure
 

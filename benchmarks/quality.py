@@ -28,9 +28,11 @@ import torch
 from benchmarks.subjects import Subject, fashion, minilm, text_gpt
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.reporting.environment import describe_environment
 from lrcompress.structures import AUTO
 

@@ -27,10 +27,12 @@ from benchmarks.subjects import Subject, fashion, minilm_with_lessons, text_gpt_
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.metrics import Whitening
+from lrcompress.network.batches import Batch
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 from lrcompress.structures import AUTO, Dense
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.tune import tune_

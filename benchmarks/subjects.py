@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import nn
 
-from lrcompress.profiling.batches import Batches
-from lrcompress.sources.data import DataOptions, load_batches
+from lrcompress.network.batches import Batches
+from lrcompress.sources.data import load_batches
 from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
 from sample_models import metrics, text
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist

@@ -44,8 +44,9 @@ from lrcompress.compression.fit import layer_bias, layer_whitening
 from lrcompress.compression.replace import install_
 from lrcompress.layers import LayerSpec, weight_matrix
 from lrcompress.metrics import Whitening
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.structures import CP, Factors, LowRank, SpatialLowRank, Structure, Tucker2
 from sample_models.fashion_mnist import test_set
 

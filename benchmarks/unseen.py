@@ -25,7 +25,7 @@ The claims, on the rows that are asked for; the exit code is 1 if one but (b) fa
 (c) default never below plain
 (d) measured over predicted divergence on the examples set aside from .5 to 2, or a doubt is there;
     of predictions in the divergence's unit, the default's and two-sided's, unless both are
-    negligible (lrcompress.compression.trust)
+    negligible (lrcompress.compression.doubts)
 (e) no row with exit code 0, trusted, and a metric more than 10 % below the dense one
 
 Where a budget cannot be met with any method, and the default says so, there is nothing to compare.

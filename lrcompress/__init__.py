@@ -11,20 +11,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
-    from lrcompress.conversion.convert import ConversionReport, convert_
-    from lrcompress.export.bench import BenchReport, BenchSettings, BenchTarget, bench
-    from lrcompress.export.onnx import ExportOptions, ExportReport, export_onnx
-    from lrcompress.export.verify import VerifyOptions, VerifyReport, verify
+    from lrcompress.compression.compress import CompressOptions, compress_
+    from lrcompress.compression.report import CompressReport
+    from lrcompress.conversion.conversion import ConversionReport
+    from lrcompress.conversion.convert import convert_
+    from lrcompress.export.bench import bench
+    from lrcompress.export.bench_report import BenchReport, BenchSettings, BenchTarget
+    from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
+    from lrcompress.export.verify.verify import VerifyOptions, VerifyReport, verify
+    from lrcompress.formats.plan_json import plan_from_json, plan_to_json
+    from lrcompress.formats.profile_json import load_profile, save_profile
+    from lrcompress.network.held_out_examples import SetAside, set_aside
+    from lrcompress.pipeline.compressed_model import load, save_compressed
     from lrcompress.planning.budget import Budget
-    from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
-    from lrcompress.profiling.collect import ProfileOptions, profile
+    from lrcompress.planning.options import PlanOptions
+    from lrcompress.planning.plan import Plan
+    from lrcompress.planning.planner import plan
+    from lrcompress.profiling.options import ProfileOptions
     from lrcompress.profiling.profile import Profile
-    from lrcompress.profiling.set_aside import SetAside, set_aside
+    from lrcompress.profiling.profiler import profile
     from lrcompress.selection.rounds import Selection, select
-    from lrcompress.sources.data import DataOptions, load_batches
+    from lrcompress.sources.data import load_batches
     from lrcompress.sources.models import load_model
-    from lrcompress.storage import load, load_profile, save_compressed, save_profile
+    from lrcompress.sources.options import DataOptions
     from lrcompress.structures import (
         CP,
         Blast,
@@ -38,7 +47,9 @@ if TYPE_CHECKING:
         TensorTrain,
         Tucker2,
     )
-    from lrcompress.tuning.tune import TuneOptions, TuneReport, tune_
+    from lrcompress.tuning.options import TuneOptions
+    from lrcompress.tuning.report import TuneReport
+    from lrcompress.tuning.tune import tune_
 
 __version__ = "0.1.0"
 
@@ -57,43 +68,43 @@ _HOMES: dict[str, str] = {
     "ConversionReport": "conversion.convert",
     "DataOptions": "sources.data",
     "Dense": "structures",
-    "ExportOptions": "export.onnx",
-    "ExportReport": "export.onnx",
+    "ExportOptions": "export.export_onnx",
+    "ExportReport": "export.export_onnx",
     "Interpolative": "structures",
     "Kronecker": "structures",
     "LowRank": "structures",
     "Monarch": "structures",
     "Plan": "planning.plan",
-    "PlanOptions": "planning.plan",
+    "PlanOptions": "planning.options",
     "Profile": "profiling.profile",
-    "ProfileOptions": "profiling.collect",
+    "ProfileOptions": "profiling.options",
     "Selection": "selection.rounds",
-    "SetAside": "profiling.set_aside",
+    "SetAside": "network.held_out_examples",
     "SpatialLowRank": "structures",
     "TensorTrain": "structures",
     "Tucker2": "structures",
     "TuneOptions": "tuning.tune",
     "TuneReport": "tuning.tune",
-    "VerifyOptions": "export.verify",
-    "VerifyReport": "export.verify",
+    "VerifyOptions": "export.verify.verify",
+    "VerifyReport": "export.verify.verify",
     "bench": "export.bench",
     "compress_": "compression.compress",
     "convert_": "conversion.convert",
-    "export_onnx": "export.onnx",
-    "load": "storage",
+    "export_onnx": "export.export_onnx",
+    "load": "pipeline.compressed_model",
     "load_batches": "sources.data",
     "load_model": "sources.models",
-    "load_profile": "storage",
-    "plan": "planning.plan",
-    "plan_from_json": "planning.plan",
-    "plan_to_json": "planning.plan",
-    "profile": "profiling.collect",
-    "save_compressed": "storage",
-    "save_profile": "storage",
+    "load_profile": "formats.profile_json",
+    "plan": "planning.planner",
+    "plan_from_json": "formats.plan_json",
+    "plan_to_json": "formats.plan_json",
+    "profile": "profiling.profiler",
+    "save_compressed": "pipeline.compressed_model",
+    "save_profile": "formats.profile_json",
     "select": "selection.rounds",
-    "set_aside": "profiling.set_aside",
+    "set_aside": "network.held_out_examples",
     "tune_": "tuning.tune",
-    "verify": "export.verify",
+    "verify": "export.verify.verify",
 }
 
 __all__ = [  # the names are served by __getattr__

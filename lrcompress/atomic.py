@@ -17,7 +17,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from lrcompress.errors import LrcompressError
-from lrcompress.wording import one_line
+from lrcompress.messages import one_line
 
 TEMPORARY_GLOB = ".*.part"
 SAFETENSORS_GLOB = ".tmp??????"  # safetensors writes there before it renames to our temporary name

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 VOCABULARY = 11
 

@@ -6,8 +6,8 @@ import torch
 
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import LayerMoments
-from lrcompress.profiling.joint import RunningJoint
-from lrcompress.profiling.running import FULL_MOMENT_LIMIT, RunningMoment
+from lrcompress.profiling.gauss_newton_factors import RunningJoint
+from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, RunningMoment
 
 
 def random_moments(

@@ -26,13 +26,16 @@ from torch import Tensor, nn
 
 from lrcompress import distributed
 from lrcompress.compression import compress
-from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+from lrcompress.compression.compress import CompressOptions, compress_
+from lrcompress.compression.report import CompressReport
 from lrcompress.errors import FitError
+from lrcompress.network.batches import Batch
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import Plan, plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.planning.plan import Plan
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.report import TuneReport
 from lrcompress.tuning.tune import tune_

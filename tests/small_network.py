@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 WIDTH, HIDDEN, BLOCKS = 24, 40, 3
 

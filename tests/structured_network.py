@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 WIDTH, HIDDEN = 128, 192
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 from lrcompress.errors import TuneError
 from lrcompress.structures import Blast, LowRank, Structure
 from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
-from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
+from lrcompress.tuning.adapters.adalora import BudgetedAdapter
 from lrcompress.tuning.adapters.on_factors import FactorAdapter
 from lrcompress.tuning.adapters.peft_access import read_update, wrap
-from lrcompress.tuning.adapters.sites import Site
+from lrcompress.tuning.adapters.targets import Site
 
 DOUBLE = torch.float64
 

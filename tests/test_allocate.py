@@ -12,11 +12,12 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from synthetic import layer, profile, random_profile, spec
 
 from lrcompress.layers import LayerSpec
-from lrcompress.planning.allocate import ALLOCATORS, Allocation, Problem
-from lrcompress.planning.core import solve_core
-from lrcompress.planning.curves import Choice, layer_choices
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.planning.problem import pose
+from lrcompress.planning.allocators import ALLOCATORS
+from lrcompress.planning.choices import Choice, layer_choices
+from lrcompress.planning.knapsack_core import solve_core
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.planning.problem import Allocation, Problem, pose
 from lrcompress.planning.relaxation import Table, lower_hull, relax
 from lrcompress.planning.scaled_stable_rank import iid_stable_rank
 from lrcompress.structures import Dense, LowRank

@@ -21,7 +21,7 @@ import lrcompress
 from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.layers import describe
-from lrcompress.profiling.unfused import UnnestedEncoder
+from lrcompress.network.unfused import UnnestedEncoder
 
 TESTS = Path(__file__).parent
 # float32 sums of a few dozen terms of order one, in another order
@@ -248,8 +248,8 @@ class _Self(nn.Module):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_it_exports_with_free_axes(tmp_path: Path, precision: str) -> None:
-    from lrcompress.export.onnx import ExportOptions
-    from lrcompress.export.verify import VerifyOptions
+    from lrcompress.export.export_onnx import ExportOptions
+    from lrcompress.export.verify.verify import VerifyOptions
 
     module, batch = build(), batches()[0]
     lrcompress.convert_(module, batch)
@@ -326,7 +326,7 @@ def test_a_tagger_is_compressed_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_here")
 def test_a_compressed_tagger_loads_with_its_conversions(tmp_path: Path) -> None:
-    from lrcompress.storage import save_compressed
+    from lrcompress.pipeline.compressed_model import save_compressed
 
     loaded, data = lrcompress.load_model("test_attention_conversion:build"), batches()
     original = copy.deepcopy(loaded.module)

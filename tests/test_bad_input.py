@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from lrcompress.pipeline import loading
+from lrcompress.pipeline.stages import load as loading
 from lrcompress_cli.main import main
 
 TESTS = Path(__file__).parent

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from lrcompress.errors import DataError, LrcompressError, ModelError, VerifyError
-from lrcompress.export.bench import BenchSettings, BenchTarget, bench
-from lrcompress.export.feeds import GraphInput, graph_inputs, id_limits, make_feed
+from lrcompress.export.bench import bench
+from lrcompress.export.bench_report import BenchSettings, BenchTarget
 from lrcompress.export.memory import peak_memory
 from lrcompress.export.placement import NodePlacement, PlacementReport, placement, try_provider
+from lrcompress.export.random_feeds import GraphInput, graph_inputs, id_limits, make_feed
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
 from lrcompress.export.timing import bound, latency_ratio, take_turns
 

@@ -17,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import FitError, PlanError
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.forms import forms_of, use_form_
-from lrcompress.export.onnx import ExportOptions, export_onnx
-from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
+from lrcompress.export.verify.result import BudgetFacts
+from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.layers import LayerSpec, describe, weight_matrix
 from lrcompress.metrics import METRICS, Whitening
 from lrcompress.metrics.root import root_of

@@ -131,15 +131,15 @@ def test_every_command_takes_json_quiet_and_traceback() -> None:
 
 
 def test_literal_choices_are_the_library_s_tables() -> None:
-    from lrcompress.export.onnx import OPSETS
+    from lrcompress.export.export_onnx import OPSETS
     from lrcompress.export.session import EXECUTION_PROVIDERS
     from lrcompress.metrics import METRICS
-    from lrcompress.planning.allocate import ALLOCATORS
-    from lrcompress.profiling.objective import OBJECTIVES
+    from lrcompress.network.objectives import OBJECTIVES
+    from lrcompress.planning.allocators import ALLOCATORS
     from lrcompress.structures import AUTO, STRUCTURES
-    from lrcompress_cli.options.exporting import OPSET_RANGE, PROVIDERS
-    from lrcompress_cli.options.measuring import OBJECTIVE_NAMES
-    from lrcompress_cli.options.planning import ALLOCATOR_NAMES, METRIC_NAMES
+    from lrcompress_cli.options.export import OPSET_RANGE, PROVIDERS
+    from lrcompress_cli.options.plan import ALLOCATOR_NAMES, METRIC_NAMES
+    from lrcompress_cli.options.profile import OBJECTIVE_NAMES
     from lrcompress_cli.options.structures import AUTO_NAMES, STRUCTURE_NAMES
 
     assert set(METRIC_NAMES) == set(METRICS)
@@ -570,8 +570,8 @@ def test_long_layer_names_stay_on_one_line(finished: Path, columns: int) -> None
 
     from rich.console import Console
 
-    from lrcompress.planning.plan import plan
-    from lrcompress.storage import load_profile
+    from lrcompress.formats.profile_json import load_profile
+    from lrcompress.planning.planner import plan
     from lrcompress_cli.tables.plan import PlanTable
     from lrcompress_cli.tables.profile import ProfileTable
 

@@ -19,19 +19,25 @@ from torch import Tensor, nn
 
 from lrcompress.compression import fit
 from lrcompress.compression.checkpoint import FolderStore
-from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
-from lrcompress.compression.inputs import Inputs, PairedInputs, layer_calls
+from lrcompress.compression.compress import CompressOptions, compress_
+from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.compression.report import CompressReport
 from lrcompress.compression.sweep import sweep
 from lrcompress.errors import FitError, ModelError, PlanError
+from lrcompress.formats.plan_json import plan_from_json, plan_to_json
+from lrcompress.formats.run_json import ModelReference
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
-from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.network.batches import Batch
+from lrcompress.pipeline.compressed_model import load, save_compressed
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
-from lrcompress.sources.reference import LoadedModel, ModelReference
-from lrcompress.storage import load, save_compressed
+from lrcompress.profiling.profiler import profile
+from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.structures import Dense, Factors, LowRank, Structure
 
 # Without the refit every claim about the plan's own fit is exact.

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrizations
 import lrcompress
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.conversion.convert import replay_
-from lrcompress.conversion.wrapped import PaddedConv, ScaledLayer
+from lrcompress.conversion.wrapped_layer import PaddedConv, ScaledLayer
 from lrcompress.errors import ModelError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.layers import describe
@@ -208,7 +208,7 @@ def test_a_scaled_embedding_stays_tied_to_its_head() -> None:
 
 
 def test_padding_by_size_is_exported_with_free_sizes(tmp_path: Path) -> None:
-    from lrcompress.export.onnx import ExportOptions
+    from lrcompress.export.export_onnx import ExportOptions
 
     module = wrapped(DynamicSame(4, 6, 5, stride=3))
     lrcompress.convert_(module, {"input": IMAGE})
@@ -455,7 +455,7 @@ def _here() -> Iterator[None]:
 def test_a_run_converts_exports_and_loads_again(tmp_path: Path) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, is_made_from, run
     from lrcompress.pipeline.options import TuneRequest, TuneRunOptions
-    from lrcompress.pipeline.retuning import run_tune
+    from lrcompress.pipeline.run_tune import run_tune
     from lrcompress.planning.budget import Budget
     from lrcompress.tuning.options import TuneOptions
 
@@ -517,7 +517,7 @@ def sequences() -> list[dict[str, Tensor]]:
 def test_what_share_stays_and_why_is_said_everywhere(tmp_path: Path) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, run_profile
     from lrcompress.planning.budget import Budget
-    from lrcompress_cli.records import compress_record, profile_record
+    from lrcompress_cli.json_output import compress_record, profile_record
 
     source = SourceOptions("test_conversion:build_recurrent", data="test_conversion:sequences")
     profiled = run_profile(source, FolderOptions(tmp_path / "profile"))

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lrcompress.formats.curves_json import CurveFolder
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.profiling import layer as profiling_layer
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.explore import Curves, structure_curves
+from lrcompress.profiling import layer_profile as profiling_layer
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
-from lrcompress.storage import CurveFolder
+from lrcompress.profiling.profiler import profile
+from lrcompress.profiling.structure_curves import Curves, structure_curves
 
 OPTIONS = ProfileOptions(structures=("low_rank", "blast", "monarch"))
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrcompress.errors import ExportError
+from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
 from lrcompress.export.forward import named_outputs
-from lrcompress.export.kernels import missing_kernels
-from lrcompress.export.onnx import ExportOptions, ExportReport, export_onnx
-from lrcompress.export.parity import tolerance
 from lrcompress.export.session import open_session
+from lrcompress.export.verify.parity import tolerance
+from lrcompress.graph.kernels import missing_kernels
 from lrcompress.layers import describe, replace_, weight_matrix
 from lrcompress.metrics import Whitening
 from lrcompress.structures import LowRank

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lrcompress.profiling import judge
-from lrcompress.profiling.judge import judge_by
-from lrcompress.profiling.readout import choose_readout
+from lrcompress.network import held_out_divergence as judge
+from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.readout import choose_readout
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(10_000, range(9)), (30, [1, 4, 7]), (1, [4])])

@@ -27,7 +27,7 @@ from benchmarks.make_kernel_table import (
     merged,
 )
 from lrcompress.errors import ModelError
-from lrcompress.export.kernels import kernel_table, missing_kernels, parse_table
+from lrcompress.graph.kernels import kernel_table, missing_kernels, parse_table
 
 SAMPLE_DOCUMENT = """
 # Kernels

@@ -16,10 +16,11 @@ from lrcompress.errors import DataError, ExportError
 from lrcompress.export import calibrate
 from lrcompress.export.calibrate import CalibrationSettings, calibrate_latency
 from lrcompress.export.forms import FormChoice, choose_forms_, forms_of, use_form_
-from lrcompress.export.timeable import linear_layer, not_timed, structures_to_time
+from lrcompress.export.latency_grid import linear_layer, not_timed, structures_to_time
+from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.metrics import Whitening
-from lrcompress.planning.curves import layer_choices
+from lrcompress.planning.choices import layer_choices
 from lrcompress.planning.latency import (
     Latencies,
     LatencyTable,
@@ -29,9 +30,11 @@ from lrcompress.planning.latency import (
     table_from_json,
     table_to_json,
 )
-from lrcompress.planning.plan import PlanOptions, plan, plan_from_json, plan_to_json
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.structures import STRUCTURES, Blast, Dense, LowRank
 from lrcompress_cli.main import main
 

@@ -16,8 +16,9 @@ from lrcompress.errors import DataError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import METRICS, LayerMoments, Sensitivity
 from lrcompress.metrics.root import RELATIVE_FLOOR, root_of
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.objective import OBJECTIVES
+from lrcompress.network.objectives import OBJECTIVES
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 
 # Eigenvalues below RELATIVE_FLOOR of the largest are dropped from a moment: that is its own
 # rounding, and all that two exact computations may differ by, relative to the moment.

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.metrics import MomentStore
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.noise import token_noise
+from lrcompress.network.batches import Batch
+from lrcompress.network.token_noise import token_noise
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 
 VOCABULARY, BEGIN, END, PADDING = 3000, 1, 2, 0
 SEEN = 50  # words that the calibration uses

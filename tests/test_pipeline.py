@@ -33,7 +33,7 @@ from lrcompress.pipeline import (
     run,
     run_profile,
 )
-from lrcompress.pipeline import folder as folders
+from lrcompress.pipeline import run_folder as folders
 from lrcompress.pipeline.lock import LOCK_NAME, locked
 from lrcompress.planning.budget import Budget
 
@@ -465,8 +465,8 @@ def test_a_profile_handed_in_without_moments_is_refused(slim: Path, tmp_path: Pa
 
 
 def test_moments_of_a_failed_run_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lrcompress.export.verify import BudgetFacts
-    from lrcompress.pipeline import exporting
+    from lrcompress.export.verify.result import BudgetFacts
+    from lrcompress.pipeline.stages import export as exporting
 
     monkeypatch.setattr(exporting, "budget_facts", lambda _: BudgetFacts(params=1))
     result = run(options(tmp_path / "out", drop_moments=True))
@@ -541,7 +541,7 @@ def test_a_preview_reads_the_profile_that_is_there(
     def never(*_: object) -> None:
         raise AssertionError("profiled again")
 
-    monkeypatch.setattr("lrcompress.pipeline.verbs.profile", never)
+    monkeypatch.setattr("lrcompress.pipeline.run.profile", never)
     before = digests(unbroken[0])
     assert preview(options(unbroken[0], "80%")).plan.params > unbroken[1].plan.params
     assert digests(unbroken[0]) == before

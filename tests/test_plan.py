@@ -16,10 +16,11 @@ from synthetic import layer, profile, random_profile, spec
 
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.layers import LeftAlone
-from lrcompress.planning.allocate import ALLOCATORS
+from lrcompress.planning.allocators import ALLOCATORS
 from lrcompress.planning.budget import UNITS, Budget
-from lrcompress.planning.curves import layer_choices
-from lrcompress.planning.plan import PlanOptions, plan
+from lrcompress.planning.choices import layer_choices
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.structures import Dense, LowRank
 

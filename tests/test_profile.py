@@ -18,16 +18,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from lrcompress.errors import DataError, ModelError
 from lrcompress.layers import output_rows, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments
-from lrcompress.profiling import unseen
-from lrcompress.profiling.batches import Batch, token_count
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.finish import nearest_kronecker
-from lrcompress.profiling.joint import RunningJoint
-from lrcompress.profiling.objective import OBJECTIVES
-from lrcompress.profiling.objectives import smoothing
+from lrcompress.network.batches import Batch, token_count
+from lrcompress.network.objectives import OBJECTIVES, smoothing
+from lrcompress.network.readout import choose_readout
+from lrcompress.profiling import unseen_classes as unseen
+from lrcompress.profiling.gauss_newton_factors import RunningJoint
+from lrcompress.profiling.layer_moments import nearest_kronecker
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import SMALLEST_CORRECTION, Profile
-from lrcompress.profiling.readout import choose_readout
-from lrcompress.profiling.symmetric import SymmetricSum
+from lrcompress.profiling.profiler import profile
+from lrcompress.profiling.second_moment import SymmetricSum
 from lrcompress.profiling.trials import (
     AFFORDABLE_FLOPS,
     EXAMPLES,

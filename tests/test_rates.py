@@ -9,9 +9,9 @@ from typing import Any, cast
 import pytest
 
 from lrcompress.progress import SILENT
-from lrcompress.tuning import rates
-from lrcompress.tuning.course import Course
-from lrcompress.tuning.rates import RATES, chosen_rate, trial_length
+from lrcompress.tuning import lr_search as rates
+from lrcompress.tuning.lr_search import RATES, chosen_rate, trial_length
+from lrcompress.tuning.training_setup import Course
 
 START = 1.0
 

@@ -16,17 +16,17 @@ from torch.nn import functional
 
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.errors import DataError
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.evidence import find_readout
-from lrcompress.profiling.objective import OBJECTIVES
-from lrcompress.profiling.objectives import smoothing
-from lrcompress.profiling.objectives.weighted_sum import Part, WeightedSum, packed
+from lrcompress.formats.profile_json import load_profile, save_profile
+from lrcompress.network.batches import Batch
+from lrcompress.network.objectives import OBJECTIVES, smoothing
+from lrcompress.network.objectives.weighted_sum import Part, WeightedSum, packed
+from lrcompress.network.readout import Readout, choose_readout
+from lrcompress.network.readout_search import find_readout
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
-from lrcompress.profiling.readout import Readout, choose_readout
-from lrcompress.storage import load_profile, save_profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.tune import tune_
 

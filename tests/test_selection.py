@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.judge import judge_by
+from lrcompress.network.batches import Batch
+from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.readout import Readout, choose_readout
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.readout import Readout, choose_readout
+from lrcompress.profiling.profiler import profile
 from lrcompress.selection.rounds import Selection, corrected, select
 from lrcompress.selection.store import plan_digest
 from lrcompress.selection.trial_network import TrialNetwork

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lrcompress.profiling.batches import Batch, batch_size, spread_examples
-from lrcompress.profiling.set_aside import FEWEST_EXAMPLES, set_aside
+from lrcompress.network.batches import Batch, batch_size, spread_examples
+from lrcompress.network.held_out_examples import FEWEST_EXAMPLES, set_aside
 
 
 def numbered(sizes: list[int]) -> list[Batch]:

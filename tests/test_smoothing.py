@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrcompress.profiling.objective import OBJECTIVES
-from lrcompress.profiling.objectives import smoothing
-from lrcompress.profiling.objectives.smoothing import sigmoid_probe, softmax_probe
+from lrcompress.network.objectives import OBJECTIVES, smoothing
+from lrcompress.network.objectives.smoothing import sigmoid_probe, softmax_probe
 
 DRAWS = 40_000
 CERTAIN = torch.tensor([12.0, 0.0, -3.0, 1.0])

@@ -20,16 +20,14 @@ from tiny_models import edit_json
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError, LrcompressError, ModelError
+from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.layers import describe
-from lrcompress.sources.data import (
-    DataOptions,
-    example_batch,
-    fingerprint_batches,
-    load_batches,
-    load_data,
-)
-from lrcompress.sources.models import LoadedModel, load_model, rebuild_empty
-from lrcompress.sources.options import BATCH_TOKENS
+from lrcompress.sources.architecture import rebuild_empty
+from lrcompress.sources.data import load_batches, load_data
+from lrcompress.sources.example import example_batch
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.models import load_model
+from lrcompress.sources.options import BATCH_TOKENS, DataOptions
 
 KINDS = tuple(tiny_models.MODELS)
 # Two ways to add the same float32 numbers: a few units in the last place of activations near 1
@@ -924,7 +922,7 @@ def test_a_warning_about_the_text_reaches_the_report(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from lrcompress.pipeline import FolderOptions, SourceOptions, run_profile
-    from lrcompress_cli.records import profile_record
+    from lrcompress_cli.json_output import profile_record
 
     path = tmp_path / "texts.txt"
     path.write_text("der Hund lief weit\nthe dog saw one Katze\n")

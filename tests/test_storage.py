@@ -26,27 +26,23 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lrcompress.atomic import write_atomically
 from lrcompress.compression.replace import install_
 from lrcompress.errors import DataError, LrcompressError, ModelError, PlanError
+from lrcompress.export.pt2 import save_pt2
+from lrcompress.fingerprint import model_fingerprint
+from lrcompress.formats.moments import DiskMoments, MomentsWriter
+from lrcompress.formats.profile_json import load_profile, save_profile
+from lrcompress.formats.run_json import read_record
 from lrcompress.layers import LayerSpec, LeftAlone, describe, weight_matrix
 from lrcompress.metrics import LayerMoments, MomentStore, Sensitivity, Whitening
-from lrcompress.planning.plan import plan
+from lrcompress.pipeline.compressed_model import load, save_compressed
+from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import CurvePoint, LayerProfile, Profile
 from lrcompress.profiling.spectrum import measure
-from lrcompress.sources.data import example_batch
-from lrcompress.sources.models import LoadedModel, load_model
-from lrcompress.sources.run_record import read_record
-from lrcompress.storage import (
-    DiskMoments,
-    MomentsWriter,
-    load,
-    load_profile,
-    model_fingerprint,
-    save_compressed,
-    save_profile,
-    save_pt2,
-    write_atomically,
-)
+from lrcompress.sources.example import example_batch
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.models import load_model
 from lrcompress.structures import (
     Blast,
     BlockDiagonal,

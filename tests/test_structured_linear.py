@@ -17,8 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import FitError
-from lrcompress.export.onnx import export_onnx
-from lrcompress.export.verify import VerifyOptions, verify
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.layers import LayerSpec, describe, weight_matrix
 from lrcompress.metrics import METRICS, Whitening
 from lrcompress.structures import (

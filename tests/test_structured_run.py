@@ -18,8 +18,8 @@ from lrcompress.compression.compress import CompressOptions
 from lrcompress.pipeline import FolderOptions, RunOptions, RunResult, SourceOptions, run
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_to_json
-from lrcompress.planning.plan import PlanOptions
-from lrcompress.profiling.collect import ProfileOptions
+from lrcompress.planning.options import PlanOptions
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.structures import (
     Blast,
     BlockDiagonal,

@@ -7,12 +7,12 @@ import small_network
 import torch
 
 from lrcompress.compression.compress import compress_
+from lrcompress.compression.doubts import doubts, remarks
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
-from lrcompress.compression.trust import doubts, remarks
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.collect import profile
+from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 
 
 @pytest.fixture(scope="module")

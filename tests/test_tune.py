@@ -18,20 +18,20 @@ from torch import Tensor, nn
 import lrcompress
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.errors import DataError, TuneError
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.batches import Batch, batch_size
-from lrcompress.profiling.collect import profile
-from lrcompress.profiling.judge import judge_by
-from lrcompress.profiling.passes import call
-from lrcompress.profiling.readout import choose_readout
+from lrcompress.network.batches import Batch, batch_size
+from lrcompress.network.call import call
+from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.readout import choose_readout
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.profiler import profile
+from lrcompress.tuning.build_setup import asking_only, parameters_of, prepared
 from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
-from lrcompress.tuning.course import accumulate_, draws, factor
 from lrcompress.tuning.features import hidden_difference, hidden_points, watching
-from lrcompress.tuning.heldout import replaced_layers, split
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import Scope, TuneOptions
-from lrcompress.tuning.preparing import asking_only, parameters_of, prepared
 from lrcompress.tuning.regularisers import REGULARISERS
+from lrcompress.tuning.split import replaced_layers, split
+from lrcompress.tuning.training_setup import accumulate_, draws, factor
 from lrcompress.tuning.tune import tune_
 
 SHORT = TuneOptions(steps=40, learning_rate=3e-3)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 import lrcompress
 from lrcompress.errors import DataError, LrcompressError, TuneError
+from lrcompress.network.batches import Batch
+from lrcompress.network.call import call
 from lrcompress.pipeline import (
     FolderOptions,
     RunOptions,
@@ -33,14 +35,12 @@ from lrcompress.pipeline import (
     run_tune,
 )
 from lrcompress.planning.budget import Budget
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.passes import call
 from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.losses import TUNING_OBJECTIVES
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import TuneOptions
 from lrcompress_cli import main
-from lrcompress_cli.options.tuning import (
+from lrcompress_cli.options.tune import (
     ADAPTER_NAMES,
     OPTIMISER_NAMES,
     REGULARISER_NAMES,
@@ -282,7 +282,7 @@ def test_a_stop_between_the_weights_and_the_books_is_resumed_to_the_same_bits(
     *,
     whole: bool,
 ) -> None:
-    from lrcompress.pipeline.folder import RunFolder
+    from lrcompress.pipeline.run_folder import RunFolder
 
     output = copied(plain, tmp_path / "moved")
     finish = RunFolder.finish
@@ -311,7 +311,7 @@ def test_a_stop_between_the_weights_and_their_record_is_resumed_to_the_same_bits
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lrcompress.storage import models
+    from lrcompress.pipeline import compressed_model as models
 
     output = copied(plain, tmp_path / "moved")
     done = iter(range(writes))

@@ -16,17 +16,17 @@ from torch.nn import functional
 
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.errors import DataError, TuneError
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.batches import Batch, batch_size
-from lrcompress.profiling.collect import profile
-from lrcompress.profiling.passes import call
-from lrcompress.profiling.readout import choose_readout
-from lrcompress.tuning.heldout import replaced_layers, split
+from lrcompress.network.batches import Batch, batch_size
+from lrcompress.network.call import call
+from lrcompress.network.readout import choose_readout
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.profiler import profile
+from lrcompress.tuning.build_setup import held_out_loss
 from lrcompress.tuning.losses import TUNING_OBJECTIVES, Setting, TuningObjective
 from lrcompress.tuning.losses.mae import masked
 from lrcompress.tuning.losses.mlm import MaskedTokens
 from lrcompress.tuning.options import TuneOptions
-from lrcompress.tuning.preparing import held_out_loss
+from lrcompress.tuning.split import replaced_layers, split
 from lrcompress.tuning.tune import tune_
 
 FP32 = 1e-5  # a few products of width ten in float32

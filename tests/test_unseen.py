@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lrcompress.compression.compress import compress_
 from lrcompress.layers import weight_matrix
 from lrcompress.metrics import LayerMoments, Sensitivity
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling import unseen
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import profile
-from lrcompress.profiling.objectives.permutation import permuted
-from lrcompress.profiling.readout import choose_readout
-from lrcompress.profiling.unseen import SHARE, unseen_classes, with_weight_prior
+from lrcompress.network.batches import Batch
+from lrcompress.network.objectives.permutation import permuted
+from lrcompress.network.readout import choose_readout
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling import unseen_classes as unseen
+from lrcompress.profiling.profiler import profile
+from lrcompress.profiling.unseen_classes import SHARE, unseen_classes, with_weight_prior
 
 CLASSES, WIDTH, DIRECTIONS = 24, 32, 10
 

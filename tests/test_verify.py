@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import ModelError, VerifyError
-from lrcompress.export.draws import Case, cases, draw
-from lrcompress.export.onnx import ExportOptions, export_onnx
-from lrcompress.export.verify import BudgetFacts, VerifyOptions, VerifyReport, verify
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.parity_inputs import Case, cases, draw
+from lrcompress.export.verify.result import BudgetFacts
+from lrcompress.export.verify.verify import VerifyOptions, VerifyReport, verify
 from lrcompress.layers import describe, replace_, weight_matrix
 from lrcompress.metrics import Whitening
 from lrcompress.structures import LowRank

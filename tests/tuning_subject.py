@@ -7,7 +7,7 @@ from networks import feature_batches
 from small_network import WIDTH, SmallNetwork
 from torch import nn
 
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 
 def build() -> nn.Module:

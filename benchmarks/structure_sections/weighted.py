@@ -24,10 +24,11 @@ from benchmarks.structure_sections.trained import TRAINED
 from benchmarks.subjects import TEXTS
 from lrcompress.layers import LayerSpec, describe, input_rows, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.layer import shrinkage_for
-from lrcompress.sources.data import DataOptions, load_batches
+from lrcompress.network.batches import Batch
+from lrcompress.profiling.layer_profile import shrinkage_for
+from lrcompress.sources.data import load_batches
 from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
 from lrcompress.structures import LowRank, Structure
 from lrcompress.structures.blast import Blast
 from sample_models.minilm import prepare

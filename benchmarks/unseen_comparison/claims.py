@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from benchmarks.unseen_comparison.row import DEFAULT, SINGLE, Row
-from lrcompress.compression.trust import NEGLIGIBLE
+from lrcompress.compression.doubts import NEGLIGIBLE
 from lrcompress_cli.exit_codes import ExitCode
 
 TOLERANCE = 0.02  # of the dense metric, below the best single metric

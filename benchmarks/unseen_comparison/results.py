@@ -12,7 +12,7 @@ from benchmarks.unseen_comparison.claims import judge
 from benchmarks.unseen_comparison.row import METHODS, Case, Row
 from benchmarks.unseen_networks import NETWORKS, Network
 from lrcompress.errors import DataError
-from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.json_dataclasses import from_json, parse_object, to_json
 
 
 @dataclass(eq=False)

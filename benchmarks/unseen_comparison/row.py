@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.unseen_comparison.outcome import Outcome
 from benchmarks.unseen_networks.score import Score
+from lrcompress.compression.doubts import SET_ASIDE
 from lrcompress.metrics import METRICS
-from lrcompress.pipeline.compressing import SET_ASIDE
 
 DEFAULT = "default"  # no --metric
 SINGLE = ("plain", "input-weighted", "diagonal", "two-sided")  # --metric NAME

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from benchmarks.unseen_networks.cache import cached_arrays, cached_folder, wheel_folder
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import IGNORED, Score, classified
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 PACKAGE = "rxnmapper==0.4.3"
 FOLDER = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"

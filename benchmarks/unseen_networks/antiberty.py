@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from benchmarks.unseen_networks.cache import CACHE, cached_arrays
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import IGNORED, Score, classified, portions
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 from sample_models.antiberty import prepare
 from sample_models.germlines import germline_sequences
 

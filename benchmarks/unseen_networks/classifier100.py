@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import Score, classified, portions
 from benchmarks.unseen_networks.training import trained_weights
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 CLASSES, SIDE = 100, 24
 KNOWN_CLASSES, KNOWN_EXAMPLES = 20, 50

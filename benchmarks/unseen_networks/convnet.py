@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import Score, classified, portions
 from benchmarks.unseen_networks.training import trained_weights
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 from sample_models.fashion_mnist import test_set, training_set
 
 IMAGES, CALIBRATION, TESTED = 10_000, 160, 4000

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import Score, logits_of
 from benchmarks.unseen_networks.training import trained_weights
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 DIGITS, WIDTH = 5, 48  # of a string, of its image
 COLUMNS, BLANK = 24, 10

@@ -9,9 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.unseen_networks.score import Score
-from lrcompress.profiling.batches import Batches
-from lrcompress.sources.data import DataOptions, load_batches
+from lrcompress.network.batches import Batches
+from lrcompress.sources.data import load_batches
 from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 IGNORED = -100  # a position that has no right answer
 

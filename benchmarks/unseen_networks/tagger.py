@@ -18,7 +18,7 @@ from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import IGNORED, Score, classified, portions
 from benchmarks.unseen_networks.sounds import SOUNDS, sounds
 from benchmarks.unseen_networks.training import trained_weights
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 from sample_models.packages import system_file
 from sample_models.text import WORDNET
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.unseen_networks.cache import CACHE
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 from sample_models.weights import save_weights
 
 log = logging.getLogger(__name__)

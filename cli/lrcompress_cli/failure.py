@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from lrcompress.errors import LrcompressError
-from lrcompress.wording import one_line, printable, printable_lines
+from lrcompress.messages import one_line, printable, printable_lines
 from lrcompress_cli.exit_codes import ExitCode, is_out_of_memory, of_error
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

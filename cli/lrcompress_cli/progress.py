@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lrcompress.wording import printable
+from lrcompress.messages import printable
 
 PATIENCE_SECONDS = 1.0
 

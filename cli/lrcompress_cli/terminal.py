@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from lrcompress.wording import printable, printable_lines
+from lrcompress.messages import printable, printable_lines
 from lrcompress_cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:

@@ -14,20 +14,20 @@ from lrcompress.compression.checkpoint import FactorStore, NoStore
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Measured, measure_both
 from lrcompress.compression.refit import Target
-from lrcompress.compression.refitting import PreparedRefit, prepare_refit, refit_
+from lrcompress.compression.refit_data import PreparedRefit, prepare_refit, refit_
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.distributed import alike, failing_together, in_turns, is_main
 from lrcompress.errors import FitError, PlanError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import METRICS
+from lrcompress.network.batches import Batches
+from lrcompress.network.identity import identify, what_differs
+from lrcompress.network.unfused import runs_unfused
 from lrcompress.planning.plan import Plan, PlannedLayer
-from lrcompress.profiling.batches import Batches
-from lrcompress.profiling.identity import identify, what_differs
-from lrcompress.profiling.layerwise import layer_cost
+from lrcompress.profiling.layer_work import layer_cost
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.profile_readout import profile_readout
-from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.distributed import in_turns
 from lrcompress.errors import FitError
-from lrcompress.profiling.batches import Batch, Batches
-from lrcompress.profiling.judge import Judge
-from lrcompress.profiling.passes import call, frozen
-from lrcompress.profiling.readout import Readout
+from lrcompress.network.batches import Batch, Batches
+from lrcompress.network.call import call, frozen
+from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.readout import Readout
 from lrcompress.progress import Progress, Step
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
-from lrcompress.compression.inputs import Inputs, PairedInputs, layer_calls
+from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
 from lrcompress.compression.replace import (
     Replacement,
     show_originals_,
@@ -28,8 +28,8 @@ from lrcompress.compression.replace import (
 )
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
-from lrcompress.profiling.batches import Batches, batch_size
-from lrcompress.profiling.judge import Judge
+from lrcompress.network.batches import Batches, batch_size
+from lrcompress.network.held_out_divergence import Judge
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
 from lrcompress.structures import Factors, Structure

@@ -10,9 +10,9 @@ from torch import nn
 from lrcompress.compression.fit import fit_layer
 from lrcompress.compression.replace import Replacement, install_, show_originals_
 from lrcompress.errors import PlanError
+from lrcompress.network.batches import Batches
+from lrcompress.network.held_out_divergence import judge_by
 from lrcompress.planning.plan import Plan
-from lrcompress.profiling.batches import Batches
-from lrcompress.profiling.judge import judge_by
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress

@@ -19,9 +19,9 @@ from lrcompress.conversion.conversion import (
     converted_from,
     remember_,
 )
+from lrcompress.conversion.functional_use import used_layer
 from lrcompress.conversion.observation import Call, Observation, observe
 from lrcompress.conversion.standard import Found, build, standard_layer
-from lrcompress.conversion.used import used_layer
 from lrcompress.errors import ModelError
 from lrcompress.fingerprint import model_fingerprint
 from lrcompress.layers import (
@@ -33,17 +33,12 @@ from lrcompress.layers import (
     replace_,
     share_hooks_,
 )
-from lrcompress.profiling.agreement import WHOLE_NETWORK, agree, output
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.passes import call
-from lrcompress.profiling.replaceable import few_examples, reasons_to_stay
-from lrcompress.profiling.unfused import (
-    nests_tensors,
-    runs_unfused,
-    with_nesting_,
-    without_nesting_,
-)
-from lrcompress.profiling.weight_use import WeightUse
+from lrcompress.network.agreement import WHOLE_NETWORK, agree, output
+from lrcompress.network.batches import Batch
+from lrcompress.network.call import call
+from lrcompress.network.unfused import nests_tensors, runs_unfused, with_nesting_, without_nesting_
+from lrcompress.network.weight_use import WeightUse
+from lrcompress.profiling.replaceable_layers import few_examples, reasons_to_stay
 
 log = logging.getLogger(__name__)
 

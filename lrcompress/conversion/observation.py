@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lrcompress.profiling.weight_use import WeightUse, note_returned, watch_weights
+from lrcompress.network.weight_use import WeightUse, note_returned, watch_weights
 
 CALLS_KEPT = 4  # of each layer
 

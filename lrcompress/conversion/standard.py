@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from lrcompress.conversion.conversion import Conversion
 from lrcompress.conversion.observation import Call, Product, products_of
-from lrcompress.conversion.wrapped import PaddedConv, ScaledLayer, same_padding
+from lrcompress.conversion.wrapped_layer import PaddedConv, ScaledLayer, same_padding
 from lrcompress.errors import ModelError
-from lrcompress.profiling.agreement import agree, output
+from lrcompress.network.agreement import agree, output
 
 OTHER_SIZES = (-1, -2, 1, 2, 3)  # beside the size of the example: all remainders of small strides
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lrcompress.records import to_json
+from lrcompress.json_dataclasses import to_json
 
 Status = Literal["ok", "warn", "fail"]
 

@@ -20,7 +20,7 @@ from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes
 from lrcompress.export.axis_probe import Axis, Probe, unchanged_buffers
 from lrcompress.export.axis_range import find_range
 from lrcompress.export.graph_axes import AS_ASKED, GraphAxes, NamedAxes, is_length, notes_on
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 _LARGEST_TABLE = 4096  # rows of a table of positions that lengths are tried up to
 _TABLES_TRIED = 6

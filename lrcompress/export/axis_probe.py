@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
-from lrcompress.export.draws import redrawn
 from lrcompress.export.forward import NamedForward
+from lrcompress.export.parity_inputs import redrawn
 from lrcompress.export.precision import cast_copy
 from lrcompress.export.tracing import quiet
-from lrcompress.profiling.batches import Batch, batch_size
-from lrcompress.wording import one_line
+from lrcompress.messages import one_line
+from lrcompress.network.batches import Batch, batch_size
 
 Axis = tuple[str, int]  # input, index
 Outputs = Mapping[str, Tensor]

@@ -24,7 +24,8 @@ from lrcompress.export.bench_report import (
     Ratio,
 )
 from lrcompress.export.bench_sizes import TimedGraph, cells_to_time, file_axes
-from lrcompress.export.feeds import (
+from lrcompress.export.memory import PeakMemory, peak_memory
+from lrcompress.export.random_feeds import (
     Feed,
     GraphInput,
     InputMaker,
@@ -32,7 +33,6 @@ from lrcompress.export.feeds import (
     id_limits,
     make_feed,
 )
-from lrcompress.export.memory import PeakMemory, peak_memory
 from lrcompress.export.session import (
     EXECUTION_PROVIDERS,
     ProviderName,
@@ -42,7 +42,7 @@ from lrcompress.export.session import (
     open_session,
 )
 from lrcompress.export.timing import latency_ratio, take_turns, timed_call
-from lrcompress.machine import processor_name
+from lrcompress.hardware import processor_name
 from lrcompress.progress import SILENT, Progress
 
 __all__ = ["BenchReport", "BenchSettings", "BenchTarget", "bench", "device_name"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.export.session import ProviderName
-from lrcompress.records import to_json
+from lrcompress.json_dataclasses import to_json
 
 SCHEMA_VERSION = 1
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from lrcompress.errors import DataError
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis, known_axes
 from lrcompress.export.bench_report import BenchSettings
-from lrcompress.export.feeds import GraphInput, has_free_length
-from lrcompress.wording import label
+from lrcompress.export.random_feeds import GraphInput, has_free_length
+from lrcompress.messages import label
 
 Cell = tuple[int, int | None]  # batch, length
 

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
-from lrcompress.export.bench import BenchSettings, BenchTarget, bench
+from lrcompress.export.bench import bench
+from lrcompress.export.bench_report import BenchSettings, BenchTarget
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.forms import forms_of, use_form_
-from lrcompress.export.onnx import ExportOptions, export_onnx
-from lrcompress.export.session import ProviderName
-from lrcompress.export.timeable import (
+from lrcompress.export.latency_grid import (
     Shape,
     linear_layer,
     refuse_unmeasurable,
     structures_to_time,
 )
+from lrcompress.export.session import ProviderName
 from lrcompress.layers import LayerSpec
 from lrcompress.planning.latency import LatencyTable, Measurement
 from lrcompress.progress import SILENT, Progress

@@ -14,7 +14,7 @@ from torch import nn
 
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis
 from lrcompress.export.graph_axes import GraphAxes
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 _SIZES = (7, 11, 13, 5, 17, 19, 23, 3, 29, 31, 37, 41)
 _BATCHES = (2, 3, 5, 4, 6)

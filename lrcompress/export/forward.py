@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 CACHES = ("past_key_values", "mems")  # state of a decoder between calls; the graph has none
 

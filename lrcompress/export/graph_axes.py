@@ -9,7 +9,7 @@ from lrcompress.export.axis_groups import AxisGroup
 from lrcompress.export.axis_metadata import KnownAxis
 from lrcompress.export.axis_probe import Axis
 from lrcompress.export.axis_range import AxisRange
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 AS_ASKED = "as asked"  # why an axis is fixed that the network takes in other sizes
 

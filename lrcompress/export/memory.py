@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lrcompress.errors import VerifyError
-from lrcompress.export.feeds import Feed
+from lrcompress.export.random_feeds import Feed
 from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName
 from lrcompress.scratch import scratch_folder
 

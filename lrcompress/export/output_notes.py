@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lrcompress.export.forward import CACHES, named_outputs, parts_of
 from lrcompress.export.tracing import quiet
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.passes import call
-from lrcompress.wording import listed
+from lrcompress.messages import listed
+from lrcompress.network.batches import Batch
+from lrcompress.network.call import call
 
 
 def output_notes(module: nn.Module, batch: Batch) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from lrcompress.export.session import (
     Session,
     open_session,
 )
-from lrcompress.export.typed_graph import TypedNode, typed_nodes
+from lrcompress.graph.typed_graph import TypedNode, typed_nodes
 from lrcompress.scratch import scratch_folder
 
 # ONNX Runtime reads these from a tensor's shape, never from its values: the CPU is their place.

@@ -18,9 +18,9 @@ from typing import Any, Literal, Protocol
 from numpy.typing import NDArray
 
 from lrcompress.errors import ModelError, VerifyError
+from lrcompress.messages import label, one_line
+from lrcompress.paths import stays_inside
 from lrcompress.scratch import require_room
-from lrcompress.sources.paths import stays_inside
-from lrcompress.wording import label, one_line
 
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 

@@ -22,7 +22,7 @@ from lrcompress.export.forward import NamedForward, check_arguments
 from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.precision import cast_copy
 from lrcompress.export.tracing import check_trace
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 Result = TypeVar("Result")
 

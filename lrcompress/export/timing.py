@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lrcompress.errors import VerifyError
-from lrcompress.export.feeds import Feed
+from lrcompress.export.random_feeds import Feed
 from lrcompress.export.session import ProviderName, Session
-from lrcompress.wording import one_line
+from lrcompress.messages import one_line
 
 _RESAMPLES = 1000
 

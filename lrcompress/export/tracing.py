@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from lrcompress.errors import ExportError
-from lrcompress.export.attribute_names import any_attribute_name
 from lrcompress.export.axis_metadata import Axes
 from lrcompress.export.forward import NamedForward
-from lrcompress.profiling.batches import Batch
+from lrcompress.graph.attribute_names import any_attribute_name
+from lrcompress.network.batches import Batch
 from lrcompress.scratch import require_temporary_folder
 
 _LOGGERS = ("torch", "onnxscript", "onnx_ir", "onnx_diagnostic", "transformers")

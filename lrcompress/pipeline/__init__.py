@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from lrcompress.pipeline.exporting import budget_facts
-from lrcompress.pipeline.measuring import find_profile
 from lrcompress.pipeline.options import (
     FolderOptions,
     Preview,
@@ -14,10 +12,12 @@ from lrcompress.pipeline.options import (
     TuneRequest,
     TuneRunOptions,
 )
-from lrcompress.pipeline.recording import is_made_from, record_latency
-from lrcompress.pipeline.reporting import REPORT_HTML, REPORT_JSON
-from lrcompress.pipeline.retuning import run_tune
-from lrcompress.pipeline.verbs import preview, promised_budget, run, run_profile
+from lrcompress.pipeline.record_latency import is_made_from, record_latency
+from lrcompress.pipeline.run import preview, promised_budget, run, run_profile
+from lrcompress.pipeline.run_tune import run_tune
+from lrcompress.pipeline.stages.export import budget_facts
+from lrcompress.pipeline.stages.profile import find_profile
+from lrcompress.pipeline.stages.report import REPORT_HTML, REPORT_JSON
 
 __all__ = [
     "REPORT_HTML",

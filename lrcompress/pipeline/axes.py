@@ -12,9 +12,9 @@ from lrcompress.distributed import on_main
 from lrcompress.errors import LrcompressError
 from lrcompress.export.axes import AxisRequest
 from lrcompress.export.settled_axes import exportable_axes
-from lrcompress.pipeline.compressing import STAGE as COMPRESS
-from lrcompress.pipeline.folder import read_ledger
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
+from lrcompress.pipeline.run_folder import read_ledger
+from lrcompress.pipeline.stages.compress import STAGE as COMPRESS
 from lrcompress.progress import Progress
 
 log = logging.getLogger(__name__)

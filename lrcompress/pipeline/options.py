@@ -8,15 +8,16 @@ from pathlib import Path
 from lrcompress.compression.compress import CompressOptions
 from lrcompress.errors import PlanError, TuneError
 from lrcompress.export.axes import AxisRequest
-from lrcompress.export.onnx import ExportOptions
+from lrcompress.export.export_onnx import ExportOptions
 from lrcompress.export.session import ProviderName
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import Plan, PlanOptions
-from lrcompress.profiling.collect import ProfileOptions
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import Report
 from lrcompress.selection.rounds import ROUNDS
-from lrcompress.sources.data import DataOptions
+from lrcompress.sources.options import DataOptions
 from lrcompress.tuning.options import TuneOptions
 
 AUTO_POOLING = ProfileOptions(pooling="auto")  # as the model's folder says

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lrcompress.errors import PlanError
+from lrcompress.messages import listed
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.curves import choice_of
+from lrcompress.planning.choices import choice_of
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.totals import NOTHING, Totals, fixed_totals
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense
-from lrcompress.wording import listed
 
 
 @dataclass(frozen=True)

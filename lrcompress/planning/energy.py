@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lrcompress.planning.problem import Allocation, Problem
-from lrcompress.planning.threshold import raise_threshold
+from lrcompress.planning.shared_threshold import raise_threshold
 
 
 def energy(problem: Problem) -> Allocation:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.errors import DataError
+from lrcompress.json_dataclasses import from_json, parse_object
 from lrcompress.layers import LayerSpec
-from lrcompress.records import from_json, parse_object
 from lrcompress.structures import Dense, LowRank, Structure
 
 SCHEMA_VERSION = 1

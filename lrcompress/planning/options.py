@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from math import isfinite
 
 from lrcompress.errors import PlanError
+from lrcompress.messages import shown
 from lrcompress.metrics import METRICS
-from lrcompress.planning.allocate import ALLOCATORS
+from lrcompress.planning.allocators import ALLOCATORS
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import STRUCTURES
-from lrcompress.wording import shown
 
 
 @dataclass(frozen=True)

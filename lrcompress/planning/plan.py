@@ -1,116 +1,185 @@
-"""The plan verb: from a profile and a budget to one structure for each layer."""
+"""The plan: one structure for each layer, and what the whole then costs and loses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
 
-from lrcompress.errors import PlanError
-from lrcompress.planning.account import open_account
-from lrcompress.planning.allocate import ALLOCATORS
-from lrcompress.planning.budget import Budget
-from lrcompress.planning.curves import choice_of
-from lrcompress.planning.looked_up import latencies_for, slow_layers
+from lrcompress.layers import LayerSpec
+from lrcompress.planning.account import Account
+from lrcompress.planning.budget import Budget, amount_in_words
+from lrcompress.planning.choices import Choice
+from lrcompress.planning.kept_work import kept_work
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.plan_json import check_plan, plan_as, plan_from_json, plan_to_json
-from lrcompress.planning.planned import Plan, PlannedLayer, assemble
-from lrcompress.planning.posing import problem_of
-from lrcompress.planning.problem import proof_digest
-from lrcompress.planning.selection import reasons_to_skip
-from lrcompress.planning.unreachable import unreachable
+from lrcompress.planning.totals import NOTHING
 from lrcompress.profiling.profile import Profile
-from lrcompress.structures import Dense
+from lrcompress.structures import Structure
 
-__all__ = [
-    "Plan",
-    "PlanOptions",
-    "PlannedLayer",
-    "check_plan",
-    "plan",
-    "plan_as",
-    "plan_from_json",
-    "plan_to_json",
-]
-
-DEFAULT_OPTIONS = PlanOptions()
+SCHEMA_VERSION = 1
+ROUNDING = 1e-9  # of the losses: a profile's digits once written, and sums in another order
+BUDGET_TOLERANCE = 0.005  # a plan that uses less of its budget than this allows says so
 
 
-def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
-    """Choose a structure for each layer so that the model stays within the budget.
+@dataclass(frozen=True)
+class PlannedLayer:
+    """Counts are of the weight; the bias stays as it is."""
 
-    Raises:
-        PlanError: the budget or the options are malformed, a pattern matches no layer, or a
-            layer's loss is not finite.
-        BudgetError: no plan meets the budget; the message names the smallest that can be met.
+    name: str
+    structure: Structure
+    dense_params: int
+    params: int
+    flops_per_example: float
+    predicted_loss: float
+    spec: LayerSpec
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Totals are of the whole model, each shared parameter counted once."""
+
+    model_fingerprint: str
+    budget: Budget
+    metric: str
+    allocator: str
+    options: PlanOptions
+    layers: tuple[PlannedLayer, ...]  # every layer of the profile, in its order
+    predicted_loss: float
+    params: int
+    dense_params: int
+    flops_per_example: float
+    dense_flops_per_example: float
+    bytes: int
+    dense_bytes: int
+    cost: int  # what the budget counts: its kind, in its scope
+    limit: int  # at most so much of it
+    lower_bound: float | None = None  # proven: no plan of the listed choices loses less
+    optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
+    proven_for: str = ""  # digest of the bound and the allocation problem that it was proven for
+    warnings: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def __getitem__(self, name: str) -> PlannedLayer:
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    @property
+    def loss_metric(self) -> str:
+        """The metric whose loss curves predict; `metric` is the one that layers are fitted in."""
+        return self.options.curves
+
+    @property
+    def structures(self) -> dict[str, Structure]:
+        """Each layer's structure, by name."""
+        return {layer.name: layer.structure for layer in self.layers}
+
+    @property
+    def within_budget(self) -> bool:
+        return self.cost <= self.limit
+
+
+def assemble(
+    profile: Profile,
+    budget: Budget,
+    options: PlanOptions,
+    account: Account,
+    *,
+    skipped: Mapping[str, str],
+    choices: Sequence[Choice],
+    lower_bound: float | None = None,
+    proven_for: str = "",
+    warnings: tuple[str, ...] = (),
+) -> Plan:
+    """The plan that stands for one choice for each of the profile's layers, in its order.
+
+    `options` are resolved. A bound is dropped where the plan leaves the budget it was proven for.
     """
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
-    options = options.resolved(profile)
-    profile = profile.corrected(options.corrections)
     assert options.metric is not None
     assert options.allocator is not None
-    _refuse_unmeasured(profile, options)
-    skipped = reasons_to_skip(profile, options.include, options.exclude)
-    account = open_account(profile, budget, options, skipped)
-
-    latencies = latencies_for(profile, budget, options)
-    open_layers = [layer for layer in profile.layers if layer.name not in skipped]
-    problem = problem_of(open_layers, budget, options, account, latencies)
-    if problem.smallest_cost > problem.room:
-        smallest = account.counted_fixed + problem.smallest_cost
-        raise unreachable(profile, budget, options, account, smallest, skipped)
-
-    allocation = ALLOCATORS[options.allocator](problem)
-    bound = allocation.lower_bound
-    chosen = {
-        layer.name: choices[index]
-        for layer, choices, index in zip(
-            open_layers, problem.choices, allocation.chosen, strict=True
+    totals = account.fixed.plus(choices)
+    open_choices = [
+        c for layer, c in zip(profile.layers, choices, strict=True)
+        if budget.scope == "total" or layer.name not in skipped
+    ]  # fmt: skip
+    cost = totals.of(budget.kind)
+    if budget.scope == "compressible":
+        cost = NOTHING.plus(open_choices).of(budget.kind)
+    loss = float(sum(choice.loss for choice in choices))
+    if cost > account.limit:
+        lower_bound = None
+    whole = _loss_of_removal(profile, options.curves)
+    if lower_bound is not None:
+        slack = ROUNDING * (loss + whole)
+        assert 0 <= lower_bound <= loss + slack, f"bound {lower_bound} above the loss {loss}"
+    share = cost / account.counted_dense if account.counted_dense else 1.0
+    work = kept_work(profile, budget, account.dense, totals, counted=share)
+    layers = tuple(
+        PlannedLayer(
+            name=layer.name,
+            structure=choice.structure,
+            dense_params=layer.spec.weight_params,
+            params=choice.params,
+            flops_per_example=choice.flops_per_example,
+            predicted_loss=choice.loss,
+            spec=layer.spec,
         )
-    }
-    for layer in profile.layers:
-        if layer.name in skipped:
-            dense = Dense(reason=skipped[layer.name])
-            chosen[layer.name] = choice_of(
-                layer, options.curves, dense, bytes_per_param=options.bytes_per_param
-            )
-    choices = [chosen[layer.name] for layer in profile.layers]
-    return assemble(
-        profile,
-        budget,
-        options,
-        account,
-        skipped=skipped,
-        choices=choices,
-        lower_bound=bound,
-        proven_for="" if bound is None else proof_digest(problem, bound),
-        warnings=slow_layers(profile.layers, choices, latencies),
+        for layer, choice in zip(profile.layers, choices, strict=True)
+    )
+    return Plan(
+        model_fingerprint=profile.model_fingerprint,
+        budget=budget,
+        metric=options.metric,
+        allocator=options.allocator,
+        options=options,
+        layers=layers,
+        predicted_loss=loss,
+        params=totals.params,
+        dense_params=account.dense.params,
+        flops_per_example=totals.flops_per_example,
+        dense_flops_per_example=account.dense.flops_per_example,
+        bytes=totals.bytes,
+        dense_bytes=account.dense.bytes,
+        cost=cost,
+        limit=account.limit,
+        lower_bound=lower_bound,
+        proven_for="" if lower_bound is None else proven_for,
+        optimality_gap=_gap(loss, lower_bound, whole),
+        warnings=(*warnings, *_remarks(budget, options, account, cost, loss), *work),
     )
 
 
-def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
-    """A structure that was asked for, but of which the profile has not even one curve."""
-    free = ("dense", "low_rank")
-    measured = {
-        points[0].structure.type_name
-        for layer in profile.layers
-        if layer.curves_metric == options.curves
-        for points in layer.curves
-    }
-    explored = {*free, *profile.structures}
-    for name in options.structures:
-        if name not in explored:
-            raise PlanError(
-                f"the profile has no loss curves of {_spelled([name])}, only of "
-                f"{_spelled(sorted(measured) or ['low_rank'])}; profile again with "
-                f"--structures {_spelled([name])}"
-            )
-    if options.structures and not measured and not set(options.structures) & set(free):
-        raise PlanError(
-            f"no layer has a loss curve of {_spelled(options.structures)} in the metric "
-            f"{options.curves!r}; add low-rank, or leave --metric out"
+def _loss_of_removal(profile: Profile, metric: str) -> float:
+    """Of all layers whose loss is known; one that is excluded may have none."""
+    known = (x.loss_of_removal(metric) for x in profile.layers if metric in x.spectra)
+    return sum(loss for loss in known if isfinite(loss))
+
+
+def _gap(loss: float, bound: float | None, whole: float) -> float | None:
+    """Relative to the bound, or where that is all but zero to a trillionth of the whole loss."""
+    if bound is None:
+        return None
+    unit = max(bound, 1e-12 * whole)
+    return max(loss - bound, 0.0) / unit if unit > 0 else 0.0
+
+
+def _remarks(
+    budget: Budget, options: PlanOptions, account: Account, cost: int, loss: float
+) -> tuple[str, ...]:
+    limit, kind = account.limit, budget.kind
+    if cost > limit:
+        return (
+            f"the plan needs {amount_in_words(kind, cost)}, above its budget of "
+            f"{amount_in_words(kind, limit)} ({budget})",
         )
-
-
-def _spelled(names: Sequence[str]) -> str:
-    """As the command line spells them."""
-    return ", ".join(names).replace("_", "-")
+    if limit > account.counted_dense:
+        return (f"budget {budget} is above the dense model: nothing has to change",)
+    if loss > 0 and cost < (1 - BUDGET_TOLERANCE) * limit:
+        step = (
+            f"; ranks go in steps of {options.multiple_of}"
+            if (options.multiple_of or 1) > 1
+            else ""
+        )
+        return (f"the plan uses {100 * cost / limit:.1f} % of its budget {budget}{step}",)
+    return ()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lrcompress.planning.budget import BudgetKind
-from lrcompress.planning.curves import Choice
+from lrcompress.planning.choices import Choice
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.structures import Dense, Structure
 

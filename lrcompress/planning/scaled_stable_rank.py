@@ -7,7 +7,7 @@ from math import inf, sqrt
 import numpy as np
 
 from lrcompress.planning.problem import Allocation, Problem
-from lrcompress.planning.threshold import raise_threshold
+from lrcompress.planning.shared_threshold import raise_threshold
 from lrcompress.profiling.profile import LayerProfile
 
 

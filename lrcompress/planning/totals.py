@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lrcompress.planning.budget import BudgetKind
-from lrcompress.planning.curves import Choice
+from lrcompress.planning.choices import Choice
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from lrcompress.layers import LeftAlone
-from lrcompress.wording import listed
+from lrcompress.messages import listed
 
 MENTIONED = 0.05  # share of all parameters from which it is worth a warning
 REASONS = 3  # told in a line; the report has them all

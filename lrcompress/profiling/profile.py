@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import MomentStore
-from lrcompress.profiling.identity import ModelIdentity
-from lrcompress.profiling.readout import Readout
+from lrcompress.network.identity import ModelIdentity
+from lrcompress.network.readout import Readout
 from lrcompress.profiling.spectrum import RankMeasures, loss_curve
 from lrcompress.structures import Structure
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lrcompress.profiling.batches import Batches
-from lrcompress.profiling.passes import call
+from lrcompress.network.batches import Batches
+from lrcompress.network.call import call
+from lrcompress.network.readout import Readout, first_readout
 from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.readout import Readout, first_readout
 
 
 def profile_readout(module: nn.Module, profile: Profile, batches: Batches) -> Readout | None:

@@ -14,11 +14,11 @@ from torch import nn
 
 from lrcompress.layers import replace_, share_hooks_, weight_matrix
 from lrcompress.metrics import LayerMoments, Metric, Whitening
-from lrcompress.profiling.batches import Batches, batch_size, spread_examples
-from lrcompress.profiling.flops import counted_flops
-from lrcompress.profiling.judge import Judge, judge_by
+from lrcompress.network.batches import Batches, batch_size, spread_examples
+from lrcompress.network.flops import counted_flops
+from lrcompress.network.held_out_divergence import Judge, judge_by
+from lrcompress.network.readout import Readout
 from lrcompress.profiling.profile import LayerProfile, Trial
-from lrcompress.profiling.readout import Readout
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.profiling.truncation import Truncation
 from lrcompress.structures import LowRank

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lrcompress.planning.curves import low_rank_loss
+from lrcompress.planning.choices import low_rank_loss
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.reporting.report import Cost, LayerReport, LeftAloneReport, Spectrum

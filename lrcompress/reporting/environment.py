@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from lrcompress.machine import processor_name
+from lrcompress.hardware import processor_name
 
 PACKAGES = (
     "lrcompress",

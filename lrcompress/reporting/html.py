@@ -9,9 +9,9 @@ from importlib.resources import files
 from typing import Any
 
 from lrcompress.errors import LrcompressError
-from lrcompress.records import to_json
+from lrcompress.json_dataclasses import to_json
+from lrcompress.messages import printable
 from lrcompress.reporting.report import Report
-from lrcompress.wording import printable
 
 INSTALL = "pip install 'lrcompress[report]'"
 

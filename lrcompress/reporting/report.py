@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError
-from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.json_dataclasses import from_json, parse_object, to_json
 from lrcompress.selection.rounds import Tried
 from lrcompress.tuning.report import TuneReport
 

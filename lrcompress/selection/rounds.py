@@ -18,14 +18,17 @@ from statistics import median
 from torch import nn
 
 from lrcompress.errors import BudgetError, PlanError
+from lrcompress.formats.plan_json import plan_as
 from lrcompress.metrics import METRICS
+from lrcompress.network.batches import Batch, Batches, batch_size, spread_examples
+from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.unfused import runs_unfused
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_as
-from lrcompress.profiling.batches import Batch, Batches, batch_size, spread_examples
-from lrcompress.profiling.judge import judge_by
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
-from lrcompress.profiling.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress
 from lrcompress.selection.candidates import CANDIDATES, Candidate
 from lrcompress.selection.store import MeasurementStore, NoMeasurements, plan_digest

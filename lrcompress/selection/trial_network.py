@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from lrcompress.compression.fit import FittedLayer, layer_whitening, rounded_fit
 from lrcompress.compression.replace import Replacement, install_, show_originals_
 from lrcompress.layers import weight_matrix
+from lrcompress.network.batches import batch_size
+from lrcompress.network.call import call, frozen
+from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.in_place import with_copies_if_needed
 from lrcompress.planning.plan import Plan
-from lrcompress.profiling.batches import batch_size
-from lrcompress.profiling.in_place import with_copies_if_needed
-from lrcompress.profiling.judge import Judge
-from lrcompress.profiling.passes import call, frozen
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.truncation import Truncation
 from lrcompress.structures import Dense, LowRank, Structure

@@ -7,10 +7,10 @@ from pathlib import Path
 from torch import nn
 
 from lrcompress.errors import ModelError
+from lrcompress.formats.run_json import ModelReference
 from lrcompress.sources.bounds import Held
 from lrcompress.sources.factory import call_factory
 from lrcompress.sources.huggingface import empty_module
-from lrcompress.sources.reference import ModelReference
 
 
 def rebuild_empty(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError, ModelError
-from lrcompress.machine import memory_bytes
-from lrcompress.profiling.batches import Batch
-from lrcompress.records import LARGEST_WHOLE
+from lrcompress.formats.weights import read_state, unreadable
+from lrcompress.hardware import memory_bytes
+from lrcompress.json_dataclasses import LARGEST_WHOLE
+from lrcompress.messages import label, one_line, shown
+from lrcompress.network.batches import Batch
 from lrcompress.sources.forward import check_names, check_token_ids
 from lrcompress.sources.options import DataOptions
-from lrcompress.sources.tensors import read_state, unreadable
-from lrcompress.wording import label, one_line, shown
 
 MOST_UNPACKED = 2**29  # bytes of a compressed .npz, or so many times its own, if that is more
 MOST_INFLATED = 20

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registrations
 
 from lrcompress.errors import LrcompressError, ModelError
-from lrcompress.wording import label
+from lrcompress.messages import label
 
 COUNTED = re.compile(r"(layers?|depths?|blocks|stages|experts|labels)$")
 MOST_COUNTED = 2**20  # layers, labels, ...: lists of them are made before any weight is

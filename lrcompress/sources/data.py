@@ -8,17 +8,17 @@ from typing import Literal
 
 from lrcompress.errors import DataError
 from lrcompress.fingerprint import fingerprint_batches
-from lrcompress.profiling.batches import Batch
+from lrcompress.messages import one_line
+from lrcompress.network.batches import Batch
+from lrcompress.paths import check_regular, expanded
 from lrcompress.sources.arrays import array_batches, made_batches
 from lrcompress.sources.example import example_batch
 from lrcompress.sources.factory import import_object, is_import_reference
 from lrcompress.sources.forward import check_runs
 from lrcompress.sources.images import image_batches
+from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.options import DataOptions
-from lrcompress.sources.paths import check_regular, expanded
-from lrcompress.sources.reference import LoadedModel
 from lrcompress.sources.text import read_texts
-from lrcompress.wording import one_line
 
 __all__ = [
     "DataOptions",

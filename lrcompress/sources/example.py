@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.made_up import EXAMPLES, made_up
+from lrcompress.network.batches import Batch
+from lrcompress.network.made_up_inputs import EXAMPLES, made_up
 from lrcompress.sources.forward import arguments, check_runs, vocabulary
-from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.loaded_model import LoadedModel
 
 TOKENS, PADDED = 16, 5
 

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from lrcompress.errors import LrcompressError, ModelError
-from lrcompress.sources.reference import LoadedModel, ModelReference
-from lrcompress.sources.tensors import fill_, read_state
+from lrcompress.formats.run_json import ModelReference
+from lrcompress.formats.weights import fill_, read_state
+from lrcompress.messages import label, listed, one_line
+from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.wrapped_names import unwrapped
-from lrcompress.wording import label, listed, one_line
 
 PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import Batch
+from lrcompress.messages import listed, one_line
+from lrcompress.network.batches import Batch
 from lrcompress.sources.steady import check_steady
-from lrcompress.wording import listed, one_line
 
 
 @dataclass(frozen=True)

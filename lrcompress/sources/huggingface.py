@@ -13,18 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ModelError
+from lrcompress.formats.files import read_json
+from lrcompress.formats.run_json import ModelReference
+from lrcompress.messages import label, listed
 from lrcompress.sources.bounds import Held, check_architecture, check_counts
-from lrcompress.sources.companions import (
-    UNTRUSTED,
-    companions,
-    names_own_code,
-    pooling,
-    read_json,
-)
-from lrcompress.sources.reference import LoadedModel, ModelReference
+from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.shards import folder_state
+from lrcompress.sources.sidecar_files import UNTRUSTED, companions, names_own_code, pooling
 from lrcompress.sources.transformers_access import transformers_for
-from lrcompress.wording import label, listed
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import Batch
+from lrcompress.formats.files import read_json
+from lrcompress.messages import label, one_line
+from lrcompress.network.batches import Batch
+from lrcompress.paths import check_regular
 from lrcompress.sources.arrays import clean
-from lrcompress.sources.companions import IMAGE_PROCESSOR, holds_any, read_json
+from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.options import DataOptions
-from lrcompress.sources.paths import check_regular
-from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.sidecar_files import IMAGE_PROCESSOR, holds_any
 from lrcompress.sources.transformers_access import transformers_for
-from lrcompress.wording import label, one_line
 
 MOST_SLENDER = 256  # times as long as wide; the shorter side is what is resized
 LARGEST_SIDE = 8192

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lrcompress.errors import DataError
-from lrcompress.sources.paths import check_regular
+from lrcompress.paths import check_regular
 
 LONGEST_RECORD = 2**26  # characters of a line that cannot be cut
 PORTION = 2**20  # characters read at a time

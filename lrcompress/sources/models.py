@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrcompress.errors import ModelError
+from lrcompress.formats.run_json import ModelReference
+from lrcompress.formats.weights import PICKLED, unreadable
+from lrcompress.paths import expanded
 from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.factory import is_import_reference, load_factory
+from lrcompress.sources.finalize import ready_
 from lrcompress.sources.huggingface import load_folder
-from lrcompress.sources.paths import expanded
-from lrcompress.sources.ready import ready_
-from lrcompress.sources.reference import LoadedModel, ModelReference
-from lrcompress.sources.run_folder import is_run_folder, load_run
-from lrcompress.sources.tensors import PICKLED, unreadable
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.run_model import is_run_folder, load_run
 
 __all__ = ["LoadedModel", "ModelReference", "load_model", "rebuild_empty"]
 

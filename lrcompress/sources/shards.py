@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from lrcompress.errors import ModelError
+from lrcompress.formats.files import read_json
+from lrcompress.formats.weights import opened_safetensors, read_state
+from lrcompress.messages import label, listed
+from lrcompress.paths import stays_inside
 from lrcompress.sources.bounds import Held
-from lrcompress.sources.companions import read_json
-from lrcompress.sources.paths import stays_inside
-from lrcompress.sources.tensors import opened_safetensors, read_state
-from lrcompress.wording import label, listed
 
 SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError, ModelError
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.outputs import named_outputs
-from lrcompress.profiling.passes import call
+from lrcompress.network.batches import Batch
+from lrcompress.network.call import call
+from lrcompress.network.outputs import named_outputs
 
 LARGEST_CHANGE = (
     1e-5  # of an output's largest value; threads that add up in another order make less

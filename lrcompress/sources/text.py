@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import Batch
-from lrcompress.sources.companions import TOKENIZER, UNTRUSTED, holds_any, read_json
+from lrcompress.formats.files import read_json
+from lrcompress.messages import listed, shown
+from lrcompress.network.batches import Batch
 from lrcompress.sources.forward import arguments, check_token_ids
 from lrcompress.sources.lines import read_lines
+from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.options import BATCH_TOKENS, DataOptions
-from lrcompress.sources.reference import LoadedModel
+from lrcompress.sources.sidecar_files import TOKENIZER, UNTRUSTED, holds_any
 from lrcompress.sources.transformers_access import transformers_for
-from lrcompress.wording import listed, shown
 
 # What a tokenizer may give besides the ids, and what stands on a padded position
 TOKEN_INPUTS = {"attention_mask": 0, "token_type_ids": 0}

@@ -9,8 +9,8 @@ from importlib import import_module
 from typing import Any
 
 from lrcompress.errors import LrcompressError
-from lrcompress.sources.companions import UNTRUSTED
-from lrcompress.wording import one_line
+from lrcompress.messages import one_line
+from lrcompress.sources.sidecar_files import UNTRUSTED
 
 STDOUT = 1  # the descriptor
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.blast import Blast
 from lrcompress.structures.block_diagonal import BlockDiagonal
 from lrcompress.structures.cp import CP
@@ -12,6 +11,7 @@ from lrcompress.structures.kronecker import Kronecker
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.monarch import Monarch
 from lrcompress.structures.spatial import SpatialLowRank
+from lrcompress.structures.structure import Factors, Structure
 from lrcompress.structures.tensor_train import TensorTrain
 from lrcompress.structures.tucker2 import Tucker2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrcompress.structures.base import Factors
+from lrcompress.structures.structure import Factors
 
 
 def balanced(left: Tensor, right: Tensor) -> Factors:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.precgd import SWEEPS, fit_precgd
 from lrcompress.structures.blast_fit.weighted import FULL, QUICK, fit_weighted
 from lrcompress.structures.blast_module import BlastLinear
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
 FITS = ("als", "precgd")  # alternating least squares; the published one, for comparison
 

@@ -24,7 +24,6 @@ from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.structures.balance import balanced
-from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
 from lrcompress.structures.block_diagonal_module import BlockDiagonalLinear
 from lrcompress.structures.block_rows import (
     Blocked,
@@ -38,6 +37,7 @@ from lrcompress.structures.block_rows import (
 from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.solve import cholesky, pcg, rows_solved
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
 _STEPS = 200  # of conjugate gradients for blocks alone
 # What loss curves are fitted of, on layers of MiniLM: 16 blocks lose less than 8 or 32 up to three

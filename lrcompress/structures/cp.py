@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.conv_chain import ConvChain, Stage, composed
 from lrcompress.structures.cp_fit import CpFit, Terms
 from lrcompress.structures.cp_start import cp_starts
+from lrcompress.structures.structure import Factors, Structure
 from lrcompress.structures.two_stage import TwoStageFit
 
 SHARES = (0.15, 0.3, 0.45, 0.6)  # of the dense weight, for a loss curve

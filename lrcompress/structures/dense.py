@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.structure import Factors, Structure
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lrcompress.errors import FitError, PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
 from lrcompress.structures.interpolative_module import interpolated_inputs, interpolated_outputs
 from lrcompress.structures.low_rank import LowRank
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
 # Entries of T, features scaled to equal power: rounding of the kept features grows by about this.
 # Chunks of eight gave up to 13 on MiniLM; far above, the kept chunks do not span the weight.

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
 from lrcompress.structures.kronecker_fit import KroneckerFit, Split, restored
 from lrcompress.structures.kronecker_module import KroneckerLinear
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
 _KEPT = (0.03, 0.1, 0.25)  # of the dense weight's parameters
 

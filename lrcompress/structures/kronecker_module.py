@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lrcompress.structures.base import Factors
 from lrcompress.structures.factorized import _bias, _parameter
+from lrcompress.structures.structure import Factors
 
 
 class KroneckerLinear(nn.Module):

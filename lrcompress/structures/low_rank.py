@@ -18,12 +18,12 @@ from lrcompress.errors import FitError, PlanError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.structures.balance import balanced
-from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.factorized import (
     FactorizedConv,
     FactorizedEmbedding,
     FactorizedLinear,
 )
+from lrcompress.structures.structure import Factors, Structure
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import LINEAR_KINDS, Factors, Structure
 from lrcompress.structures.block_rows import (
     Blocked,
     Parts,
@@ -29,6 +28,7 @@ from lrcompress.structures.block_rows import (
 )
 from lrcompress.structures.monarch_module import MonarchLinear
 from lrcompress.structures.solve import cholesky, rows_solved
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
 # What loss curves are fitted of. On layers of MiniLM four blocks lose up to half less than low rank
 # of the same size where outputs are summed up next (the last layer's), 5 to 20 % less for values

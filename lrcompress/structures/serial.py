@@ -6,9 +6,9 @@ import dataclasses
 from typing import Any
 
 from lrcompress.errors import PlanError
-from lrcompress.records import from_json, to_json
+from lrcompress.json_dataclasses import from_json, to_json
+from lrcompress.messages import label, shown
 from lrcompress.structures import STRUCTURES, Structure
-from lrcompress.wording import label, shown
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:

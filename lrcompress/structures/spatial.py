@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import Factors, Structure
 from lrcompress.structures.conv_chain import ConvChain, Stage, composed
+from lrcompress.structures.structure import Factors, Structure
 from lrcompress.structures.two_stage import TwoStageFit, extended
 
 SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the dense weight, for a loss curve

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.base import Factors, Structure
+from lrcompress.structures.structure import Factors, Structure
 from lrcompress.structures.tensor_train_fit import Shape, TensorTrainFit, product
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
 from lrcompress.structures.tensor_train_start import joined, whitened_tt_svd

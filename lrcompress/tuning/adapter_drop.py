@@ -17,9 +17,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lrcompress.compression.inputs import layer_calls
+from lrcompress.compression.paired_inputs import layer_calls
 from lrcompress.errors import TuneError
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 Blocks = tuple[tuple[str, ...], ...]
 """Names of layers by block, the first block first."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lrcompress.atomic import write_atomically
 from lrcompress.errors import DataError, LrcompressError, TuneError
-from lrcompress.records import from_json, parse_object, to_json
+from lrcompress.json_dataclasses import from_json, parse_object, to_json
 from lrcompress.tuning.report import HeldOut
 
 SCHEMA_VERSION = 1

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lrcompress.profiling.batches import MASK, Batch, batch_size
-from lrcompress.profiling.padding import without_padding
-from lrcompress.profiling.passes import call
-from lrcompress.profiling.readout import Readout
+from lrcompress.network.batches import MASK, Batch, batch_size
+from lrcompress.network.call import call
+from lrcompress.network.padding import without_padding
+from lrcompress.network.readout import Readout
 
 Seen = list[list[Tensor]]  # of each watched module, the output of each of its calls
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
-from lrcompress.profiling.batches import Batches
-from lrcompress.profiling.evidence import find_readout
-from lrcompress.profiling.judge import judge_by
+from lrcompress.messages import listed
+from lrcompress.network.batches import Batches
+from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.readout_search import find_readout
 from lrcompress.tuning.report import HeldOut
-from lrcompress.wording import listed
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lrcompress.errors import TuneError
-from lrcompress.profiling.readout import Readout
+from lrcompress.network.readout import Readout
 
 Place = Literal["factors", "layer"]
 Scope = Literal["factors", "vectors", "all"]

@@ -9,17 +9,17 @@ from itertools import takewhile
 
 from torch import nn
 
-from lrcompress.compression.inputs import layer_calls
+from lrcompress.compression.paired_inputs import layer_calls
 from lrcompress.layers import describe
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 from lrcompress.tuning.adapter_drop import (
     Blocks,
     RandomDrop,
     blocks_in_depth_order,
     without_first,
 )
-from lrcompress.tuning.course import Course, step_generator
 from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.training_setup import Course, step_generator
 
 
 @dataclass(frozen=True)

@@ -16,28 +16,28 @@ from lrcompress.compression.measure import judged_divergence
 from lrcompress.distributed import on_main, world_size
 from lrcompress.errors import TuneError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.json_dataclasses import to_json
 from lrcompress.metrics import Whitening
-from lrcompress.profiling.batches import Batches
-from lrcompress.profiling.unfused import runs_unfused
+from lrcompress.network.batches import Batches
+from lrcompress.network.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress
-from lrcompress.records import to_json
-from lrcompress.tuning.adapting import Adapted
-from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, NoCheckpoints, Standing
-from lrcompress.tuning.course import Course, accumulate_
-from lrcompress.tuning.heldout import replaced_layers
-from lrcompress.tuning.loop import Loop, evaluation_interval
-from lrcompress.tuning.losses import TaskLoss
-from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
-from lrcompress.tuning.preparing import (
+from lrcompress.tuning.attached_adapters import Adapted
+from lrcompress.tuning.build_setup import (
     asking_only,
     check_names,
     parameters_of,
     prepared,
     refuse_shared,
 )
-from lrcompress.tuning.rates import chosen_rate
+from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, NoCheckpoints, Standing
+from lrcompress.tuning.losses import TaskLoss
+from lrcompress.tuning.lr_search import chosen_rate
+from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
 from lrcompress.tuning.report import HeldOut, TuneReport
 from lrcompress.tuning.skipping import trained_part, with_random_skips
+from lrcompress.tuning.split import replaced_layers
+from lrcompress.tuning.training_loop import Loop, evaluation_interval
+from lrcompress.tuning.training_setup import Course, accumulate_
 
 __all__ = ["TuneOptions", "TuneReport", "tune_"]
 

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
-from lrcompress.compression.trust import doubts, remarks
-from lrcompress.planning.plan import Plan, PlanOptions
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.compression.compress import CompressOptions, compress_
+from lrcompress.compression.doubts import doubts, remarks
+from lrcompress.compression.report import CompressReport
+from lrcompress.network.batches import Batch
+from lrcompress.network.held_out_examples import SetAside, set_aside
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.set_aside import SetAside, set_aside
+from lrcompress.profiling.profiler import profile
 from lrcompress.selection.rounds import select
 
 

@@ -33,7 +33,7 @@ import torch.onnx
 
 import lrcompress.export.tracing  # imported before the fork, as are the next ones
 import lrcompress.tuning.tune  # noqa: F401
-from lrcompress.export.onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.pipeline import (
     FolderOptions,
     RunOptions,

@@ -26,12 +26,12 @@ from lrcompress.export.axis_metadata import fixed_axes, known_axes
 from lrcompress.export.axis_range import AxisRange, find_range
 from lrcompress.export.bench import bench
 from lrcompress.export.bench_report import BenchSettings, BenchTarget
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.forward import named_outputs
 from lrcompress.export.graph_axes import GraphAxes
-from lrcompress.export.onnx import ExportOptions, export_onnx
 from lrcompress.export.session import open_session
 from lrcompress.export.settled_axes import exportable_axes
-from lrcompress.export.verify import verify
+from lrcompress.export.verify.verify import verify
 
 TESTS = Path(__file__).parent.parent
 ANY = AxisRange()

@@ -17,9 +17,9 @@ from adversarial.situations.checks import apart, outputs_of
 from adversarial.situations.situation import low_rank_
 from adversarial.test_checkpoints import check_run, mixed, prefixed
 from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.network.batches import Batch
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.planning.budget import Budget
-from lrcompress.profiling.batches import Batch
 from lrcompress.sources.models import load_model
 
 TEXTS = 80

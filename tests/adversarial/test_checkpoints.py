@@ -17,9 +17,9 @@ from adversarial.situations.checks import apart, exact_budget, graph_outputs, ou
 from adversarial.situations.sharing import Tied
 from adversarial.situations.situation import features, low_rank_
 from lrcompress.errors import ModelError
+from lrcompress.network.batches import Batch
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.planning.budget import Budget
-from lrcompress.profiling.batches import Batch
 from lrcompress.sources.models import load_model
 from lrcompress.structures import Dense
 

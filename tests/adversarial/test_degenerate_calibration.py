@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from adversarial.carried_out import CarriedOut, carry_out
 from lrcompress.errors import DataError, ModelError
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.storage import load_profile, save_profile
+from lrcompress.formats.profile_json import load_profile, save_profile
+from lrcompress.network.batches import Batch
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 from lrcompress.structures import Dense, LowRank
 
 WIDTH, HIDDEN, CLASSES = 12, 24, 3

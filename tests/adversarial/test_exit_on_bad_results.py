@@ -13,17 +13,18 @@ from torch import Tensor, nn
 
 from adversarial.carried_out import carry_out
 from lrcompress.compression.compress import compress_
+from lrcompress.compression.doubts import doubts, tuned_doubts
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
-from lrcompress.compression.trust import doubts, tuned_doubts
-from lrcompress.pipeline.compressing import CompressFacts
-from lrcompress.pipeline.deciding import PlanFacts
-from lrcompress.pipeline.delivering import Made, _doubts
-from lrcompress.pipeline.sweeping import SweepFacts
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.network.batches import Batch
+from lrcompress.pipeline.stages.compress import CompressFacts
+from lrcompress.pipeline.stages.deliver import Made, _doubts
+from lrcompress.pipeline.stages.plan import PlanFacts
+from lrcompress.pipeline.stages.sweep import SweepFacts
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.exit_codes import ExitCode, of_run
 from lrcompress_cli.main import main
@@ -195,7 +196,7 @@ def test_a_network_that_says_nothing_any_more_is_severe(collapse: str) -> None:
             if collapse == "zero" or "bias" not in name:
                 parameter.zero_()
     from lrcompress.compression.measure import judged_divergence
-    from lrcompress.profiling.judge import judge_by
+    from lrcompress.network.held_out_divergence import judge_by
 
     assert made.profile.readout is not None
     judge = judge_by(build(), made.aside.confirming, made.profile.readout)

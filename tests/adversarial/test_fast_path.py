@@ -20,8 +20,8 @@ from adversarial.whole_path import (
     low_rank_,
 )
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.unfused import UnnestedEncoder, unfused
+from lrcompress.network.batches import Batch
+from lrcompress.network.unfused import UnnestedEncoder, unfused
 
 
 class Subclassed(nn.TransformerEncoder):

@@ -12,11 +12,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from lrcompress.errors import BudgetError, PlanError
+from lrcompress.network.batches import Batch
+from lrcompress.network.flops import counted_flops, total_flops_per_example
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
-from lrcompress.profiling.flops import counted_flops, total_flops_per_example
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 
 E, T, N, H = 3, 5, 8, 6  # examples, steps, features in, hidden features
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}

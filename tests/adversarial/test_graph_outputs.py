@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from adversarial.situations.checks import apart, graph_outputs, outputs_of
 from adversarial.situations.naming import Listed
+from lrcompress.export.export_onnx import export_onnx
 from lrcompress.export.forward import named_outputs
-from lrcompress.export.onnx import export_onnx
 
 BATCH = {"x": torch.randn(4, 6, generator=torch.Generator().manual_seed(0))}
 

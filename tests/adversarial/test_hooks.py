@@ -27,10 +27,10 @@ from adversarial.whole_path import (
     rows,
 )
 from lrcompress.errors import ModelError
+from lrcompress.network.batches import Batch
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.planning.budget import Budget
-from lrcompress.profiling.batches import Batch
 from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
 from lrcompress.tuning.options import TuneOptions
 

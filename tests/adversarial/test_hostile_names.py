@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from adversarial import hostile_names
 from adversarial.commands import TESTS, Answer, inside, lrcompress
 from adversarial.hostile_names import DIRECTION, ESCAPES, LINES, MARKUP, OTHER, OUTPUTS, PAGE
-from lrcompress.wording import INVISIBLE, label, one_line, printable, printable_lines
+from lrcompress.messages import INVISIBLE, label, one_line, printable, printable_lines
 from lrcompress_cli.progress import TerminalProgress
 
 MODEL, WORSE = "adversarial.hostile_names:build", "adversarial.hostile_names:build_worse"

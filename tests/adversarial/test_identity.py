@@ -21,6 +21,9 @@ import lrcompress
 from adversarial.changing import Code, build
 from lrcompress.compression.compress import compress_
 from lrcompress.errors import LrcompressError, ModelError, PlanError, TuneError
+from lrcompress.formats.stages_json import Ledger
+from lrcompress.network.function_sketch import TOLERANCE, function_differs, sketch_function
+from lrcompress.network.identity import identify, what_differs
 from lrcompress.pipeline import (
     FolderOptions,
     RunOptions,
@@ -31,15 +34,12 @@ from lrcompress.pipeline import (
     run,
     run_profile,
     run_tune,
-    verbs,
 )
-from lrcompress.pipeline.folder import open_run_folder
-from lrcompress.pipeline.ledger import Ledger
+from lrcompress.pipeline import run as verbs
+from lrcompress.pipeline.run_folder import open_run_folder
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.collect import profile
-from lrcompress.profiling.identity import identify, what_differs
-from lrcompress.profiling.sketch import TOLERANCE, function_differs, sketch_function
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.options import TuneOptions
 

@@ -13,10 +13,12 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from lrcompress.errors import BudgetError
+from lrcompress.network.batches import Batch
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 from lrcompress.reporting.collect import left_alone_reports
 from lrcompress_cli.main import main
 from lrcompress_cli.tables.left_alone import LeftAloneTable

@@ -23,8 +23,10 @@ from safetensors.torch import save_file
 from adversarial.commands import TESTS, inside, lrcompress
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.sources import lines, text
-from lrcompress.sources.data import DataOptions, load_batches, load_data
-from lrcompress.sources.models import LoadedModel, load_model
+from lrcompress.sources.data import load_batches, load_data
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
 from lrcompress_cli.exit_codes import ExitCode
 from lrcompress_cli.failure import report_failure
 

@@ -30,11 +30,11 @@ from adversarial.whole_path import (
 )
 from lrcompress.errors import ModelError
 from lrcompress.layers import describe
+from lrcompress.network.batches import Batch
+from lrcompress.network.weight_use import watch_weights
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.planning.budget import Budget
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.replaceable import reasons_to_stay
-from lrcompress.profiling.weight_use import watch_weights
+from lrcompress.profiling.replaceable_layers import reasons_to_stay
 
 
 class Pair(nn.Module):

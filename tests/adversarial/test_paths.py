@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 
 from adversarial.commands import lrcompress
 from lrcompress.errors import ModelError
+from lrcompress.export.pt2 import save_pt2
 from lrcompress.sources.models import load_model
-from lrcompress.storage import save_pt2
 
 SHARD = "model-00001-of-00001.safetensors"
 

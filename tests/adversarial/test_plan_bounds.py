@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 from synthetic import random_profile
 
 from lrcompress.errors import PlanError
+from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import Plan, PlanOptions, plan, plan_from_json, plan_to_json
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import Plan
+from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import CurvePoint, Profile
 from lrcompress.structures import Blast, LowRank
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adversarial.carried_out import CarriedOut, carry_out
-from lrcompress.compression.compress import CompressOptions, CompressReport, compress_
+from lrcompress.compression.compress import CompressOptions, compress_
+from lrcompress.compression.doubts import doubts, remarks
 from lrcompress.compression.measure import Divergence
-from lrcompress.compression.trust import doubts, remarks
-from lrcompress.pipeline.compressing import _facts
-from lrcompress.pipeline.reporting import _gained
-from lrcompress.planning.plan import plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.compression.report import CompressReport
+from lrcompress.network.batches import Batch
+from lrcompress.pipeline.stages.compress import _facts
+from lrcompress.pipeline.stages.report import _gained
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
 

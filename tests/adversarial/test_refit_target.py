@@ -18,9 +18,10 @@ from lrcompress.compression.fit import layer_bias
 from lrcompress.compression.refit import Refit, Target
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.layers import weight_matrix
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.network.batches import Batch
+from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
 from lrcompress.structures import (
     CP,
     Blast,

@@ -16,6 +16,9 @@ import pytest
 
 import lrcompress
 from lrcompress.errors import DataError, LrcompressError
+from lrcompress.formats.plan_json import plan_to_json
+from lrcompress.formats.profile_json import load_profile
+from lrcompress.json_dataclasses import parse_object
 from lrcompress.pipeline import (
     FolderOptions,
     RunOptions,
@@ -24,16 +27,14 @@ from lrcompress.pipeline import (
     record_latency,
     run,
 )
-from lrcompress.pipeline.compressing import CompressFacts
-from lrcompress.pipeline.deciding import PlanFacts, read_plan
-from lrcompress.pipeline.exporting import ExportFacts, VerifyFacts
-from lrcompress.pipeline.folder import RunFolder, read_ledger
-from lrcompress.pipeline.sweeping import SweepFacts
-from lrcompress.pipeline.tuning import TuneFacts
+from lrcompress.pipeline.run_folder import RunFolder, read_ledger
+from lrcompress.pipeline.stages.compress import CompressFacts
+from lrcompress.pipeline.stages.export import ExportFacts, VerifyFacts
+from lrcompress.pipeline.stages.plan import PlanFacts, read_plan
+from lrcompress.pipeline.stages.sweep import SweepFacts
+from lrcompress.pipeline.stages.tune import TuneFacts
 from lrcompress.planning.budget import Budget
-from lrcompress.planning.plan import plan, plan_to_json
-from lrcompress.records import parse_object
-from lrcompress.storage import load_profile
+from lrcompress.planning.planner import plan
 from lrcompress.tuning.options import TuneOptions
 
 TESTS = Path(__file__).parents[1]

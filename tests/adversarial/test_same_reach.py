@@ -11,10 +11,12 @@ from torch import nn
 
 from lrcompress.errors import BudgetError
 from lrcompress.metrics import METRICS
-from lrcompress.planning.allocate import ALLOCATORS
-from lrcompress.planning.plan import PlanOptions, plan
-from lrcompress.profiling.batches import Batch
-from lrcompress.profiling.collect import ProfileOptions, profile
+from lrcompress.network.batches import Batch
+from lrcompress.planning.allocators import ALLOCATORS
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profiler import profile
 
 WIDTH, HIDDEN, OUT = 16, 32, 8
 LAYERS = [(HIDDEN, WIDTH), (HIDDEN, HIDDEN), (OUT, HIDDEN)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrcompress.export.onnx import ExportOptions, export_onnx
-from lrcompress.export.verify import verify
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.verify.verify import verify
 
 from .ill_conditioned import NETWORKS, network
 from .mutants import scaled

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError, LrcompressError, ModelError, VerifyError
-from lrcompress.export.bench import BenchSettings, BenchTarget, bench
-from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
+from lrcompress.export.bench import bench
+from lrcompress.export.bench_report import BenchSettings, BenchTarget
+from lrcompress.export.verify.result import BudgetFacts
+from lrcompress.export.verify.verify import VerifyOptions, verify
 
 
 @pytest.fixture(scope="module")

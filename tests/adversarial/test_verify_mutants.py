@@ -14,11 +14,11 @@ from test_verify import factorise_
 from torch import Tensor, nn
 
 from lrcompress.errors import LrcompressError
-from lrcompress.export.check import Subject
-from lrcompress.export.onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.precision import cast_copy
-from lrcompress.export.values_check import values_check
-from lrcompress.export.verify import VerifyReport, precision_of, verify
+from lrcompress.export.verify.result import Subject
+from lrcompress.export.verify.value_check import values_check
+from lrcompress.export.verify.verify import VerifyReport, precision_of, verify
 
 from .mutants import Mutant, noisy, one_row, scaled, structural, tables, weights
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 import lrcompress
 from adversarial.whole_path import CLOSE, WIDTH, compressed, low_rank_, outputs, rows
 from lrcompress.export.forward import named_outputs
+from lrcompress.network.batches import Batch
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.planning.budget import Budget
-from lrcompress.profiling.batches import Batch
 from lrcompress.sources.example import example_batch
 from lrcompress.sources.models import load_model
 

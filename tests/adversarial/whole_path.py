@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import lrcompress
-from lrcompress.planning.plan import Plan, plan_as
-from lrcompress.profiling.agreement import tensors_of
-from lrcompress.profiling.batches import Batch
+from lrcompress.formats.plan_json import plan_as
+from lrcompress.network.agreement import tensors_of
+from lrcompress.network.batches import Batch
+from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense, LowRank, Structure
 

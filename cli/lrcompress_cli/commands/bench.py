@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from lrcompress_cli.options.exporting import provider_option
+from lrcompress_cli.options.export import provider_option
 from lrcompress_cli.options.gather import FILE, NEW_FILE
 from lrcompress_cli.options.lists import Numbers
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
@@ -74,8 +74,10 @@ def command(
     MODEL is an ONNX file, or a model that is exported first; every ONNX file is measured
     against it, taking turns.
     """
-    from lrcompress.export.bench import BenchSettings, BenchTarget, bench
-    from lrcompress.storage import refuse_unwritable, write_json
+    from lrcompress.atomic import refuse_unwritable
+    from lrcompress.export.bench import bench
+    from lrcompress.export.bench_report import BenchSettings, BenchTarget
+    from lrcompress.formats.files import write_json
     from lrcompress_cli.tables.bench import BenchTable
 
     if output is not None:
@@ -101,7 +103,7 @@ def _dense_graph(
     if model.model.endswith(".onnx"):
         yield Path(model.model), frozenset()
         return
-    from lrcompress.export.onnx import export_onnx
+    from lrcompress.export.export_onnx import export_onnx
     from lrcompress.pipeline import is_made_from
     from lrcompress.scratch import scratch_folder
 

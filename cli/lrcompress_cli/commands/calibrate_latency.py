@@ -7,8 +7,8 @@ from typing import Literal
 
 import click
 
-from lrcompress.wording import printable
-from lrcompress_cli.options.exporting import provider_option
+from lrcompress.messages import printable
+from lrcompress_cli.options.export import provider_option
 from lrcompress_cli.options.gather import NEW_FILE
 from lrcompress_cli.options.lists import Numbers, Shapes
 from lrcompress_cli.options.structures import StructureNames
@@ -81,12 +81,13 @@ def command(
     Each in every form that it can be exported in. `plan` and `compress` use the table to leave
     out what measures slower than dense, and `export` to choose the fastest form.
     """
+    from lrcompress.atomic import refuse_unwritable
     from lrcompress.export.bench import device_name
     from lrcompress.export.calibrate import DEFAULTS, CalibrationSettings, calibrate_latency
-    from lrcompress.export.timeable import not_timed
+    from lrcompress.export.latency_grid import not_timed
+    from lrcompress.formats.files import write_text
     from lrcompress.planning.latency import table_to_json
     from lrcompress.reporting.environment import describe_environment
-    from lrcompress.storage import refuse_unwritable, write_text
     from lrcompress_cli.tables.latency import LatencyTableView
 
     settings = CalibrationSettings(

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from lrcompress_cli.options.axes import AxisChoice, axis_options
-from lrcompress_cli.options.exporting import (
-    ExportChoice,
-    export_options,
-    provider_option,
-    pt2_option,
-)
+from lrcompress_cli.options.export import ExportChoice, export_options, provider_option, pt2_option
 from lrcompress_cli.options.gather import FILE, FOLDER, NEW_FOLDER
 from lrcompress_cli.options.lists import Numbers
-from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
-from lrcompress_cli.options.planning import PlanChoice, planning_options
-from lrcompress_cli.options.running import RunChoice, running_options
+from lrcompress_cli.options.plan import PlanChoice, planning_options
+from lrcompress_cli.options.profile import MeasureChoice, measuring_options
+from lrcompress_cli.options.run import RunChoice, running_options
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
-from lrcompress_cli.options.tuning import ABOVE_ZERO
+from lrcompress_cli.options.tune import ABOVE_ZERO
 from lrcompress_cli.run_outcome import accept_doubts_option, run_outcome
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
@@ -143,7 +138,7 @@ def command(
     from lrcompress.compression.compress import CompressOptions
     from lrcompress.pipeline import RunOptions, preview, run
     from lrcompress.reporting.collect import left_alone_reports
-    from lrcompress_cli.records import compress_record, preview_record
+    from lrcompress_cli.json_output import compress_record, preview_record
     from lrcompress_cli.tables.axes import axis_lines
     from lrcompress_cli.tables.left_alone import LeftAloneTable
     from lrcompress_cli.tables.plan import PlanTable

@@ -8,14 +8,9 @@ from typing import Literal
 import click
 
 from lrcompress_cli.options.axes import AxisChoice, axis_options
-from lrcompress_cli.options.exporting import (
-    ExportChoice,
-    export_options,
-    provider_option,
-    pt2_option,
-)
+from lrcompress_cli.options.export import ExportChoice, export_options, provider_option, pt2_option
 from lrcompress_cli.options.gather import NEW_FILE
-from lrcompress_cli.options.planning import latency_table_option, rows_option
+from lrcompress_cli.options.plan import latency_table_option, rows_option
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
@@ -56,9 +51,9 @@ def command(
     """
     path = output or _default(model.model, exporting.precision)
 
-    from lrcompress.export.onnx import export_onnx
-    from lrcompress.records import to_json
-    from lrcompress.storage import save_pt2
+    from lrcompress.export.export_onnx import export_onnx
+    from lrcompress.export.pt2 import save_pt2
+    from lrcompress.json_dataclasses import to_json
     from lrcompress_cli.tables.export import export_table
 
     loaded = model.load()
@@ -76,7 +71,7 @@ def command(
 
 def _default(model: str, precision: str) -> Path:
     from lrcompress.errors import ModelError
-    from lrcompress.sources.paths import expanded
+    from lrcompress.paths import expanded
 
     folder = expanded(model, ModelError)
     if not folder.is_dir():

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from lrcompress.wording import printable
-from lrcompress_cli.options.exporting import precision_option
+from lrcompress.messages import printable
+from lrcompress_cli.options.export import precision_option
 from lrcompress_cli.options.gather import FOLDER, NEW_FILE
-from lrcompress_cli.options.planning import PlanChoice, planning_options
+from lrcompress_cli.options.plan import PlanChoice, planning_options
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
 
@@ -36,10 +36,12 @@ def command(
 
     FOLDER is a profile that `lrcompress profile` wrote, or the run folder of a `compress`.
     """
+    from lrcompress.formats.files import write_text
+    from lrcompress.formats.plan_json import plan_to_json
+    from lrcompress.formats.profile_json import load_profile
     from lrcompress.pipeline import find_profile
-    from lrcompress.planning.plan import plan, plan_to_json
-    from lrcompress.storage import load_profile, write_text
-    from lrcompress_cli.records import plan_record
+    from lrcompress.planning.planner import plan
+    from lrcompress_cli.json_output import plan_record
     from lrcompress_cli.tables.plan import PlanTable
 
     budget = planning.required_budget()

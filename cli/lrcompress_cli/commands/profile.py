@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from lrcompress.wording import printable
+from lrcompress.messages import printable
 from lrcompress_cli.options.gather import NEW_FOLDER
-from lrcompress_cli.options.measuring import MeasureChoice, measuring_options
-from lrcompress_cli.options.planning import metric_option
-from lrcompress_cli.options.running import RunChoice, running_options
+from lrcompress_cli.options.plan import metric_option
+from lrcompress_cli.options.profile import MeasureChoice, measuring_options
+from lrcompress_cli.options.run import RunChoice, running_options
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, model_options
 from lrcompress_cli.options.structures import structures_option
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
@@ -48,7 +48,7 @@ def command(
     MODEL is a Hugging Face folder, pkg.module:factory, or an earlier run folder.
     """
     from lrcompress.pipeline import run_profile
-    from lrcompress_cli.records import profile_record
+    from lrcompress_cli.json_output import profile_record
     from lrcompress_cli.tables.profile import ProfileTable
 
     running.use_threads()

@@ -8,16 +8,16 @@ from typing import Literal
 import click
 
 from lrcompress_cli.options.axes import AxisChoice, axis_options
-from lrcompress_cli.options.exporting import provider_option
+from lrcompress_cli.options.export import provider_option
 from lrcompress_cli.options.gather import FOLDER
-from lrcompress_cli.options.running import RunChoice, running_options
+from lrcompress_cli.options.run import RunChoice, running_options
 from lrcompress_cli.options.source import (
     DataChoice,
     ModelChoice,
     data_options,
     teacher_options,
 )
-from lrcompress_cli.options.tuning import TuneChoice, tuning_options
+from lrcompress_cli.options.tune import TuneChoice, tuning_options
 from lrcompress_cli.run_outcome import accept_doubts_option, run_outcome
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
@@ -55,7 +55,7 @@ def command(
         raise click.UsageError("name the data: --data TEXT", click.get_current_context())
 
     from lrcompress.pipeline import TuneRunOptions, run_tune
-    from lrcompress_cli.records import tune_record
+    from lrcompress_cli.json_output import tune_record
     from lrcompress_cli.tables.summary import Summary
 
     options = TuneRunOptions(

@@ -9,7 +9,7 @@ from typing import Literal
 import click
 
 from lrcompress_cli.exit_codes import of_checks
-from lrcompress_cli.options.exporting import provider_option
+from lrcompress_cli.options.export import provider_option
 from lrcompress_cli.options.gather import FILE
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, reference_options
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
@@ -52,7 +52,8 @@ def command(
     ONNX may come from any exporter. In a run folder it is held against the compressed model and
     the plan that lie beside it, unless --reference names another model.
     """
-    from lrcompress.export.verify import BudgetFacts, VerifyOptions, verify
+    from lrcompress.export.verify.result import BudgetFacts
+    from lrcompress.export.verify.verify import VerifyOptions, verify
     from lrcompress.pipeline import promised_budget
     from lrcompress_cli.tables.checks import check_table
 

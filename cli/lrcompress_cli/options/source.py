@@ -11,10 +11,10 @@ import click
 from lrcompress_cli.options.gather import FILE, gathered
 
 if TYPE_CHECKING:
+    from lrcompress.network.batches import Batch
     from lrcompress.pipeline import SourceOptions
-    from lrcompress.profiling.batches import Batch
-    from lrcompress.sources.data import DataOptions
-    from lrcompress.sources.models import LoadedModel
+    from lrcompress.sources.loaded_model import LoadedModel
+    from lrcompress.sources.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,14 @@ class DataChoice:
     max_examples: int | None
 
     def options(self, seed: int) -> DataOptions:
-        from lrcompress.sources.data import DataOptions
+        from lrcompress.sources.options import DataOptions
 
         return DataOptions(self.batch_size, self.max_length, self.max_examples, seed)
 
     def example(self, model: LoadedModel, seed: int) -> Batch:
         """One batch of the data, or one made up from the model's config."""
-        from lrcompress.sources.data import example_batch, load_batches
+        from lrcompress.sources.data import load_batches
+        from lrcompress.sources.example import example_batch
 
         if self.data is None:
             return example_batch(model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from lrcompress.wording import printable
+from lrcompress.messages import printable
 
 
 def axis_lines(lines: Sequence[str]) -> Text:

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrcompress.doctor import DoctorReport
-from lrcompress.wording import printable
+from lrcompress.messages import printable
 from lrcompress_cli.tables.names import cell
 
 MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "bold red")}

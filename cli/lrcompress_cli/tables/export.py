@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from lrcompress.export.onnx import ExportReport, Port
-from lrcompress.wording import printable
+from lrcompress.export.export_onnx import ExportReport, Port
+from lrcompress.messages import printable
 from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import size
 

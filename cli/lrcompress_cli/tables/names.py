@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from lrcompress.wording import printable
+from lrcompress.messages import printable
 
 
 def cell(words: object, style: str = "") -> Text:

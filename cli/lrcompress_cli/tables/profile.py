@@ -8,8 +8,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from lrcompress.messages import printable
 from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress.wording import printable
 from lrcompress_cli.tables.left_alone import LeftAloneTable
 from lrcompress_cli.tables.names import cell, fitted
 from lrcompress_cli.tables.numbers import count, flops, real, share, size

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lrcompress.tuning.adapters.base import (
+from lrcompress.tuning.adapters.adalora import BudgetedAdapter
+from lrcompress.tuning.adapters.adapter import (
     Adapter,
     AdapterOptions,
     AttachedFactor,
     MergedLayer,
     MergeReport,
 )
-from lrcompress.tuning.adapters.beside import LayerAdapter
-from lrcompress.tuning.adapters.budgeted import BudgetedAdapter
 from lrcompress.tuning.adapters.deep_lora import DeepLora
+from lrcompress.tuning.adapters.layer_lora import LayerAdapter
 from lrcompress.tuning.adapters.methods import DORA, LORA, OLORA, PISSA, RSLORA, Method
 from lrcompress.tuning.adapters.on_factors import FactorAdapter
 

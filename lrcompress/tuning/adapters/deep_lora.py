@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from lrcompress.distributed import all_reduce_
 from lrcompress.errors import TuneError
 from lrcompress.metrics import Whitening
-from lrcompress.tuning.adapters.base import (
+from lrcompress.tuning.adapters.adapter import (
     Adapter,
     AdapterOptions,
     AttachedFactor,
@@ -30,7 +30,7 @@ from lrcompress.tuning.adapters.base import (
     MergeReport,
 )
 from lrcompress.tuning.adapters.freeze import Frozen, freeze_
-from lrcompress.tuning.adapters.sites import Site, find_sites, not_finite, ranks_of
+from lrcompress.tuning.adapters.targets import Site, find_sites, not_finite, ranks_of
 from lrcompress.tuning.deep import Bases, DeepFactors, aligned_bases
 
 SCALE = 1e-3  # of the small factors at the start, so that the update is 1e-9

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
 from lrcompress.layers import weight_matrix
+from lrcompress.messages import label
 from lrcompress.structures.factorized import (
     FactorizedConv,
     FactorizedEmbedding,
     FactorizedLinear,
 )
-from lrcompress.wording import label
 
 LowRankLayer = FactorizedLinear | FactorizedEmbedding | FactorizedConv
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from lrcompress.tuning.adapters.base import AdapterOptions
-from lrcompress.tuning.adapters.sites import Site
-from lrcompress.tuning.adapters.start import Start, orthonormal, principal
+from lrcompress.tuning.adapters.adapter import AdapterOptions
+from lrcompress.tuning.adapters.pissa_olora_init import Start, orthonormal, principal
+from lrcompress.tuning.adapters.targets import Site
 
 Obstacle = Callable[[Site, AdapterOptions], str]
 """Why a factor cannot be adapted by a method, and is trained itself; empty where it can."""

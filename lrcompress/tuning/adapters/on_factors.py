@@ -15,7 +15,7 @@ from torch import nn
 from lrcompress.errors import TuneError
 from lrcompress.layers import replace_
 from lrcompress.metrics import Whitening
-from lrcompress.tuning.adapters.base import (
+from lrcompress.tuning.adapters.adapter import (
     Adapter,
     AdapterOptions,
     AttachedFactor,
@@ -31,8 +31,8 @@ from lrcompress.tuning.adapters.peft_access import (
     wrap,
     write_update_,
 )
-from lrcompress.tuning.adapters.sites import Site, find_sites, not_finite, ranks_of
-from lrcompress.tuning.adapters.start import Start
+from lrcompress.tuning.adapters.pissa_olora_init import Start
+from lrcompress.tuning.adapters.targets import Site, find_sites, not_finite, ranks_of
 
 
 @dataclass(frozen=True, eq=False)

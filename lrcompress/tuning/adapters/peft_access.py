@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
-from lrcompress.tuning.adapters.sites import Site
-from lrcompress.wording import one_line
+from lrcompress.messages import one_line
+from lrcompress.tuning.adapters.targets import Site
 
 NAME = "default"  # of the adapter within PEFT
 HALVES = (torch.float16, torch.bfloat16)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from lrcompress.tuning.losses.base import Setting, TaskLoss, TuningObjective
 from lrcompress.tuning.losses.clm import NextToken
 from lrcompress.tuning.losses.distill import Distill
 from lrcompress.tuning.losses.mae import MaskedInput
 from lrcompress.tuning.losses.mlm import MaskedTokens
+from lrcompress.tuning.losses.objective import Setting, TaskLoss, TuningObjective
 from lrcompress.tuning.losses.task import Task
 
 TUNING_OBJECTIVES: dict[str, type[TuningObjective]] = {

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import MASK, Batch, Batches
-from lrcompress.profiling.passes import call, on_device
-from lrcompress.tuning.losses.base import TuningObjective
+from lrcompress.network.batches import MASK, Batch, Batches
+from lrcompress.network.call import call, on_device
+from lrcompress.tuning.losses.objective import TuningObjective
 from lrcompress.tuning.losses.tokens import IDS, check_logits, check_tokens
 
 

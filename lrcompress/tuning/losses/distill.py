@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lrcompress.profiling.batches import Batch, Batches
-from lrcompress.tuning.losses.base import Setting, TuningObjective
+from lrcompress.network.batches import Batch, Batches
+from lrcompress.tuning.losses.objective import Setting, TuningObjective
 from lrcompress.tuning.losses.teacher import Agreement, Teacher, settling
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
-from lrcompress.profiling.batches import MASK, Batch, Batches
-from lrcompress.tuning.losses.base import Setting, TuningObjective
+from lrcompress.network.batches import MASK, Batch, Batches
+from lrcompress.tuning.losses.objective import Setting, TuningObjective
 from lrcompress.tuning.losses.teacher import Agreement, Teacher, settling
 
 RATE = 0.3  # of the input is hidden: there is no mask token that the network would know

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import LrcompressError, TuneError
-from lrcompress.profiling.batches import Batch, Batches
-from lrcompress.profiling.passes import on_device
-from lrcompress.tuning.losses.base import TuningObjective
-from lrcompress.wording import one_line
+from lrcompress.messages import one_line
+from lrcompress.network.batches import Batch, Batches
+from lrcompress.network.call import on_device
+from lrcompress.tuning.losses.objective import TuningObjective
 
 
 class Task(TuningObjective):

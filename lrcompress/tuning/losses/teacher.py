@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrcompress.profiling.batches import Batch, Batches
-from lrcompress.profiling.passes import call, frozen
+from lrcompress.network.batches import Batch, Batches
+from lrcompress.network.call import call, frozen
 from lrcompress.tuning.features import Seen, hidden_difference, watching
-from lrcompress.tuning.losses.base import Setting
+from lrcompress.tuning.losses.objective import Setting
 
 LARGEST_KEPT = 2**26  # values in all: 256 MB
 SMALLEST = 1e-9

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lrcompress.errors import DataError, TuneError
-from lrcompress.profiling.batches import Batch, Batches
-from lrcompress.profiling.passes import call, frozen
-from lrcompress.tuning.losses.base import Setting
+from lrcompress.network.batches import Batch, Batches
+from lrcompress.network.call import call, frozen
+from lrcompress.tuning.losses.objective import Setting
 
 IDS = "input_ids"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from lrcompress.tuning.optimisers.adamw import make_adamw
-from lrcompress.tuning.optimisers.base import OptimiserMaker
 from lrcompress.tuning.optimisers.galore import make_galore
 from lrcompress.tuning.optimisers.lora_plus import make_lora_plus
 from lrcompress.tuning.optimisers.lora_rite import make_lora_rite
+from lrcompress.tuning.optimisers.optimiser import OptimiserMaker
 from lrcompress.tuning.optimisers.subspace import make_subspace
 
 OPTIMISERS: dict[str, OptimiserMaker] = {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
+from lrcompress.tuning.optimisers.fp32_state import WideOptimiser
 from lrcompress.tuning.optimisers.groups import groups, trainable
-from lrcompress.tuning.optimisers.wide import WideOptimiser
+from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 
 
 class AdamW(WideOptimiser, torch.optim.AdamW):

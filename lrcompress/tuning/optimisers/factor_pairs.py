@@ -13,7 +13,7 @@ from collections import Counter
 
 from torch import nn
 
-from lrcompress.tuning.optimisers.factor_readings import read_pairs
+from lrcompress.tuning.optimisers.factor_layouts import read_pairs
 from lrcompress.tuning.optimisers.factors import FactorPair
 
 

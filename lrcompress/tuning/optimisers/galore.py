@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lrcompress.tuning.optimisers.base import WEIGHT_DECAY
+from lrcompress.tuning.optimisers.optimiser import WEIGHT_DECAY
 from lrcompress.tuning.optimisers.subspace import SubspaceAdam, Tracking, make_subspace
 from lrcompress.tuning.optimisers.tracking import dominant
 

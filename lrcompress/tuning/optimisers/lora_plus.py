@@ -16,9 +16,9 @@ from __future__ import annotations
 from torch import nn
 
 from lrcompress.tuning.optimisers.adamw import AdamW
-from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
 from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
 from lrcompress.tuning.optimisers.groups import groups, trainable
+from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 
 RATIO = 16.0  # of the second factor's rate to the first's, as published
 

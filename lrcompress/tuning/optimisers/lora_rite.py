@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.tuning.optimisers.adamw import adamw_
-from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
 from lrcompress.tuning.optimisers.bases import Basis, Moments, basis, damped_inverse
-from lrcompress.tuning.optimisers.bias import unbiased
+from lrcompress.tuning.optimisers.ema import unbiased
 from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
 from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+from lrcompress.tuning.optimisers.fp32_state import WideOptimiser, lost_
 from lrcompress.tuning.optimisers.groups import groups, trainable
-from lrcompress.tuning.optimisers.wide import WideOptimiser, lost_
+from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 
 
 class LoraRite(WideOptimiser):

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.tuning.optimisers.adamw import adamw_
-from lrcompress.tuning.optimisers.base import BETAS, EPS, WEIGHT_DECAY
-from lrcompress.tuning.optimisers.bias import unbiased
+from lrcompress.tuning.optimisers.ema import unbiased
+from lrcompress.tuning.optimisers.fp32_state import WideOptimiser, lost_
 from lrcompress.tuning.optimisers.groups import groups, trainable
+from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, turned
-from lrcompress.tuning.optimisers.wide import WideOptimiser, lost_
 
 _SMALLEST_SIDE = 4  # below, a subspace saves nothing
 # Of a column's size: a subspace wider than the gradient's rank has coordinates that are rounding,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lrcompress.tuning.regularisers.base import Regularised, Regulariser, regularised_
 from lrcompress.tuning.regularisers.factor_norm import FactorNorm
 from lrcompress.tuning.regularisers.rank_dropout import (
     MaskedRanks,
@@ -12,6 +11,7 @@ from lrcompress.tuning.regularisers.rank_dropout import (
     RankDropout,
     expected_squared_error,
 )
+from lrcompress.tuning.regularisers.regulariser import Regularised, Regulariser, regularised_
 
 REGULARISERS: dict[str, Callable[[], Regulariser]] = {
     "factor-norm": FactorNorm,

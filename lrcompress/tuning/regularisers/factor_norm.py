@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrcompress.errors import TuneError
 from lrcompress.tuning.optimisers.factors import FactorPair
-from lrcompress.tuning.regularisers.base import Regulariser
+from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 
 class FactorNorm(Regulariser):

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from lrcompress.errors import TuneError
 from lrcompress.tuning.optimisers.factors import Factor, FactorPair
-from lrcompress.tuning.regularisers.base import Regulariser
+from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 
 class MaskedRanks(Regulariser):

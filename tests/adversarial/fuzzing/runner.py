@@ -24,9 +24,10 @@ from random import Random
 from adversarial.commands import TESTS
 from adversarial.fuzzing.formats import FORMATS, SLOW
 from adversarial.fuzzing.materials import FACTORY
-from lrcompress.sources.data import DataOptions, load_batches
+from lrcompress.sources.data import load_batches
 from lrcompress.sources.factory import permit_factory
 from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
 from lrcompress_cli.main import main
 
 SECONDS, MEMORY = 30, 4 * 2**30

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrcompress.layers import describe, weight_matrix
 from lrcompress.pipeline import RunResult, SourceOptions
-from lrcompress.pipeline.loading import load_sources
+from lrcompress.pipeline.stages.load import load_sources
 from lrcompress.planning.budget import Budget
 
 CACHES = ("past_key_values", "mems", "state", "cache_params")  # of decoders; no graph returns them

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from adversarial.situations import SITUATIONS
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 CALIBRATION_SEED = 0
 

@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from lrcompress.profiling.batches import Batch
+from lrcompress.network.batches import Batch
 
 EXAMPLES, BATCHES = 32, 8
 SHARE = 0.2  # the weights' rank, of the largest possible

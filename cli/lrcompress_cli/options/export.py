@@ -1,0 +1,84 @@
+"""How the ONNX graph is written, and where it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from lrcompress_cli.options.gather import gathered
+
+if TYPE_CHECKING:
+    from lrcompress.export.axes import AxisRequest
+    from lrcompress.export.export_onnx import ExportOptions
+
+
+@dataclass(frozen=True)
+class ExportChoice:
+    precision: Literal["fp32", "fp16", "bf16"]
+    opset: int
+    external_data: bool | None
+
+    def options(
+        self, provider: str, rows: int, latency_table: Path | None, axes: AxisRequest
+    ) -> ExportOptions:
+        from lrcompress.export.export_onnx import ExportOptions
+        from lrcompress.export.forms import FormChoice
+
+        forms = FormChoice(provider, rows, str(latency_table or ""))
+        return ExportOptions(
+            self.precision,
+            self.opset,
+            self.external_data,
+            dynamic=axes.dynamic,
+            fixed=axes.fixed,
+            forms=forms,
+        )
+
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+OPSET_RANGE = (20, 23)
+
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Number format of the ONNX graph, which a budget in bytes counts in.",
+)
+
+export_options = gathered(
+    ExportChoice,
+    "exporting",
+    precision_option,
+    click.option(
+        "--opset",
+        type=click.IntRange(*OPSET_RANGE),
+        metavar="N",
+        default=20,
+        show_default=True,
+        help="ONNX operator set.",
+    ),
+    click.option(
+        "--external-data/--no-external-data",
+        default=None,
+        help="Weights in a file beside the graph; by default only above 2 GB.",
+    ),
+)
+
+provider_option = click.option(
+    "--provider",
+    type=click.Choice(PROVIDERS),
+    default="cpu",
+    show_default=True,
+    help="ONNX Runtime execution provider; never falls back to another one.",
+)
+
+pt2_option = click.option(
+    "--pt2/--no-pt2",
+    default=False,
+    help="Write a .pt2 too, which torch alone reloads.",
+)

@@ -1,0 +1,98 @@
+"""How a model is profiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from lrcompress_cli.options.gather import gathered
+from lrcompress_cli.options.sizes import ByteSize
+
+if TYPE_CHECKING:
+    from lrcompress.profiling.options import ProfileOptions
+
+# Literal as in planning.py, so that --help loads no torch.
+OBJECTIVE_NAMES = (
+    "kl", "cosine", "squared", "probabilities", "bernoulli", "bernoulli-probabilities",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MeasureChoice:
+    objective: str
+    output_name: tuple[str, ...]
+    pooling: str
+    probes: int
+    max_memory: int
+    token_noise: bool | None
+
+    def options(
+        self, seed: int, metric: str | None, structures: tuple[str, ...] | None
+    ) -> ProfileOptions:
+        from lrcompress.profiling.options import ProfileOptions
+
+        return ProfileOptions(
+            objective=self.objective,
+            outputs=self.output_name,
+            pooling=None if self.pooling == "none" else self.pooling,
+            metric=metric,
+            probes=self.probes,
+            max_memory=self.max_memory,
+            token_noise=self.token_noise,
+            structures=structures or ("low_rank",),
+            seed=seed,
+        )
+
+
+measuring_options = gathered(
+    MeasureChoice,
+    "measuring",
+    click.option(
+        "--objective",
+        type=click.Choice(("auto", *OBJECTIVE_NAMES)),
+        default="auto",
+        show_default=True,
+        help="Divergence between two outputs of the network; auto goes by names, values and the "
+        "operation that the network ends in.",
+    ),
+    click.option(
+        "--output-name",
+        multiple=True,
+        metavar="NAME",
+        help="Measure this output of the network: a name, or a place in a tuple; repeatable. By "
+        "default all that depend on the input.",
+    ),
+    click.option(
+        "--pooling",
+        type=click.Choice(("auto", "mean", "cls", "none")),
+        default="auto",
+        show_default=True,
+        help="How token embeddings become one; auto asks the model's folder.",
+    ),
+    click.option(
+        "--probes",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=1,
+        show_default=True,
+        help="Backward passes per batch that estimate the output sensitivity.",
+    ),
+    click.option(
+        "--max-memory",
+        type=ByteSize(),
+        metavar="SIZE",
+        default="1GiB",
+        show_default=True,
+        help="Running moments held at a time; where they need more, the data is passed over "
+        "more than once.",
+    ),
+    click.option(
+        "--token-noise/--no-token-noise",
+        default=None,
+        help="Measure each text a second time with most of its tokens drawn anew from the "
+        "vocabulary, so that words that the data lack are kept too; by default for encoders whose "
+        "output is an embedding.",
+    ),
+)

@@ -1,0 +1,266 @@
+"""A network as an ONNX file: named inputs and outputs, free batch and sequence, one precision."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lrcompress import __version__
+from lrcompress.errors import ExportError
+from lrcompress.export.axes import AxisRequest, find_axes
+from lrcompress.export.axis_metadata import PREFIX, Axes, KnownAxis, to_metadata
+from lrcompress.export.example import tracing_example
+from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
+from lrcompress.export.forward import NamedForward, check_arguments, unused_name
+from lrcompress.export.graph_axes import GraphAxes
+from lrcompress.export.output_notes import output_notes
+from lrcompress.export.precision import (
+    TORCH_DTYPES,
+    Precision,
+    cast_copy,
+    computed_tables,
+    mixes_dtypes,
+)
+from lrcompress.export.settled_axes import settle
+from lrcompress.export.tracing import quiet, trace
+from lrcompress.export.write import write_model
+from lrcompress.graph.rewrites import REWRITES, RewriteResult, apply_rewrites_
+from lrcompress.network.batches import Batch
+from lrcompress.network.unfused import runs_unfused
+
+OPSETS = (20, 21, 22, 23)
+SCHEMA_VERSION = 1
+PRODUCER = "lrcompress"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    precision: Precision = "fp32"
+    opset: int = 20
+    external_data: bool | None = None  # None: only where the weights exceed 2 GB
+    keep_io: bool = True  # floating-point inputs and outputs stay float32
+    static_sequence: bool = False  # the length of ids and masks is fixed to the batch's own
+    dynamic: Axes = field(default_factory=dict)  # must be free: input -> axis -> name, "" for any
+    fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # input -> axes
+    metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
+    forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: each as it is
+
+    @property
+    def axes(self) -> AxisRequest:
+        return AxisRequest(self.dynamic, self.fixed, self.static_sequence)
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of the graph. Free axes have names, the others sizes."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    path: str
+    files: Mapping[str, int]  # file name -> bytes
+    bytes: int
+    parameter_bytes: int  # of the weights alone
+    opset: int
+    precision: Precision
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    axis_limits: Mapping[str, tuple[int, int | None]]  # sizes that a free axis takes, by name
+    fixed_axes: Mapping[str, tuple[int, ...]]  # axes of one size, by input
+    axes: tuple[str, ...]  # a line for each input: its axes, their sizes, why they are fixed
+    node_counts: Mapping[str, int]
+    rewrites: Mapping[str, int]
+    forms: Mapping[str, str]  # of structures that have several, by layer
+    notes: tuple[str, ...]
+    seconds: float
+    schema_version: int = SCHEMA_VERSION
+
+
+@runs_unfused(compiled=True)
+def export_onnx(
+    module: nn.Module, batch: Batch, path: Path, options: ExportOptions | None = None
+) -> ExportReport:
+    """Write `module` as an ONNX file at `path`; the module itself is left as it is.
+
+    The inputs are the batch's tensors under their names. Axes that the network takes in other
+    sizes are free: axis 0 as "batch", axis 1 of ids and masks as "sequence", others under names
+    of their own (see export/axes.py). Outputs are named as the network names them (see
+    named_outputs).
+
+    Raises:
+        ExportError: the network cannot be traced, or not with the axes that are asked for, or the
+            file cannot be written.
+    """
+    options = options or ExportOptions()
+    started = time.perf_counter()
+    _check_offered(options)
+    check_arguments(module, batch)
+    found = find_axes(module, batch, options.axes)
+    traced, axes = settle(found, lambda axes: _traced(module, batch, axes, options))
+    model, notes = traced.model, (*axes.notes, *traced.notes)
+    known = _within(axes, traced.limits)
+    rewrites = apply_rewrites_(model, REWRITES)
+    _describe_(model, options, to_metadata(known, axes.fixed))
+    files = write_model(model, Path(path), external_data=options.external_data)
+    sizes = {file.name: file.stat().st_size for file in files}
+    return ExportReport(
+        path=str(path),
+        files=sizes,
+        bytes=sum(sizes.values()),
+        parameter_bytes=sum(v.const_value.nbytes for v in model.graph.initializers.values()),
+        opset=options.opset,
+        precision=options.precision,
+        inputs=tuple(_port(value) for value in model.graph.inputs),
+        outputs=tuple(_port(value) for value in model.graph.outputs),
+        axis_limits={name: (axis.range.least, axis.range.most) for name, axis in known.items()},
+        fixed_axes=axes.fixed,
+        axes=axes.lines,
+        node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
+        rewrites=_counts(rewrites),
+        forms=traced.forms,
+        notes=(
+            *notes,
+            *output_notes(module, batch),
+            *(result.note for result in rewrites if result.note),
+        ),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _check_offered(options: ExportOptions) -> None:
+    if options.opset not in OPSETS:
+        known = ", ".join(map(str, OPSETS))
+        raise ExportError(f"opset {options.opset} is not offered; choose one of {known}")
+    if options.precision not in TORCH_DTYPES:
+        known = ", ".join(TORCH_DTYPES)
+        raise ExportError(f"precision {options.precision!r} is unknown; choose one of {known}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    model: Any  # an onnx_ir.Model
+    limits: dict[str, tuple[int, int | None]]
+    forms: Mapping[str, str]
+    notes: tuple[str, ...]  # what was done beyond what was asked for
+
+
+def _within(axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]) -> dict[str, KnownAxis]:
+    """What trials found, within what the trace allows."""
+    return {
+        name: replace(axis, range=axis.range.within(*limits.get(name, (1, None))))
+        for name, axis in axes.known.items()
+    }
+
+
+def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOptions) -> _Traced:
+    example = tracing_example(module, batch, axes)
+    shapes = _output_shapes(module, example)
+    names = tuple(shapes)
+    forms: dict[str, str] = {}
+
+    def attempt(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+        model, limits = traced(tables=tables)
+        other = tracing_example(module, batch, axes, unlike=example)
+        _free_outputs_(model, shapes, _output_shapes(module, other))
+        return model, limits
+
+    def traced(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+        dtype = TORCH_DTYPES[options.precision]
+        copied = cast_copy(module, options.precision, tables=tables)
+        if options.forms is not None:
+            forms.update(choose_forms_(copied, options.forms))
+        forward = NamedForward(copied, list(example), dtype, keep_io=options.keep_io).eval()
+        crossing = forward.crossing(example)
+        return trace(forward, crossing, axes.free, names, opset=options.opset)
+
+    tables = computed_tables(module) if options.precision != "fp32" else ()
+    try:
+        model, limits = attempt(tables=False)
+    except ExportError:
+        if not tables:
+            raise
+    else:
+        if not tables or not mixes_dtypes(model):
+            return _Traced(model, limits, forms, ())
+    # It takes float32 tables into its activations, so it only works in one dtype.
+    note = f"tables cast to {options.precision}: {', '.join(tables)}"
+    return _Traced(*attempt(tables=True), forms, (note,))
+
+
+def _free_outputs_(
+    model: Any, shapes: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Of two sets of inputs' sizes: what differs between the outputs' is no constant, whatever the
+    tracer made of it (it declares a loop's results to be as long as those of the example)."""
+    import onnx_ir as ir
+
+    for value in model.graph.outputs:
+        first, second = shapes.get(value.name, ()), others.get(value.name, ())
+        if value.shape is None or not len(value.shape) == len(first) == len(second):
+            continue
+        value.shape = ir.Shape(
+            [
+                f"{value.name}_{axis}"
+                if isinstance(size, int) and first[axis] != second[axis]
+                else size
+                for axis, size in enumerate(value.shape)
+            ]
+        )
+
+
+def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ...]]:
+    """By running it once, which also tells a wrong input from what a tracer cannot do."""
+    forward = NamedForward(
+        cast_copy(module, "fp32"), list(example), torch.float32, keep_io=True
+    ).eval()
+    try:
+        with torch.no_grad(), quiet():
+            outputs = forward.outputs(*(tensor.clone() for tensor in example.values()))
+    except Exception as error:  # the network's own code
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in example.items())
+        raise ExportError(
+            f"{type(module).__name__} fails on inputs {shapes}: {first[:300]}; "
+            "give an example batch that it accepts"
+        ) from error
+    if not outputs:
+        raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
+    found: dict[str, tuple[int, ...]] = {}
+    for name, output in outputs.items():  # a graph's inputs and outputs have different names
+        taken = {*example, *found, *outputs} - ({name} - {*example})
+        found[unused_name(name, taken)] = tuple(output.shape)
+    return found
+
+
+def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:
+    """What a reader of the file alone should know."""
+    model.producer_name, model.producer_version = PRODUCER, __version__
+    model.graph.name = "lrcompress"
+    facts = {
+        "version": __version__,
+        "precision": options.precision,
+        **axes,
+        **options.metadata,
+    }
+    for key, value in facts.items():
+        model.metadata_props[PREFIX + key] = str(value)
+
+
+def _port(value: Any) -> Port:
+    axes = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
+    return Port(value.name, value.dtype.name.lower(), axes)
+
+
+def _counts(results: tuple[RewriteResult, ...]) -> dict[str, int]:
+    return {result.name: result.changes for result in results}

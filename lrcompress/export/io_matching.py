@@ -1,0 +1,127 @@
+"""Match a graph's inputs and outputs with a network's: by name, then by kind and order.
+
+Files made elsewhere leave out inputs (no token_type_ids) or name them after a tracer ("input.1").
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import VerifyError
+from lrcompress.export.forward import copied, named_outputs
+from lrcompress.export.session import GraphArgument
+from lrcompress.messages import listed
+from lrcompress.network.batches import Batch
+from lrcompress.network.outputs import EMBEDDINGS, HIDDEN, LOGITS
+
+# Two different names that the field knows mean two different things, whatever their shapes.
+_SYNONYMS = {"token_embeddings": "last_hidden_state"}
+_KNOWN = {*LOGITS, *EMBEDDINGS, *HIDDEN, "pooler_output", *_SYNONYMS}
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """Which tensor of the network is which of the graph."""
+
+    inputs: Mapping[str, str]  # graph -> network
+    outputs: Mapping[str, str]
+    unknown_inputs: tuple[str, ...]  # of the graph: nothing in the data fits
+    unused_inputs: tuple[str, ...]  # of the data: the graph does not take them
+    uncompared_outputs: tuple[str, ...]  # of the graph: the network has no such output
+    expected_outputs: tuple[str, ...]  # all of the network's, in its order
+
+    @property
+    def absent_outputs(self) -> tuple[str, ...]:
+        """Of the network: the graph has no such output."""
+        paired = set(self.outputs.values())
+        return tuple(name for name in self.expected_outputs if name not in paired)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether those that the graph has come as the network's do."""
+        places = [self.expected_outputs.index(name) for name in self.outputs.values()]
+        return places == sorted(places)
+
+
+def wire(
+    graph_inputs: Sequence[GraphArgument],
+    graph_outputs: Sequence[GraphArgument],
+    module: nn.Module,
+    batch: Batch,
+) -> Wiring:
+    """Run the module once on the batch to see its outputs, without what the graph does not take.
+
+    Raises:
+        VerifyError: the module fails on the batch.
+    """
+    arguments = set(inspect.signature(module.forward).parameters)
+    inputs = _matched(graph_inputs, batch, arguments)
+    unknown = tuple(a.name for a in graph_inputs if a.name not in inputs)
+    if unknown and not _takes(module, inputs.values()):
+        raise VerifyError(
+            f"the file asks for {listed(unknown)}, which {type(module).__name__} does not take; "
+            "name the model that the file was made from"
+        )
+    outputs = _outputs_of(module, {name: batch[name] for name in inputs.values()})
+    paired = _matched(graph_outputs, outputs, _KNOWN)
+    return Wiring(
+        inputs=inputs,
+        outputs={a.name: paired[a.name] for a in graph_outputs if a.name in paired},
+        unknown_inputs=unknown,
+        unused_inputs=tuple(name for name in batch if name not in inputs.values()),
+        uncompared_outputs=tuple(a.name for a in graph_outputs if a.name not in paired),
+        expected_outputs=tuple(outputs),
+    )
+
+
+def _takes(module: nn.Module, names: Iterable[str]) -> bool:
+    try:
+        inspect.signature(module.forward).bind(**dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
+
+
+def _outputs_of(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    try:
+        inspect.signature(module.forward).bind(**batch)
+        with torch.no_grad():
+            return named_outputs(module(**copied(batch)))
+    except Exception as error:  # the network's own code
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise VerifyError(
+            f"{type(module).__name__} fails on {', '.join(batch) or 'no inputs'}: {first[:300]}; "
+            "give the data that the graph's inputs need"
+        ) from error
+
+
+def _matched(
+    arguments: Sequence[GraphArgument], tensors: Mapping[str, Tensor], known: set[str]
+) -> dict[str, str]:
+    """Graph name -> network name. A name in `known` is matched by that name or not at all."""
+    pairs: dict[str, str] = {}
+    for argument in arguments:
+        for name in (argument.name, _SYNONYMS.get(argument.name, "")):
+            if name in tensors and argument.name not in pairs:
+                pairs[argument.name] = name
+    for argument in arguments:
+        if argument.name in pairs or argument.name in known:
+            continue
+        free = [name for name in tensors if name not in pairs.values()]
+        alike = [name for name in free if _kind(tensors[name]) == _kind_of(argument)]
+        if alike:
+            pairs[argument.name] = alike[0]
+    return pairs
+
+
+def _kind(tensor: Tensor) -> tuple[int, bool]:
+    return tensor.dim(), tensor.is_floating_point()
+
+
+def _kind_of(argument: GraphArgument) -> tuple[int, bool]:
+    return len(argument.shape), "float" in argument.type or "double" in argument.type

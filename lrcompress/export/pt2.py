@@ -1,0 +1,111 @@
+"""A .pt2 program: torch alone reloads it, with free batch and sequence sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.fx import GraphModule
+
+from lrcompress.atomic import write_atomically
+from lrcompress.errors import ExportError
+from lrcompress.messages import one_line
+from lrcompress.network.batches import Batch
+from lrcompress.network.unfused import runs_unfused
+
+FREE_AXES = 2  # examples and positions; where the network fixes one, torch finds out
+
+
+@runs_unfused(compiled=True)
+def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
+    """Write `module` as a torch.export program that takes the batch's names as keyword arguments.
+
+    Outputs are a dict of tensors where the module returns named ones, so that reloading needs
+    neither lrcompress nor transformers: ``torch.export.load(path).module()(**batch)``.
+
+    Raises:
+        ExportError: torch cannot trace the module.
+        LrcompressError: `path` cannot be written.
+    """
+    # A size of one would be taken for a constant
+    example = {name: torch.cat([t, t])[:2] if len(t) == 1 else t for name, t in batch.items()}
+    axes = {
+        name: dict.fromkeys(range(min(FREE_AXES, tensor.dim())), Dim.AUTO)
+        for name, tensor in example.items()
+    }
+    training = module.training
+    try:
+        program = torch.export.export(
+            _PlainOutputs(module.eval(), example),
+            args=(),
+            kwargs=example,
+            dynamic_shapes=axes,
+            strict=False,
+        )
+    except Exception as cause:  # torch raises many classes, and the module's code any
+        raise ExportError(
+            f"{path}: torch.export cannot trace the module ({type(cause).__name__}: "
+            f"{one_line(cause)}); write the ONNX file only"
+        ) from cause
+    finally:
+        module.train(training)
+    program.example_inputs = None  # else the user's data would travel in the file
+    _forget_sources_(program)
+    write_atomically(path, lambda temporary: _save(program, temporary))
+
+
+class _PlainOutputs(nn.Module):
+    """The module with its inputs by name and its outputs in containers that any Python has."""
+
+    def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
+        super().__init__()
+        self.module = module
+        # torch.export reads the names of the inputs from the signature
+        named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+        signature = inspect.Signature(named)
+
+        def forward(**inputs: Tensor) -> Any:
+            return _plain(module(**inputs))
+
+        forward.__signature__ = signature  # type: ignore[attr-defined]
+        self.forward = forward
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items() if _holds_tensors(item)}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+    if isinstance(value, tuple | list):
+        return tuple(_plain(item) for item in value if _holds_tensors(item))
+    return value
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(item) for item in value.values())
+    if isinstance(value, tuple | list):
+        return any(_holds_tensors(item) for item in value)
+    return isinstance(value, Tensor) or dataclasses.is_dataclass(value)
+
+
+def _forget_sources_(program: Any) -> None:
+    """Remove the lines of code that each node came from: they hold paths of this machine, on which
+    the file's bits would depend."""
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+
+
+def _save(program: Any, path: Path) -> None:
+    """By way of memory: torch's own file writer ends the whole process when the disk is full."""
+    whole = io.BytesIO()
+    torch.export.save(program, whole)
+    path.write_bytes(whole.getbuffer())

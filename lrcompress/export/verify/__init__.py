@@ -1,0 +1,1 @@
+"""Checks that an ONNX file computes what its network computes."""

@@ -1,0 +1,168 @@
+"""Are the factors still there? ONNX Runtime folds a product of constants back to the dense weight.
+
+Weights are recognised by value, in either orientation, so that layers of equal shape are never
+taken for one another; a factor that a fusion has changed (a scale folded in, a convolution's
+channels padded into blocks) is then recognised by its shape among what is left.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lrcompress.export.forward import copy_structure
+from lrcompress.export.precision import TORCH_DTYPES
+from lrcompress.export.session import open_session
+from lrcompress.export.verify.layer_use import layer_use
+from lrcompress.export.verify.result import Check, Subject, listed
+from lrcompress.graph.upcast import upcast
+from lrcompress.graph.weight_keys import Shape, content_key, rounded, shape_key
+from lrcompress.scratch import scratch_folder
+
+_STRUCTURES = "lrcompress.structures."
+
+
+@dataclass(frozen=True, eq=False)
+class StructuredLayer:
+    """A layer that stands for a dense weight without holding it."""
+
+    name: str
+    dense_shape: Shape
+    factors: tuple[Tensor, ...]  # two or more axes each
+
+
+@dataclass(frozen=True)
+class FactorReport:
+    layers: int  # an embedding and the heads that are tied to it are one
+    factors: int  # distinct ones; a factor shared by two layers is one
+    missing: tuple[str, ...]  # layers of which a factor is not in the graph
+    folded: tuple[str, ...]  # layers whose dense weight's shape is there without a cause
+    unused: tuple[str, ...] = ()  # layers on which no output depends: not looked for
+    constant: tuple[str, ...] = ()  # layers that read no input: computed when the file is opened
+
+    @property
+    def kept(self) -> bool:
+        return not self.missing and not self.folded
+
+
+def structured_layers(module: nn.Module) -> tuple[StructuredLayer, ...]:
+    """The layers of `module` made by a structure."""
+    return tuple(
+        StructuredLayer(
+            name,
+            shape,
+            tuple(p for p in module.get_submodule(name).parameters() if p.dim() > 1),
+        )
+        for name, shape in _dense_shapes(module).items()
+    )
+
+
+def _dense_shapes(module: nn.Module) -> dict[str, Shape]:
+    """Told by the contract of structures/: their modules form the dense weight in a property.
+
+    On the meta device it has a shape and no values, so nothing is computed.
+    """
+    empty = copy_structure(module, lambda _, tensor: tensor.to("meta"))
+    found: dict[str, Shape] = {}
+    for name, part in empty.named_modules():  # a module before those within it
+        if (
+            any(base.__module__.startswith(_STRUCTURES) for base in type(part).__mro__)
+            and isinstance(getattr(type(part), "weight", None), property)
+            and not any(not x or name.startswith(f"{x}.") for x in found)  # a part of a sum
+        ):
+            found[name] = tuple(part.weight.shape)
+    return found
+
+
+def factors_kept(
+    initializers: Iterable[NDArray[Any]],
+    module: nn.Module,
+    layers: tuple[StructuredLayer, ...],
+    precision: str,
+) -> FactorReport:
+    """Compare the weights of an optimised graph with the module that it came from.
+
+    initializers: its floating-point weights of two or more axes.
+    precision: what the graph computes in; the module's weights are rounded to it first.
+    """
+    dtype = TORCH_DTYPES[precision]
+    keys = {id(tensor): content_key(rounded(tensor, dtype)) for tensor in _matrices(module)}
+    own = {keys[id(tensor)]: tuple(tensor.shape) for tensor in _matrices(module)}
+    factors = {keys[id(f)]: tuple(f.shape) for layer in layers for f in layer.factors}
+    found = {content_key(array): tuple(array.shape) for array in initializers}
+
+    altered = Counter(shape_key(shape) for key, shape in found.items() if key not in own)
+    missing = set()
+    for key in sorted(factors.keys() - found.keys()):
+        shape = shape_key(factors[key])
+        if altered[shape] > 0:
+            altered[shape] -= 1
+        else:
+            missing.add(key)
+    # A dense weight of the module that a fusion has changed has a cause; any other has not.
+    for key, own_shape in own.items():
+        if key not in found and key not in factors:
+            altered[shape_key(own_shape)] -= 1
+    return FactorReport(
+        layers=len({frozenset(map(id, layer.factors)) for layer in layers}),
+        factors=len(factors),
+        missing=tuple(x.name for x in layers if any(keys[id(f)] in missing for f in x.factors)),
+        folded=tuple(x.name for x in layers if altered[shape_key(x.dense_shape)] > 0),
+    )
+
+
+def _matrices(module: nn.Module) -> Iterable[Tensor]:
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() > 1 and tensor.is_floating_point():
+            yield tensor
+
+
+def factors_check(subject: Subject) -> Check:
+    """The graph after all of ONNX Runtime's optimisations still multiplies by the factors."""
+    if subject.module is None:
+        return Check("factors", "graph", None, "no reference network was given")
+    structured = structured_layers(subject.module)
+    if not structured:
+        return Check("factors", "graph", None, "the reference network has no factorised layer")
+    assert subject.batch is not None
+    use = layer_use(subject.module, (layer.name for layer in structured), subject.batch)
+    layers = tuple(layer for layer in structured if layer.name in use.used)
+    with scratch_folder() as folder:
+        source, optimised = subject.path, folder / "optimised.onnx"
+        if subject.precision == "bf16":
+            source = folder / "float32.onnx"
+            upcast(subject.path, source)
+        open_session(source, optimized_path=optimised)
+        report = factors_kept(_weights(optimised), subject.module, layers, subject.precision)
+    report = replace(report, unused=use.unused, constant=use.constant)
+    apart = ""
+    if use.unused:
+        apart += f"; no output depends on {listed(use.unused)}"
+    if use.constant:
+        apart += f"; computed once, when the file is opened: {listed(use.constant)}"
+    if report.kept:
+        detail = f"all {report.factors} factors of {report.layers} layers are in it, optimised"
+        return Check("factors", "graph", True, detail + apart, asdict(report))
+    problems = []
+    if report.missing:
+        problems.append(f"factors are missing of {listed(report.missing)}")
+    if report.folded:
+        problems.append(f"a dense weight is back for {listed(report.folded)}")
+    return Check("factors", "graph", False, "; ".join(problems) + apart, asdict(report))
+
+
+def _weights(path: Path) -> list[Any]:
+    import onnx_ir as ir
+
+    model = ir.load(path)
+    return [
+        value.const_value.numpy()
+        for value in model.graph.initializers.values()
+        if value.dtype.is_floating_point() and len(value.shape) > 1
+    ]

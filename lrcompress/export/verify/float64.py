@@ -1,0 +1,155 @@
+"""A network and a graph in float64, where rounding is too small to hide an error behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lrcompress.export.forward import copied, copy_structure, named_outputs
+from lrcompress.graph.stored_constants import read_graph
+from lrcompress.graph.upcast import widen_
+from lrcompress.messages import one_line
+from lrcompress.network.batches import Batch
+
+MOST_PARAMETERS = 2**27  # 1 GB in float64, for the network and for the graph
+
+
+@dataclass(frozen=True, eq=False)
+class Double:
+    """The network in float64, or why it is not there."""
+
+    module: nn.Module | None
+    reason: str = ""
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.module is not None
+        with torch.no_grad():
+            return named_outputs(self.module(**copied(in_double(batch))))
+
+
+def double(module: nn.Module, example: Batch) -> Double:
+    """A copy in float64, tried once on the example: some networks insist on float32."""
+    parameters = sum(p.numel() for p in module.parameters())
+    if parameters > MOST_PARAMETERS:
+        return Double(None, f"{parameters:,} parameters are above {MOST_PARAMETERS:,}")
+    wide = Double(copy_structure(module, lambda _, tensor: _wide(tensor)))
+    try:
+        wide(example)
+    except Exception as error:  # the network's own code
+        return Double(None, f"the network does not run in float64 ({one_line(error)})")
+    return wide
+
+
+def in_double(batch: Batch) -> Batch:
+    return {name: _wide(tensor) for name, tensor in batch.items()}
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+class EvaluatedGraph:
+    """A graph evaluated by ONNX's own reference implementation, in float64 or as it is.
+
+    Raises whatever that raises for a graph that it cannot evaluate.
+    """
+
+    def __init__(self, graph: onnx.ModelProto, folder: Path, *, wide: bool) -> None:
+        import onnx_ir as ir
+        from onnx.reference import ReferenceEvaluator
+        from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+        model = read_graph(graph, folder)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        self.wide = wide
+        self.constants = _taken_out_(model)  # fed as inputs: no copy within the evaluator
+        if wide:
+            narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            widen_(model, narrow, ir.DataType.DOUBLE)
+        self.evaluator = ReferenceEvaluator(ir.to_proto(model), new_ops=_fast_operators())
+
+    def __call__(
+        self,
+        names: Sequence[str],
+        feed: Mapping[str, NDArray[Any]],
+        constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
+    ) -> dict[str, NDArray[Any]]:
+        """Outputs by name. constants: values in place of those that the graph holds."""
+        feed = {**feed, **self.constants, **constants}
+        if self.wide:
+            feed = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feed.items()}
+        with np.errstate(all="ignore"):
+            return dict(zip(names, self.evaluator.run(list(names), dict(feed)), strict=True))
+
+
+def _taken_out_(model: Any) -> dict[str, NDArray[Any]]:
+    """The fractions among the initializers, which become inputs of the graph."""
+    taken = {}
+    for name, value in list(model.graph.initializers.items()):
+        if value.const_value is not None and value.const_value.dtype.is_floating_point():
+            array = value.const_value.numpy()
+            taken[name] = array if array.dtype.kind == "f" else array.astype(np.float32)
+            del model.graph.initializers[name]
+            value.dtype, value.const_value = value.const_value.dtype, None
+            model.graph.inputs.append(value)
+    return taken
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """A copy of what cannot be written to, such as a mapped file: torch would warn of it."""
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
+def _fast_operators() -> list[Any]:
+    """torch's kernels in place of loops in Python."""
+    from onnx.reference.ops.op_conv import Conv as PlainConv
+    from onnx.reference.ops.op_erf import Erf as PlainErf
+
+    class Erf(PlainErf):  # type: ignore[misc]  # onnx gives these no types
+        def _run(self, x: NDArray[Any]) -> tuple[NDArray[Any]]:
+            return (torch.erf(_tensor(x)).numpy(),)
+
+    class Conv(PlainConv):  # type: ignore[misc]
+        def _run(
+            self,
+            X: NDArray[Any],  # onnx names the arguments
+            W: NDArray[Any],
+            B: NDArray[Any] | None = None,
+            auto_pad: str | None = None,
+            dilations: Sequence[int] | None = None,
+            group: int | None = None,
+            kernel_shape: Sequence[int] | None = None,
+            pads: Sequence[int] | None = None,
+            strides: Sequence[int] | None = None,
+        ) -> tuple[NDArray[Any]]:
+            if auto_pad not in (None, "NOTSET"):
+                plain: tuple[NDArray[Any]] = super()._run(
+                    X, W, B, auto_pad, dilations, group, kernel_shape, pads, strides
+                )
+                return plain
+            axes = X.ndim - 2
+            ones, pads = [1] * axes, list(pads or [0] * 2 * axes)
+            sides = [side for a in reversed(range(axes)) for side in (pads[a], pads[a + axes])]
+            result = torch.convolution(
+                torch.nn.functional.pad(_tensor(X), sides),
+                _tensor(W),
+                None if B is None else _tensor(B),
+                stride=list(strides or ones),
+                padding=[0] * axes,
+                dilation=list(dilations or ones),
+                transposed=False,
+                output_padding=[0] * axes,
+                groups=group or 1,
+            )
+            return (result.numpy(),)
+
+    return [Conv, Erf]

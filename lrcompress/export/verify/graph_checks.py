@@ -1,0 +1,131 @@
+"""Checks of a file by itself: its form, its kernels, its placement, its size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from lrcompress.errors import ModelError
+from lrcompress.export.export_onnx import PRODUCER
+from lrcompress.export.placement import placement
+from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
+from lrcompress.export.verify.result import BudgetFacts, Check, Subject, listed
+from lrcompress.graph.kernels import missing_kernels
+from lrcompress.graph.rewrites.name_weights import parameter_name
+from lrcompress.messages import one_line
+from lrcompress.scratch import scratch_folder
+
+WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
+_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+
+
+def readable(path: Path) -> onnx.ModelProto:
+    """The graph without its external data.
+
+    Raises:
+        ModelError: there is no such file, or it is no ONNX graph.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such ONNX file; check the path")
+    try:
+        graph = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError, or the system's
+        raise ModelError(
+            f"{path}: not a readable ONNX file (truncated or corrupt?); export it again"
+        ) from error
+    if not graph.graph.node:
+        raise ModelError(f"{path}: holds no graph (empty or truncated?); export it again")
+    return graph
+
+
+def well_formed(subject: Subject) -> Check:
+    try:
+        onnx.checker.check_model(str(subject.path), full_check=True)
+    except Exception as error:  # the checker's errors share no base below Exception
+        return Check("checker", "graph", False, one_line(error, 300))
+    nodes = Counter(node.op_type for node in subject.graph.graph.node)
+    detail = f"{sum(nodes.values())} nodes of {len(nodes)} operators"
+    return Check("checker", "graph", True, detail, {"nodes": dict(nodes.most_common())})
+
+
+def kernels(subject: Subject) -> Check:
+    try:
+        missing = missing_kernels(subject.graph, subject.precision)
+    except ModelError as error:  # the session opens it all the same: see parity
+        unknown = None if subject.provider == "cpu" else False
+        return Check("kernels", "graph", unknown, f"not known: {error}")
+    numbers = {"missing": [str(kernel) for kernel in missing]}
+    if not missing:
+        detail = f"every node has a CUDA kernel in {subject.precision}"
+        return Check("kernels", "graph", True, detail, numbers)
+    detail = f"{len(missing)} nodes have no CUDA kernel: {listed(numbers['missing'])}"
+    if subject.provider == "cpu":
+        return Check("kernels", "graph", None, f"{detail}; it matters on a GPU only", numbers)
+    return Check("kernels", "graph", False, detail, numbers)
+
+
+def placed(subject: Subject) -> Check:
+    if subject.provider == "cpu":
+        return Check("placement", "placement", None, "no GPU provider was asked for")
+    try:
+        with scratch_folder() as folder:
+            session = open_session(
+                subject.path,
+                subject.provider,
+                optimized_path=folder / "optimised.onnx",
+                record_assignment=True,
+            )
+            report = placement(session)
+    except ProviderUnavailable as error:
+        return Check("placement", "placement", False, str(error))
+    left = [str(node) for node in report.compute_nodes_off(subject.provider)]
+    numbers = {"counts": report.counts, "left": left}
+    if left:
+        detail = f"{len(left)} compute nodes are not on {subject.provider}: {listed(left)}"
+        return Check("placement", "placement", False, detail, numbers)
+    on = ", ".join(f"{count} on {provider}" for provider, count in report.counts.items())
+    return Check("placement", "placement", True, f"every compute node is placed: {on}", numbers)
+
+
+def budget(subject: Subject, promised: BudgetFacts) -> Check:
+    found = {"params": parameters(subject.graph, subject.module), "bytes": file_bytes(subject.path)}
+    allowed = {"params": promised.params, "bytes": promised.bytes}
+    numbers = {**found, **{f"allowed_{k}": v for k, v in allowed.items() if v is not None}}
+    parts = [f"{found['params']:,} parameters", f"{found['bytes']:,} bytes"]
+    if promised.params is None and promised.bytes is None:
+        detail = f"{promised.why_none}: {', '.join(parts)}"
+        return Check("budget", "budget", None, detail, numbers)
+    held = [
+        f"{found[key]:,} {key} of {most:,} allowed"
+        for key, most in allowed.items()
+        if most is not None
+    ]
+    passed = all(most is None or found[key] <= most for key, most in allowed.items())
+    detail = ", ".join(held) if passed else f"{', '.join(held)}; {WHEN_OVER}"
+    return Check("budget", "budget", passed, detail, numbers)
+
+
+def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
+    """Floating-point weights in the file. Stored constants of the arithmetic are none.
+
+    Our own files keep the network's names, which tell its parameters from all else; in others,
+    and those of another network, only single numbers and the network's buffers (positions,
+    frequencies) are left out.
+    """
+    weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
+    if module is not None and graph.producer_name == PRODUCER:
+        names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        own = [t for t in weights if parameter_name(t.name) in names]
+        if sum(_is_weight(t) for t in own) == sum(_is_weight(t) for t in weights):
+            return sum(prod(t.dims) for t in own)
+    buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
+    return sum(prod(t.dims) for t in weights if prod(t.dims) > 1 and t.name not in buffers)
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    name: str = tensor.name
+    return parameter_name(name).endswith(".weight")

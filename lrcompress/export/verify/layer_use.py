@@ -1,0 +1,108 @@
+"""Which layers a graph of a network can hold: those whose result depends on an input and matters.
+
+A pooler whose output nobody returns is not in the graph. One that reads constants only (the
+embedding of a fixed number of positions) is computed when the file is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.export.forward import copied, named_outputs
+from lrcompress.export.parity_inputs import Case, draw
+from lrcompress.network.batches import Batch
+from lrcompress.network.in_place import with_copies_if_needed
+
+_CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
+_OWN_SHAPES = (Case(1, None), Case(2, None))  # of a network whose length is fixed
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    used: frozenset[str]
+    unused: tuple[str, ...]  # no output depends on them
+    constant: tuple[str, ...]  # their input is always the same
+
+
+@dataclass
+class _Seen:
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+
+def layer_use(module: nn.Module, names: Iterable[str], batch: Batch) -> LayerUse:
+    """Run the network on two draws and follow its outputs back to the layers called `names`."""
+    names = tuple(names)
+    runs = _runs(module, names, batch)
+    matters = runs[0][1]
+    constant = tuple(
+        name
+        for name in names
+        if name in matters and _same(*(seen.inputs.get(name) for seen, _ in runs))
+    )
+    used = frozenset(matters) - frozenset(constant)
+    return LayerUse(used, tuple(name for name in names if name not in matters), constant)
+
+
+def _runs(module: nn.Module, names: tuple[str, ...], batch: Batch) -> list[tuple[_Seen, set[str]]]:
+    """On two draws; with the example's own sizes where the network takes no others."""
+    rows = Case(len(next(iter(batch.values()))), None)
+    for cases in (_CASES, _OWN_SHAPES):
+        generator = torch.Generator().manual_seed(0)
+        try:
+            return [_watched(module, names, draw(batch, case, {}, generator)) for case in cases]
+        except Exception:  # the network's own code
+            continue
+    generator = torch.Generator().manual_seed(0)
+    return [_watched(module, names, draw(batch, rows, {}, generator)) for _ in range(2)]
+
+
+def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_Seen, set[str]]:
+    """What the layers saw, and which of them the outputs depend on."""
+    seen = _Seen()
+
+    def note(name: str) -> Any:
+        def hook(
+            _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+        ) -> Tensor:
+            # Copies: the network may go on to change its activations in place
+            seen.inputs[name] = (
+                (inputs[0] if inputs else next(iter(named.values()))).detach().clone()
+            )
+            kept = output if output.requires_grad else output.detach().requires_grad_()
+            seen.outputs[name] = kept
+            return kept.clone()
+
+        return hook
+
+    hooks = [
+        module.get_submodule(name).register_forward_hook(note(name), prepend=True, with_kwargs=True)
+        for name in names
+    ]
+    try:
+        with torch.enable_grad():
+            return seen, with_copies_if_needed(lambda: _reached(seen, module(**copied(batch))))
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _reached(seen: _Seen, raw: object) -> set[str]:
+    """The layers that some output depends on."""
+    ends = [output.sum() for output in named_outputs(raw).values() if output.requires_grad]
+    if not ends:  # its forward turns gradients off: all that is known is which layers it calls
+        return set(seen.outputs)
+    total = torch.stack([end.double() for end in ends]).sum()
+    called = list(seen.outputs)
+    values = [seen.outputs[name] for name in called]
+    slopes = torch.autograd.grad(total, values, allow_unused=True) if values else ()
+    return {name for name, slope in zip(called, slopes, strict=True) if slope is not None}
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.shape == b.shape and torch.equal(a, b)

@@ -1,0 +1,220 @@
+"""Does the file compute what the network computes? Row by row, on shapes it was not traced with.
+
+The error of an output is that of its worst row (a token's vector, an image's scores) relative to
+the root mean square of the rows. Rounding is random, so an error grows with the square root of
+what it passes through: with unit roundoff u, d products in the graph, each of inner size <= k,
+
+    fp32  4 u sqrt(d k)    half precisions  4 u sqrt(d), as products accumulate in float32
+
+The factor 4 covers the worst of many rows. The outputs of a network of ill condition are further
+off, whoever computes them. So they are held against the network in float64, and the file is also
+allowed eight times the error of torch's own float32, and in half precision four times the error
+that rounding the weights alone makes in torch. What hides behind that is found by comparing values
+and by evaluating the graph in float64 (values_check.py, arithmetic_check.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lrcompress.errors import VerifyError
+from lrcompress.export.axis_metadata import SEQUENCE
+from lrcompress.export.forward import copied, named_outputs
+from lrcompress.export.io_matching import Wiring
+from lrcompress.export.parity_inputs import MASK, Case, draw
+from lrcompress.export.random_feeds import refuse_huge
+from lrcompress.export.session import GraphArgument, Session
+from lrcompress.export.verify.float64 import Double
+from lrcompress.messages import label, one_line
+from lrcompress.network.batches import Batch
+
+UNIT_ROUNDOFF: Mapping[str, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
+_NUMPY_DTYPES: Mapping[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
+
+
+def tolerance(precision: str, products: int, inner: int) -> float:
+    growth = sqrt(max(products, 1) * (max(inner, 1) if precision == "fp32" else 1))
+    return 4 * UNIT_ROUNDOFF[precision] * growth
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a file is held against: the network in float32, and what tells rounding from error."""
+
+    module: nn.Module  # in evaluation mode, float32
+    double: Double
+    rounded: nn.Module | None  # with its weights rounded to the file's precision; None in float32
+
+    def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """As exactly as they are known, and in float32. What is no fraction is of float32, and so
+        is what overflows it."""
+        with torch.no_grad():
+            single = named_outputs(self.module(**copied(batch)))
+        if self.double.module is None:
+            return single, single
+        wide = self.double(batch)
+        exact = {
+            name: torch.where(torch.isfinite(value), wide[name].double(), value.double())
+            if value.is_floating_point() and name in wide and wide[name].shape == value.shape
+            else value
+            for name, value in single.items()
+        }
+        return exact, single
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    errors: Mapping[str, float]  # worst row of each output, over all cases
+    cases: tuple[str, ...]  # shapes that were run
+    rounding: float  # worst row when torch rounds the weights and nothing else
+    own: float  # worst row of torch's float32 against float64; 0 where it was not computed
+    broken: str | None  # a case that ended in NaN, another shape, or an error
+
+    @property
+    def worst(self) -> float:
+        return max(self.errors.values(), default=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A file that is open, beside its network, and the shapes to run both on."""
+
+    session: Session
+    reference: Reference
+    wiring: Wiring
+    batch: Batch  # the inputs of the network that the graph takes
+    cases: Sequence[Case]
+    seed: int
+
+    @property
+    def arguments(self) -> dict[str, GraphArgument]:
+        return {argument.name: argument for argument in self.session.get_inputs()}
+
+    @property
+    def fixed(self) -> dict[str, dict[int, int]]:
+        """Axes whose size the graph prescribes: input of the network -> axis -> size."""
+        return {
+            self.wiring.inputs[name]: {a: n for a, n in enumerate(arg.shape) if isinstance(n, int)}
+            for name, arg in self.arguments.items()
+        }
+
+
+def compare(comparison: Comparison) -> ParityResult:
+    """Run both on a draw of each shape.
+
+    Raises:
+        VerifyError: the graph's fixed axes ask for more input than is made up.
+    """
+    session, reference, wiring = comparison.session, comparison.reference, comparison.wiring
+    generator = torch.Generator().manual_seed(comparison.seed)
+    fixed, graph = comparison.fixed, comparison.arguments
+    _refuse_huge(comparison, fixed)
+    errors = dict.fromkeys(wiring.outputs, 0.0)
+    rounding = own = 0.0
+    done: list[str] = []
+
+    def result(broken: str | None) -> ParityResult:
+        return ParityResult(errors, tuple(dict.fromkeys(done)), rounding, own, broken)
+
+    for case in comparison.cases:
+        drawn = draw(comparison.batch, case, fixed, generator)
+        shape = shape_of(drawn, case)
+        feed = {name: fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
+        try:
+            got = dict(zip(wiring.outputs, session.run(list(wiring.outputs), feed), strict=True))
+        except Exception as error:  # ONNX Runtime's share no base below Exception
+            return result(f"shape {shape}: {one_line(error, 300)}")
+        exact, single = reference.outputs(drawn)
+        with torch.no_grad():
+            rounded = reference.rounded
+            alike = named_outputs(rounded(**copied(drawn))) if rounded is not None else {}
+        for name, theirs in got.items():
+            network_name = wiring.outputs[name]
+            wanted = exact[network_name]
+            error_or_reason = row_error(theirs, wanted, drawn)
+            if isinstance(error_or_reason, str):
+                return result(f"shape {shape}: output {name} {error_or_reason}")
+            errors[name] = max(errors[name], error_or_reason)
+            own = max(own, _number(row_error(single[network_name], wanted, drawn)))
+            if network_name in alike:
+                rounding = max(rounding, _number(row_error(alike[network_name], wanted, drawn)))
+        done.append(shape)
+    return result(None)
+
+
+def _refuse_huge(comparison: Comparison, fixed: Mapping[str, Mapping[int, int]]) -> None:
+    rows = next((axes[0] for axes in fixed.values() if 0 in axes), 1)
+    for graph_name, argument in comparison.arguments.items():
+        name = comparison.wiring.inputs[graph_name]
+        own = comparison.batch[name].shape
+        sizes = [rows, *(fixed[name].get(axis, own[axis]) for axis in range(1, len(own)))]
+        refuse_huge(argument, VerifyError, sizes)
+
+
+def shape_of(batch: Batch, case: Case | None = None) -> str:
+    """Rows, the longest sequence if there is one, and the sizes of other axes that vary."""
+    rows = next(iter(batch.values())).shape[0] if batch else 0
+    lengths = [t.shape[1] for t in batch.values() if t.dim() == 2 and not t.is_floating_point()]
+    others = {
+        label(x.label): batch[x.input].shape[x.axis]
+        for x in (() if case is None else case.sizes)
+        if x.input in batch and not x.label.endswith(SEQUENCE)
+    }
+    plain = f"{rows}x{max(lengths)}" if lengths else f"{rows}"
+    return " ".join([plain, *(f"{name}={size}" for name, size in others.items())])
+
+
+def fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
+    if argument.type not in _NUMPY_DTYPES:
+        raise VerifyError(
+            f"input {argument.name} is a {argument.type}, which cannot be fed from the data; "
+            "export with float32 inputs"
+        )
+    return tensor.numpy().astype(_NUMPY_DTYPES[argument.type])
+
+
+def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float | str:
+    """Worst row's error; padding does not count, except that it may not turn into NaN."""
+    theirs, ours = torch.as_tensor(got), wanted.detach().cpu()
+    if theirs.shape != ours.shape:
+        return f"has shape {tuple(theirs.shape)} where the network gives {tuple(ours.shape)}"
+    if ours.dim() < 2:
+        theirs, ours = theirs.reshape(-1, 1), ours.reshape(-1, 1)
+    masks = [t for name, t in batch.items() if name.endswith(MASK) and t.shape == ours.shape[:2]]
+    mask = masks[-1].bool() if masks and ours.dim() == 3 else None  # a decoder's comes last
+    worst = total = 0.0
+    rows = 0
+    for index in range(len(ours)):  # one example at a time: logits in float64 are large
+        a, b = theirs[index].double(), ours[index].double()
+        meant = torch.isfinite(b)
+        if not bool(torch.isfinite(a)[meant].all()):
+            return "holds NaN or infinity where the network does not"
+        a, b = torch.where(meant, a, 0.0), torch.where(meant, b, 0.0)
+        if mask is not None:
+            a, b = a[mask[index]], b[mask[index]]
+        a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
+        worst = max(worst, float((a - b).square().sum(-1).amax())) if len(b) else worst
+        total, rows = total + float(b.square().sum()), rows + len(b)
+    scale = sqrt(total / rows) if rows else 0.0
+    return sqrt(worst) / scale if scale > 0 else sqrt(worst)
+
+
+def _number(error_or_reason: float | str) -> float:
+    return error_or_reason if isinstance(error_or_reason, float) else 0.0

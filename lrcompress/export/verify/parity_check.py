@@ -1,0 +1,148 @@
+"""The checks that a file computes what its network computes: as it runs, and in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import prod
+
+import onnx
+
+from lrcompress.export.axis_metadata import SEQUENCE, known_axes
+from lrcompress.export.io_matching import Wiring, wire
+from lrcompress.export.parity_inputs import Case, FreeAxes, cases
+from lrcompress.export.precision import rounded_copy
+from lrcompress.export.session import ProviderUnavailable, Session, open_session
+from lrcompress.export.verify.arithmetic_check import arithmetic
+from lrcompress.export.verify.float64 import double
+from lrcompress.export.verify.interface_check import interface
+from lrcompress.export.verify.parity import Comparison, ParityResult, Reference, compare, tolerance
+from lrcompress.export.verify.result import Check, Subject
+from lrcompress.export.verify.shape_check import shapes_check
+from lrcompress.graph.upcast import upcast
+from lrcompress.scratch import scratch_folder
+
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "FusedMatMul", "FusedGemm", "Einsum")
+_OWN_ROUNDING = 8  # times torch's float32 error: worst of few rows against worst of few rows
+_RIGHT_ROUNDING = 16  # times any float32 error, of a graph that is right in float64
+
+
+def parity(
+    subject: Subject, shapes: Sequence[Case] | None, seed: int, limit: float | None
+) -> tuple[Check, ...]:
+    """Which tensor is which, outputs against the network's over shapes, and which shapes ran."""
+    if subject.module is None or subject.batch is None:
+        return (Check("parity", "numeric", None, "no reference network was given"),)
+    if subject.precision == "bf16" and subject.provider == "cpu":
+        reason = "not run on CPU: ONNX Runtime has no bfloat16 product there"
+        with scratch_folder() as folder:
+            path = folder / "float32.onnx"
+            upcast(subject.path, path)
+            found = _checks(subject, open_session(path), shapes, seed, limit)
+        name = "parity of bfloat16 weights in float32 arithmetic"
+        upcasted = [
+            replace(check, name=name) if check.name == "parity" else check for check in found
+        ]
+        return (Check("parity", "numeric", None, reason), *upcasted)
+    try:
+        session = open_session(subject.path, subject.provider, tf32=False)
+        return _checks(subject, session, shapes, seed, limit)
+    except ProviderUnavailable as error:
+        return (Check("parity", "numeric", None, f"not run: {error}"),)
+
+
+def _checks(
+    subject: Subject,
+    session: Session,
+    shapes: Sequence[Case] | None,
+    seed: int,
+    limit: float | None,
+) -> tuple[Check, ...]:
+    module, batch = subject.module, subject.batch
+    assert module is not None
+    assert batch is not None
+    wiring = wire(session.get_inputs(), session.get_outputs(), module, batch)
+    wired = interface(subject.graph, wiring)
+    if wiring.unknown_inputs or not wiring.outputs:
+        return (wired, Check("parity", "numeric", None, "not run: see interface"))
+    given = {name: batch[name] for name in wiring.inputs.values()}
+    rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
+    reference = Reference(module, double(module, given), rounded)
+    free = _free_axes(subject, session, wiring)
+    chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject), free)
+    comparison = Comparison(session, reference, wiring, given, chosen, seed)
+    return (wired, *_numeric(subject, comparison, limit), shapes_check(subject, comparison))
+
+
+def _numeric(subject: Subject, comparison: Comparison, limit: float | None) -> tuple[Check, Check]:
+    """As it runs, and in float64. A graph that is right in float64 is off by rounding alone, so
+    that one may be further from its network than any other."""
+    result = compare(comparison)
+    bound = tolerance(subject.precision, *_depth(subject.graph))
+    bound = max(bound, 4 * result.rounding, _OWN_ROUNDING * result.own)
+    near = result.broken is None and result.worst <= bound
+    evaluation = arithmetic(subject, comparison, bound if near else None)
+    if evaluation.check.passed:
+        rounding = max(result.own, evaluation.rounding)
+        bound = max(bound, _RIGHT_ROUNDING * rounding)
+    unknown = limit is None and bound >= 1 >= result.worst / bound
+    bound = bound if limit is None else limit
+    return _parity(result, bound, comparison.seed, unknown=unknown), evaluation.check
+
+
+def _parity(result: ParityResult, bound: float, seed: int, *, unknown: bool) -> Check:
+    numbers = {
+        "errors": dict(result.errors),
+        "tolerance": bound,
+        "rounding_of_weights": result.rounding,
+        "own_rounding": result.own,
+        "shapes": list(result.cases),
+        "seed": seed,
+    }
+    if result.broken is not None:
+        return Check("parity", "numeric", False, result.broken, numbers)
+    shapes = ", ".join(result.cases)
+    if unknown:
+        detail = (
+            f"nothing can be told: torch's own float32 is off by {result.own:.1e} of the outputs' "
+            f"scale (shapes {shapes}); see arithmetic and values"
+        )
+        return Check("parity", "numeric", None, detail, numbers)
+    detail = (
+        f"largest error {result.worst:.1e} of the outputs' scale (allowed {bound:.1e}) "
+        f"over shapes {shapes}"
+    )
+    return Check("parity", "numeric", result.worst <= bound, detail, numbers)
+
+
+def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
+    """Products in the graph, and the largest inner size that a stored weight gives one."""
+    products = sum(node.op_type in _PRODUCTS for node in graph.graph.node)
+    read_by_rows = {n.input[0] for n in graph.graph.node if n.op_type == "Gather"}
+    inner = 1
+    for tensor in graph.graph.initializer:
+        if len(tensor.dims) == 2 and tensor.name not in read_by_rows:
+            inner = max(inner, tensor.dims[0])
+        elif len(tensor.dims) > 2:
+            inner = max(inner, prod(tensor.dims[1:]))
+    return products, inner
+
+
+def _free_axes(subject: Subject, session: Session, wiring: Wiring) -> FreeAxes:
+    names = {
+        wiring.inputs[argument.name]: {
+            axis: dim for axis, dim in enumerate(argument.shape) if isinstance(dim, str)
+        }
+        for argument in session.get_inputs()
+    }
+    return FreeAxes(names, known_axes(subject.metadata))
+
+
+def _longest(subject: Subject) -> int | None:
+    """Positions that the network takes: noted by our exporter, or in its configuration."""
+    known = known_axes(subject.metadata).get(SEQUENCE)
+    if known is not None and known.range.most is not None:
+        return known.range.most
+    config = getattr(subject.module, "config", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - 2 if isinstance(positions, int) else None  # some tables start at two

@@ -1,0 +1,267 @@
+"""Which stored constant is which tensor of the network, and whether the two are equal in value.
+
+A tensor is looked for under its name in a file that keeps the network's names, else by its values:
+in every order of its axes and in any shape. Equal means equal up to rounding to the dtype that it
+is stored in. A stored tensor that is near one of the network's and equal to none was changed. One
+that resembles nothing (an optimiser computed it from several) is reported as not found.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lrcompress.graph.rewrites.name_weights import parameter_name
+from lrcompress.graph.stored_constants import Order, Stored, probe_places
+from lrcompress.messages import label
+
+# Twice the unit roundoff: the rounding of the file, and that of whoever made the value
+ROUNDING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
+_PRECISIONS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_SMALLEST = {"fp32": 2.0**-126, "fp16": 1.01e-7, "bf16": 2.0**-126}  # below it, rounding is to zero
+_NEAR = 0.1  # of its root mean square: further apart, two tensors have nothing to do with another
+_MOST = 0.75  # of the values of a tensor that was changed in places are as they were, or nearly
+_FEW = 16  # a tensor of fewer values may be near another by chance
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A tensor that the graph should hold, of float32 or of whole numbers, on the CPU."""
+
+    name: str
+    values: Tensor
+    roundings: int = 1  # of a tensor that was computed: how often each value was rounded
+    extra: float = 0.0  # and what that may add where its terms cancel
+
+    @property
+    def size(self) -> int:
+        return self.values.numel()
+
+    def probe(self) -> NDArray[np.float64]:
+        flat = self.values.reshape(-1)
+        picked = flat[torch.from_numpy(probe_places(self.size))]
+        probe: NDArray[np.float64] = picked.double().numpy()
+        return probe
+
+
+@dataclass(frozen=True)
+class Difference:
+    tensor: str  # of the network
+    stored: str  # of the graph
+    error: float  # largest difference, of its root mean square; infinite: another's values
+    row: int  # of the tensor's first axis, where it is largest
+
+    def __str__(self) -> str:
+        if self.error == inf:
+            return f"{label(self.stored)} holds the values of {label(self.tensor)}"
+        where = (
+            ""
+            if parameter_name(self.stored) == self.tensor
+            else f" (stored as {label(self.stored)})"
+        )
+        return (
+            f"{label(self.tensor)}{where} is off by {self.error:.1e} of its scale in row {self.row}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    found: Mapping[str, Stored]  # tensors that are stored as they are
+    differing: tuple[Difference, ...]
+    absent: tuple[str, ...]
+
+
+class Constants:
+    """The constants of a graph, to be looked up by value.
+
+    names: constants that are known to hold the parameter of that name, of which a file may have
+        several copies (as it is, and transposed); empty where names say nothing.
+    """
+
+    def __init__(
+        self, stored: Iterable[Stored], precision: str, names: Mapping[str, Sequence[Stored]]
+    ):
+        self.precision, self.names = precision, names
+        self.holders = {id(one): name for name, copies in names.items() for one in copies}
+        self.by_size: dict[int, list[Stored]] = defaultdict(list)
+        for one in stored:
+            self.by_size[one.size].append(one)
+
+    def match(self, targets: Sequence[Target]) -> Matches:
+        found: dict[str, Stored] = {}
+        changed: list[tuple[Difference, Stored]] = []
+        unnamed: list[Target] = []
+        for target in targets:
+            compared = [(self._difference(target, n), n) for n in self.names.get(target.name, ())]
+            equal = next((one for difference, one in compared if difference is None), None)
+            different = [
+                (difference, one)
+                for difference, one in compared
+                if difference is not None and (self._near(target, one) or self._copy(one, equal))
+            ]
+            changed += different
+            if equal is not None:
+                found[target.name] = equal
+            elif not different:
+                unnamed.append(target)
+        closed = {id(one) for one in found.values()} | {id(one) for _, one in changed}
+        lost: list[Target] = []
+        for target in unnamed:
+            equal = self._equal(target)
+            if equal is None:
+                lost.append(target)
+                continue
+            found[target.name] = equal
+            closed.add(id(equal))
+            holder = self.holders.get(id(equal))
+            if target.name in self.names and holder not in (None, target.name):
+                changed.append((Difference(target.name, equal.name, inf, 0), equal))
+        absent: list[str] = []
+        for target in lost:
+            near = self._unnamed_nearest(target, closed)
+            if near is None:
+                absent.append(target.name)
+            else:
+                closed.add(id(near[1]))
+                changed.append(near)
+        for target in targets:  # a copy of a tensor that is stored as it is elsewhere
+            if target.name in found:
+                near = self._unnamed_nearest(target, closed)
+                if near is not None:
+                    closed.add(id(near[1]))
+                    changed.append(near)
+        return Matches(found, tuple(difference for difference, _ in changed), tuple(absent))
+
+    def look_up(self, target: Target) -> Stored | Difference | None:
+        """By value alone: the constant that equals it, else how the nearest one differs."""
+        near = self._nearest(target, set())
+        return self._equal(target) or (None if near is None else near[0])
+
+    def unlike(self, targets: Iterable[Target]) -> tuple[Stored, ...]:
+        """The floating-point constants that equal none of the targets."""
+        by_size: dict[int, list[Target]] = defaultdict(list)
+        for target in targets:
+            if target.values.is_floating_point():
+                by_size[target.size].append(target)
+        return tuple(
+            one
+            for size, same in self.by_size.items()
+            for one in same
+            if not one.whole and not any(self._equals(target, one) for target in by_size[size])
+        )
+
+    def _equals(self, target: Target, one: Stored) -> bool:
+        orders = self._equal_orders(target, one)
+        return any(self._compare(target, one, order) is None for order in orders)
+
+    def _equal(self, target: Target) -> Stored | None:
+        return next((one for one in self._of_its_kind(target) if self._equals(target, one)), None)
+
+    def _of_its_kind(self, target: Target) -> Iterator[Stored]:
+        whole = not target.values.is_floating_point()
+        return (one for one in self.by_size.get(target.size, ()) if one.whole == whole)
+
+    def _difference(self, target: Target, one: Stored) -> Difference | None:
+        """From a constant that should hold it; None if it does."""
+        if one.size != target.size or one.whole == target.values.is_floating_point():
+            return Difference(target.name, one.name, inf, 0)
+        distances = np.abs(one.probes - target.probe())  # (orders, probes)
+        best = one.orders[int(np.argmin(np.median(distances, axis=1) + distances.mean(axis=1)))]
+        orders = (*self._equal_orders(target, one), best)
+        differences = [self._compare(target, one, order) for order in orders]
+        return None if None in differences else differences[-1]
+
+    def _near(self, target: Target, one: Stored) -> bool:
+        return one in self._of_its_kind(target) and bool(_is_near(target.probe(), one).any())
+
+    def _copy(self, one: Stored, equal: Stored | None) -> bool:
+        """Whether it should be a copy of the constant that equals its parameter."""
+        return equal is not None and (one.size, one.whole) == (equal.size, equal.whole)
+
+    def _unnamed_nearest(
+        self, target: Target, closed: set[int]
+    ) -> tuple[Difference, Stored] | None:
+        """A file that keeps names holds what it has of a tensor under its name: what only resembles
+        it there was computed by the tracer."""
+        return None if self.names else self._nearest(target, closed)
+
+    def _nearest(self, target: Target, closed: set[int]) -> tuple[Difference, Stored] | None:
+        """The constant that resembles it and is not known to be another tensor."""
+        if target.size < _FEW:
+            return None
+        probe = target.probe()
+        for one in self._of_its_kind(target):
+            if id(one) not in closed:
+                for index in np.flatnonzero(_is_alike(probe, one)):
+                    difference = self._compare(target, one, one.orders[index])
+                    if difference is not None:
+                        return difference, one
+        return None
+
+    def _equal_orders(self, target: Target, one: Stored) -> list[Order]:
+        probe = target.probe()
+        allowed = self._allowed(probe, target, one)
+        equal: NDArray[np.bool_] = np.all(np.abs(one.probes - probe) <= allowed, axis=1)
+        return [order for order, holds in zip(one.orders, equal, strict=True) if holds]
+
+    def _allowed(self, values: NDArray[Any], target: Target, one: Stored) -> NDArray[Any]:
+        if one.whole:
+            return np.zeros(values.shape)
+        names = (self.precision, precision_of_dtype(one.dtype))
+        rounding = max(ROUNDING[name] for name in names)
+        allowed: NDArray[Any] = target.roundings * rounding * np.abs(values)
+        return allowed + max(target.extra, *(_SMALLEST[name] for name in names))
+
+    def _compare(self, target: Target, one: Stored, order: Order) -> Difference | None:
+        """Every value; None if all are equal but for their rounding."""
+        flat = target.values.reshape(-1)
+        start, worst, place, total = 0, 0.0, -1, 0.0
+        for theirs in one.chunks(order):
+            ours = flat[start : start + len(theirs)].numpy()
+            with np.errstate(invalid="ignore"):
+                excess = np.abs(theirs - ours, dtype=np.float64)
+                wrong = ~((excess <= self._allowed(ours, target, one)) | (theirs == ours))
+            wrong &= ~(np.isnan(ours) & np.isnan(theirs))
+            total += float(np.square(ours, dtype=np.float64).sum())
+            if wrong.any():
+                excess = np.where(wrong, np.nan_to_num(excess, nan=inf), -1.0)
+                index = int(excess.argmax())
+                if excess[index] > worst or place < 0:
+                    worst, place = float(excess[index]), start + index
+            start += len(theirs)
+        if place < 0:
+            return None
+        scale = sqrt(total / target.size)
+        row = place // max(1, target.size // max(1, (*target.values.shape, 1)[0]))
+        return Difference(target.name, one.name, worst / scale if scale > 0 else inf, row)
+
+
+def precision_of_dtype(dtype: str) -> str:
+    """Of a stored constant's dtype, as onnx_ir names it in lower case."""
+    return _PRECISIONS[dtype]
+
+
+def _is_near(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:
+    """By most of its values, so that a few wild ones do not hide which tensor it was."""
+    scale = sqrt(float(np.square(probe).mean()))
+    near: NDArray[np.bool_] = np.median(np.abs(one.probes - probe), axis=1) <= _NEAR * scale
+    return near & (scale > 0)
+
+
+def _is_alike(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:
+    """Whether it resembles a constant that no name connects with it, value by value.
+
+    Held against each value and against how much they vary: weights of two norms are all near one,
+    and a multiple of a tensor is near it wherever that is near zero.
+    """
+    allowed = _NEAR * np.minimum(np.abs(probe), probe.std())
+    alike: NDArray[np.bool_] = (np.abs(one.probes - probe) <= allowed).mean(axis=1) >= _MOST
+    return alike & bool(np.any(allowed > 0))

@@ -1,0 +1,205 @@
+"""The check that the graph holds the network's own numbers: every factor, table, bias and norm.
+
+Parity sees a wrong weight only through the outputs, on the inputs that were drawn: not the row of a
+table that no input asked for, nor a small error in an inner layer. The graph is taken as it was
+written, before ONNX Runtime fuses anything, so that equal weights are equal numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.export.export_onnx import PRODUCER
+from lrcompress.export.precision import TORCH_DTYPES
+from lrcompress.export.verify.factor_check import structured_layers
+from lrcompress.export.verify.layer_use import layer_use
+from lrcompress.export.verify.norm_folding import FoldedNorm, folded_norms
+from lrcompress.export.verify.result import Check, Kind, Subject, listed
+from lrcompress.export.verify.tensor_matching import Constants, Difference, Matches, Target
+from lrcompress.export.verify.tensor_use import tensors_used
+from lrcompress.graph.rewrites.name_weights import parameter_name
+from lrcompress.graph.stored_constants import Stored, stored_constants
+
+_EPSILONS = ("eps", "variance_epsilon", "epsilon")
+_DEFAULT_EPSILON = 1e-5  # of ONNX, where a node names none
+_SINGLE = 2.0**-22  # attributes are float32
+
+
+@dataclass(frozen=True)
+class ValueReport:
+    found: int  # tensors that the graph holds as the network does
+    differing: tuple[Difference, ...]
+    absent: tuple[str, ...]  # tensors that outputs depend on and that are not stored as they are
+    absent_factors: tuple[str, ...]  # those among them that are a structure's factors
+    epsilons: tuple[str, ...]  # norms whose epsilon is another's
+
+
+def values_check(subject: Subject) -> Check:
+    """Every tensor of the network that an output depends on, against the constants of the graph."""
+    if subject.module is None or subject.batch is None:
+        return Check("values", "numeric", None, "no reference network was given")
+    report = compare_values(subject)
+    numbers = {
+        "found": report.found,
+        "differing": [str(difference) for difference in report.differing],
+        "absent": [*report.absent_factors, *report.absent],
+        "epsilons": list(report.epsilons),
+    }
+    problems = [str(difference) for difference in report.differing] + list(report.epsilons)
+    if report.absent_factors:
+        problems.append(f"not in the graph: {listed(report.absent_factors)}")
+    total = report.found + len(report.absent) + len(report.absent_factors)
+    if problems:
+        detail = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        changed = report.differing or report.epsilons
+        kind: Kind = "numeric" if changed else "graph"  # folded factors compute the same
+        return Check("values", kind, False, detail + "; ".join(problems[:3]), numbers)
+    if report.absent:
+        detail = (
+            f"{report.found} of {total} tensors are equal, value by value; {listed(report.absent)} "
+            "cannot be compared: the graph holds something computed from them"
+        )
+        return Check("values", "numeric", None, detail, numbers)
+    detail = f"all {report.found} tensors are in it, equal value by value"
+    return Check("values", "numeric", True, detail, numbers)
+
+
+def compare_values(subject: Subject) -> ValueReport:
+    module, batch = subject.module, subject.batch
+    assert module is not None
+    assert batch is not None
+    stored = stored_constants(subject.graph, subject.path.parent)
+    named = _named(stored, module) if subject.graph.producer_name == PRODUCER else {}
+    constants = Constants(stored, subject.precision, named)
+    used = tensors_used(module, batch)
+    targets = [
+        Target(name, tensor.detach())
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        if tensor.numel() and _counts(tensor, used)
+    ]
+    matches = constants.match(targets)
+    folds = _folded(module, constants, matches)
+    found = {**matches.found, **folds.found}
+    differing = [one for one in matches.differing if one.tensor not in folds.absorbed]
+    differing += folds.differing
+    buffers = {name for name, _ in module.named_buffers()}
+    layers = structured_layers(module)
+    factors = {id(f) for layer in layers for f in layer.factors}
+    tensors = dict(module.named_parameters())
+    absent = [n for n in matches.absent if n not in folds.absorbed | buffers]
+    absent = [n for n in absent if not _changes_nothing(tensors[n])]
+    if any(id(tensors[n]) in factors for n in absent):
+        # What a layer makes of a constant (relative positions, say) may be stored in its place
+        use = layer_use(module, (layer.name for layer in layers), batch)
+        open_ = [layer for layer in layers if layer.name not in use.constant]
+        factors = {id(f) for layer in open_ for f in layer.factors}
+    return ValueReport(
+        found=len(found),
+        differing=tuple(differing),
+        absent=tuple(n for n in absent if id(tensors[n]) not in factors),
+        absent_factors=tuple(n for n in absent if id(tensors[n]) in factors),
+        epsilons=tuple(_epsilons(module, matches.found)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Folds:
+    found: Mapping[str, Stored]
+    differing: tuple[Difference, ...]
+    absorbed: frozenset[str]
+
+
+def _folded(module: nn.Module, constants: Constants, matches: Matches) -> _Folds:
+    """Weights that are not stored as they are, looked for with a norm folded into them."""
+    found: dict[str, Stored] = {}
+    differing: list[Difference] = []
+    absorbed: set[str] = set()
+    changed = [difference.tensor for difference in matches.differing]
+    for name in dict.fromkeys((*changed, *matches.absent)):
+        near: FoldedNorm | None = None
+        for folded in folded_norms(module, name, TORCH_DTYPES[constants.precision]):
+            weight = constants.look_up(folded.weight)
+            if isinstance(weight, Stored):
+                near = folded
+                break
+            if weight is not None and name not in changed:
+                near = near or folded
+        if near is not None:
+            absorbed |= near.absorbed
+            for target in (near.weight, near.bias):
+                result = constants.look_up(target)
+                if isinstance(result, Stored):
+                    found[target.name] = result
+                elif result is not None:
+                    differing.append(result)
+    return _Folds(found, tuple(differing), frozenset(absorbed))
+
+
+def _counts(tensor: Tensor, used: frozenset[int] | None) -> bool:
+    """Whether it may be in the graph. Of whole numbers nothing tells: they have no gradient."""
+    if not tensor.is_floating_point():
+        return tensor.dtype in (torch.int64, torch.int32)
+    return used is None or id(tensor) in used
+
+
+def _changes_nothing(tensor: Tensor) -> bool:
+    """A bias of zeros or a scale of ones: an exporter leaves it out."""
+    return bool((tensor == 0).all() or (tensor == 1).all())
+
+
+def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, list[Stored]]:
+    """The constants that our exporter named after a parameter, under one name of several that are
+    tied; as it is before transposed."""
+    first: dict[int, str] = {}
+    names = {name: first.setdefault(id(t), name) for name, t in _tensors(module)}
+    found: dict[str, list[Stored]] = {}
+    for one in sorted(stored, key=lambda one: one.name not in names):
+        name = names.get(one.name, names.get(parameter_name(one.name)))
+        if name is not None:
+            found.setdefault(name, []).append(one)
+    return found
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers, tied ones under each of their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:
+    """Norm nodes whose epsilon is that of none of the norms that have their weight, and those that
+    are over other axes than their weight has."""
+    owners: dict[int, list[tuple[str, float]]] = {}
+    nodes: dict[int, Any] = {}
+    for name, stored in found.items():
+        owner = name.rpartition(".")[0]
+        part = module.get_submodule(owner)
+        own = next((getattr(part, e) for e in _EPSILONS if hasattr(part, e)), None)
+        if isinstance(own, float):
+            for node in stored.norms:
+                nodes[id(node)] = node
+                owners.setdefault(id(node), []).append((owner, own))
+    wrong = []
+    for key, candidates in owners.items():
+        if not _over_last_axes(nodes[key]):
+            wrong.append(f"{candidates[0][0]} is over other axes than its weight has")
+        attribute = nodes[key].attributes.get("epsilon")
+        theirs = _DEFAULT_EPSILON if attribute is None else float(attribute.value)
+        if all(abs(theirs - own) > _SINGLE * own for _, own in candidates):
+            owner, own = candidates[0]
+            wrong.append(f"{owner} has an epsilon of {theirs:.3g} where the network has {own:.3g}")
+    return wrong
+
+
+def _over_last_axes(node: Any) -> bool:
+    """ONNX Runtime fuses an Add into a layer norm without a look at its axis."""
+    axis, rank = node.attributes.get("axis"), node.inputs[0].shape
+    if node.op_type != "LayerNormalization" or axis is None or rank is None:
+        return True
+    axes = len(node.inputs[1].shape)
+    return axis.value in (-axes, len(rank) - axes)

@@ -1,0 +1,129 @@
+"""Prove an ONNX file: well formed, equal to its network, still factorised, placed, and in budget.
+
+Every check says what it found in numbers. One that could not run says why and counts neither as
+passed nor as failed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import onnx
+from torch import nn
+
+from lrcompress.errors import VerifyError
+from lrcompress.export.parity_inputs import Case
+from lrcompress.export.precision import cast_copy
+from lrcompress.export.session import ProviderName, file_bytes
+from lrcompress.export.verify.factor_check import factors_check
+from lrcompress.export.verify.graph_checks import budget, kernels, placed, readable, well_formed
+from lrcompress.export.verify.parity_check import parity
+from lrcompress.export.verify.result import NO_BUDGET, BudgetFacts, Check, Kind, Subject
+from lrcompress.export.verify.value_check import values_check
+from lrcompress.network.batches import Batch
+from lrcompress.network.unfused import runs_unfused
+
+__all__ = ["BudgetFacts", "Case", "Check", "VerifyOptions", "VerifyReport", "verify"]
+
+SCHEMA_VERSION = 1
+_PRECISIONS = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    provider: ProviderName = "cpu"
+    budget: BudgetFacts = NO_BUDGET
+    shapes: tuple[Case, ...] | None = None  # None: a spread around the example's own
+    tolerance: float | None = None  # of the outputs' scale; None: see export/verify/parity.py
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    path: str
+    precision: str
+    provider: ProviderName
+    checks: tuple[Check, ...]
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def ok(self) -> bool:
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if check.passed is False)
+
+    @property
+    def failed_kinds(self) -> tuple[Kind, ...]:
+        return tuple(dict.fromkeys(check.kind for check in self.failed))
+
+    def __getitem__(self, name: str) -> Check:
+        for check in self.checks:
+            if check.name == name:
+                return check
+        raise KeyError(name)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"ok": self.ok}
+
+
+@runs_unfused()
+def verify(
+    path: Path,
+    module: nn.Module | None = None,
+    batch: Batch | None = None,
+    options: VerifyOptions | None = None,
+) -> VerifyReport:
+    """Hold the file at `path` against the network it should compute.
+
+    The file may come from any exporter. Without a module only the file itself is examined.
+
+    Raises:
+        ModelError: the file, or the weights beside it, cannot be read.
+        VerifyError: the network fails on the batch, so that nothing can be compared.
+    """
+    options = options or VerifyOptions()
+    path = Path(path)
+    graph = readable(path)
+    file_bytes(path)  # names missing external data before anything stumbles over it
+    if module is not None and not batch:
+        raise VerifyError("a reference network needs example inputs to run on; give data")
+    reference = cast_copy(module, "fp32") if module is not None else None
+    if batch is not None:  # the reference computes in float32, whatever the network does
+        batch = {n: t.float() if t.is_floating_point() else t for n, t in batch.items()}
+    subject = Subject(path, graph, precision_of(graph), options.provider, reference, batch)
+    formed = well_formed(subject)
+    if not formed.passed:
+        return VerifyReport(str(path), subject.precision, options.provider, (formed,))
+    return VerifyReport(
+        path=str(path),
+        precision=subject.precision,
+        provider=options.provider,
+        checks=(
+            formed,
+            *parity(subject, options.shapes, options.seed, options.tolerance),
+            values_check(subject),
+            factors_check(subject),
+            kernels(subject),
+            placed(subject),
+            budget(subject, options.budget),
+        ),
+    )
+
+
+def precision_of(graph: onnx.ModelProto) -> str:
+    """The dtype that most of its weights are in; fp32 without any."""
+    held: Counter[str] = Counter()
+    for tensor in graph.graph.initializer:
+        if tensor.data_type in _PRECISIONS:
+            held[_PRECISIONS[tensor.data_type]] += prod(tensor.dims)
+    return held.most_common(1)[0][0] if held else "fp32"

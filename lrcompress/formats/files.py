@@ -1,0 +1,68 @@
+"""Text, JSON and tensors as files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lrcompress.atomic import write_atomically
+from lrcompress.errors import LrcompressError, ModelError
+from lrcompress.formats.weights import unreadable
+from lrcompress.json_dataclasses import parse_object
+from lrcompress.paths import check_regular
+
+LARGEST_JSON = 2**26
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Indented, in the order given, for people to read."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path that is not UTF-8, as Python hands it over
+        text = json.dumps(value, indent=2, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """safetensors, every tensor contiguous and with storage of its own."""
+    prepared: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage()
+        if storage.data_ptr() in storages or storage.nbytes() != whole.nbytes:
+            whole = whole.clone()
+        storages.add(whole.untyped_storage().data_ptr())
+        prepared[name] = whole
+    write_atomically(path, lambda temporary: save_file(prepared, temporary, dict(metadata or {})))
+
+
+def read_json(
+    path: Path, error: type[LrcompressError] = ModelError, *, foreign: bool = False
+) -> dict[str, Any]:
+    """The JSON object of a file; missing, unreadable or malformed raises `error`.
+
+    foreign: written by others than lrcompress, and read less strictly.
+    """
+    check_regular(path, error)
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise error(f"{path}: more than {LARGEST_JSON:,} bytes; make or copy it again")
+        text = path.read_text(encoding="utf-8")
+    except OSError as cause:
+        raise unreadable(path, cause, error) from cause
+    except UnicodeDecodeError as cause:
+        raise error(f"{path}: not UTF-8 text; make or copy it again") from cause
+    return parse_object(text, str(path), error, foreign=foreign)

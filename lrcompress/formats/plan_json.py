@@ -1,0 +1,261 @@
+"""plan.json: a plan that a person can read, and edit before it is carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from lrcompress.errors import DataError, PlanError
+from lrcompress.json_dataclasses import from_json, parse_object, to_json
+from lrcompress.layers import LayerSpec
+from lrcompress.messages import label, listed, shown
+from lrcompress.planning.account import open_account
+from lrcompress.planning.budget import Budget, Scope
+from lrcompress.planning.choices import Choice, choice_of, is_measured
+from lrcompress.planning.latency_lookup import latencies_for, slow_layers
+from lrcompress.planning.layer_filter import close_names, reasons_to_skip
+from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.plan import SCHEMA_VERSION, Plan, assemble
+from lrcompress.planning.problem import proof_digest
+from lrcompress.planning.problem_of_profile import problem_of
+from lrcompress.profiling.profile import Profile
+from lrcompress.structures import Dense, Structure
+from lrcompress.structures.serial import structure_from_json, structure_to_json
+
+HOW_TO_EDIT: Final = (
+    "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, type "
+    "dense without a rank, or another one with its sizes (docs/cli.md lists them). All the rest is "
+    "information and is computed anew."
+)
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What is read back besides the layers."""
+
+    schema_version: int
+    budget: str
+    metric: str
+    allocator: str
+    scope: Scope = "total"
+    model_fingerprint: str = ""
+    options: PlanOptions = field(default_factory=PlanOptions)
+    lower_bound: float | None = None
+    proven_for: str = ""
+
+
+def plan_to_json(plan: Plan) -> str:
+    """One line a layer; `plan_from_json` with the plan's profile gives an equal plan."""
+    header = {
+        "schema_version": plan.schema_version,
+        "how_to_edit": HOW_TO_EDIT,
+        "model_fingerprint": plan.model_fingerprint,
+        "budget": str(plan.budget),
+        "scope": plan.budget.scope,
+        "cost": plan.cost,
+        "limit": plan.limit,
+        "metric": plan.metric,
+        "allocator": plan.allocator,
+        "options": _other_options(plan.options),
+        "totals": {
+            "params": _total(plan.dense_params, plan.params),
+            "flops_per_example": _total(plan.dense_flops_per_example, plan.flops_per_example),
+            "bytes": _total(plan.dense_bytes, plan.bytes),
+        },
+        "predicted_loss": plan.predicted_loss,
+        "lower_bound": plan.lower_bound,
+        "optimality_gap": plan.optimality_gap,
+        "proven_for": plan.proven_for,
+        "warnings": list(plan.warnings),
+    }
+    head = json.dumps(header, indent=2, allow_nan=False).removesuffix("\n}")
+    lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in _rows(plan))
+    return f'{head},\n  "layers": [\n{lines}\n  ]\n}}\n'
+
+
+def plan_from_json(text: str, profile: Profile) -> Plan:
+    """Read a plan, edited or not; its totals and losses are computed anew from the profile.
+
+    A plan above its budget is honoured, with a warning in `Plan.warnings`.
+
+    Raises:
+        PlanError: not a plan, or a layer that is unknown, missing, repeated, or given a structure
+            that does not fit it; the message names the layer.
+    """
+    header, rows = _parts(text)
+    options = replace(header.options, metric=header.metric, allocator=header.allocator)
+    return plan_as(
+        profile,
+        Budget.parse(header.budget, header.scope),
+        options,
+        _structures(rows, profile),
+        made_for=header.model_fingerprint,
+        bound=(header.lower_bound, header.proven_for),
+    )
+
+
+def plan_as(
+    profile: Profile,
+    budget: Budget,
+    options: PlanOptions,
+    structures: Mapping[str, Structure],
+    *,
+    made_for: str | None = None,
+    bound: tuple[float | None, str] = (None, ""),
+) -> Plan:
+    """The plan of given structures, one for each layer of the profile.
+
+    made_for: the fingerprint of the model that it was made for, if not the profile's. bound: a
+    lower bound and the digest of its proof (`proof_digest`). It is dropped where the profile, the
+    budget and the options pose another problem, and where a structure is none of those that were to
+    be chosen from: such a plan may well lose less than the bound.
+
+    Raises:
+        PlanError: a structure cannot stand in its layer's place, naming the layer.
+    """
+    options = options.resolved(profile)
+    profile = profile.corrected(options.corrections)
+    skipped = reasons_to_skip(profile, options.include, options.exclude)
+    account = open_account(profile, budget, options, skipped)
+    warnings = []
+    latencies = None
+    try:
+        latencies = latencies_for(profile, budget, options)
+    except DataError as error:  # a plan may have moved away from its table
+        if budget.kind == "latency":
+            raise
+        warnings.append(f"{error}; which layers are slower than dense is not known without it")
+    lower_bound, proven_for = bound
+    if made_for is not None and made_for != profile.model_fingerprint:
+        warnings.append("the plan was made for other weights than those of the profile")
+        lower_bound = None
+    if lower_bound is not None:
+        layers = [layer for layer in profile.layers if layer.name not in skipped]
+        problem = problem_of(layers, budget, options, account, latencies)
+        proven = proof_digest(problem, lower_bound) == proven_for
+        kept = all(isinstance(structures[name], Dense) for name in skipped)
+        lower_bound = lower_bound if proven and kept and problem.offers(structures) else None
+    choices = [
+        choice_of(
+            layer,
+            options.curves,
+            structures[layer.name],
+            bytes_per_param=options.bytes_per_param,
+            latencies=latencies,
+        )
+        for layer in profile.layers
+    ]
+    return assemble(
+        profile,
+        budget,
+        options,
+        account,
+        skipped=skipped,
+        choices=choices,
+        lower_bound=lower_bound,
+        proven_for=proven_for,
+        warnings=(
+            *warnings,
+            *_guessed(profile, options.curves, choices),
+            *slow_layers(profile.layers, choices, latencies),
+        ),
+    )
+
+
+def check_plan(text: str, layers: Sequence[LayerSpec]) -> None:
+    """What is wrong with a plan whatever a profile says: told before one is made.
+
+    layers: all that the model has. Raises PlanError as `plan_from_json`.
+    """
+    specs = {spec.name: spec for spec in layers}
+    _, rows = _parts(text)
+    for name, structure in _named_structures(rows, specs).items():
+        structure.check(specs[name])
+
+
+def _parts(text: str) -> tuple[_Header, object]:
+    """The header, and what stands under "layers"."""
+    data = parse_object(text, "plan", PlanError)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise PlanError(
+            f"plan: schema_version {shown(data.get('schema_version'))} is not known; "
+            f"this version reads {SCHEMA_VERSION}, so plan again"
+        )
+    return from_json(_Header, data, "plan", PlanError), data.get("layers")
+
+
+def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[str, ...]:
+    """A warning that names the layers whose structure is of a size that nothing is known of."""
+    names = [
+        f"{layer.name} ({choice.structure})"
+        for layer, choice in zip(profile.layers, choices, strict=True)
+        if not is_measured(layer, metric, choice.structure)
+    ]
+    if not names:
+        return ()
+    return (
+        f"the profile has no loss curve that holds {listed(names)}: predicted as low rank of the "
+        "same size; compress measures what is lost",
+    )
+
+
+def _rows(plan: Plan) -> list[dict[str, Any]]:
+    rows = []
+    for layer in plan.layers:
+        spec = layer.spec
+        rows.append(
+            {
+                "name": layer.name,
+                "structure": structure_to_json(layer.structure),
+                "kind": spec.kind,
+                "shape": [spec.groups, spec.out_features, spec.in_features][spec.groups == 1 :],
+                "break_even_rank": spec.break_even_rank,
+                "params": layer.params,
+                "kept": round(layer.params / layer.dense_params, 4),
+                "predicted_loss": layer.predicted_loss,
+            }
+        )
+    return rows
+
+
+def _other_options(options: PlanOptions) -> dict[str, Any]:
+    return {k: v for k, v in to_json(options).items() if k not in ("metric", "allocator")}
+
+
+def _total(dense: float, planned: float) -> dict[str, float]:
+    kept = round(planned / dense, 6) if dense else 1.0
+    return {"dense": dense, "planned": planned, "kept": kept}
+
+
+def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
+    """Structure of each layer of the profile, no more and no less."""
+    known = [layer.name for layer in profile.layers]
+    structures = _named_structures(rows, known)
+    missing = [name for name in known if name not in structures]
+    if missing:
+        raise PlanError(
+            f"plan: no line for {listed(missing)}; add it, for example with "
+            '"structure": {"type": "dense"}'
+        )
+    return structures
+
+
+def _named_structures(rows: object, known: Collection[str]) -> dict[str, Structure]:
+    """By layer, all of them known."""
+    if not isinstance(rows, list):
+        raise PlanError(f"plan: layers must be a list, not {shown(rows)}")
+    structures: dict[str, Structure] = {}
+    for index, row in enumerate(rows):
+        where = f"plan: layers[{index}]"
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+            raise PlanError(f"{where}: needs a name and a structure, but is {shown(row)}")
+        name = row["name"]
+        if name not in known:
+            near = close_names(name, known, whole=True)
+            raise PlanError(f"{where}: the model has no layer {label(name)}; {near}remove the line")
+        if name in structures:
+            raise PlanError(f"{where}: {label(name)} is there twice; remove one line")
+        structures[name] = structure_from_json(row.get("structure"), name)
+    return structures

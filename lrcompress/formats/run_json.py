@@ -1,0 +1,160 @@
+"""lrcompress.json: what stands in each layer's place, and how to rebuild the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lrcompress.conversion.conversion import Conversion
+from lrcompress.errors import ModelError, PlanError
+from lrcompress.formats.files import read_json
+from lrcompress.json_dataclasses import from_json, to_json
+from lrcompress.network.function_sketch import FunctionSketch, check_sketch
+from lrcompress.network.identity import ModelIdentity, check_identity
+from lrcompress.network.made_up_inputs import InputRecord, check_inputs
+from lrcompress.paths import expanded
+from lrcompress.structures import Structure
+from lrcompress.structures.serial import structure_from_json, structure_to_json
+
+RECORD_NAME = "lrcompress.json"
+WEIGHTS_NAME = "model.safetensors"
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model came from. With the run folder's companions it rebuilds the empty module."""
+
+    kind: Literal["huggingface", "factory", "run"]
+    text: str  # as the user wrote it
+    details: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def place(self) -> str:
+        """As the user wrote it, if that is here; else where its folder lay then."""
+        here = expanded(self.text, ModelError).exists()
+        return self.text if here else self.details.get("folder", self.text)
+
+
+@dataclass(frozen=True)
+class RunLayer:
+    """One planned layer. `bias`: the module in its place has one, the original's or its own."""
+
+    name: str
+    structure: Structure
+    bias: bool
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Layers in the order in which they are replaced; a later one may lie inside an earlier."""
+
+    lrcompress: str  # version
+    reference: ModelReference  # of the dense model
+    source_fingerprint: str  # of the module that was compressed
+    precision: str  # dtype of the weights, or "mixed"
+    layers: tuple[RunLayer, ...]
+    conversions: tuple[Conversion, ...] = ()  # made before the layers were replaced
+    unconverted_fingerprint: str = ""  # of the module before them, where there are any
+    source_identity: ModelIdentity | None = None  # of the module that was compressed
+    function: FunctionSketch | None = None  # of what came of it
+    inputs: Mapping[str, InputRecord] = field(default_factory=dict)
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "schema_version": self.schema_version,
+            "lrcompress": self.lrcompress,
+            "reference": to_json(self.reference),
+            "source_fingerprint": self.source_fingerprint,
+            "precision": self.precision,
+            "layers": [
+                {
+                    "name": layer.name,
+                    "structure": structure_to_json(layer.structure),
+                    "bias": layer.bias,
+                }
+                for layer in self.layers
+            ],
+            "conversions": to_json(self.conversions),
+            "unconverted_fingerprint": self.unconverted_fingerprint,
+            "source_identity": to_json(self.source_identity),
+            "function": to_json(self.function),
+            "inputs": to_json(self.inputs),
+            "extra": to_json(self.extra),
+        }
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The fields that need no further reading."""
+
+    lrcompress: str
+    reference: ModelReference
+    source_fingerprint: str
+    precision: str
+    conversions: tuple[Conversion, ...] = ()
+    unconverted_fingerprint: str = ""
+    source_identity: ModelIdentity | None = None
+    function: FunctionSketch | None = None
+
+
+@dataclass(frozen=True)
+class _LayerHead:
+    name: str
+    bias: bool
+
+
+def read_record(folder: Path) -> RunRecord:
+    """The record of a run folder.
+
+    Raises:
+        ModelError: missing, malformed, or of another schema version.
+        PlanError: a layer's structure is malformed; it names the layer.
+    """
+    path = folder / RECORD_NAME
+    value = read_json(path)
+    version = value.get("schema_version")
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        raise ModelError(
+            f"{path}: schema_version is {version!r}, this lrcompress reads {SCHEMA_VERSION}; "
+            "use the version that wrote it, or compress again"
+        )
+    head = from_json(_Head, value, f"{path}:", ModelError)
+    layers, extra = value.get("layers"), value.get("extra", {})
+    if not isinstance(layers, list) or not isinstance(extra, dict):
+        raise ModelError(f"{path}: needs a list of layers and an object extra; compress again")
+    inputs = from_json(
+        dict[str, InputRecord], value.get("inputs", {}), f"{path}: inputs", ModelError
+    )
+    check_inputs(inputs, f"{path}: inputs", ModelError)
+    if head.source_identity is not None:
+        check_identity(head.source_identity, f"{path}: source_identity", ModelError)
+    if head.function is not None:
+        check_sketch(head.function, f"{path}: function", ModelError)
+    return RunRecord(
+        lrcompress=head.lrcompress,
+        reference=head.reference,
+        source_fingerprint=head.source_fingerprint,
+        precision=head.precision,
+        layers=tuple(_layer(item, f"{path}: layers[{i}]") for i, item in enumerate(layers)),
+        conversions=head.conversions,
+        unconverted_fingerprint=head.unconverted_fingerprint,
+        source_identity=head.source_identity,
+        function=head.function,
+        inputs=inputs,
+        extra=extra,
+    )
+
+
+def _layer(value: object, where: str) -> RunLayer:
+    head = from_json(_LayerHead, value, where, ModelError)
+    assert isinstance(value, dict)  # from_json has seen to it
+    try:
+        structure = structure_from_json(value.get("structure"), head.name)
+    except PlanError as cause:
+        raise PlanError(f"{where}: {cause}") from cause
+    return RunLayer(head.name, structure, head.bias)

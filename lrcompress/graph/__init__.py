@@ -1,0 +1,1 @@
+"""ONNX graphs as values: their types, constants, kernels and rewrites."""

@@ -1,0 +1,64 @@
+"""Give weights the names that the network knows them by.
+
+The tracer knows a parameter as `module.<name>`, and one that it stored transposed for a MatMul as
+`val_76`; they become `<name>` and `<name>.T`. One of more axes that it stored in another order, or
+with axes of one, becomes `<name>.reordered`.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+import numpy as np
+
+from lrcompress.graph.rewrites.rewrite import RewriteResult
+
+WRAPPER = "module."  # where NamedForward keeps the network
+TRANSPOSED, REORDERED = ".T", ".reordered"
+_FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
+
+
+def name_weights_(model: Any) -> RewriteResult:
+    initializers = model.graph.initializers
+    wanted: dict[str, str] = {}
+    for old, value in initializers.items():
+        new = old.removeprefix(WRAPPER)
+        sources = ast.literal_eval(value.metadata_props.get(_FOLDED_FROM, "[]"))
+        axes = len(value.shape or ())
+        parameters = [source for source in sources if source.startswith(WRAPPER)]
+        if axes == 2 and parameters and len(sources) == 1:
+            new = parameters[0].removeprefix(WRAPPER) + TRANSPOSED
+        elif axes > 2 and len(parameters) == 1:  # beside it, at most the axes of an Unsqueeze
+            new = parameters[0].removeprefix(WRAPPER) + REORDERED
+        if new.endswith((TRANSPOSED, REORDERED)) and not _may_be(
+            value, initializers, parameters[0]
+        ):
+            continue
+        if new != old:
+            wanted[old] = new
+    taken = set(initializers) | {v.name for n in model.graph for v in (*n.inputs, *n.outputs) if v}
+    changes = 0
+    for old, new in wanted.items():
+        if new in taken:
+            continue
+        taken.add(new)
+        initializers[old].name = new  # the graph's table follows
+        changes += 1
+    return RewriteResult("name_weights", changes)
+
+
+def _may_be(value: Any, initializers: Any, parameter: str) -> bool:
+    """Whether it holds the parameter's values, which can be told where those are there too.
+
+    The tracer computes constants from one parameter in advance: 1 - p beside p is no copy of it.
+    """
+    if parameter not in initializers:
+        return True
+    own, theirs = (x.const_value.numpy() for x in (initializers[parameter], value))
+    return own.size == theirs.size and bool((np.sort(own, None) == np.sort(theirs, None)).all())
+
+
+def parameter_name(name: str) -> str:
+    """Of the parameter that a weight of the file is, in whatever order."""
+    return name.removesuffix(TRANSPOSED).removesuffix(REORDERED)

@@ -1,0 +1,83 @@
+"""Float32 around operators that have no bfloat16 kernel: convolutions before opset 22, norms and
+pooling of image networks, interpolation.
+
+Their weights stay stored in bfloat16; ONNX Runtime widens them once, when it opens the file. Where
+one such operator follows another, what flows between them stays float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lrcompress.graph.rewrites.rewrite import RewriteResult
+
+
+def widen_bfloat16_(model: Any) -> RewriteResult:
+    widened: dict[tuple[Any, Any], Any] = {}  # graph and bfloat16 value -> the same in float32
+    chosen = [node for node in model.graph.all_nodes() if _lacks_kernel(node, model)]
+    for node in chosen:
+        _widen_(node, widened)
+    note = ""
+    if chosen:
+        operators = ", ".join(sorted({node.op_type for node in chosen}))
+        note = f"in float32, for want of a bfloat16 kernel at opset {model.opset_imports['']}: "
+        note += f"{operators} ({len(chosen)} nodes); their weights are stored in bfloat16"
+    return RewriteResult("widen_bfloat16", len(chosen), note)
+
+
+def _widen_(node: Any, widened: dict[tuple[Any, Any], Any]) -> None:
+    import onnx_ir as ir
+
+    for index, value in enumerate(node.inputs):
+        if value is None or value.dtype != ir.DataType.BFLOAT16:
+            continue
+        if (node.graph, value) not in widened:
+            cast = _cast(value, ir.DataType.FLOAT, f"{value.name}.float32")
+            node.graph.insert_before(node, cast)
+            widened[node.graph, value] = cast.outputs[0]
+        node.replace_input_with(index, widened[node.graph, value])
+    for value in node.outputs:
+        # Some values come without a type: the chosen operators all give what they take
+        if value.dtype not in (ir.DataType.BFLOAT16, None):
+            continue
+        name = value.name
+        value.name, value.dtype = f"{name}.float32", ir.DataType.FLOAT
+        cast = _cast(value, ir.DataType.BFLOAT16, name)
+        value.replace_all_uses_with(cast.outputs[0], replace_graph_outputs=True)
+        cast.replace_input_with(0, value)
+        node.graph.insert_after(node, cast)
+        widened[node.graph, cast.outputs[0]] = value
+
+
+def _cast(value: Any, dtype: Any, name: str) -> Any:
+    import onnx_ir as ir
+
+    cast = ir.node("Cast", [value], {"to": int(dtype)}, name=f"{name}.cast")
+    result = cast.outputs[0]
+    result.name, result.dtype, result.shape = name, dtype, value.shape
+    return cast
+
+
+def _lacks_kernel(node: Any, model: Any) -> bool:
+    """Whether the CUDA provider runs the node in float32 and not in bfloat16."""
+    import onnx_ir as ir
+
+    from lrcompress.graph.kernels import why_missing
+    from lrcompress.graph.typed_graph import TypedNode, ValueType, dtype_name
+
+    def types(values: Any, *, wide: bool) -> tuple[ValueType | None, ...]:
+        names = [None if v is None or v.dtype is None else dtype_name(v.dtype) for v in values]
+        if wide:
+            names = ["float" if name == "bfloat16" else name for name in names]
+        return tuple(None if name is None else ValueType(name, None) for name in names)
+
+    if not any(v is not None and v.dtype == ir.DataType.BFLOAT16 for v in node.inputs):
+        return False
+    proto, opset = ir.to_proto(node), model.opset_imports.get(node.domain, 1)
+
+    def missing(assumed: str, *, wide: bool) -> bool:
+        inputs, outputs = types(node.inputs, wide=wide), types(node.outputs, wide=wide)
+        typed = TypedNode(proto, inputs, outputs, computes_shape=False)
+        return why_missing(typed, opset, assumed) is not None
+
+    return missing("bfloat16", wide=False) and not missing("float", wide=True)

@@ -1,0 +1,155 @@
+"""The constants that a graph stores, read one at a time, and probed to tell them apart cheaply.
+
+A tensor may be stored in another order of its axes, in another shape, and in another dtype. All
+orders of a few values at fixed places (a probe) say which stored tensor is which; only that one is
+then read whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import permutations
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from lrcompress.errors import ModelError
+from lrcompress.messages import one_line
+
+PROBES = 64
+CHUNK = 2**20  # values that are compared at a time
+_MOST_AXES = 4  # of which every order is tried
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A constant of a graph; its values are read anew at each call of `array`."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # as onnx_ir names it, in lower case
+    tensor: Any  # of onnx_ir
+    norms: tuple[Any, ...] = field(default=())  # nodes of onnx_ir that normalise and scale by it
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it holds whole numbers: positions, indices."""
+        return "int" in self.dtype
+
+    def array(self) -> NDArray[Any]:
+        """Axes of one are left out."""
+        values: NDArray[Any] = self.tensor.numpy()
+        return values.squeeze()
+
+    def release(self) -> None:
+        """Unmap the file that the values lie in, once no view of them is left."""
+        release = getattr(self.tensor, "release", None)
+        if release is not None:
+            with contextlib.suppress(BufferError):
+                release()
+
+    @cached_property
+    def orders(self) -> tuple[Order, ...]:
+        """Orders of the axes that are longer than one; of many axes, only as they are."""
+        axes = range(sum(size > 1 for size in self.shape))
+        return tuple(permutations(axes)) if len(axes) <= _MOST_AXES else (tuple(axes),)
+
+    @cached_property
+    def probes(self) -> NDArray[np.float64]:
+        """The values at the places of `probe_places`, for each order.  (orders, PROBES)"""
+        array = self.array()
+        places = probe_places(self.size)
+        found = [_at(array.transpose(order), places) for order in self.orders]
+        del array
+        self.release()
+        return np.stack(found)
+
+    def chunks(self, order: Order) -> Iterator[NDArray[Any]]:
+        """All values in that order of the axes, flattened, in pieces."""
+        array = self.array().transpose(order)
+        dtype = np.int64 if self.whole else np.float32
+        if array.ndim == 0:
+            yield array.reshape(1).astype(dtype)
+        else:
+            rows = max(1, CHUNK * len(array) // max(array.size, 1))
+            for start in range(0, len(array), rows):
+                yield np.array(array[start : start + rows], dtype, order="C").reshape(-1)
+        del array
+        self.release()
+
+
+def probe_places(size: int) -> NDArray[np.int64]:
+    """Indices into a flattened tensor: spread over it, the same for each of its size."""
+    if size <= PROBES:
+        return np.arange(PROBES, dtype=np.int64) % max(size, 1)
+    return np.sort(np.random.default_rng(size).integers(0, size, PROBES))
+
+
+def _at(array: NDArray[Any], places: NDArray[np.int64]) -> NDArray[np.float64]:
+    index = np.unravel_index(places, array.shape) if array.ndim else ()
+    return np.broadcast_to(array[index], places.shape).astype(np.float64)
+
+
+_READABLE = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "INT64", "INT32")
+_NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "BatchNormalization",
+          "InstanceNormalization", "SimplifiedLayerNormalization")  # fmt: skip
+
+
+def read_graph(graph: onnx.ModelProto, folder: Path) -> Any:
+    """The graph as an onnx_ir.Model, its external data left where it lies, in `folder`.
+
+    Raises:
+        ModelError: a field of it is malformed.
+    """
+    import onnx_ir as ir
+
+    try:
+        model = ir.serde.deserialize_model(graph)
+        for part in model.graphs():
+            ir.external_data.set_base_dir(part, folder)
+    except Exception as error:  # onnx_ir's errors share no base below Exception
+        cause = error.__cause__ or error
+        raise ModelError(
+            f"{folder}: a field of the ONNX file is malformed ({one_line(cause)}); export it again"
+        ) from error
+    return model
+
+
+def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]:
+    """Every initializer and Constant of the graph and of the graphs within it.
+
+    folder: where its external data lies.
+    """
+    import onnx_ir as ir
+
+    model = read_graph(graph, folder)
+    found = []
+    for part in model.graphs():
+        for value in part.initializers.values():
+            if value.const_value is not None:
+                found.append((value, value.const_value))
+        for node in part:
+            constant = node.attributes.get("value") if node.op_type == "Constant" else None
+            if constant is not None and constant.type == ir.AttributeType.TENSOR:
+                found.append((node.outputs[0], constant.value))
+    return tuple(_stored(found))
+
+
+def _stored(found: Iterable[tuple[Any, Any]]) -> Iterator[Stored]:
+    for value, tensor in found:
+        if tensor.dtype.name in _READABLE and tensor.size:
+            norms = tuple(n for n, index in value.uses() if n.op_type in _NORMS and index == 1)
+            shape = tuple(int(size) for size in tensor.shape)
+            yield Stored(value.name or "", shape, tensor.dtype.name.lower(), tensor, norms)

@@ -1,0 +1,223 @@
+"""Dataclasses to and from JSON that people edit: each complaint names the field it is about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lrcompress.errors import LrcompressError
+from lrcompress.messages import label, shown
+
+Record = TypeVar("Record")
+LARGEST_WHOLE = 2**63 - 1  # what tensors and other readers can hold
+DEEPEST = 64  # levels of nesting
+
+KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+}
+
+
+def to_json(value: object) -> Any:
+    """Dataclasses as objects, tuples as lists; what JSON knows stays as it is."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [to_json(item) for item in value]
+    return value
+
+
+def parse_object(
+    text: str, where: str, error: type[LrcompressError], *, foreign: bool = False
+) -> dict[str, Any]:
+    """The JSON object in `text`; anything else raises `error`, naming the line.
+
+    foreign: written by others, so that Infinity, NaN and repeated keys are as Python reads them.
+    """
+    try:
+        value = json.loads(text) if foreign else _parsed_strictly(text)
+    except json.JSONDecodeError as cause:
+        raise error(f"{where}: not JSON at line {cause.lineno}: {cause.msg}; correct it") from cause
+    except (ValueError, RecursionError) as cause:
+        raise error(f"{where}: not readable as JSON ({cause}); correct it") from cause
+    if not isinstance(value, dict):
+        raise error(f"{where}: must be an object {{...}}, not {shown(value)}; correct it")
+    return value
+
+
+def _parsed_strictly(text: str) -> Any:
+    """Raises ValueError for what JSON does not know, or no reader after this one can take."""
+    value = json.loads(
+        text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct
+    )
+    level = [value]
+    for _ in range(DEEPEST):
+        nested = [list(x.values()) if isinstance(x, dict) else x for x in level]
+        level = [item for x in nested if isinstance(x, list) for item in x]
+    if level:
+        raise ValueError(f"nested more than {DEEPEST} deep")
+    return value
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number in JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is too large")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1)
+        raise ValueError(f"{shown(twice)} is there twice")
+    return found
+
+
+def from_json(
+    kind: type[Record],
+    value: object,
+    where: str,
+    error: type[LrcompressError],
+    *,
+    strict: bool = False,
+) -> Record:
+    """Read `value` as `kind`, a dataclass or a field's type.
+
+    `where` is what messages begin with: a path of fields, or a file's name and a colon.
+
+    Keys that the dataclass lacks are refused when `strict`, and are for people otherwise.
+    """
+    read: Record = _Reader(error, strict).read(kind, value, where)
+    return read
+
+
+def fields_from_json(
+    kind: type, value: object, where: str, error: type[LrcompressError], *, apart: Collection[str]
+) -> dict[str, Any]:
+    """The fields of a dataclass but those `apart`, which the caller reads in its own way."""
+    return _Reader(error, strict=False).fields(kind, value, where, apart)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    error: type[LrcompressError]
+    strict: bool
+
+    def read(self, kind: Any, value: Any, where: str) -> Any:
+        if dataclasses.is_dataclass(kind):
+            return self._read_dataclass(kind, value, where)
+        origin, arguments = get_origin(kind), get_args(kind)
+        if origin in (Union, types.UnionType):  # only "X | None" is used
+            inner = next(a for a in arguments if a is not type(None))
+            return None if value is None else self.read(inner, value, where)
+        if origin is Literal:
+            if not isinstance(value, str) or value not in arguments:
+                names = ", ".join(arguments)
+                raise self.error(
+                    f"{_told(where)} must be one of {names}, not {shown(value)}; correct it"
+                )
+            return value
+        if origin is tuple:
+            if not isinstance(value, list):
+                raise self.error(f"{_told(where)} must be a list, not {shown(value)}; correct it")
+            return tuple(
+                self.read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)
+            )
+        if origin in (dict, Mapping):
+            return {
+                self._key(arguments[0], key, where): self.read(
+                    arguments[1], item, _inside(where, label(key))
+                )
+                for key, item in self._object(value, where).items()
+            }
+        if not _is(kind, value):
+            raise self.error(
+                f"{_told(where)} must be {KINDS[kind]}, not {shown(value)}; correct it"
+            )
+        return float(value) if kind is float else value
+
+    def _key(self, kind: Any, key: str, where: str) -> Any:
+        """Keys are texts in JSON, whole numbers too."""
+        if kind is not int:
+            return key
+        if not (key.isascii() and key.isdecimal()):
+            raise self.error(
+                f"{_told(where)} has the key {shown(key)}, not a whole number; correct it"
+            )
+        return int(key)
+
+    def _read_dataclass(self, kind: Any, value: Any, where: str) -> Any:
+        known = self.fields(kind, value, where)
+        unknown = [key for key in value if key not in _hints(kind)]
+        if self.strict and unknown:
+            names = ", ".join(_hints(kind)) or "nothing else"
+            raise self.error(f"{_told(where)} unknown field {shown(unknown[0])}; it takes {names}")
+        return kind(**known)
+
+    def fields(
+        self, kind: Any, value: Any, where: str, apart: Collection[str] = ()
+    ) -> dict[str, Any]:
+        self._object(value, where)
+        hints = _hints(kind)
+        known: dict[str, Any] = {}
+        for field in dataclasses.fields(kind):
+            if field.name in apart:
+                continue
+            if field.name in value:
+                known[field.name] = self.read(
+                    hints[field.name], value[field.name], _inside(where, field.name)
+                )
+            elif (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            ):
+                raise self.error(f"{_told(where)} lacks {shown(field.name)}; add it")
+        return known
+
+    def _object(self, value: Any, where: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.error(
+                f"{_told(where)} must be an object {{...}}, not {shown(value)}; correct it"
+            )
+        return value
+
+
+def _inside(where: str, field: str) -> str:
+    """`where` is a field so far, or ends with a colon after the file's name."""
+    return f"{where} {field}" if where.endswith(":") else f"{where}.{field}"
+
+
+def _told(where: str) -> str:
+    return where if where.endswith(":") else f"{where}:"
+
+
+def _is(kind: type, value: Any) -> bool:
+    if kind is bool or isinstance(value, bool):
+        return kind is bool and isinstance(value, bool)
+    if kind is float:
+        whole = isinstance(value, int) and abs(value) <= LARGEST_WHOLE
+        return whole or (isinstance(value, float) and math.isfinite(value))
+    if kind is int:
+        return isinstance(value, int) and abs(value) <= LARGEST_WHOLE
+    return isinstance(value, kind)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """Type of each field; ClassVars are not fields."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

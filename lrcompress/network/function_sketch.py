@@ -1,0 +1,170 @@
+"""What a network computes, in a few numbers that can be compared with a tolerance.
+
+Outputs differ in their last bits between thread counts, machines and versions of torch, so no
+digest of them would do. A sketch holds the sums of consecutive parts of each output y, with signs
+s that look random: v_k = Σ s_i y_i / √n_k, i over part k. Where y changes by d, v_k changes by
+about the root mean square of d over the part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import isfinite, sqrt
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import DataError, LrcompressError
+from lrcompress.fingerprint import fingerprint_batches
+from lrcompress.messages import label
+from lrcompress.network.batches import Batch, examples_of, is_divisible
+from lrcompress.network.call import call, frozen
+from lrcompress.network.made_up_inputs import (
+    EXAMPLES,
+    InputRecord,
+    check_inputs,
+    made_up,
+    record_inputs,
+)
+from lrcompress.network.outputs import named_outputs
+
+PARTS = 8
+DIGITS = 8
+# Of an output's scale. Rounding in float32 moves outputs of a deep network by 1e-6 to 1e-5 of it
+TOLERANCE = 1e-4
+COARSE = 32.0  # in units of the dtype's rounding, where that is coarser
+ON_GPU = 1e-2  # convolutions round to 10 bits there
+
+
+@dataclass(frozen=True)
+class OutputSketch:
+    """One output of a network: its shape, its root mean square and its signed sums."""
+
+    shape: tuple[int, ...]
+    scale: float
+    sums: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FunctionSketch:
+    """The outputs of a network on two examples: made up from `inputs`, or where the network takes
+    none such, real ones of the digest `examples`."""
+
+    inputs: Mapping[str, InputRecord] = field(default_factory=dict)
+    outputs: Mapping[str, OutputSketch] = field(default_factory=dict)
+    tolerance: float = TOLERANCE
+    examples: str = ""
+
+
+def sketch_function(module: nn.Module, batch: Batch) -> FunctionSketch | None:
+    """The sketch of a network, on inputs like those of `batch`; None where it gives nothing finite,
+    or something else at each call.
+
+    Nothing of the batch can be read from it but names, shapes and the largest whole numbers.
+    """
+    inputs = record_inputs(batch)
+    made = FunctionSketch(inputs, tolerance=_tolerance(module))
+    few = _few(batch)
+    outputs = _outputs(module, _made_up(made))
+    found = FunctionSketch(inputs, outputs, made.tolerance)
+    if not outputs:
+        outputs = _outputs(module, few)
+        found = replace(found, outputs=outputs, examples=fingerprint_batches([few]))
+    # A network that keeps a state between its calls is no function of its inputs
+    return found if outputs and function_differs(found, module, batch) is None else None
+
+
+def function_differs(
+    known: FunctionSketch, module: nn.Module, batch: Batch | None = None
+) -> str | None:
+    """How the network computes something else than the one that was sketched, or None.
+
+    batch: for a sketch of real examples; without the same ones there is nothing to compare.
+    """
+    if known.examples:
+        few = None if batch is None else _few(batch)
+        if few is None or fingerprint_batches([few]) != known.examples:
+            return None
+        now = _outputs(module, few)
+    else:
+        now = _outputs(module, _made_up(known))
+    if not now:
+        return "it no longer runs on the inputs that it took"
+    for name, before in known.outputs.items():
+        told = f"output {label(name)}"
+        after = now.get(name)
+        if after is None:
+            return f"{told} is no longer there"
+        if after.shape != before.shape:
+            return f"{told} has shape {after.shape}, not {before.shape}"
+        change = _change(before, after)
+        if not change <= max(known.tolerance, _tolerance(module)):
+            return f"{told} differs by {change:.2g} of its size"
+    return None
+
+
+def check_sketch(sketch: FunctionSketch, where: str, error: type[LrcompressError]) -> None:
+    """Raises `error` for a sketch that was edited into something that no network gives."""
+    check_inputs(sketch.inputs, f"{where}.inputs", error)
+    if not 0 < sketch.tolerance < 1:
+        raise error(f"{where}.tolerance must be between 0 and 1; make the file again")
+
+
+def _made_up(sketch: FunctionSketch) -> Batch | None:
+    try:
+        check_inputs(sketch.inputs, "inputs", DataError)
+    except DataError:
+        return None
+    return made_up(sketch.inputs, torch.Generator().manual_seed(0))
+
+
+def _few(batch: Batch) -> Batch:
+    return examples_of(batch, 0, EXAMPLES) if is_divisible(batch) else batch
+
+
+def _outputs(module: nn.Module, batch: Batch | None) -> dict[str, OutputSketch]:
+    """Of each output; none where the network fails or an output is not finite."""
+    if not batch:
+        return {}
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), frozen(module):
+            torch.manual_seed(0)
+            named = named_outputs(call(module, batch))
+    except LrcompressError:
+        return {}
+    found = {name: _sketched(tensor) for name, tensor in named.items() if tensor.numel()}
+    return found if all(isfinite(one.scale) for one in found.values()) else {}
+
+
+def _sketched(tensor: Tensor) -> OutputSketch:
+    flat = tensor.detach().reshape(-1).to("cpu", torch.float64)
+    # Knuth's multiplicative hash: the same on every machine, which a generator does not promise
+    place = torch.arange(len(flat)) * 2654435761 % 2**32
+    signed = torch.where(place >> 15 & 1 == 1, flat, -flat)
+    parts = signed.tensor_split(min(PARTS, len(flat)))
+    sums = (float(part.sum()) / sqrt(len(part)) for part in parts)
+    scale = float(flat.square().mean().sqrt())
+    return OutputSketch(tuple(tensor.shape), _rounded(scale), tuple(map(_rounded, sums)))
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _change(before: OutputSketch, after: OutputSketch) -> float:
+    """The largest change of a sum, of the output's scale."""
+    if len(before.sums) != len(after.sums):
+        return float("inf")
+    scale = max(before.scale, after.scale)
+    if scale == 0:
+        return 0.0
+    moved = [abs(x - y) for x, y in zip(before.sums, after.sums, strict=True)]
+    return max(*moved, abs(before.scale - after.scale)) / scale
+
+
+def _tolerance(module: nn.Module) -> float:
+    tensors = [p for p in module.parameters() if p.is_floating_point()]
+    coarsest = max((torch.finfo(p.dtype).eps for p in tensors), default=0.0)
+    coarse = min(COARSE * coarsest, 0.5) if coarsest > 1e-5 else TOLERANCE
+    return max(coarse, ON_GPU) if any(p.is_cuda for p in tensors) else coarse

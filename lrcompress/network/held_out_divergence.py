@@ -1,0 +1,78 @@
+"""The dense network's outputs on held-out examples, kept to compare candidates against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.distributed import in_turns
+from lrcompress.network.batches import Batch, Batches, batch_size
+from lrcompress.network.call import call, frozen
+from lrcompress.network.readout import Readout
+
+LARGEST_KEPT = 2**26  # output values: 256 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Mean output divergence of a network from the one that the judge was made with."""
+
+    readout: Readout
+    batches: tuple[Batch, ...]
+    outputs: tuple[tuple[Tensor, Tensor], ...]  # outputs and weights of each batch
+    shared: bool = False  # all processes ask for the same divergences, and share the batches out
+
+    @property
+    def positions(self) -> float:
+        """Of an example that count, on average."""
+        counted = sum(float(weights.sum()) for _, weights in self.outputs)
+        return counted / max(sum(map(batch_size, self.batches)), 1) or 1.0
+
+    @torch.no_grad()
+    def divergence(self, module: nn.Module) -> float:
+        """Infinite where the network's output is not finite, so that it is never chosen."""
+
+        def judged(index: int) -> float:
+            batch, (dense, weights) = self.batches[index], self.outputs[index]
+            other, _ = self.readout(call(module, batch), batch)
+            return float(self.readout.objective.divergence(dense, other, weights).sum())
+
+        places = range(len(self.batches))
+        with frozen(module):
+            total = sum(in_turns(places, judged) if self.shared else map(judged, places))
+        examples = sum(map(batch_size, self.batches))
+        return max(total, 0.0) / examples if total == total else float("inf")
+
+
+@torch.no_grad()
+def judge_by(
+    module: nn.Module, batches: Batches, readout: Readout, *, shared: bool = False
+) -> Judge:
+    """A judge from `module` as it is now, over as many batches as may be kept, evenly spread: they
+    are sorted by length."""
+    first = _judge_by_first(module, batches, readout, shared=shared)
+    if len(first.batches) == len(batches):
+        return first
+    room = len(first.batches)
+    spread = [batches[(2 * place + 1) * len(batches) // (2 * room)] for place in range(room)]
+    del first
+    return _judge_by_first(module, spread, readout, shared=shared)
+
+
+def _judge_by_first(
+    module: nn.Module, batches: Batches, readout: Readout, *, shared: bool
+) -> Judge:
+    kept: list[Batch] = []
+    outputs: list[tuple[Tensor, Tensor]] = []
+    size = 0
+    with frozen(module):
+        for batch in batches:
+            output, weights = readout(call(module, batch), batch)
+            size += output.numel()
+            if kept and size > LARGEST_KEPT:
+                break
+            kept.append(batch)
+            outputs.append((output, weights))
+    return Judge(readout, tuple(kept), tuple(outputs), shared)

@@ -1,0 +1,100 @@
+"""Examples set aside: they enter no moment, so that what they say of a plan is no memory of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrcompress.network.batches import Batch, Batches, batch_size, examples_of, is_divisible
+
+JUDGING_SHARE, MOST_JUDGING, FEWEST_JUDGING = 0.1, 64, 8  # of the examples; examples
+CONFIRMING_SHARE, MOST_CONFIRMING, FEWEST_CONFIRMING = 0.05, 64, 4
+FEWEST_EXAMPLES = 6  # below it nothing can be spared
+
+
+@dataclass(frozen=True, eq=False)
+class SetAside:
+    """The user's examples in three parts.
+
+    calibration: what moments are measured on. judging: what trials, rounds and a refit are measured
+    on; it chooses. confirming: it chooses nothing, so its divergence is that of new examples of the
+    same kind.
+    """
+
+    calibration: tuple[Batch, ...]
+    judging: tuple[Batch, ...]
+    confirming: tuple[Batch, ...]
+    spared: bool = True  # False: too few examples, so that all of them are in every part
+
+
+def set_aside(batches: Batches) -> SetAside:
+    """Split the batches: about a tenth judges and a twentieth confirms, spread over all lengths.
+
+    Whole batches where there are many, else examples of each batch. Fewer than six examples are
+    all kept for calibration, and judge and confirm too.
+    """
+    total = sum(map(batch_size, batches))
+    if total < FEWEST_EXAMPLES or (not all(map(is_divisible, batches)) and len(batches) < 3):
+        return SetAside(tuple(batches), tuple(batches), tuple(batches), spared=False)
+    judging = _wanted(total, JUDGING_SHARE, FEWEST_JUDGING, MOST_JUDGING, most_share=1 / 4)
+    confirming = _wanted(
+        total, CONFIRMING_SHARE, FEWEST_CONFIRMING, MOST_CONFIRMING, most_share=1 / 8
+    )
+    largest = max(map(batch_size, batches))
+    if not all(map(is_divisible, batches)) or min(judging, confirming) >= largest:
+        return _by_batches(batches, max(1, round(judging / largest)), max(1, confirming // largest))
+    return _by_examples(batches, judging, confirming)
+
+
+def _wanted(total: int, share: float, fewest: int, most: int, *, most_share: float) -> int:
+    return max(1, min(max(round(share * total), fewest), most, int(most_share * total)))
+
+
+def _by_batches(batches: Batches, judging: int, confirming: int) -> SetAside:
+    count = len(batches)
+    judges = _spread(range(count), min(judging, max(1, count // 3)))
+    rest = [place for place in range(count) if place not in judges]
+    confirms = _spread(rest, min(confirming, max(1, len(rest) // 3)))
+    return SetAside(
+        tuple(batches[i] for i in rest if i not in confirms),
+        tuple(batches[i] for i in sorted(judges)),
+        tuple(batches[i] for i in sorted(confirms)),
+    )
+
+
+def _by_examples(batches: Batches, judging: int, confirming: int) -> SetAside:
+    """Runs of examples at the ends of batches that are spread evenly."""
+    calibration: list[Batch] = []
+    judges: list[Batch] = []
+    confirms: list[Batch] = []
+    parts = _shares([batch_size(b) for b in batches], judging, confirming)
+    for batch, (judge, confirm) in zip(batches, parts, strict=True):
+        size = batch_size(batch)
+        kept = size - judge - confirm
+        if kept:
+            calibration.append(examples_of(batch, 0, kept))
+        if judge:
+            judges.append(examples_of(batch, kept, kept + judge))
+        if confirm:
+            confirms.append(examples_of(batch, size - confirm, size))
+    return SetAside(tuple(calibration), tuple(judges), tuple(confirms))
+
+
+def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, int]]:
+    """Examples that each batch gives, in few parts: a batch of one example runs no faster."""
+    largest = max(sizes)
+    places = max(1, min(len(sizes), -(-4 * (judging + confirming) // largest)))
+    givers = _spread(range(len(sizes)), places)
+    given = {place: [0, 0] for place in range(len(sizes))}
+    least = 1 if len(sizes) == 1 else 0  # that a batch keeps
+    for kind, wanted in enumerate((judging, confirming)):
+        for _ in range(wanted):
+            free = [p for p in given if sizes[p] - sum(given[p]) > least]
+            first = [p for p in free if p in givers] or free
+            if first:
+                given[min(first, key=lambda p: given[p][kind] / sizes[p])][kind] += 1
+    return [(judges, confirms) for judges, confirms in given.values()]
+
+
+def _spread(places: range | list[int], count: int) -> set[int]:
+    """About so many of the places, evenly spread."""
+    return {places[(2 * k + 1) * len(places) // (2 * count)] for k in range(count)}

@@ -1,0 +1,113 @@
+"""What makes a network the one that it is: weights, configuration, modules and function.
+
+The same weights may belong to another function: another activation in config.json, another number
+of heads, other code of a factory. What was measured of the one says nothing of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lrcompress.errors import LrcompressError
+from lrcompress.fingerprint import model_fingerprint
+from lrcompress.messages import listed
+from lrcompress.network.batches import Batch
+from lrcompress.network.function_sketch import (
+    FunctionSketch,
+    check_sketch,
+    function_differs,
+    sketch_function,
+)
+
+ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
+NO_SETTINGS = ("_name_or_path", "transformers_version")  # entries of config.json
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Digests of what is exact, and a sketch of what is not. What is empty is not known."""
+
+    weights: str  # `model_fingerprint`
+    modules: str = ""  # classes, names and settings
+    configuration: Mapping[str, str] = field(default_factory=dict)  # digest of each entry
+    function: FunctionSketch | None = None
+
+    @property
+    def exact(self) -> list[object]:
+        """What the key of a stage may depend on."""
+        return [self.weights, self.modules, dict(sorted(self.configuration.items()))]
+
+
+def identify(
+    module: nn.Module, batch: Batch | None, configuration: Mapping[str, Any] | None = None
+) -> ModelIdentity:
+    """The identity of a network. batch: examples of what it takes, if they are known.
+    configuration: the entries of its config.json, if it has one."""
+    return ModelIdentity(
+        model_fingerprint(module),
+        _modules(module),
+        {
+            name: _digest(json.dumps(value, sort_keys=True))
+            for name, value in (configuration or {}).items()
+            if name not in NO_SETTINGS
+        },
+        None if batch is None else sketch_function(module, batch),
+    )
+
+
+def what_differs(
+    known: ModelIdentity, own: ModelIdentity, module: nn.Module, batch: Batch | None = None
+) -> str:
+    """In what the network `module`, of the identity `own`, is not the known one; "" where nothing
+    shows."""
+    found = []
+    if known.weights != own.weights:
+        found.append("other weights")
+    settings = _other_settings(known.configuration, own.configuration)
+    if settings:
+        found.append(f"another configuration ({listed(settings)})")
+    if known.modules and own.modules and known.modules != own.modules and not found:
+        found.append("other modules, or other settings of them")
+    if known.function is not None and not found:
+        change = function_differs(known.function, module, batch)
+        if change is not None:
+            found.append(f"the same weights but another function ({change})")
+    return " and ".join(found)
+
+
+def check_identity(identity: ModelIdentity, where: str, error: type[LrcompressError]) -> None:
+    """Raises `error` for one that was read from a file and edited."""
+    if identity.function is not None:
+        check_sketch(identity.function, f"{where}.function", error)
+
+
+def _modules(module: nn.Module) -> str:
+    lines = [
+        f"{name}|{type(child).__qualname__}|{ADDRESS.sub('', _settings(child))}"
+        for name, child in module.named_modules()
+    ]
+    return _digest("\n".join(lines))
+
+
+def _settings(module: nn.Module) -> str:
+    try:
+        return module.extra_repr()
+    except Exception:  # code of the user's, written for people
+        return ""
+
+
+def _other_settings(known: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
+    if not known or not own:
+        return []
+    return sorted(name for name in {*known, *own} if known.get(name) != own.get(name))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""Probabilities of yes or no, as a sigmoid gives them, each feature on its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrcompress.network.objectives.objective import Objective, per_example, relative_entropy
+from lrcompress.network.objectives.probabilities import FLOOR
+from lrcompress.network.objectives.smoothing import sigmoid_probe
+
+
+class BernoulliProbabilities(Objective):
+    """D = sum over features of KL(p || q) in nats between probabilities of yes or no.
+
+    Hessian diag(1 / (p + FLOOR) + 1 / (1 - p + FLOOR)), which is 1 / (p (1 - p)) but bounded:
+    through the sigmoid's derivative it is the curvature that the logits have under `bernoulli`,
+    whose probes are taken to what the logits are here.
+    """
+
+    name = "bernoulli-probabilities"
+
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        p, q = dense.float(), other.float()
+        pointwise = relative_entropy(p, q, FLOOR) + relative_entropy(1 - p, 1 - q, FLOOR)
+        return per_example(pointwise.sum(-1) * weights)
+
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        p = dense.float().clamp(0, 1)
+        logits = (p + FLOOR).log() - (1 - p + FLOOR).log()
+        slope = 1 / (p + FLOOR) + 1 / (1 - p + FLOOR)  # of the logit by p
+        return sigmoid_probe(logits, weights, generator) * slope
+
+    def agreement(
+        self, dense: Tensor, other: Tensor, weights: Tensor
+    ) -> tuple[float, float] | None:
+        """Compares whether each feature's probability is above one half."""
+        same = ((dense > 0.5) == (other > 0.5)).to(weights.dtype) * weights.unsqueeze(-1)
+        return float(same.sum()), float(weights.sum()) * dense.shape[-1]

@@ -1,0 +1,22 @@
+"""Half the squared distance, for outputs of any other kind."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrcompress.network.objectives.objective import Objective
+
+
+class Squared(Objective):
+    """D = 1/2 |f - g|^2 per output feature's scale of one, for anything else."""
+
+    name = "squared"
+
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        distance = 0.5 * (dense.float() - other.float()).square().sum(-1) * weights
+        return distance.flatten(1).sum(1) if distance.dim() > 1 else distance
+
+    def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
+        z = torch.randn(dense.shape, generator=generator, dtype=torch.float32)
+        return z.to(dense.device) * weights.unsqueeze(-1)

@@ -1,0 +1,295 @@
+"""What an output is, told by its name, its values and the operation that the network ends in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lrcompress.errors import DataError
+from lrcompress.network.head import Head
+from lrcompress.network.last_operation import LOG_SOFTMAX, SIGMOID, SOFTMAX, UNKNOWN, Origin
+from lrcompress.network.outputs import EMBEDDINGS, HIDDEN, LOGITS
+
+SCORE_WORDS = {"logits", "logit", "scores"}
+PROBABILITY_WORDS = {"probs", "prob", "probabilities", "probability"}
+EMBEDDING_WORDS = {"embedding", "embeddings", "embeds", "embed"}
+REGRESSION_WORDS = {
+    "box", "boxes", "bbox", "bboxes", "depth", "offset", "offsets", "coordinates", "keypoints",
+    "regression",
+}  # fmt: skip
+
+
+LARGEST_LOGITS = 1e4  # spread of the scores of classes; its softmax has no gradient left
+ROUNDING = 1e-5  # of the largest value: what float32 leaves of equal outputs varies less
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One output on a few batches. `counts`: the batches' examples, none where not known."""
+
+    name: str
+    named: bool  # by the network's author, not by its place in a tuple
+    tensors: tuple[Tensor, ...]
+    counts: tuple[int, ...] = ()
+    origin: Origin = UNKNOWN
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensors[0].shape)
+
+    def example_dims(self) -> list[int]:
+        """Dimensions whose size follows the number of examples."""
+        if not self.counts:
+            return [0]
+        pairs = list(zip(self.tensors, self.counts, strict=True))
+        dims = range(min(tensor.dim() for tensor, _ in pairs))
+        return [dim for dim in dims if all(x.shape[dim] == n for x, n in pairs)]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    objective: str
+    taken_for: str
+    why: str = ""
+    features_at: int | None = None
+    assumed: bool = False
+
+
+def recognise(
+    sample: Sample, examples_at: int, *, objective: str = "auto", alone: bool = True
+) -> Head:
+    """The head of an output. alone: it is not summed with others, so its unit is its own.
+
+    Raises:
+        DataError: `objective` asks for probabilities where there are none.
+    """
+    form = _Form(sample, examples_at)
+    kind = form.kind() if objective == "auto" else form.asked(objective)
+    head = Head(
+        name=sample.name,
+        objective=kind.objective,
+        taken_for=kind.taken_for,
+        why=kind.why,
+        shape=sample.shape,
+        examples_at=examples_at,
+        features_at=kind.features_at,
+        assumed=kind.assumed,
+    )
+    if alone and objective == "auto" and kind.taken_for == "regression":
+        return _in_units_of_variance(head, form.finite)
+    return head
+
+
+def _in_units_of_variance(head: Head, tensors: list[Tensor]) -> Head:
+    """Squared errors as a share of the output's own variance."""
+    rows = [head.arranged(x).flatten(0, -2).double() for x in tensors]
+    values = torch.cat(rows).double() if rows else torch.zeros(1, 1, dtype=torch.float64)
+    variance = float(values.var(0, correction=0).mean())
+    rounding = (ROUNDING * float(values.abs().max())) ** 2
+    if not max(1e-30, rounding) < variance < 1e30:
+        why = f"{head.why}; it does not vary over the examples, so errors are in its own unit"
+        return replace(head, why=why.removeprefix("; "), assumed=True)
+    unit = f"in units of its variance, {variance:.3g}"
+    return replace(head, weight=1 / variance, why="; ".join(x for x in (head.why, unit) if x))
+
+
+class _Form:
+    """A sample seen with its examples along a known dimension."""
+
+    def __init__(self, sample: Sample, examples_at: int) -> None:
+        self.sample = sample
+        self.shape = sample.shape
+        self.examples_at = examples_at
+        self.finite = [x.detach() for x in sample.tensors if bool(torch.isfinite(x).all())]
+        self.words = set(re.split(r"[^a-z]+", sample.name.lower())) if sample.named else set()
+        self.others = [dim for dim in range(len(self.shape)) if dim != examples_at]
+        self.classes = [dim for dim in self.others if self.shape[dim] >= 2]
+
+    def kind(self) -> _Kind:
+        return self._by_name() or self._by_values() or self._by_form()
+
+    def asked(self, objective: str) -> _Kind:
+        """Only the layout is looked for."""
+        why = "as asked for"
+        if objective == "probabilities":
+            dim = self._dim_that_sums_to_one()
+            if dim is None:
+                raise self._refusal(objective, "sum to one along no dimension", "kl")
+            return _Kind(objective, "probabilities", why, dim)
+        if objective == "bernoulli-probabilities" and not self._in_unit_interval():
+            raise self._refusal(objective, "do not all lie between 0 and 1", "bernoulli")
+        taken_for = {
+            "kl": "logits", "cosine": "an embedding", "bernoulli": "logits of yes or no",
+            "bernoulli-probabilities": "probabilities of yes or no",
+        }.get(objective, "numbers")  # fmt: skip
+        dim = self._class_dim() if objective == "kl" else self._feature_dim()
+        return _Kind(objective, taken_for, why, dim)
+
+    def _refusal(self, objective: str, fault: str, instead: str) -> DataError:
+        sizes = " x ".join(map(str, self.shape))
+        return DataError(
+            f"output {self.sample.name!r} ({sizes}): --objective {objective} needs probabilities, "
+            f"and its values {fault}; use --objective auto, or {instead} for logits"
+        )
+
+    def _by_name(self) -> _Kind | None:
+        name, words, last = self.sample.name, self.words, len(self.shape) - 1
+        if not self.sample.named:
+            return None
+        if name in (*EMBEDDINGS, *HIDDEN) or (words & EMBEDDING_WORDS and self.others):
+            return _Kind("cosine", "an embedding", "by its name", last if self.others else None)
+        if name in LOGITS:
+            return self._named_logits(last)
+        if words & REGRESSION_WORDS:
+            return _Kind("squared", "regression", "by its name", self._feature_dim())
+        return None
+
+    def _named_logits(self, last: int) -> _Kind:
+        """Last dimension, or the second of maps, unless the values say otherwise."""
+        if not self.others or (len(self.shape) < 4 and self.shape[last] < 2):
+            return _Kind("squared", "one score", "by its name", last if self.others else None)
+        dim = self._class_dim()
+        if dim is None:
+            return _Kind("bernoulli", "logits of yes or no", "by its name", self._feature_dim())
+        ending = self.sample.origin.operation
+        if ending in (SOFTMAX, SIGMOID) and self._in_unit_interval():
+            other = "probabilities" if ending == SOFTMAX else "bernoulli-probabilities"
+            why = f"by its name, but it ends in a {ending}: --objective {other}"
+            return _Kind("kl", "logits", why, dim, assumed=True)
+        return _Kind("kl", "logits", "", dim)
+
+    def _by_values(self) -> _Kind | None:
+        """Probabilities, log-probabilities and unit vectors."""
+        ending = self.sample.origin.operation
+        dim = self._dim_that_sums_to_one()
+        if dim is not None:
+            why = "it ends in a softmax" if ending == SOFTMAX else "they sum to one"
+            return _Kind("probabilities", "probabilities", why, dim)
+        dim = self._dim_of_log_probabilities()
+        if dim is not None:
+            why = "log-probabilities, which are logits too"
+            return _Kind("kl", "logits", why, dim)
+        if self._in_unit_interval():
+            taken_for, why = "probabilities of yes or no", f"it ends in a {ending}"
+            if ending in (SIGMOID, SOFTMAX):
+                name = "bernoulli-probabilities"
+                return _Kind(name, taken_for, why, self._feature_dim())
+            if self.words & PROBABILITY_WORDS:
+                name = "bernoulli-probabilities"
+                return _Kind(name, taken_for, "by its name", self._feature_dim())
+        if len(self.shape) == 2 and self.classes and not self.words & SCORE_WORDS:
+            rows = [x.movedim(self.examples_at, 0).float().norm(dim=-1) for x in self.finite]
+            if rows and float((torch.cat(rows) - 1).abs().max()) <= _tolerance(self.finite[0]):
+                return _Kind("cosine", "an embedding", "its rows have norm 1", self.others[0])
+        return None
+
+    def _by_form(self) -> _Kind:
+        dim, certain = self._class_dim(), bool(self.words & SCORE_WORDS)
+        if dim is not None and self._spread(dim) > LARGEST_LOGITS:
+            why = f"values of {self._spread(dim):.2g}, of which a softmax would be certain"
+            return _Kind("squared", "regression", why, self._feature_dim(), assumed=True)
+        if dim is not None and len(self.shape) >= 2:
+            why = "by its name"
+            if not certain:
+                why = (
+                    "--objective takes others: cosine for an embedding, squared for numbers, "
+                    "bernoulli for independent yes or no"
+                )
+            return _Kind("kl", "logits", why, dim, assumed=not certain)
+        features = self._feature_dim()
+        if certain or (len(self.shape) >= 4 and self._has_both_signs()):
+            why = (
+                "by its name"
+                if certain
+                else "one channel, values of both signs; " + ("--objective squared for numbers")
+            )
+            return _Kind("bernoulli", "logits of yes or no", why, features, assumed=not certain)
+        if self._in_unit_interval():
+            why = "values from 0 to 1; --objective bernoulli-probabilities for probabilities"
+        else:
+            why = "one number at each place; --objective bernoulli for logits of yes or no"
+        return _Kind("squared", "regression", why, features, assumed=True)
+
+    def _class_dim(self) -> int | None:
+        """The dimension over which scores compete; None where no dimension has two."""
+        if not self.classes:
+            return None
+        for found in (self._dim_that_sums_to_one(), self._dim_of_log_probabilities()):
+            if found is not None:
+                return found
+        last = len(self.shape) - 1
+        if self.sample.name in LOGITS and len(self.shape) == 3 and self.examples_at == 0:
+            return last
+        if len(self.shape) >= 4:  # (examples, channels, height, width) as a rule
+            if self.sample.origin.dim in self.classes and self.sample.origin.dim != 1:
+                return self.sample.origin.dim
+            return 1 if 1 in self.classes else None
+        if self.sample.origin.dim in self.classes:
+            return self.sample.origin.dim
+        steady = [dim for dim in self.classes if not self._varies(dim)]
+        return (steady or self.classes)[-1]
+
+    def _feature_dim(self) -> int | None:
+        """Where the values of one place lie: channels of a map, else the last dimension."""
+        if not self.others:
+            return None
+        origin = self.sample.origin.dim
+        if len(self.shape) >= 4:
+            return origin if origin in self.others and origin in self.classes else 1
+        return origin if origin in self.classes else self.others[-1]
+
+    def _varies(self, dim: int) -> bool:
+        return len({x.shape[dim] for x in self.sample.tensors if x.dim() > dim}) > 1
+
+    def _dim_that_sums_to_one(self) -> int | None:
+        if not self._in_unit_interval():
+            return None
+        return self._settled([dim for dim in self.classes if self._all_one(dim)], SOFTMAX)
+
+    def _all_one(self, dim: int) -> bool:
+        return all(
+            float((x.float().sum(dim) - 1).abs().max()) <= _tolerance(x) for x in self.finite
+        )
+
+    def _dim_of_log_probabilities(self) -> int | None:
+        if not self.finite or any(float(x.max()) > 1e-4 for x in self.finite):
+            return None
+        found = [
+            dim
+            for dim in self.classes
+            if all(
+                float(x.float().logsumexp(dim).abs().max()) <= _tolerance(x) for x in self.finite
+            )
+        ]
+        return self._settled(found, LOG_SOFTMAX)
+
+    def _settled(self, found: list[int], ending: str) -> int | None:
+        """One of several: that of the operation where it is known, else the last."""
+        origin = self.sample.origin
+        if origin.operation == ending and origin.dim in found:
+            return origin.dim
+        return found[-1] if found else None
+
+    def _in_unit_interval(self) -> bool:
+        if not self.finite:
+            return False
+        slack = _tolerance(self.finite[0])
+        return all(float(x.min()) >= -1e-6 and float(x.max()) <= 1 + slack for x in self.finite)
+
+    def _spread(self, dim: int) -> float:
+        """Root mean square of what lies between the classes."""
+        apart = [x.double() - x.double().mean(dim, keepdim=True) for x in self.finite]
+        return max((float(x.square().mean().sqrt()) for x in apart), default=0.0)
+
+    def _has_both_signs(self) -> bool:
+        return bool(self.finite) and (
+            min(float(x.min()) for x in self.finite) < 0 < max(float(x.max()) for x in self.finite)
+        )
+
+
+def _tolerance(x: Tensor) -> float:
+    """For sums of some thousand values that were rounded to the tensor's dtype."""
+    return 1e-3 if x.dtype in (torch.float32, torch.float64) else 2e-2

@@ -1,0 +1,190 @@
+"""One forward pass, watched: who reads a layer's weight outside of the layer's own forward."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrcompress.layers import layer_kind
+from lrcompress.network.agreement import tensors_of
+
+# Operators that take no more of a tensor than its dtype, device or shape
+_HARMLESS = {"is_same_size", "_has_same_storage_numel", "is_pinned"}
+
+
+@dataclass(eq=False)
+class WeightUse:
+    """By layer, the class of the module whose forward (or hook) reads its parameters."""
+
+    read_by: dict[nn.Module, str] = field(default_factory=dict)
+
+    def reason(self, layer: nn.Module) -> str:
+        """Why the layer has to stay as it is; "" if nobody else reads its weight."""
+        reader = self.read_by.get(layer)
+        if reader is None:
+            return ""
+        return f"{reader} reads its weight itself, beside or instead of calling it"
+
+
+@contextmanager
+def watch_weights(module: nn.Module) -> Iterator[WeightUse]:
+    """Fills the WeightUse while `module` runs.
+
+    Any operator counts that takes values of a parameter, or of a view, an alias or a buffer that
+    shares its memory. Hooks of standard layers are no part of their forward: a replacement keeps
+    the hooks, and has no such weight.
+    """
+    found = WeightUse()
+    running: list[nn.Module] = []
+    known = set(module.modules())
+    strict = {layer for layer in known if layer_kind(layer) is not None}
+
+    def enter(layer: nn.Module, args: object) -> None:
+        if layer in known and layer not in strict:
+            running.append(layer)
+
+    def leave(layer: nn.Module, args: object, result: object) -> None:
+        if layer in known and layer not in strict:
+            running.pop()
+
+    def enter_strictly(layer: nn.Module, args: object) -> None:
+        running.append(layer)
+
+    def leave_strictly(layer: nn.Module, args: object, result: object) -> None:
+        running.pop()
+
+    handles = [
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+        *(layer.register_forward_pre_hook(enter_strictly) for layer in strict),
+        *(
+            layer.register_forward_hook(leave_strictly, prepend=True, always_call=True)
+            for layer in strict
+        ),
+    ]
+    try:
+        with _Watch(_owners(module), running, found):
+            yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def note_returned(module: nn.Module, raw: object, found: WeightUse) -> None:
+    """Adds the layers whose weight, or a view of it, is among the outputs of the network."""
+    owners = _owners(module)
+    for tensor in tensors_of(raw):
+        for layer in _owning(tensor, owners):
+            found.read_by.setdefault(layer, type(module).__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Owned:
+    """A parameter's stretch of a storage, and the modules that hold it."""
+
+    start: int
+    stop: int
+    layers: list[nn.Module] = field(default_factory=list)
+
+
+_Owners = Mapping[int, Sequence[_Owned]]  # by address of the storage
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, owners: _Owners, running: list[nn.Module], found: WeightUse) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owners, self.running, self.found = owners, running, found
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = str(getattr(func, "_schema", func)).partition("(")[0].partition("::")[2]
+        name = name.partition(".")[0]
+        if not (name in _HARMLESS or name.endswith("_like") or name.startswith("new_")):
+            changes = bool(getattr(getattr(func, "_schema", None), "is_mutable", False))
+            made = set() if changes else {_storage(x) for x in _tensors((result,))}
+            for tensor in _tensors((*args, *(kwargs or {}).values())):
+                # A view is no use yet; whoever uses the view has the same memory
+                if _storage(tensor) not in made:
+                    self._note(tensor)
+        return result
+
+    def _note(self, tensor: Tensor) -> None:
+        owners = _owning(tensor, self.owners)
+        if owners and not any(owner in self.running for owner in owners):
+            reader = type(self.running[-1]).__name__ if self.running else "the caller"
+            for owner in owners:
+                self.found.read_by.setdefault(owner, reader)
+
+
+def _owning(tensor: Tensor, owners: _Owners) -> list[nn.Module]:
+    start, stop = _extent(tensor)
+    return [
+        layer
+        for held in owners.get(_storage(tensor), ())
+        if start < held.stop and held.start < stop
+        for layer in held.layers
+    ]
+
+
+def _owners(module: nn.Module) -> _Owners:
+    held: dict[tuple[int, int, int], _Owned] = {}
+
+    def hold(parameter: Tensor, layer: nn.Module) -> None:
+        key = (_storage(parameter), *_extent(parameter))
+        held.setdefault(key, _Owned(*key[1:])).layers.append(layer)
+
+    for child in module.modules():
+        for parameter in child.parameters(recurse=False):
+            hold(parameter, child)
+        if isinstance(child, nn.MultiheadAttention):  # reads the weights of its projection itself
+            for parameter in child.out_proj.parameters(recurse=False):
+                hold(parameter, child)
+    owners: dict[int, list[_Owned]] = defaultdict(list)
+    for (storage, _, _), owned in held.items():
+        if storage:
+            owners[storage].append(owned)
+    return owners
+
+
+def _storage(tensor: Tensor) -> int:
+    """Address of its memory; 0 for tensors that have none of their own."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):  # inside a function transform
+        return 0
+
+
+def _extent(tensor: Tensor) -> tuple[int, int]:
+    """First byte in its storage and the one after its last."""
+    if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
+        return 0, 0
+    start = int(tensor.storage_offset())
+    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _tensors(item)

@@ -1,0 +1,16 @@
+"""What every stage of a run works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.run_folder import RunFolder
+from lrcompress.progress import Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    folder: RunFolder
+    progress: Progress
+    clock: Clock

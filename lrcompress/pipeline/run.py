@@ -1,0 +1,284 @@
+"""The verbs of a run: load → profile → plan → compress → tune → export → verify → report."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+from lrcompress.conversion.conversion import converted_from
+from lrcompress.conversion.convert import replay_
+from lrcompress.distributed import failing_together, on_main
+from lrcompress.errors import DataError, TuneError
+from lrcompress.export.verify.result import BudgetFacts
+from lrcompress.formats.profile_json import load_profile
+from lrcompress.formats.stages_json import Ledger
+from lrcompress.network.identity import identify, what_differs
+from lrcompress.pipeline.axes import checked_axes, holds_compressed
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.foreign_files import PROFILE_FOLDER, refuse_foreign
+from lrcompress.pipeline.options import (
+    AUTO_POOLING,
+    FolderOptions,
+    Preview,
+    ProfileResult,
+    RunOptions,
+    RunResult,
+    SourceOptions,
+)
+from lrcompress.pipeline.run_folder import RunFolder, finished_key, open_run_folder
+from lrcompress.pipeline.stages.compress import compress_key, compressed, is_compressed
+from lrcompress.pipeline.stages.deliver import Made, delivered
+from lrcompress.pipeline.stages.export import budget_facts
+from lrcompress.pipeline.stages.load import Loaded, configuration, load_sources
+from lrcompress.pipeline.stages.plan import (
+    PLAN_NAME,
+    Question,
+    check_plan_file,
+    chosen,
+    decided,
+    needs_moments,
+    read_plan,
+)
+from lrcompress.pipeline.stages.profile import (
+    PROFILE_NAME,
+    STAGE,
+    check_profile,
+    handed_in,
+    lacks_moments,
+    measured,
+    profile_key,
+    with_pooling,
+)
+from lrcompress.pipeline.stages.report import profile_report, with_recorded, write_report
+from lrcompress.pipeline.stages.sweep import is_swept, swept
+from lrcompress.pipeline.stages.tune import STAGE as TUNE
+from lrcompress.pipeline.stages.tune import Teaching, is_tuned, required_batches, tuned
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
+from lrcompress.progress import SILENT, Progress
+from lrcompress.reporting.html import require_plotly
+from lrcompress.reporting.report import Report
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.models import load_model
+
+
+def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
+    """Take a model to a smaller, verified ONNX file in a run folder.
+
+    Interrupted at any moment and called again with the same options, it goes on where it stopped,
+    and the files end up the same to the bit. Several processes (see `distributed`) share the
+    measuring and compressing out; the first does all else, and it alone writes.
+
+    Raises:
+        LrcompressError: an input cannot be read, the budget cannot be met, the folder is foreign,
+            in use or cannot be written. A check that fails is in the result's report.
+    """
+    where, source = options.folder, options.source
+    clock = Clock()
+    loaded = _loaded(source, where, clock, progress)
+    batch = loaded.example()  # before any long work: without data it may not be known
+    _check_plan(options, loaded)
+    if not holds_compressed(where.output, loaded.model_fingerprint):
+        checked_axes(loaded.model.module, batch, options.export.axes, progress)
+    with _opened(where, source, loaded) as folder:
+        job = Job(folder, progress, clock)
+        question, profiled = _asked(job, loaded, options)
+        if needs_moments(job, question, profiled):
+            question, profiled = _asked(job, loaded, options, again=True)
+        decision = on_main(partial(decided, job, question, profiled))
+        plan, key = decision.plan, decision.key
+        if lacks_moments(question.profile, plan) and not _fitted(
+            job, question, profiled, plan, key
+        ):
+            question, profiled = _asked(job, loaded, options, again=True)
+            decision = on_main(partial(decided, job, question, profiled))
+            plan, key = decision.plan, decision.key
+        found = question.profile
+        curve = on_main(partial(swept, job, question, profiled))
+        teaching = _teaching(question, plan)
+        later = _rewriter(job, question, teaching, key)
+        outcome, key = compressed(job, question, plan, key, rewritten_by=later)
+        warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
+        del loaded, question  # the dense weights; what follows works on what was written
+        gained = None
+        if teaching is not None:
+            gained, key = tuned(job, teaching, key)
+        made = Made(found, plan, decision.facts, curve, outcome, warnings, key, gained)
+        report = on_main(partial(delivered, job, options, batch, made))
+        if options.drop_moments:
+            found = load_profile(folder.path(PROFILE_FOLDER))
+    return RunResult(folder.root, found, plan, report)
+
+
+def _fitted(job: Job, question: Question, profiled: str, plan: Plan, key: str) -> bool:
+    """Whether no layer needs fitting any more. profiled, key: of the profile and of the plan."""
+    later = _rewriter(job, question, _teaching(question, plan), key)
+    swept_already = is_swept(job, question, profiled)
+    return is_compressed(job, question, key, rewritten_by=later) and swept_already
+
+
+def _rewriter(job: Job, question: Question, teaching: Teaching | None, key: str) -> str | None:
+    """The tune stage, where it has finished what is asked. key: of the plan."""
+    return TUNE if is_tuned(job, teaching, compress_key(question, key)) else None
+
+
+def _teaching(question: Question, plan: Plan) -> Teaching | None:
+    loaded, options = question.loaded, question.options
+    source = options.source
+    if options.tune is None:
+        return None
+
+    identity, first = loaded.identity, loaded.batches[0] if loaded.batches else None
+    conversions = converted_from(loaded.model.module).conversions
+
+    def dense() -> LoadedModel:
+        """Loaded again: the one that was compressed has changed in place."""
+        again = load_model(
+            source.model,
+            weights=source.weights,
+            trust_remote_code=source.trust_remote_code,
+            allow_pickle=source.allow_pickle,
+            trust_factory=source.trust_factory,
+        )
+        replay_(again.module, conversions)
+        difference = what_differs(
+            identity, identify(again.module, None, configuration(again)), again.module, first
+        )
+        if difference:
+            raise TuneError(
+                f"{source.model}: has changed since the run began ({difference}); put it back and "
+                "rerun to resume, or begin anew in another output folder"
+            )
+        return again
+
+    return Teaching(
+        request=options.tune,
+        dense=dense,
+        dense_identity=identity,
+        batches=required_batches(loaded.batches),
+        data_fingerprint=loaded.data_fingerprint,
+        profile=question.profile,
+        plan=plan,
+        trust_remote_code=source.trust_remote_code,
+    )
+
+
+def run_profile(
+    source: SourceOptions,
+    where: FolderOptions,
+    options: ProfileOptions = AUTO_POOLING,
+    progress: Progress = SILENT,
+) -> ProfileResult:
+    """Measure a model into a folder of its own.
+
+    Raises:
+        LrcompressError: as `run`.
+    """
+    clock = Clock()
+    loaded = _loaded(source, where, clock, progress)
+    with _opened(where, source, loaded) as folder:
+        found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
+        folder.clean()
+        folder.remove_replaced()
+
+        def reported() -> Report:
+            report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)
+            write_report(report, where)
+            return report
+
+        return ProfileResult(folder.root, found, on_main(reported))
+
+
+def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
+    """The plan that `run` would carry out. Nothing is written; a finished profile is read.
+
+    Raises:
+        LrcompressError: as `run`.
+    """
+    loaded = load_sources(options.source)
+    _check_plan(options, loaded)
+    axes = _axes_if_known(loaded, options, progress)
+    found = _known_profile(options, loaded)
+    if found is None:
+        measuring = with_pooling(options.profile, loaded)
+        module, judging = loaded.model.module, loaded.judging
+        found = profile(module, loaded.calibration, measuring, progress, judging=judging)
+    plan, _ = on_main(partial(chosen, Question(loaded, found, options), progress))
+    return Preview(found, plan, axes)
+
+
+def _axes_if_known(loaded: Loaded, options: RunOptions, progress: Progress) -> tuple[str, ...]:
+    """A plan can be shown where nothing says what the network takes; it then says no axes."""
+    try:
+        example = loaded.example()
+    except DataError:
+        return ()
+    return checked_axes(loaded.model.module, example, options.export.axes, progress)
+
+
+def promised_budget(onnx: Path) -> BudgetFacts:
+    """What the run folder that an ONNX file lies in promises of it; nothing elsewhere."""
+    root = onnx.parent
+    plan, measured_in = root / PLAN_NAME, root / PROFILE_FOLDER
+    if not plan.is_file() or not (measured_in / PROFILE_NAME).is_file():
+        return BudgetFacts()
+    return budget_facts(read_plan(plan, load_profile(measured_in)))
+
+
+def _loaded(
+    source: SourceOptions, where: FolderOptions, clock: Clock, progress: Progress
+) -> Loaded:
+    """What needs no long work fails first."""
+    on_main(lambda: refuse_foreign(where.output, force=where.force))
+    if where.report:
+        require_plotly()
+    with clock.stage("load"), progress.stage("load", 1) as step:
+        with failing_together():
+            loaded = load_sources(source)
+        step.advance()
+    return loaded
+
+
+def _check_plan(options: RunOptions, loaded: Loaded) -> None:
+    """Before a long profile. Raises PlanError for a plan that cannot suit the model."""
+    if options.plan_file is not None:
+        check_plan_file(options.plan_file, loaded.model.module)
+
+
+def _asked(
+    job: Job, loaded: Loaded, options: RunOptions, *, again: bool = False
+) -> tuple[Question, str]:
+    """What the plan is to be made from: a profile measured here or handed in; and its key."""
+    if options.profile_folder is None:
+        found, key = measured(job, PROFILE_FOLDER, loaded, options.profile, again=again)
+    else:
+        source = options.profile_folder
+        found, key = handed_in(job, PROFILE_FOLDER, loaded, source, again=again)
+    return Question(loaded, found, options), key
+
+
+def _opened(
+    where: FolderOptions, source: SourceOptions, loaded: Loaded
+) -> AbstractContextManager[RunFolder]:
+    return open_run_folder(
+        where.output,
+        Ledger(source.model, loaded.model_fingerprint, loaded.identity),
+        loaded.differs,
+        force=where.force,
+    )
+
+
+def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
+    """Handed in, or finished in the run folder under the key that it would have."""
+    if options.profile_folder is not None:
+        return check_profile(options.profile_folder, loaded)
+    root = options.folder.output
+    key = profile_key(loaded, with_pooling(options.profile, loaded), PROFILE_FOLDER)
+    if finished_key(root, STAGE) != key:
+        return None
+    found = load_profile(root / PROFILE_FOLDER)
+    return None if loaded.differs(found.identity) else found

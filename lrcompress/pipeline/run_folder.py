@@ -1,0 +1,249 @@
+"""The run folder: who may write into it, and what is finished there."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lrcompress.atomic import remove_temporaries, write_atomically
+from lrcompress.distributed import on_main
+from lrcompress.errors import DataError, LrcompressError
+from lrcompress.formats.stages_json import Ledger, StageRecord
+from lrcompress.json_dataclasses import from_json, to_json
+from lrcompress.network.identity import ModelIdentity
+from lrcompress.pipeline.foreign_files import (
+    FOLDERS,
+    LEDGER_NAME,
+    WORK_NAME,
+    refuse_foreign,
+    refuse_links,
+)
+from lrcompress.pipeline.lock import locked
+
+WORK_OF_STAGE = re.compile(r"[0-9a-f]{16}")
+
+Facts = TypeVar("Facts")
+
+log = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """A locked folder with its ledger. Made by `open_run_folder`.
+
+    Of several processes the first alone reads and writes the ledger and the lock; the others wait
+    for it and learn what it found.
+    """
+
+    def __init__(self, root: Path, ledger: Ledger) -> None:
+        self.root = root
+        self._ledger = ledger
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def work(self, key: str) -> Path:
+        """Where the stage of that key keeps its checkpoint; those of other keys are dropped."""
+        own = self.root / WORK_NAME / key[:16]
+        on_main(lambda: _only(own))
+        return own
+
+    def record(self, stage: str) -> StageRecord | None:
+        return self._ledger.stages.get(stage)
+
+    def facts(self, stage: str, kind: type[Facts]) -> Facts:
+        """What the ledger holds of a recorded stage.
+
+        Raises:
+            DataError: it was edited into nonsense; the message names file and field.
+        """
+        record = self._ledger.stages[stage]
+        where = f"{self.root / LEDGER_NAME}: stages.{stage}.facts"
+        return from_json(kind, record.facts, where, DataError)
+
+    def finished(
+        self, stage: str, key: str, *, rewritten_by: str | None = None
+    ) -> Mapping[str, Any] | None:
+        """The facts of a stage whose key and files are as they should be, else None.
+
+        rewritten_by: a later stage, whose digests count for the files that both wrote.
+        """
+        return on_main(lambda: self._finished(stage, key, rewritten_by))
+
+    def _finished(self, stage: str, key: str, rewritten_by: str | None) -> Mapping[str, Any] | None:
+        record = self.record(stage)
+        if record is None or record.key != key:
+            return None
+        later = None if rewritten_by is None else self.record(rewritten_by)
+        files = {**record.files, **(later.files if later is not None else {})}
+        changed = [name for name, digest in files.items() if not self._is(name, digest)]
+        if changed:
+            log.warning("%s: missing or changed; made again", self.path(changed[0]))
+            return None
+        return record.facts
+
+    def is_edited(self, stage: str, name: str) -> bool:
+        """Whether a stage's file is there and is not what the stage wrote."""
+        record = self.record(stage)
+        digest = record.files.get(name) if record is not None else None
+        return digest is not None and self.path(name).is_file() and not self._is(name, digest)
+
+    def begin(self, stage: str) -> None:
+        """Forget the stage and its followers before their files are touched."""
+        on_main(lambda: self.save(self._ledger.before(stage)))
+
+    def finish(
+        self,
+        stage: str,
+        key: str,
+        files: Sequence[str],
+        facts: Mapping[str, Any],
+        *,
+        forget: str | None = None,
+    ) -> None:
+        """forget: a later stage, made from what this one has replaced; it goes with its followers.
+        Both happen at once."""
+        on_main(lambda: self._finish(stage, key, files, facts, forget))
+
+    def _finish(
+        self,
+        stage: str,
+        key: str,
+        files: Sequence[str],
+        facts: Mapping[str, Any],
+        forget: str | None,
+    ) -> None:
+        digests = {name: file_digest(self.path(name)) for name in files}
+        ledger = self._ledger if forget is None else self._ledger.before(forget)
+        self.save(ledger.with_stage(stage, StageRecord(key, digests, to_json(facts))))
+
+    def save(self, ledger: Ledger) -> None:
+        text = ledger.to_json()
+        write_atomically(
+            self.root / LEDGER_NAME, lambda path: path.write_text(text, encoding="utf-8")
+        )
+        self._ledger = ledger
+
+    def clean(self) -> None:
+        """Remove the checkpoints."""
+        on_main(lambda: _remove_work(self.root / WORK_NAME))
+
+    def remove_replaced(self) -> None:
+        """Remove the files of forgotten stages that no stage wrote again: at the end, when there is
+        something better. What somebody changed since stays."""
+        on_main(self._remove_replaced)
+
+    def _remove_replaced(self) -> None:
+        for name, digest in self._ledger.replaced.items():
+            if not self.path(name).is_symlink() and self._is(name, digest):
+                self.path(name).unlink()
+        if self._ledger.replaced:
+            self.save(replace(self._ledger, replaced={}))
+
+    def _is(self, name: str, digest: str) -> bool:
+        path = self.path(name)
+        return path.is_file() and file_digest(path) == digest
+
+
+@contextmanager
+def open_run_folder(
+    root: Path, fresh: Ledger, differs: Callable[[ModelIdentity], str], *, force: bool
+) -> Iterator[RunFolder]:
+    """Lock the folder and read its ledger, or start the `fresh` one.
+
+    differs: in what the model at hand is not one that a ledger knows; "" where it is the same.
+
+    Raises:
+        LrcompressError: the folder is foreign, of another model, in use, or cannot be written.
+    """
+
+    def claim() -> Ledger:
+        refuse_foreign(root, force=force)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LrcompressError(
+                f"{root}: cannot be created ({error.strerror}); choose another output folder"
+            ) from error
+        refuse_links(root)
+        held.enter_context(locked(root))
+        if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
+            for folder in (root, *(root / name for name in FOLDERS)):
+                remove_temporaries(folder)
+        ledger = _ledger_of(root, fresh, differs, force=force)
+        # marks the folder as a run's, and shows that it can be written
+        RunFolder(root, ledger).save(ledger)
+        return ledger
+
+    with ExitStack() as held:
+        yield RunFolder(root, on_main(claim))
+
+
+def read_ledger(root: Path) -> Ledger | None:
+    path = root / LEDGER_NAME
+    if not path.is_file():
+        return None
+    return Ledger.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _ledger_of(
+    root: Path, fresh: Ledger, differs: Callable[[ModelIdentity], str], *, force: bool
+) -> Ledger:
+    try:
+        found = read_ledger(root)
+    except LrcompressError:
+        if force:
+            _remove_work(root / WORK_NAME)
+            return fresh
+        raise
+    if found is None:
+        return fresh
+    known = found.identity or ModelIdentity(found.model_fingerprint)
+    difference = differs(known)
+    if not difference:
+        return found if found.identity is not None else replace(found, identity=fresh.identity)
+    if force:
+        _remove_work(root / WORK_NAME)  # its keys do not tell another function of the same weights
+        return replace(fresh, replaced=found.emptied().replaced)
+    raise LrcompressError(
+        f"{root}: holds a run of {found.model} with {difference}; choose another output folder, "
+        "or --force to replace it"
+    )
+
+
+def _only(own: Path) -> None:
+    """An empty folder `own`, or what it held, and no other stage's beside it."""
+    _remove_work(own.parent, but=own)
+    if own.is_symlink():
+        own.unlink()
+    own.mkdir(parents=True, exist_ok=True)
+
+
+def _remove_work(folder: Path, *, but: Path | None = None) -> None:
+    """The stages' own folders in it, and the folder if nothing else is in there: a foreign one
+    that a run was forced into may hold a user's `work`."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    for stale in folder.iterdir():
+        if stale != but and WORK_OF_STAGE.fullmatch(stale.name) and not stale.is_symlink():
+            shutil.rmtree(stale, ignore_errors=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def finished_key(root: Path, stage: str) -> str | None:
+    """The key of a stage that the folder says is finished; nothing is locked or written."""
+    ledger = read_ledger(root)
+    record = None if ledger is None else ledger.stages.get(stage)
+    return None if record is None else record.key

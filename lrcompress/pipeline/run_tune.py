@@ -1,0 +1,198 @@
+"""Tuning of a finished run: its folder gets better weights, another ONNX file and a new report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lrcompress.conversion.convert import replay_
+from lrcompress.distributed import failing_together, on_main
+from lrcompress.errors import DataError, LrcompressError, TuneError
+from lrcompress.export.export_onnx import ExportOptions
+from lrcompress.fingerprint import fingerprint_batches
+from lrcompress.formats.profile_json import load_profile
+from lrcompress.formats.run_json import RECORD_NAME, RunRecord, read_record
+from lrcompress.formats.stages_json import Ledger
+from lrcompress.json_dataclasses import from_json
+from lrcompress.messages import label
+from lrcompress.network.identity import ModelIdentity, identify, what_differs
+from lrcompress.paths import expanded
+from lrcompress.pipeline.axes import checked_axes
+from lrcompress.pipeline.clock import Clock
+from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
+from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
+from lrcompress.pipeline.run_folder import RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.stages.compress import STAGE as COMPRESS
+from lrcompress.pipeline.stages.compress import CompressFacts
+from lrcompress.pipeline.stages.deliver import Made, delivered
+from lrcompress.pipeline.stages.export import EXPORT
+from lrcompress.pipeline.stages.load import configuration
+from lrcompress.pipeline.stages.plan import PLAN_NAME, PlanFacts, read_plan
+from lrcompress.pipeline.stages.plan import STAGE as PLAN
+from lrcompress.pipeline.stages.profile import STAGE as PROFILE
+from lrcompress.pipeline.stages.sweep import STAGE as SWEEP
+from lrcompress.pipeline.stages.sweep import SweepFacts
+from lrcompress.pipeline.stages.tune import (
+    STAGE,
+    Teaching,
+    TuneFacts,
+    checked_dense,
+    last_export,
+    tune_key,
+    tuned,
+)
+from lrcompress.progress import SILENT, Progress
+from lrcompress.reporting.html import require_plotly
+from lrcompress.sources.data import kind_of_data, load_batches
+from lrcompress.sources.factory import permit_factory
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.models import load_model
+
+
+def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
+    """Tune the model of a run folder, in place, and export and verify it anew.
+
+    Interrupted at any moment and called again, it goes on where it stopped and ends with the same
+    bits; called again when it has finished, it changes nothing. With other options or data it
+    tunes further, from the weights that it finds. The ONNX file is written as it was before.
+
+    Raises:
+        LrcompressError: the folder is no finished run, or is in use; its dense model or the data
+            cannot be read, or do not belong to it.
+    """
+    clock, root = Clock(), options.folder.output
+    if options.folder.report:
+        require_plotly()
+    with clock.stage("load"), progress.stage("load", 1) as step, failing_together():
+        ledger = _finished_ledger(root)
+        record = read_record(root)
+        assert options.source.data is not None  # TuneRunOptions has seen to it
+        kind_of_data(options.source.data)
+        dense = _dense(options, record)
+        batches = load_batches(options.source.data, dense, options.source.data_options)
+        identity = identify(dense.module, batches[0], configuration(dense))
+        if not options.source.model:
+            known = record.source_identity or ModelIdentity(record.source_fingerprint)
+            checked_dense(dense, identity, known, batches[0], root)
+        step.advance()
+    with open_run_folder(root, ledger, lambda _: "", force=False) as folder:
+        job = Job(folder, progress, clock)
+        profile = load_profile(root / PROFILE_FOLDER)
+        exporting = last_export(folder)
+        asked_of_axes = _export_options(options, exporting).axes
+        checked_axes(dense.module, batches[0], asked_of_axes, progress)
+        teaching = Teaching(
+            request=options.request,
+            dense=lambda: dense,
+            dense_identity=identity,
+            batches=batches,
+            data_fingerprint=fingerprint_batches(batches),
+            profile=profile,
+            plan=read_plan(root / PLAN_NAME, profile),
+            trust_remote_code=options.source.trust_remote_code,
+            differs=lambda known: what_differs(known, identity, dense.module, batches[0]),
+        )
+        gained, key = tuned(job, teaching, _upstream(folder, teaching), exporting)
+        outcome = folder.facts(COMPRESS, CompressFacts)
+        curve = folder.facts(SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
+        warnings = (*curve.warnings, *outcome.warnings)
+        selection = folder.facts(PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
+        made = Made(profile, teaching.plan, selection, curve, outcome, warnings, key, gained)
+        for earlier in (PROFILE, PLAN, COMPRESS):
+            clock.reused(earlier)
+        asked = _asked(options, ledger.model, exporting)
+        report = on_main(partial(delivered, job, asked, batches[0], made))
+    return RunResult(root, profile, teaching.plan, report)
+
+
+def _finished_ledger(root: Path) -> Ledger:
+    ledger = read_ledger(root)
+    if ledger is None or COMPRESS not in ledger.stages:
+        raise DataError(
+            f"{root}: is no run folder with a compressed model; make one with lrcompress compress"
+        )
+    return ledger
+
+
+def _upstream(folder: RunFolder, teaching: Teaching) -> str:
+    """The key of what is tuned: of the last tuning, if this is not that very one again."""
+    last, compress = folder.record(STAGE), folder.record(COMPRESS)
+    assert compress is not None
+    if last is None:
+        return compress.key
+    facts = folder.facts(STAGE, TuneFacts)
+    is_again = tune_key(teaching, facts.upstream) == last.key
+    is_same = facts.teacher is None or not teaching.differs(facts.teacher)
+    return facts.upstream if is_again and is_same else last.key
+
+
+def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
+    """The teacher: as named, else the network that the run was made from."""
+    source, reference = options.source, record.reference
+    if reference.kind == "factory":
+        trusted = source.trust_factory or source.model
+        permit_factory(reference.text, trusted, options.folder.output / RECORD_NAME)
+    if source.model:
+        other = load_model(
+            source.model,
+            weights=source.weights,
+            trust_remote_code=source.trust_remote_code,
+            allow_pickle=source.allow_pickle,
+            trust_factory=source.trust_factory,
+        )
+        replay_(other.module, record.conversions, strict=False)
+        return other
+    weights = reference.details.get("weights")
+    if weights is not None and source.weights is None:
+        raise TuneError(
+            f"{options.folder.output}: was made from {reference.text} with weights from "
+            f"{weights}; say where they are: --weights {weights}"
+        )
+    place = reference.place
+    # What is no folder would be taken for a factory
+    if reference.kind != "factory" and not expanded(place, TuneError).is_dir():
+        raise TuneError(
+            f"{options.folder.output}: its dense model is the teacher, but {label(place)} is not "
+            "there; name it with --reference"
+        )
+    try:
+        dense = load_model(
+            place,
+            weights=source.weights,
+            trust_remote_code=source.trust_remote_code,
+            allow_pickle=source.allow_pickle,
+            trust_factory=source.trust_factory,
+        )
+        replay_(dense.module, record.conversions)
+    except LrcompressError as cause:
+        raise TuneError(
+            f"{options.folder.output}: its dense model is the teacher, but {cause}; or name it "
+            "with --reference"
+        ) from cause
+    return dense
+
+
+def _export_options(options: TuneRunOptions, exporting: Mapping[str, Any]) -> ExportOptions:
+    """As before, but for the axes that are asked for now."""
+    before: ExportOptions = from_json(ExportOptions, exporting.get("asked", {}), EXPORT, DataError)
+    if options.axes is None:
+        return before
+    asked = options.axes
+    return replace(before, dynamic=asked.dynamic, fixed=asked.fixed)
+
+
+def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:
+    """A run that exports as the one before it did."""
+    export = _export_options(options, exporting)
+    return RunOptions(
+        source=replace(options.source, model=model),
+        folder=options.folder,
+        plan_file=options.folder.output / PLAN_NAME,
+        export=export,
+        provider=options.provider,
+        pt2=bool(exporting.get("pt2", False)),
+    )

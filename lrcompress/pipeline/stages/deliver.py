@@ -1,0 +1,80 @@
+"""From a compressed model in the run folder to its ONNX file, the checks of it and the report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrcompress.compression.doubts import Doubt, tuned_doubts, void_doubts
+from lrcompress.network.batches import Batch
+from lrcompress.pipeline.compressed_model import load
+from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
+from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.stages.compress import CompressFacts
+from lrcompress.pipeline.stages.export import Product, exported, verified
+from lrcompress.pipeline.stages.plan import PlanFacts
+from lrcompress.pipeline.stages.profile import without_moments
+from lrcompress.pipeline.stages.report import Findings, run_report, with_recorded, write_report
+from lrcompress.pipeline.stages.sweep import SweepFacts
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.profile import Profile
+from lrcompress.reporting.report import Report
+from lrcompress.tuning.report import TuneReport
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What a run has come to when its compressed model is written; `key` is its last stage's."""
+
+    profile: Profile
+    plan: Plan
+    selection: PlanFacts
+    curve: SweepFacts
+    outcome: CompressFacts
+    warnings: tuple[str, ...]
+    key: str
+    tuning: TuneReport | None = None
+
+
+def _doubts(made: Made) -> tuple[Doubt, ...]:
+    """What was said of the compressed network. A tuning that came after it does not undo it, but
+    says anew how good the network is; what was void stays void."""
+    found = [Doubt(said, said in made.outcome.severe) for said in made.outcome.doubts]
+    if made.tuning is None:
+        return tuple(found)
+    void, tuned = void_doubts(made.profile), made.tuning.quality
+    before = [
+        Doubt(f"before tuning: {doubt.said}", doubt.severe and (tuned is None or doubt in void))
+        for doubt in found
+    ]
+    return (*before, *(tuned_doubts(made.profile.objective, tuned) if tuned else ()))
+
+
+def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report:
+    """Export, verify and report: one process does it, from what was written."""
+    root, source, found = job.folder.root, options.source, made.profile
+    product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)
+    facts, key = exported(job, product, options, made.key)
+    checks = verified(job, product, options.provider, key)
+    if options.drop_moments and all(check.passed is not False for check in checks):
+        found = without_moments(job, PROFILE_FOLDER)
+    job.folder.clean()
+    job.folder.remove_replaced()
+    findings = Findings(
+        made.plan,
+        facts.bytes,
+        made.outcome.divergences,
+        dict(made.outcome.fidelity),
+        checks,
+        (*made.warnings, *facts.notes),
+        made.curve.points,
+        made.tuning,
+        made.selection.tried,
+        made.selection.examples,
+        _doubts(made),
+        facts.axes,
+    )
+    report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
+    report = with_recorded(report, root)
+    write_report(report, options.folder)
+    return report

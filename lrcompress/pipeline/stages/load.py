@@ -1,0 +1,109 @@
+"""The model and the data of a run, loaded, converted and fingerprinted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lrcompress.conversion.convert import convert_
+from lrcompress.errors import DataError
+from lrcompress.fingerprint import fingerprint_batches
+from lrcompress.formats.files import read_json
+from lrcompress.network.batches import Batch, Batches
+from lrcompress.network.held_out_examples import SetAside, set_aside
+from lrcompress.network.identity import ModelIdentity, identify, what_differs
+from lrcompress.pipeline.module_names import check_module_names
+from lrcompress.pipeline.options import SourceOptions
+from lrcompress.sources.data import kind_of_data, load_data
+from lrcompress.sources.example import example_batch
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.models import load_model
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    model: LoadedModel
+    batches: list[Batch] | None
+    aside: SetAside | None  # the batches in three parts; None without data
+    identity: ModelIdentity
+    data_fingerprint: str  # "" without data
+
+    @property
+    def model_fingerprint(self) -> str:
+        return self.identity.weights
+
+    @property
+    def calibration(self) -> Batches | None:
+        """What moments are measured on."""
+        return None if self.aside is None else self.aside.calibration
+
+    @property
+    def judging(self) -> Batches | None:
+        """The examples set aside that choose."""
+        return None if self.aside is None else self.aside.judging
+
+    @property
+    def confirming(self) -> Batches | None:
+        """The examples set aside that choose nothing; None where none could be spared."""
+        return self.aside.confirming if self.aside is not None and self.aside.spared else None
+
+    def differs(self, known: ModelIdentity | None) -> str:
+        """In what the model is not the known one; "" where nothing shows."""
+        if known is None:
+            return ""
+        return what_differs(known, self.identity, self.model.module, self._first)
+
+    @property
+    def _first(self) -> Batch | None:
+        return self.batches[0] if self.batches else None
+
+    def example(self) -> Batch:
+        """For tracing and checking; the same at each call."""
+        return self.batches[0] if self.batches else example_batch(self.model)
+
+
+def load_sources(options: SourceOptions) -> Loaded:
+    """The model with its layers converted to standard ones as far as the data shows them.
+
+    Raises ModelError and DataError for what cannot be read.
+    """
+    if options.data is not None:
+        kind_of_data(options.data)
+    model = load_model(
+        options.model,
+        weights=options.weights,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        trust_factory=options.trust_factory,
+    )
+    check_module_names(model.module)
+    batches = None
+    if options.data is not None:
+        data = load_data(options.data, model, options.data_options)
+        model = replace(model, warnings=(*model.warnings, *data.warnings))
+        batches = data.batches
+    example = batches[0] if batches else _made_up(model)
+    if example is not None:
+        convert_(model.module, example)
+    return Loaded(
+        model,
+        batches,
+        set_aside(batches) if batches else None,
+        identify(model.module, example, configuration(model)),
+        "" if batches is None else fingerprint_batches(batches),
+    )
+
+
+def configuration(model: LoadedModel) -> Mapping[str, Any]:
+    """The entries of the model's config.json; none without."""
+    path = None if model.folder is None else model.folder / "config.json"
+    return {} if path is None or not path.is_file() else read_json(path, foreign=True)
+
+
+def _made_up(model: LoadedModel) -> Batch | None:
+    """Nothing where the model does not say what it takes: then it stays as it is."""
+    try:
+        return example_batch(model)
+    except DataError:
+        return None

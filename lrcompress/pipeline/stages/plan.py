@@ -1,0 +1,203 @@
+"""The plan stage."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from torch import nn
+
+from lrcompress.errors import PlanError
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.formats.files import write_text
+from lrcompress.formats.measurements import MeasurementFolder
+from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
+from lrcompress.formats.stages_json import stage_key
+from lrcompress.json_dataclasses import to_json
+from lrcompress.layers import describe
+from lrcompress.metrics import METRICS
+from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.stages.load import Loaded
+from lrcompress.planning.budget import Budget
+from lrcompress.planning.latency import table_digest
+from lrcompress.planning.plan import Plan
+from lrcompress.planning.planner import plan
+from lrcompress.profiling.profile import Profile
+from lrcompress.progress import SILENT, Progress
+from lrcompress.scratch import scratch_folder
+from lrcompress.selection.rounds import Tried, select
+from lrcompress.selection.store import MeasurementStore
+
+STAGE = "plan"
+PLAN_NAME = "plan.json"
+BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
+BYTES_PER_STRUCTURE = 8_000  # the same of a structure's dozen nodes and shapes
+
+Read = TypeVar("Read")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """What a plan depends on."""
+
+    loaded: Loaded
+    profile: Profile
+    options: RunOptions
+
+    @property
+    def is_selected(self) -> bool:
+        """Whether plans are carried out and measured before one is taken: not where a plan, a
+        metric or an allocator is asked for, nor without data."""
+        options = self.options
+        named = options.plan_file or options.plan.metric or options.plan.allocator
+        comparable = METRICS[self.profile.metric].needs_outputs
+        return bool(self.loaded.aside is not None and comparable and options.rounds and not named)
+
+    @property
+    def inputs(self) -> Mapping[str, object]:
+        """For the stage's key. A plan that is handed in counts as what it decides."""
+        options = self.options
+        if options.plan_file is None:
+            return {
+                "budget": options.budget,
+                "options": options.plan,
+                "precision": options.export.precision,
+                "rounds": options.rounds,
+                "data": self.loaded.data_fingerprint,
+                "latencies": table_digest(options.plan.latency_table),
+            }
+        text = plan_to_json(read_plan(options.plan_file, self.profile))
+        return {"plan": hashlib.sha256(text.encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class PlanFacts:
+    """The part of a Selection that the run's report shows."""
+
+    tried: tuple[Tried, ...] = ()
+    examples: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """The plan of a run, how it was selected, and its stage's key."""
+
+    plan: Plan
+    facts: PlanFacts
+    key: str
+
+
+def needs_moments(job: Job, question: Question, upstream: str) -> bool:
+    """Whether a selection is still to be made for which the profile's moments were deleted."""
+    if not question.is_selected or job.folder.finished(STAGE, _key(question, upstream)) is not None:
+        return False
+    profile = question.profile
+    return any(layer.name not in profile.moments for layer in profile.layers)
+
+
+def _key(question: Question, upstream: str) -> str:
+    return stage_key(STAGE, upstream, question.inputs)
+
+
+def decided(job: Job, question: Question, upstream: str) -> Decision:
+    """The plan of a run, in its plan.json.
+
+    Raises:
+        PlanError: the run's own plan.json was edited, and the run was not told to follow it.
+    """
+    folder = job.folder
+    path = folder.path(PLAN_NAME)
+    if question.options.plan_file is None and folder.is_edited(STAGE, PLAN_NAME):
+        raise PlanError(
+            f"{path}: edited since it was made; follow it with --plan {path}, "
+            "or delete it to plan anew"
+        )
+    key = _key(question, upstream)
+    known = folder.finished(STAGE, key)
+    if known is not None:
+        job.clock.reused(STAGE)
+        facts = folder.facts(STAGE, PlanFacts)
+    else:
+        with job.clock.stage(STAGE):
+            # before anything is forgotten: it may not be possible
+            store = MeasurementFolder(folder.work(key)) if question.is_selected else None
+            made, facts = chosen(question, job.progress, store)
+            folder.begin(STAGE)
+            write_text(path, plan_to_json(made))
+            folder.finish(STAGE, key, [PLAN_NAME], to_json(facts))
+    result = read_plan(path, question.profile)
+    for warning in result.warnings:
+        log.warning("%s", warning)
+    return Decision(result, facts, key)
+
+
+def chosen(
+    question: Question, progress: Progress = SILENT, store: MeasurementStore | None = None
+) -> tuple[Plan, PlanFacts]:
+    """The plan that the options ask for: from the file, or for the budget."""
+    options, loaded, profile = question.options, question.loaded, question.profile
+    if options.plan_file is not None:
+        return read_plan(options.plan_file, profile), PlanFacts()
+    assert options.budget is not None  # RunOptions has seen to it
+    asked = options.plan
+    if options.budget.kind == "bytes":
+        asked = replace(asked, overhead_bytes=file_overhead(question))
+    module = loaded.model.module
+    if not question.is_selected or loaded.aside is None:
+        return plan(profile, options.budget, asked), PlanFacts()
+    selection = select(
+        module,
+        profile,
+        options.budget,
+        loaded.aside.judging,
+        options=asked,
+        rounds=options.rounds,
+        progress=progress,
+        store=store,
+    )
+    return selection.plan, PlanFacts(selection.tried, selection.examples)
+
+
+def read_plan(path: Path, profile: Profile) -> Plan:
+    """Raises PlanError, naming the file, for what cannot be read or does not fit the model."""
+    return _from_file(path, lambda text: plan_from_json(text, profile))
+
+
+def check_plan_file(path: Path, module: nn.Module) -> None:
+    """Raises PlanError for what can be told of a plan before the model is profiled."""
+    _from_file(path, lambda text: check_plan(text, describe(module).layers))
+
+
+def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read as text; give a plan.json") from error
+    try:
+        return read(text)
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
+
+
+def file_overhead(question: Question) -> int:
+    """Bytes of the ONNX file beyond the weights that the plan counts.
+
+    Measured on an export of the dense model, since only the exporter knows what its graph holds;
+    the compressed one has a node more for each layer that is split.
+    """
+    profile, options = question.profile, question.options
+    loaded = question.loaded
+    everything = plan(profile, Budget("bytes", 1.0, relative=True), options.plan)
+    with scratch_folder() as scratch:
+        path = scratch / "dense.onnx"
+        report = export_onnx(loaded.model.module, loaded.example(), path, options.export)
+    beyond = max(report.bytes - everything.dense_bytes, 0)
+    structured = set(profile.structures) - {"dense", "low_rank"}
+    return beyond + (BYTES_PER_STRUCTURE if structured else BYTES_PER_SPLIT) * len(profile.layers)

@@ -1,0 +1,186 @@
+"""The profile stage: measured here, taken over from an earlier run, or handed in."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from lrcompress.atomic import write_atomically
+from lrcompress.distributed import is_main, on_main
+from lrcompress.errors import DataError, ModelError
+from lrcompress.formats.curves_json import CurveFolder
+from lrcompress.formats.moments import MomentsWriter, drop_moments
+from lrcompress.formats.profile_json import load_profile, save_profile
+from lrcompress.formats.stages_json import stage_key
+from lrcompress.metrics import LayerMoments, MomentStore
+from lrcompress.network.identity import ModelIdentity
+from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
+from lrcompress.pipeline.run_folder import file_digest
+from lrcompress.pipeline.stages.load import Loaded
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.moment_sink import MomentSink
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profile import Profile
+from lrcompress.profiling.profiler import profile
+from lrcompress.structures import Dense
+
+STAGE = "profile"
+PROFILE_NAME = "profile.json"
+PATTERNS = (PROFILE_NAME, "spectra.safetensors", "moments-*.safetensors")
+
+log = logging.getLogger(__name__)
+
+
+class _NoSink:
+    """Of the processes that write no file: they read the moments back from the disk."""
+
+    def add(self, name: str, input_group: str, moments: LayerMoments) -> None:
+        pass
+
+    def finish(self) -> MomentStore:
+        return {}
+
+
+def find_profile(folder: Path) -> Path:
+    """The profile's own folder, be it `folder` or a run folder's part.
+
+    Raises:
+        DataError: there is none.
+    """
+    for candidate in (folder, folder / PROFILE_FOLDER):
+        if (candidate / PROFILE_NAME).is_file():
+            return candidate
+    raise DataError(f"{folder}: holds no {PROFILE_NAME}; make one with `lrcompress profile`")
+
+
+def measured(
+    job: Job, where: str, loaded: Loaded, options: ProfileOptions, *, again: bool = False
+) -> tuple[Profile, str]:
+    """The profile in the subfolder `where` of the run, and its stage's key.
+
+    It is always read back from the disk, so that a resumed run sees what an unbroken one sees.
+    again: even if it is finished, for it was robbed of its moments.
+    """
+    options, folder = with_pooling(options, loaded), job.folder
+    key = profile_key(loaded, options, where)
+    target = folder.path(where)
+    if not again and folder.finished(STAGE, key) is not None:
+        job.clock.reused(STAGE)
+    else:
+        folder.begin(STAGE)
+        with job.clock.stage(STAGE):
+            sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
+            module, batches = loaded.model.module, loaded.calibration
+            store = CurveFolder(folder.work(key))
+            found = profile(module, batches, options, job.progress, sink, store, loaded.judging)
+            found = replace(found, identity=loaded.identity)
+            for warning in found.warnings:
+                log.warning("%s", warning)
+            on_main(partial(save_profile, found, target))
+            folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
+            folder.clean()
+    return load_profile(target), key
+
+
+def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
+    inputs = {
+        "where": where,
+        "model": loaded.identity.exact,
+        "data": loaded.data_fingerprint,
+        "options": options,
+    }
+    return stage_key(STAGE, "", inputs)
+
+
+def handed_in(
+    job: Job, where: str, loaded: Loaded, source: Path, *, again: bool = False
+) -> tuple[Profile, str]:
+    """A profile made before, copied into the run.
+
+    again: even if it is there, for the copy was robbed of its moments.
+
+    Raises:
+        DataError: it cannot be read, or lacks moments too. ModelError: it is of another model.
+    """
+    folder = job.folder
+    source, target = find_profile(source), folder.path(where)
+    given = check_profile(source, loaded)
+    if again and not given.moments:
+        raise DataError(
+            f"{source}: its second moments were dropped, which fitting needs; profile the model "
+            "again, without --profile"
+        )
+    names = [path.name for path in _files(source)]
+    key = stage_key(STAGE, "", {"files": {name: file_digest(source / name) for name in names}})
+    if source.resolve() == target.resolve():
+        return given, key
+    if not again and folder.finished(STAGE, key) is not None:
+        job.clock.reused(STAGE)
+    else:
+        folder.begin(STAGE)
+        with job.clock.stage(STAGE):
+            on_main(partial(_copy_all, names, source, target))
+            folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
+    return load_profile(target), key
+
+
+def lacks_moments(found: Profile, plan: Plan) -> bool:
+    """Whether the profile was robbed of what fitting the plan's structures needs."""
+    changed = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
+    return plan.metric != "plain" and any(name not in found.moments for name in changed)
+
+
+def without_moments(job: Job, where: str) -> Profile:
+    """The profile of a finished run once its moments are gone; its stage stays finished."""
+    folder, target = job.folder, job.folder.path(where)
+    record = folder.record(STAGE)
+    if record is None:
+        log.warning("%s: was handed in with --profile, so its moments stay", target)
+        return load_profile(target)
+    drop_moments(target)
+    folder.finish(STAGE, record.key, _names(folder.root, target), record.facts)
+    return load_profile(target)
+
+
+def check_profile(source: Path, loaded: Loaded) -> Profile:
+    """The profile of `source`; ModelError if it is of another model."""
+    given = load_profile(find_profile(source))
+    difference = loaded.differs(given.identity or ModelIdentity(given.model_fingerprint))
+    if difference:
+        raise ModelError(
+            f"{source}: profiles another model, or this one as it was ({difference}); profile "
+            "this one"
+        )
+    return given
+
+
+def with_pooling(options: ProfileOptions, loaded: Loaded) -> ProfileOptions:
+    """ "auto" pooling is what the model's folder says."""
+    if options.pooling != "auto":
+        return options
+    return replace(options, pooling=loaded.model.pooling)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
+
+
+def _names(root: Path, target: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in _files(target)]
+
+
+def _copy_all(names: Sequence[str], source: Path, target: Path) -> None:
+    """In place of a profile that `target` held."""
+    for stale in _files(target):
+        stale.unlink()
+    for name in names:
+        _copy(source / name, target / name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))

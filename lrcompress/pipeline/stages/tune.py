@@ -1,0 +1,244 @@
+"""The tune stage: better weights in the run folder's compressed model, its sizes unchanged.
+
+It replaces the weights that the compress stage wrote. Those it began with stay beside its
+checkpoint until it has finished, so that a run killed at any moment ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from lrcompress.atomic import write_atomically
+from lrcompress.compression.fit import layer_whitening
+from lrcompress.distributed import failing_together, on_main
+from lrcompress.errors import DataError, TuneError
+from lrcompress.export.export_onnx import ExportOptions
+from lrcompress.formats.files import read_json, write_json
+from lrcompress.formats.run_json import RECORD_NAME, WEIGHTS_NAME
+from lrcompress.formats.stages_json import stage_key
+from lrcompress.formats.weights import fill_, opened_safetensors
+from lrcompress.json_dataclasses import from_json, to_json
+from lrcompress.metrics import Whitening
+from lrcompress.network.batches import Batch
+from lrcompress.network.identity import ModelIdentity, what_differs
+from lrcompress.pipeline.compressed_model import load, save_tuned
+from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.options import TuneRequest
+from lrcompress.pipeline.run_folder import RunFolder
+from lrcompress.pipeline.stages.export import EXPORT
+from lrcompress.planning.plan import Plan
+from lrcompress.profiling.profile import Profile
+from lrcompress.sources.factory import import_object
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.text import mask_token
+from lrcompress.structures import Dense
+from lrcompress.tuning.checkpoint import NAME as CHECKPOINT_NAME
+from lrcompress.tuning.checkpoint import FolderCheckpoints
+from lrcompress.tuning.losses import TaskLoss
+from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.report import TuneReport
+from lrcompress.tuning.tune import tune_
+
+STAGE = "tune"
+START_NAME = "start.safetensors"  # the weights that a training began with
+TEACHER_NAME = "teacher.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportedAs:
+    """How a run was exported; nothing where it was not."""
+
+    asked: ExportOptions | None = None
+    pt2: bool = False
+
+    @property
+    def known(self) -> dict[str, Any]:
+        return {} if self.asked is None else {"asked": to_json(self.asked), "pt2": self.pt2}
+
+
+@dataclass(frozen=True)
+class TuneFacts:
+    """What the ledger holds of a tuning."""
+
+    upstream: str  # the key of what was tuned
+    report: TuneReport
+    export: ExportedAs
+    teacher: ModelIdentity | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Teaching:
+    """What a compressed model is tuned with. `dense` is asked for only if there is work to do."""
+
+    request: TuneRequest
+    dense: Callable[[], LoadedModel]
+    dense_identity: ModelIdentity
+    batches: list[Batch]
+    data_fingerprint: str
+    profile: Profile
+    plan: Plan
+    trust_remote_code: bool = False
+    differs: Callable[[ModelIdentity], str] = lambda _: ""  # the teacher at hand, from a known one
+
+
+def tune_key(teaching: Teaching, upstream: str) -> str:
+    inputs = {
+        "options": teaching.request,
+        "dense": teaching.dense_identity.exact,
+        "data": teaching.data_fingerprint,
+    }
+    return stage_key(STAGE, upstream, inputs)
+
+
+def is_tuned(job: Job, teaching: Teaching | None, upstream: str) -> bool:
+    """Whether `tuned` would find its work done. upstream: the key of what is tuned."""
+    return (
+        teaching is not None
+        and job.folder.finished(STAGE, tune_key(teaching, upstream)) is not None
+    )
+
+
+def tuned(
+    job: Job, teaching: Teaching, upstream: str, exported_as: Mapping[str, Any] | None = None
+) -> tuple[TuneReport, str]:
+    """The run folder's model, tuned; its report without the losses, and the stage's key.
+
+    exported_as: how the run was exported before, for whoever comes after a stop.
+    """
+    folder, key = job.folder, tune_key(teaching, upstream)
+    known = folder.finished(STAGE, key)
+    if known is not None:
+        job.clock.reused(STAGE)
+        return folder.facts(STAGE, TuneFacts).report, key
+    with job.clock.stage(STAGE):
+        work, root = folder.work(key), folder.root
+        on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
+        on_main(partial(_keep_teacher, work, teaching))
+        with failing_together():
+            dense = teaching.dense()
+            module = load(root, trust_remote_code=teaching.trust_remote_code)
+            with opened_safetensors(work / START_NAME) as file:
+                names, path = file.keys(), work / START_NAME
+                fill_(module, names, file.get_tensor, path, keep_dtype=True)
+            options = _settled(teaching, dense)
+            task = _task(teaching.request.task)
+        report = tune_(
+            module,
+            dense.module,
+            teaching.batches,
+            options,
+            task=task,
+            whitenings=_whitenings(teaching) if options.adapter else None,
+            progress=job.progress,
+            store=FolderCheckpoints(work),
+        )
+        report = replace(report, losses=())
+        if not report.improved:
+            log.warning("%s", unimproved(report))
+        save = partial(save_tuned, module, teaching.batches[0], root)
+        on_main(partial(save, {STAGE: to_json(report)}))
+        facts = {
+            "upstream": upstream,
+            "report": to_json(report),
+            "export": exported_as or {},
+            "teacher": to_json(teaching.dense_identity),
+        }
+        folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
+    return report, key
+
+
+def last_export(folder: RunFolder) -> Mapping[str, Any]:
+    """How the run was exported the last time; empty if it was not."""
+    record, tuning = folder.record(EXPORT), folder.record(STAGE)
+    if record is not None:
+        return folder.facts(EXPORT, ExportedAs).known
+    return {} if tuning is None else folder.facts(STAGE, TuneFacts).export.known
+
+
+def unimproved(report: TuneReport) -> str:
+    return (
+        f"tuning found nothing better on {report.judging_examples} held-out examples, so the "
+        "weights stay as they were; give more data or more steps"
+    )
+
+
+def required_batches(batches: list[Batch] | None) -> list[Batch]:
+    """Raises TuneError without data."""
+    if batches is None:
+        raise TuneError("tuning needs data to learn from; give --data")
+    return batches
+
+
+def checked_dense(
+    dense: LoadedModel, identity: ModelIdentity, known: ModelIdentity, batch: Batch, root: Path
+) -> LoadedModel:
+    """Raises TuneError if it is not the known network, that the run was made from."""
+    difference = what_differs(known, identity, dense.module, batch)
+    if difference:
+        raise TuneError(
+            f"{dense.reference.text}: is not the model that {root} was made from, but has "
+            f"{difference}; put it back, or name the dense model with --reference"
+        )
+    return dense
+
+
+def _settled(teaching: Teaching, dense: LoadedModel) -> TuneOptions:
+    """What the options leave open, as the profile and the tokenizer say."""
+    options, profile = teaching.request.options, teaching.profile
+    if options.divergence == "auto" and options.pooling is None and options.readout is None:
+        options = replace(options, readout=profile.readout)
+    if options.divergence == "auto" and profile.objective != "none":
+        options = replace(options, divergence=profile.objective)
+    if options.pooling is None:
+        options = replace(options, pooling=profile.pooling or dense.pooling)
+    if options.objective == "mlm" and options.mask_token is None:
+        options = replace(options, mask_token=mask_token(dense))
+    return options
+
+
+def _task(reference: str) -> TaskLoss | None:
+    if not reference:
+        return None
+    found = import_object(reference, TuneError)
+    if not callable(found):
+        raise TuneError(f"{reference}: is no function; name one called as loss(module, batch)")
+    return cast(TaskLoss, found)
+
+
+def _whitenings(teaching: Teaching) -> Mapping[str, Whitening]:
+    """The metric of each layer's fit; layers whose moments are gone merge in the plain one."""
+    profile, plan = teaching.profile, teaching.plan
+    layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
+    held = [name for name in layers if name in profile.moments]
+    if len(held) < len(layers) and plan.metric != "plain":
+        log.warning("the profile's moments were dropped: adapters are merged in the plain metric")
+    return {
+        name: layer_whitening(profile[name], plan.metric, profile.moments.get(name))
+        for name in held
+    }
+
+
+def _keep_teacher(work: Path, teaching: Teaching) -> None:
+    """Note who teaches; a checkpoint of one who has changed since goes."""
+    path = work / TEACHER_NAME
+    if path.is_file():
+        known = from_json(ModelIdentity, read_json(path, DataError), str(path), DataError)
+        difference = teaching.differs(known)
+        if not difference:
+            return
+        log.warning("the teacher has changed (%s): the tuning begins anew", difference)
+        (work / CHECKPOINT_NAME).unlink(missing_ok=True)
+    write_json(path, to_json(teaching.dense_identity))
+
+
+def _keep_start(weights: Path, start: Path) -> None:
+    if not start.is_file():
+        write_atomically(start, lambda temporary: shutil.copyfile(weights, temporary))

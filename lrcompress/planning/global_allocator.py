@@ -1,0 +1,57 @@
+"""The global allocator: the ranks of all layers at once, to proven optimality where it can.
+
+A relaxation for a bound, a greedy repair for a first allocation, then an exact search among the
+few choices that the remaining gap leaves open.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lrcompress.planning.knapsack_core import solve_core
+from lrcompress.planning.problem import Allocation, Ints, Problem
+from lrcompress.planning.relaxation import Table, relax
+
+# Partial allocations kept: a narrow search closes most of the gap, the wide ones mostly prove it.
+WIDTHS = (64, 1024, 8192)
+ROUNDING = 1e-10  # of the summed losses and prices
+GOOD_ENOUGH = (1e-9, 1e-6, 1e-5)  # proven gap, as a share of the loss, that stops before each
+
+
+def allocate_globally(problem: Problem) -> Allocation:
+    """Least total loss within the room, with a proven lower bound."""
+    if not problem.costs:
+        return problem.allocation((), lower_bound=0.0)
+    table = Table.of(problem)
+    relaxed = relax(table, problem.room)
+    chosen = _fill(table, relaxed.chosen, problem.room)
+    best = problem.allocation((chosen - table.start).tolist())
+    if relaxed.multiplier == 0.0:  # the room holds every layer's best choice
+        return problem.allocation(best.chosen, lower_bound=best.loss)
+
+    excess, proven = max(best.loss - relaxed.bound, 0.0), 0.0
+    for width, good_enough in zip(WIDTHS, GOOD_ENOUGH, strict=True):
+        if excess - proven <= good_enough * best.loss:
+            break
+        solved = solve_core(table, relaxed, room=problem.room, excess=excess, width=width)
+        excess, proven = solved.excess, max(proven, solved.proven)
+        if solved.chosen is not None:
+            best = problem.allocation((solved.chosen - table.start).tolist())
+    bound = max(relaxed.bound + proven, 0.0)
+    # The relaxation's bound is a difference of sums of this size
+    slack = ROUNDING * (best.loss + relaxed.multiplier * problem.room)
+    assert bound <= best.loss + slack, f"bound {bound} above the loss {best.loss}"
+    return problem.allocation(best.chosen, lower_bound=best.loss if bound > best.loss else bound)
+
+
+def _fill(table: Table, chosen: Ints, room: int) -> Ints:
+    """Spend what is left, each time on the single change of a layer that gains most."""
+    chosen = chosen.copy()
+    while True:
+        left = room - int(table.cost[chosen].sum())
+        gain = table.loss[chosen][table.layer] - table.loss
+        gain[table.cost - table.cost[chosen][table.layer] > left] = -1.0
+        best = int(np.argmax(gain))
+        if gain[best] <= 0.0:
+            return chosen
+        chosen[table.layer[best]] = best

@@ -1,0 +1,191 @@
+"""Streaming second moments: forward hooks for inputs, backward hooks for sensitivities.
+
+Padding never enters: rows whose attention mask is 0 are dropped. Layers that receive the very same
+tensor share one input moment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.layers import input_rows, layer_kind, output_rows
+from lrcompress.network.batches import Batch, batch_size
+from lrcompress.network.padding import positions_first, without_padding
+from lrcompress.profiling.gauss_newton_factors import RunningJoint
+from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, RunningMoment
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A module whose rows are collected. A tied weight is watched once per module that uses it."""
+
+    name: str
+    module: nn.Module
+
+
+@dataclass
+class Collector:
+    """Hooks on the watched modules; `inputs` and `joints` hold their running moments.
+
+    `leaders` says whose input moment a layer shares. It is learnt on the first batch. A network
+    that takes another path later, or that overwrites a layer's input once the layer has read it,
+    makes `consistent` false; without `share_inputs` every layer has its own copy of its input.
+    """
+
+    watches: Sequence[Watch]
+    with_sensitivity: bool
+    share_inputs: bool = True
+    inputs: dict[str, RunningMoment] = field(default_factory=dict)
+    joints: dict[str, RunningJoint] = field(default_factory=dict)
+    leaders: dict[str, str] = field(default_factory=dict)
+    consistent: bool = True
+    without_gradient: set[str] = field(default_factory=set)  # layers run under torch.no_grad
+    _uses: Counter[str] = field(default_factory=Counter)  # calls in this batch
+    _pending: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = field(default_factory=dict)
+    _seen: list[tuple[Tensor, Hashable, str]] = field(default_factory=list)
+    _mask: Tensor | None = None
+    _examples: int = 1
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        # First of all hooks: those of the user may change what the layer gave
+        handles = [
+            w.module.register_forward_hook(
+                partial(self._on_forward, w.name), prepend=True, with_kwargs=True
+            )
+            for w in self.watches
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._seen.clear()
+
+    def begin_batch(self, batch: Batch) -> None:
+        mask = batch.get("attention_mask")
+        self._mask = None if mask is None or mask.dim() != 2 else mask.bool()
+        self._examples = batch_size(batch)
+        self._seen.clear()
+        self._uses.clear()
+
+    def end_probe(self) -> None:
+        """A layer that a forward pass calls more than once has one gradient: its uses add up."""
+        for name, uses in self._pending.items():
+            module = uses[0][0]
+            if len({len(rows) for _, _, rows in uses}) == 1:
+                inputs = torch.cat([inputs for _, inputs, _ in uses], 1)
+                uses = [(module, inputs, torch.cat([rows for _, _, rows in uses], 1))]
+            for _, inputs, rows in uses:
+                self._add_joint(name, module, inputs, rows)
+        self._pending.clear()
+
+    def end_batch(self) -> None:
+        """Layers that share a moment must have been called equally often."""
+        if any(self._uses[name] != self._uses[leader] for name, leader in self.leaders.items()):
+            self.consistent = False
+
+    def _on_forward(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[object, ...],
+        named: Mapping[str, object],
+        output: Tensor,
+    ) -> Tensor | None:
+        x = args[0] if args else next(iter(named.values()))
+        assert isinstance(x, Tensor)
+        x = x.detach() if self.share_inputs else x.detach().clone()
+        self._uses[name] += 1
+        self._add_input(name, module, x)
+        if not self.with_sensitivity:
+            return None
+        if not torch.is_grad_enabled():
+            self.without_gradient.add(name)
+            return None
+        if not output.requires_grad:
+            # Parameters are frozen, so the graph starts here. A clone, not the leaf itself:
+            # the network may go on to change its activations in place.
+            output = output.detach().requires_grad_().clone()
+        hook = partial(self._on_gradient, name, module, x, _version(x))
+        output.register_hook(hook)  # type: ignore[no-untyped-call]
+        return output
+
+    def _add_input(self, name: str, module: nn.Module, x: Tensor) -> None:
+        key = _identity(module, x)
+        leader = next((who for _, seen, who in self._seen if seen == key), name)
+        if not self.share_inputs:
+            leader = name
+        self._seen.append((x, key, leader))  # holding x keeps its memory from being reused
+        if self.leaders.setdefault(name, leader) != leader:
+            self.consistent = False
+        if leader != name:
+            return
+        moment = self.inputs.setdefault(name, RunningMoment())
+        rows = input_rows(module, x)
+        if isinstance(module, nn.Embedding):
+            tokens = without_padding(rows, rows.shape, self._mask)
+            moment.add_tokens(tokens, module.num_embeddings)
+        else:
+            moment.add(without_padding(rows, rows.shape[:-2], self._mask))
+
+    def _on_gradient(
+        self, name: str, module: nn.Module, x: Tensor, version: int, gradient: Tensor
+    ) -> None:
+        if _version(x) != version:
+            self.consistent = False  # x no longer holds what the layer read
+        rows = self._by_example(output_rows(module, gradient), 2)  # (e, t, g, m)
+        if self._mask is not None and self._mask.shape == rows.shape[:2]:
+            rows = rows * self._mask.to(rows.device)[..., None, None]
+        trailing = 0 if isinstance(module, nn.Embedding) else 2
+        inputs = self._by_example(input_rows(module, x), trailing)  # (e, t) or (e, t, g, n)
+        if self._uses[name] > 1:
+            self._pending.setdefault(name, []).append((module, inputs, rows))
+        else:
+            self._add_joint(name, module, inputs, rows)
+
+    def _add_joint(self, name: str, module: nn.Module, inputs: Tensor, rows: Tensor) -> None:
+        joint = self.joints.setdefault(name, RunningJoint())
+        if isinstance(module, nn.Embedding):
+            joint.add_tokens(inputs, rows, module.num_embeddings)
+        else:
+            joint.add(inputs, rows, full_limit=FULL_MOMENT_LIMIT)
+
+    def _by_example(self, rows: Tensor, trailing: int) -> Tensor:
+        """(*positions, ...) -> (examples, positions, ...).
+
+        Positions that do not split evenly (a table of positions shared by the batch, say) count
+        as one example: probes of different examples are independent, so their cross terms are
+        zero on average.
+        """
+        positions, kept = rows.shape[: rows.dim() - trailing], rows.shape[rows.dim() - trailing :]
+        if positions_first(self._mask, positions):
+            rows = rows.transpose(0, 1)
+        count = positions.numel()
+        examples = self._examples if count % self._examples == 0 else 1
+        if rows.dim() - trailing > 1 and rows.shape[0] != self._examples:
+            examples = 1
+        return rows.reshape(examples, -1, *kept)
+
+
+def _identity(module: nn.Module, x: Tensor) -> Hashable:
+    """Equal for two layers that read the same rows: the same memory, unchanged, read alike."""
+    reading: Hashable = layer_kind(module) in ("linear", "transposed_linear")
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        reading = (module.kernel_size, module.stride, module.padding, module.dilation)
+        reading = (*reading, module.groups, module.padding_mode)
+    elif not reading:
+        reading = module
+    return (reading, x.data_ptr(), x.shape, x.stride(), _version(x))
+
+
+def _version(x: Tensor) -> int:
+    """Counts what was written to x in place; tensors of inference mode do not tell."""
+    return 0 if x.is_inference() else x._version

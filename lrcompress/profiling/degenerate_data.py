@@ -1,0 +1,135 @@
+"""Calibration data that cannot tell what a network does: named, with what that means.
+
+Divergences on such data are small whatever becomes of the layers, predicted and measured alike, and
+look like a good result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.fingerprint import tensors_fingerprint
+from lrcompress.network.batches import (
+    MASK,
+    Batch,
+    Batches,
+    batch_size,
+    is_divisible,
+    spread_examples,
+)
+from lrcompress.network.call import call
+from lrcompress.network.readout import Readout
+
+LARGEST_REPEATED = 0.5  # share of the examples that others repeat
+SMALLEST_INPUT = 1e-19  # its square is zero in float32 (smallest 1.4e-45), summed or not
+ROUNDING = 1e-5  # of the largest output: what float32 leaves of equal outputs differs less
+ALIKE = 1e-6  # mean divergence between two examples, below which they are one
+OUTPUTS_LOOKED_AT = 64  # examples
+CONSTANT_BY_NATURE = (MASK, "token_type_ids", "position_ids")
+
+
+def degenerate(
+    module: nn.Module, batches: Batches, others: Batches, readout: Readout
+) -> tuple[str, ...]:
+    """Why the calibration batches, and those set aside, show nothing; one plain clause each, none
+    where they do."""
+    everything = [*batches, *others]
+    told = [*_inputs(everything)] or [*_one_example(everything)]
+    return tuple(told or _outputs(module, everything, readout))
+
+
+def repeats(batches: Batches, others: Batches) -> tuple[str, ...]:
+    """A clause where most examples are repeats of others, so that what is set aside is not new."""
+    seen = _digests([*batches, *others])
+    repeated = len(seen) - len(set(seen))
+    if len(set(seen)) < 2 or repeated <= LARGEST_REPEATED * len(seen):
+        return ()
+    return (
+        f"{repeated} of {len(seen)} calibration examples are repeats, so that those set aside are "
+        "no new ones",
+    )
+
+
+def _inputs(batches: Batches) -> Iterator[str]:
+    given = {
+        name: [batch[name] for batch in batches if name in batch]
+        for name in batches[0]
+        if name not in CONSTANT_BY_NATURE
+    }
+    values = {name: _range(tensors) for name, tensors in given.items()}
+    if all(low == high for low, high in values.values()):
+        told = ", ".join(f"{name!r} {low:g}" for name, (low, _) in values.items())
+        yield f"every value of the calibration inputs is the same ({told})"
+        return
+    largest = max(max(abs(low), abs(high)) for low, high in values.values())
+    if largest < SMALLEST_INPUT:
+        yield (
+            f"the largest value of the calibration inputs is {largest:.2g}, whose square is zero "
+            "in float32; scale them as the model expects them"
+        )
+
+
+def _range(tensors: Sequence[Tensor]) -> tuple[float, float]:
+    held = [tensor.to(torch.float64) for tensor in tensors if tensor.numel()]
+    if not held:
+        return 0.0, 0.0
+    return min(float(x.min()) for x in held), max(float(x.max()) for x in held)
+
+
+def _one_example(batches: Batches) -> Iterator[str]:
+    seen = _digests(batches)
+    if len(seen) == 1:
+        yield "the calibration data hold a single example"
+    elif len(set(seen)) == 1:
+        yield f"all {len(seen)} calibration examples are the same"
+
+
+def _digests(batches: Batches) -> list[str]:
+    """Of each example; none where batches cannot be taken apart."""
+    if not all(map(is_divisible, batches)):
+        return []
+    return [_digest(batch, row) for batch in batches for row in range(batch_size(batch))]
+
+
+def _digest(batch: Batch, row: int) -> str:
+    """Of one example, padding left out."""
+    mask = batch.get(MASK)
+    own = {name: value[row] for name, value in batch.items()}
+    if mask is not None:
+        kept = mask[row].bool()
+        own = {name: x[kept] if x.shape == kept.shape else x for name, x in own.items()}
+    return tensors_fingerprint(sorted(own.items()))
+
+
+@torch.no_grad()
+def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> Iterator[str]:
+    """Whether the network tells the examples apart."""
+    some = spread_examples(batches, OUTPUTS_LOOKED_AT)
+    held: tuple[Tensor, Tensor] | None = None
+    largest, spread, apart, pairs = 0.0, 0.0, 0.0, 0
+    for batch in some:
+        outputs, weights = readout(call(module, batch), batch)
+        for one in zip(torch.split(outputs, 1), torch.split(weights, 1), strict=True):
+            if held is not None and held[0].shape == one[0].shape:
+                both = held[1] * one[1]
+                difference = (one[0] - held[0]).float() * _features(both, one[0])
+                spread = max(spread, float(difference.abs().max()))
+                apart += max(float(readout.objective.divergence(held[0], one[0], both).sum()), 0.0)
+                pairs += 1
+            largest = max(largest, float(one[0].float().abs().max()))
+            held = one
+    if pairs and (spread <= ROUNDING * largest or apart <= ALIKE * pairs):
+        yield (
+            "the network gives the same output for all calibration examples, so that nothing it "
+            "does can be measured by them"
+        )
+
+
+def _features(weights: Tensor, outputs: Tensor) -> Tensor:
+    """The weights with the features' dimension, 1 where outputs are packed."""
+    if weights.shape != outputs.shape[:-1]:
+        return outputs.new_ones(())
+    return weights.unsqueeze(-1)

@@ -1,0 +1,84 @@
+"""The profile of one layer: its spectra in every metric, and what they were made with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from lrcompress.layers import LayerSpec, weight_matrix
+from lrcompress.metrics import METRICS, LayerMoments, Whitening
+from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profile import LayerProfile
+from lrcompress.profiling.spectrum import gram_of_shorter_side, measure, singular_values
+from lrcompress.profiling.structure_curves import CurveStore, structure_curves
+
+SHRINKAGE_PER_FEATURE = 0.25  # times features over rows; benchmarks/quality.py measures it
+LARGEST_SHRINKAGE = 0.5
+
+
+def profile_layer(
+    module: nn.Module,
+    spec: LayerSpec,
+    moments: LayerMoments | None,
+    group: str,
+    rows_per_example: float,
+    options: ProfileOptions,
+    store: CurveStore,
+) -> tuple[LayerProfile, Whitening]:
+    """The profile, and the whitening of the metric that is the default for planning."""
+    weight = weight_matrix(module.get_submodule(spec.name))
+    plain = singular_values(weight)
+    if moments is not None or set(options.structures) != {"low_rank"}:
+        weight = weight.to(torch.float64)
+    shrinkage = options.shrinkage
+    if shrinkage is None:
+        shrinkage = 0.0 if moments is None else shrinkage_for(spec, moments.rows)
+    centred = options.bias_compensation and spec.bias and not spec.shared_bias
+    spectra = {"plain": _over_groups(plain)}
+    default, fitted_in = Whitening(), "plain"
+    if moments is not None:
+        for name, metric in METRICS.items():
+            if name == "plain" or (metric.needs_outputs and moments.sensitivity is None):
+                continue
+            whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
+            spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
+            if name == (options.metric or "two-sided"):
+                default, fitted_in = whitening, name
+    profiled = LayerProfile(
+        spec=spec,
+        measures=measure(spectra["plain"], spec.out_features, spec.in_features),
+        spectra=spectra,
+        rows_per_example=rows_per_example,
+        input_group=group,
+        shrinkage=shrinkage,
+        centred=centred,
+        curves_metric=fitted_in,
+    )
+    curves = store.get(profiled)
+    if curves is None:
+        curves = structure_curves(weight, default, spec, options.structures)
+    return replace(profiled, curves=curves), default
+
+
+def shrinkage_for(spec: LayerSpec, rows: int) -> float:
+    """How far to trust a moment: shrinkage falls with rows per feature."""
+    features = max(spec.out_features, min(spec.in_features, FULL_MOMENT_LIMIT))
+    return min(LARGEST_SHRINKAGE, SHRINKAGE_PER_FEATURE * features / max(rows, 1))
+
+
+def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tensor:
+    """From the Gram matrix of the shorter side, five times cheaper than an SVD.
+
+    An energy s^2 is right to rounding of the largest one, far below any loss that could matter.
+    """
+    gram = gram_of_shorter_side(whitening.whiten(weight))
+    energies: torch.Tensor = torch.linalg.eigvalsh(gram)
+    return energies.clamp_min(0).sqrt().flip(-1)
+
+
+def _over_groups(spectrum: torch.Tensor) -> torch.Tensor:
+    """(groups, k) -> (k,): losses add over the groups."""
+    return spectrum.square().sum(0).sqrt()

@@ -1,1 +1,0 @@
-"""Divergences between outputs, one a file; the table of all of them is in `objective.py`."""

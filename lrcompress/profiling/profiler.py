@@ -1,0 +1,273 @@
+"""The profile verb: one or more passes over the data, then the spectra of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
+from lrcompress.errors import DataError, ModelError
+from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
+from lrcompress.layers import (
+    LayerSpec,
+    ModelLayers,
+    describe,
+    first_nonfinite,
+)
+from lrcompress.messages import listed
+from lrcompress.metrics import METRICS
+from lrcompress.network.batches import Batches, batch_size, token_count
+from lrcompress.network.call import frozen
+from lrcompress.network.flops import total_flops_per_example
+from lrcompress.network.identity import identify
+from lrcompress.network.readout import Readout
+from lrcompress.network.readout_search import find_readout
+from lrcompress.network.token_noise import token_noise
+from lrcompress.network.unfused import runs_unfused
+from lrcompress.profiling.degenerate_data import degenerate, repeats
+from lrcompress.profiling.layer_chunks import chunked, collected
+from lrcompress.profiling.layer_profile import profile_layer
+from lrcompress.profiling.layer_work import LayerWork, layer_cost
+from lrcompress.profiling.left_alone import left_alone_warning
+from lrcompress.profiling.malloc_trim import give_back_freed_memory
+from lrcompress.profiling.moment_sink import MemorySink, MomentSink
+from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profile import LayerProfile, Profile
+from lrcompress.profiling.replaceable_layers import replaceable_layers
+from lrcompress.profiling.structure_curves import CurveStore, NoCurveStore
+from lrcompress.profiling.trials import plan_trials
+from lrcompress.profiling.unexercised_layers import unexercised_doubt, unexercised_warning
+from lrcompress.profiling.unseen_classes import unseen_classes
+from lrcompress.progress import SILENT, Progress
+from lrcompress.structures import STRUCTURES
+
+__all__ = ["ProfileOptions", "profile"]
+
+DEFAULTS = ProfileOptions()
+
+
+@runs_unfused()
+def profile(
+    module: nn.Module,
+    batches: Batches | None,
+    options: ProfileOptions = DEFAULTS,
+    progress: Progress = SILENT,
+    sink: MomentSink | None = None,
+    store: CurveStore | None = None,
+    judging: Batches | None = None,
+) -> Profile:
+    """Measure every layer of `module`, which is left as it was.
+
+    Without batches only the plain metric is measured: there is nothing to weigh it with. Several
+    processes (see `distributed`) share the batches and the layers out; each gets the same profile,
+    and its own sink the moments of all layers. `store` keeps the curves of layers that are done.
+    `judging` are examples set aside, on which trials are measured (None: among `batches`).
+
+    Raises:
+        ModelError: weights or outputs that are not finite, or a model with nothing to compress.
+        DataError: batches that are empty or that the model cannot run.
+    """
+    if options.metric is not None and options.metric not in METRICS:
+        raise DataError(f"metric {options.metric!r} is unknown; choose {', '.join(METRICS)}")
+    strange = [name for name in options.structures if name not in STRUCTURES]
+    if strange:
+        raise DataError(f"structure {strange[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
+    _check_same(module, batches)
+    bad = first_nonfinite(module)
+    if bad is not None:
+        raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
+    found = describe(module) if not batches else replaceable_layers(module, batches[0])
+    if not found.layers:
+        why = "".join(f" ({x.name or x.kind}: {x.reason})" for x in found.left_alone[:1])
+        raise ModelError(
+            f"no layer of this model can be compressed{why}; give one with Linear, Embedding or "
+            "convolution layers"
+        )
+    if any(not spec.name for spec in found.layers):
+        raise ModelError("the model is a single layer; wrap it in nn.Sequential to compress it")
+    store = store or NoCurveStore()
+    with frozen(module):
+        if batches is None:
+            return _without_data(module, found, options, progress, store)
+        moments = sink or MemorySink()
+        return _with_data(module, found, batches, options, progress, moments, store, judging)
+
+
+def _check_same(module: nn.Module, batches: Batches | None) -> None:
+    """Raises an error where several processes hold different weights or data."""
+    if world_size() == 1:
+        return
+    if not same_everywhere(model_fingerprint(module)):
+        raise ModelError(
+            "the processes hold different weights; load them from one file, or seed what is drawn"
+        )
+    if not same_everywhere(None if batches is None else fingerprint_batches(batches)):
+        raise DataError(
+            "the processes hold different calibration data; give each of them all of it, in the "
+            "same order"
+        )
+
+
+def _without_data(
+    module: nn.Module,
+    found: ModelLayers,
+    options: ProfileOptions,
+    progress: Progress,
+    store: CurveStore,
+) -> Profile:
+    def measured(spec: LayerSpec) -> LayerProfile:
+        return profile_layer(module, spec, None, spec.name, 1.0, options, store)[0]
+
+    done: dict[str, LayerProfile] = {}
+    with progress.stage("spectra", len(found.layers)) as step:
+        for layer in in_turns(alike(found.layers, layer_cost), measured):
+            done[layer.name] = layer
+            if is_main():
+                store.put(layer)
+            step.advance()
+    flops = sum(spec.flops_per_row for spec in found.layers)
+    identity = identify(module, None)
+    return Profile(
+        layers=tuple(done[spec.name] for spec in found.layers),
+        left_alone=found.left_alone,
+        metric="plain",
+        objective="none",
+        model_fingerprint=identity.weights,
+        identity=identity,
+        data_fingerprint="",
+        examples=0,
+        tokens=0,
+        total_params=found.total_params,
+        total_bytes=_stored_bytes(module),
+        total_flops_per_example=float(flops),
+        seed=options.seed,
+        structures=options.structures,
+        warnings=(
+            "no data: errors are weighed by nothing but the weights (plain metric)",
+            *left_alone_warning(found.left_alone, found.total_params),
+        ),
+    )
+
+
+def _with_data(
+    module: nn.Module,
+    found: ModelLayers,
+    batches: Batches,
+    options: ProfileOptions,
+    progress: Progress,
+    sink: MomentSink,
+    store: CurveStore,
+    judging: Batches | None,
+) -> Profile:
+    if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
+        raise DataError("the calibration data is empty; give at least one example")
+    metric = options.metric or "two-sided"
+    examples, tokens = sum(batch_size(batch) for batch in batches), token_count(batches)
+    readout, assumed = find_readout(
+        module,
+        batches,
+        objective=options.objective,
+        pooling=options.pooling,
+        outputs=options.outputs,
+    )
+    warnings = [*assumed]
+    unseen = unseen_classes(module, batches, readout)
+    if unseen is not None:
+        readout = replace(readout, unseen=unseen.share)
+        warnings.append(unseen.note)
+
+    # Where nothing could be set aside, the same batches calibrate and judge
+    others = [x for x in judging or () if not any(x is own for own in batches)]
+    useless, repeated = degenerate(module, batches, others, readout), repeats(batches, others)
+
+    fingerprint = fingerprint_batches(batches)
+    identity = identify(module, batches[0])
+    batches, note = _with_noise(module, batches, readout, options)
+    seen = sum(batch_size(batch) for batch in batches)
+    warnings += [note] if note else []
+    trials = None
+    # Only a metric in the divergence's own unit can be held against a trial
+    if options.trials and METRICS[metric].needs_outputs:
+        trials = plan_trials(module, len(found.layers), judging or batches, readout)
+    work = LayerWork(module, options, metric, trials, seen, sink, store, unseen)
+    chunks = chunked(found.layers, options.max_memory, METRICS[metric])
+    for number, chunk in enumerate(chunks):
+        name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
+        collector = collected(module, chunk, batches, readout, metric, options, progress, name)
+        give_back_freed_memory()
+        with progress.stage("spectra", len(chunk)) as step:
+            work.run(chunk, collector, step)
+    layers = [work.measured[x.name] for x in found.layers if x.name in work.measured]
+    missed = [work.missed[x.name] for x in found.layers if x.name in work.missed]
+    left_alone = (*found.left_alone, *missed)
+    if not layers:
+        reason = left_alone[-1].reason
+        raise ModelError(
+            f"{left_alone[-1].name}: {reason}, and so with every layer; check the data and the "
+            "model's forward, or use --metric input-weighted, which needs no gradient"
+        )
+    middle = batches[len(batches) // 2]
+    work_per_example = total_flops_per_example(
+        module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
+    )
+    unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
+    return Profile(
+        layers=tuple(layers),
+        left_alone=left_alone,
+        metric=metric,
+        objective=readout.objective_name,
+        model_fingerprint=identity.weights,
+        identity=identity,
+        data_fingerprint=fingerprint,
+        examples=examples,
+        tokens=tokens,
+        total_params=found.total_params,
+        total_bytes=_stored_bytes(module),
+        total_flops_per_example=work_per_example.flops,
+        uncounted=work_per_example.uncounted,
+        seed=options.seed,
+        structures=options.structures,
+        pooling=readout.pooling,
+        readout=readout,
+        degenerate=useless,
+        thin=() if useless else (*repeated, *unseen_work),
+        warnings=(
+            *warnings,
+            *(f"degenerate calibration: {reason}" for reason in (*useless, *repeated)),
+            *unexercised_warning(work.unexercised),
+            *_uncounted_warning(work_per_example.uncounted),
+            *left_alone_warning(left_alone, found.total_params),
+        ),
+        moments=sink.finish(),
+    )
+
+
+def _with_noise(
+    module: nn.Module, batches: Batches, readout: Readout, options: ProfileOptions
+) -> tuple[Batches, str]:
+    """By default where it was measured to help: encoders of text, whose output is an embedding."""
+    wanted = options.token_noise
+    if wanted is False or (wanted is None and readout.objective_name != "cosine"):
+        return batches, ""
+    noisy = token_noise(module, batches, seed=options.seed)
+    if noisy is not None:
+        together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
+        return together, ""  # by length, as the batches were
+    return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
+
+
+def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:
+    if not operators:
+        return ()
+    return (
+        f"the work of {listed(operators)} is not counted: no formula for it is known, so the FLOPs "
+        "are of the rest",
+    )
+
+
+def _stored_bytes(module: nn.Module) -> int:
+    """Parameters and buffers as they lie in memory, shared ones once."""
+    held = {id(t): t.nbytes for t in (*module.parameters(), *module.buffers())}
+    return sum(held.values())

@@ -1,0 +1,186 @@
+"""Which layers may be replaced in this very network, found by running it on an example.
+
+A layer says what it is (`layers`), not what the network around it does with it. So every layer
+gives way, for one pass, to a stand-in that is made as a structure is and computes the same; its
+`weight` has the right dtype and shape and wrong values. Where the network's output changes, the
+network fails, or the stand-in is never called, a layer cannot be replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.layers import (
+    LayerSpec,
+    ModelLayers,
+    describe,
+    leave_alone_,
+    replace_,
+    share_hooks_,
+)
+from lrcompress.messages import one_line
+from lrcompress.network.agreement import agree, output
+from lrcompress.network.batches import Batch, batch_size
+from lrcompress.network.call import call, frozen
+from lrcompress.network.weight_use import note_returned, watch_weights
+from lrcompress.profiling.stand_ins import stand_ins
+
+EXAMPLES = 2  # of a batch; more would show nothing new
+SLACK = 10  # stand-ins compute by the same functions as the layers, or nearly so
+
+
+def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
+    """What `describe` lists, with the layers that this network needs as they are left alone."""
+    reasons = reasons_to_stay(module, batch)
+    for name, reason in reasons.items():
+        leave_alone_(module.get_submodule(name), reason)
+    try:
+        return describe(module)
+    finally:
+        for name in reasons:
+            leave_alone_(module.get_submodule(name), "")
+
+
+def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
+    """Why layers that `describe` lists cannot be replaced in this network, by name.
+
+    None where the network cannot run on the batch: measuring will say what is wrong with it.
+    """
+    layers = describe(module).layers
+    with frozen(module):
+        run = _Run(module, few_examples(module, batch))
+        plain = run()
+        if isinstance(plain, Exception):
+            return {}
+        reasons = _read_elsewhere(module, layers, run)
+        rest = [spec for spec in layers if spec.name not in reasons]
+        if agree(run(), plain):  # else nothing can be told from a second run
+            reasons |= _needed(module, rest, run, plain)
+    return reasons
+
+
+def few_examples(module: nn.Module, batch: Batch) -> Batch:
+    """The first examples of a batch, where the network takes them alone."""
+    if not batch or batch_size(batch) <= EXAMPLES:
+        return batch
+    short = {name: tensor[:EXAMPLES] for name, tensor in batch.items()}
+    return batch if isinstance(output(lambda: call(module, short)), Exception) else short
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """The network's output on the example, with the same random numbers each time."""
+
+    module: nn.Module
+    batch: Batch
+
+    def __call__(self) -> object:
+        return output(lambda: call(self.module, self.batch))
+
+
+def _read_elsewhere(
+    module: nn.Module, layers: Sequence[LayerSpec], run: Callable[[], object]
+) -> dict[str, str]:
+    with watch_weights(module) as use:
+        raw = run()
+    note_returned(module, raw, use)
+    reasons = {
+        spec.name: use.reason(module.get_submodule(name))
+        for spec in layers
+        for name in (*spec.tied, spec.name)
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _needed(
+    module: nn.Module, layers: Sequence[LayerSpec], run: Callable[[], object], plain: object
+) -> dict[str, str]:
+    """The layers that cannot give way, and why: all at once, and one by one where that shows."""
+    called = _called(module, layers, run)
+    if not _problem(module, layers, run, plain, called):
+        return {}
+    reasons = {
+        spec.name: problem
+        for spec in layers
+        if (problem := _problem(module, [spec], run, plain, called))
+    }
+    rest = [spec for spec in layers if spec.name not in reasons]
+    together = _problem(module, rest, run, plain, called)
+    return reasons | {spec.name: f"together with others, {together}" for spec in rest if together}
+
+
+def _problem(
+    module: nn.Module,
+    layers: Sequence[LayerSpec],
+    run: Callable[[], object],
+    plain: object,
+    called: Mapping[str, int],
+) -> str:
+    """What stand-ins for these layers do to the network; "" for nothing."""
+    made = {
+        name: (module.get_submodule(name), stand_in)
+        for spec in layers
+        if spec.name
+        for name, stand_in in stand_ins(module, spec).items()
+    }
+    calls = dict.fromkeys(made, 0)
+    for name, (layer, stand_in) in made.items():
+        stand_in.on_call = _counting(calls, name)
+        replace_(module, name, share_hooks_(layer, stand_in.train(layer.training)))
+    try:
+        raw = run()
+        saved = output(module.state_dict)
+    finally:
+        for name, (layer, _) in made.items():
+            replace_(module, name, layer)
+    if isinstance(raw, Exception):
+        return f"with another module in its place the model fails ({_named(raw)})"
+    if isinstance(saved, Exception) and not isinstance(output(module.state_dict), Exception):
+        return f"with another module in its place the model cannot be saved ({_named(saved)})"
+    if any(calls[name] != called[name] for name in made):
+        return (
+            "the model calls it by a reference of its own (in a list, a closure or a bound "
+            "method), which a replacement would not change"
+        )
+    if not agree(raw, plain, slack=SLACK):
+        return "the model's output changes with another module of the same function in its place"
+    return ""
+
+
+def _named(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return f"{type(cause).__name__}: {one_line(cause)}"
+
+
+def _counting(calls: dict[str, int], name: str) -> Callable[[], None]:
+    def count() -> None:
+        calls[name] += 1
+
+    return count
+
+
+def _called(
+    module: nn.Module, layers: Sequence[LayerSpec], run: Callable[[], object]
+) -> dict[str, int]:
+    """How often each layer computes."""
+    calls = {name: 0 for spec in layers for name in (spec.name, *spec.tied)}
+
+    def counting(name: str) -> Callable[..., None]:
+        count = _counting(calls, name)
+        return lambda *_: count()
+
+    handles = [
+        module.get_submodule(name).register_forward_hook(counting(name), prepend=True)
+        for name in calls
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls

@@ -1,0 +1,121 @@
+"""Layers of which the calibration data show nothing: moments that stand in, and what is said.
+
+A layer whose inputs are all zero, or to which only zero gradients come back, loses nothing on the
+data whatever becomes of it. Taken at its word that would cut it to nothing. So what is missing is
+taken from a metric that needs less: inputs of unit variance in place of zero inputs, and the
+layer's own output in place of the network's. Which layers may change is then the same in every
+metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lrcompress.layers import LayerSpec
+from lrcompress.messages import listed
+from lrcompress.metrics import LayerMoments, Sensitivity
+
+CONSTANT = 1e-9  # of the inputs' energy: less than it around the mean is rounding
+ZERO_INPUTS = "its inputs are zero on all calibration data"
+ONE_INPUT = "it gets one and the same input on all calibration data"
+NO_EFFECT = "the measured output does not change with it on the calibration data"
+DOUBTED = 0.1  # share of the compressible weights
+
+
+def exercised(
+    spec: LayerSpec, moments: LayerMoments, *, needs_sensitivity: bool
+) -> tuple[LayerMoments, str]:
+    """The moments with what the data do not show filled in, and what that was ("": nothing)."""
+    per_example = moments.rows / max(moments.examples, 1)
+    energy = _trace(moments.input)  # (g,)
+    dead = energy <= 0
+    reason = ZERO_INPUTS if bool(dead.all()) else ""
+    if not reason and _is_constant(spec, moments, energy, per_example):
+        reason = ONE_INPUT
+    if bool(dead.any()):
+        moments = replace(
+            moments,
+            input=_with_identity(moments.input, dead, per_example),
+            input_abs_mean=torch.where(dead[:, None], 1.0, moments.input_abs_mean),
+        )
+    if not needs_sensitivity:
+        return moments, reason
+    found = moments.sensitivity
+    if found is not None and bool((_trace(found.input) > 0).any()):
+        return moments, reason
+    return replace(moments, sensitivity=_own_output(spec, moments, found)), reason or NO_EFFECT
+
+
+def unexercised_warning(layers: Mapping[str, str]) -> tuple[str, ...]:
+    """layers: name -> reason. A line for each reason."""
+    lines = []
+    for reason in dict.fromkeys(layers.values()):
+        names = [name for name, own in layers.items() if own == reason]
+        lines.append(
+            f"{listed(names)}: {reason}, so that what compressing loses there cannot be measured; "
+            "give data that reach it, or --exclude it"
+        )
+    return tuple(lines)
+
+
+def unexercised_doubt(layers: Mapping[str, str], specs: Sequence[LayerSpec]) -> tuple[str, ...]:
+    """Where much of the network was not seen at work."""
+    whole = sum(spec.weight_params for spec in specs)
+    unseen = sum(spec.weight_params for spec in specs if spec.name in layers)
+    if not whole or unseen < DOUBTED * whole:
+        return ()
+    share = f"{unseen / whole:.0%}"
+    return (
+        f"the calibration data do not show what {share} of the compressible weights do "
+        f"({listed(list(layers))})",
+    )
+
+
+def _is_constant(
+    spec: LayerSpec, moments: LayerMoments, energy: Tensor, per_example: float
+) -> bool:
+    if moments.rows < 2 or spec.kind == "embedding":
+        return False
+    around = energy - per_example * moments.input_mean.to(torch.float64).square().sum(-1)
+    return bool((around <= CONSTANT * energy).all())
+
+
+def _own_output(spec: LayerSpec, moments: LayerMoments, found: Sensitivity | None) -> Sensitivity:
+    """As if the layer's output were the network's: its squared error, a mean over the features.
+
+    The scale is that of the bias's gradient, where there is one.
+    """
+    per_example = moments.rows / max(moments.examples, 1)
+    scale = torch.ones(len(moments.input), dtype=torch.float64, device=moments.input.device)
+    output = torch.eye(spec.out_features, dtype=moments.input.dtype, device=moments.input.device)
+    output = (output / spec.out_features).expand(spec.groups, -1, -1).contiguous()
+    if found is not None:
+        output = found.output
+        if found.bias is not None and bool((found.bias > 0).all()):
+            scale = found.bias.to(torch.float64) / per_example
+    input_scale = scale.reshape(-1, *(1,) * (moments.input.dim() - 1))
+    border = spec.kind != "embedding"
+    return Sensitivity(
+        input=(moments.input * input_scale).to(moments.input.dtype),
+        output=output,
+        cross=(moments.input_mean * (scale * per_example)[:, None]).float() if border else None,
+        bias=(scale * per_example).float() if border else None,
+    )
+
+
+def _with_identity(moment: Tensor, dead: Tensor, scale: float) -> Tensor:
+    """(g, n, n) or diagonal (g, n), with scale I in the groups that are dead."""
+    whole = torch.full(moment.shape[-1:], scale, dtype=moment.dtype, device=moment.device)
+    if moment.dim() == 3:
+        return torch.where(dead[:, None, None], torch.diag(whole), moment)
+    return torch.where(dead[:, None], whole, moment)
+
+
+def _trace(moment: Tensor) -> Tensor:
+    """(g,) in float64."""
+    wide = moment.to(torch.float64)
+    return (wide if wide.dim() == 2 else wide.diagonal(dim1=-2, dim2=-1)).sum(-1)

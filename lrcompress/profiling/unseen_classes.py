@@ -1,0 +1,125 @@
+"""A prior for the classes of a head that the calibration data do not show.
+
+A head of a hundred classes calibrated with twenty of them keeps only what these need: no example
+moves in the directions of the others, and no probe asks for them. Nothing that is set aside shows
+it either. So a part of all probes has its classes permuted, which asks as much of every class, and
+a part of the second moment of the head's inputs is taken from its weight: in a trained network the
+mean features of a class lie along its row (neural collapse, Papyan et al. 2020), so W^T W stands
+for the inputs that were not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.metrics import LayerMoments
+from lrcompress.network.batches import Batches, batch_size
+from lrcompress.network.call import call
+from lrcompress.network.readout import Readout
+
+SHARE = 0.5  # of the prior where no class was seen, in proportion where some were
+CLASSIFIERS = ("kl", "probabilities")
+FEWEST_CLASSES = 3
+ENOUGH = 50  # examples a class, from which on what is not seen is not there
+TOLERANCE = 1e-4  # of the largest score, within which a layer's output is the network's
+
+
+@dataclass(frozen=True)
+class UnseenClasses:
+    """How many of a head's classes are the first choice of some calibration example."""
+
+    seen: int
+    classes: int
+    head: str | None  # the layer that gives their scores, if it is one that is known
+
+    @property
+    def share(self) -> float:
+        """The share of the prior in the probes and in the head's input factors."""
+        return SHARE * (1 - self.seen / self.classes)
+
+    @property
+    def note(self) -> str:
+        return (
+            f"the calibration data show {self.seen} of {self.classes} classes as first choices: a "
+            "prior protects the others, but how well cannot be measured; give examples of all "
+            "classes"
+        )
+
+
+@torch.no_grad()
+def unseen_classes(module: nn.Module, batches: Batches, readout: Readout) -> UnseenClasses | None:
+    """None where every class was seen, or there are no classes of whole examples."""
+    if readout.objective_name not in CLASSIFIERS:
+        return None
+    outputs, _ = readout(call(module, batches[0]), batches[0])
+    classes = outputs.shape[-1]
+    examples = sum(map(batch_size, batches))
+    if outputs.dim() != 2 or classes < FEWEST_CLASSES or examples >= ENOUGH * classes:
+        return None
+    seen = {
+        int(choice)
+        for batch in batches
+        for choice in readout(call(module, batch), batch)[0].argmax(-1)
+    }
+    if len(seen) == classes:
+        return None
+    return UnseenClasses(len(seen), classes, _head(module, batches, outputs))
+
+
+def _head(module: nn.Module, batches: Batches, outputs: Tensor) -> str | None:
+    """The Linear layer whose output is the network's, before a softmax at most."""
+    found: list[str] = []
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: object, output: Tensor) -> None:
+            if output.shape == outputs.shape and _is_same(output, outputs):
+                found.append(name)
+
+        return hook
+
+    handles = [
+        layer.register_forward_hook(look(name), prepend=True)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Linear) and layer.out_features == outputs.shape[-1]
+    ]
+    try:
+        call(module, batches[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[-1] if found else None
+
+
+def _is_same(output: Tensor, outputs: Tensor) -> bool:
+    for form in (output, output.softmax(-1), output.log_softmax(-1)):
+        scale = max(float(outputs.abs().max()), 1e-30)
+        if float((form - outputs).abs().max()) <= TOLERANCE * scale:
+            return True
+    return False
+
+
+def with_weight_prior(moments: LayerMoments, weight: Tensor, share: float) -> LayerMoments:
+    """The moments of a head with a share of both input factors, by trace, from its own weight.
+
+    weight: (1, classes, n). The mean row is left out: it moves all scores alike.
+    """
+    if moments.input.dim() != 3:
+        return moments
+    rows = weight.to(moments.input) - weight.to(moments.input).mean(-2, keepdim=True)
+    prior = rows.mT @ rows
+    sensitivity = moments.sensitivity
+    if sensitivity is not None and sensitivity.input.dim() == 3:
+        blended = _blend(sensitivity.input, prior, share)
+        sensitivity = replace(sensitivity, input=blended)
+    return replace(moments, input=_blend(moments.input, prior, share), sensitivity=sensitivity)
+
+
+def _blend(moment: Tensor, prior: Tensor, share: float) -> Tensor:
+    """(1 - share) M + share P at the trace of M; (g, n, n)."""
+    over, under = (x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (moment, prior.to(moment)))
+    scale = torch.where(under > 0, over / under, 0.0)
+    return (1 - share) * moment + share * scale[:, None, None] * prior.to(moment)

@@ -1,0 +1,128 @@
+"""A run folder as a model: the architecture, its replaced layers, and the weights as stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lrcompress.compression.replace import install_
+from lrcompress.conversion.convert import replay_
+from lrcompress.errors import LrcompressError, ModelError, PlanError
+from lrcompress.formats.run_json import (
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    ModelReference,
+    RunLayer,
+    RunRecord,
+    read_record,
+)
+from lrcompress.formats.weights import fill_, opened_safetensors
+from lrcompress.layers import LayerSpec, describe
+from lrcompress.messages import label
+from lrcompress.network.function_sketch import function_differs
+from lrcompress.sources.architecture import rebuild_empty
+from lrcompress.sources.bounds import Held
+from lrcompress.sources.factory import permit_factory
+from lrcompress.sources.finalize import ready_
+from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.sidecar_files import UNTRUSTED, companions, names_own_code, pooling
+from lrcompress.structures import Dense
+
+
+def is_run_folder(folder: Path) -> bool:
+    return (folder / RECORD_NAME).is_file()
+
+
+def load_run(
+    folder: Path, text: str, *, trust_remote_code: bool = False, trust_factory: str = ""
+) -> LoadedModel:
+    """The compressed module, in the dtype of its file, in eval mode.
+
+    The folder is data; but the model of a factory is rebuilt by calling that factory, which must
+    be importable and trusted by its name, and code in the folder needs `trust_remote_code`.
+
+    Raises:
+        ModelError, PlanError: the folder is incomplete, damaged, edited wrongly or unsafe.
+    """
+    record = read_record(folder)
+    if "remote_code" in record.reference.details and not trust_remote_code:
+        raise ModelError(f"{folder}: {UNTRUSTED}")
+    if record.reference.kind == "factory":
+        permit_factory(record.reference.text, trust_factory, folder / RECORD_NAME)
+    own_code = trust_remote_code and names_own_code(folder)
+    weights = folder / WEIGHTS_NAME
+    module = rebuild_empty(record.reference, folder, _held(weights))
+    try:
+        replay_(module, record.conversions)
+    except ModelError as cause:
+        raise ModelError(f"{folder / RECORD_NAME}: {cause}") from cause
+    _install_all_(module, record.layers, folder)
+    with opened_safetensors(weights) as file:
+        fill_(module, file.keys(), file.get_tensor, weights, keep_dtype=True)
+    module = ready_(module, weights)
+    _check_function(module, record, folder)
+    return LoadedModel(
+        module=module,
+        reference=ModelReference("run", text, record.reference.details),
+        companions=companions(folder, own_code=own_code),
+        folder=folder,
+        own_code=own_code,
+        pooling=pooling(folder),
+        inputs=record.inputs,
+    )
+
+
+def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
+    """Raises ModelError where the module computes something else than when it was written."""
+    if record.function is None:
+        return
+    change = function_differs(record.function, module)
+    if change is not None:
+        what = "the factory" if record.reference.kind == "factory" else "config.json or the code"
+        raise ModelError(
+            f"{folder}: computes something else than when it was written ({change}): {what} of "
+            f"{record.reference.text} has changed since; undo that, or compress again"
+        )
+
+
+def _held(weights: Path) -> Held | None:
+    """What the file holds; None where it is missing, which is told when it is read."""
+    if not weights.is_file():
+        return None
+    with opened_safetensors(weights):
+        return Held.of_files([weights])
+
+
+def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path) -> None:
+    specs = {spec.name: spec for spec in describe(module).layers}
+    for layer in layers:
+        if isinstance(layer.structure, Dense):
+            continue
+        if layer.name not in specs:  # it may lie inside a layer that was replaced before it
+            specs = {spec.name: spec for spec in describe(module).layers}
+        spec = specs.get(layer.name)
+        if spec is None:
+            raise ModelError(
+                f"{folder / RECORD_NAME}: the model has no layer {label(layer.name)}; the "
+                "folder belongs to another version of the model's code"
+            )
+        try:
+            layer.structure.check(spec)
+        except PlanError as cause:
+            raise PlanError(f"{folder / RECORD_NAME}: {cause}") from cause
+        try:
+            factors = layer.structure.empty_factors(spec)
+            install_(module, spec, layer.structure, factors, _empty_bias(layer, spec))
+        except LrcompressError:
+            raise
+        except RuntimeError as cause:  # sizes that no tensor can have
+            raise ModelError(
+                f"{folder / RECORD_NAME}: {label(layer.name)} cannot be rebuilt as "
+                f"{layer.structure}; undo the edit"
+            ) from cause
+
+
+def _empty_bias(layer: RunLayer, spec: LayerSpec) -> torch.Tensor | None:
+    return torch.zeros(spec.groups * spec.out_features) if layer.bias else None

@@ -1,0 +1,178 @@
+"""AdaLoRA: updates P diag(E) Q of every factor, whose ranks are cut to a common budget in training.
+
+A triplet counts for as much as its gradients say: sensitivity |w g|, smoothed, times how much it
+varies; the entry of E and the means over its row and column add up. The budget falls from the
+initial ranks to the final ones along a cubic (Zhang et al. 2023, eq. 8-12). PEFT's layers,
+importance and schedule; the cut is made here, since PEFT's threshold drops more than the budget
+where scores are equal, and cannot keep all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.errors import TuneError
+from lrcompress.tuning.adapters.adapter import AdapterOptions
+from lrcompress.tuning.adapters.methods import ADALORA
+from lrcompress.tuning.adapters.on_factors import FactorAdapter, Wrapped
+from lrcompress.tuning.adapters.peft_access import NAME, peft_for
+from lrcompress.tuning.adapters.targets import Site
+
+WARM_UP = 0.1  # of the steps, at the initial ranks
+FINAL = 0.4  # of the steps, at the final ranks; the paper's share is between .3 and .5
+CUTS = 100  # allocations in between, at most
+ORTHOGONALITY = 0.5  # weight of the penalty: PEFT's
+
+
+class BudgetedAdapter(FactorAdapter):
+    """AdaLoRA. `options.rank` is the mean of the ranks in the end, and their sum the budget."""
+
+    def __init__(self, options: AdapterOptions) -> None:
+        super().__init__(ADALORA, options)
+        self._allocator: Any = None
+        self._final_ranks: dict[str, int] = {}
+        self._last_cut = 0  # the step of it
+        self._kept: dict[str, Tensor] = {}  # by the name of each E, once the ranks are final
+
+    @property
+    def budget(self) -> int:
+        return sum(self._final_ranks.values())
+
+    def attach_(
+        self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
+    ) -> nn.Module:
+        if total_steps < 2:
+            raise TuneError(f"adalora: {total_steps} steps share out no ranks; take 2 or more")
+        super().attach_(module, layers, total_steps=total_steps, seed=seed)
+        schedule = self._schedule(1, total_steps)
+        self._allocator = peft_for("adalora").tuners.adalora.RankAllocator(module, schedule, NAME)
+        self._allocator.target_bgt = self.budget
+        self._last_cut = total_steps - schedule.tfinal
+        return module
+
+    def first_rank(self, site: Site, rank: int) -> int:
+        self._final_ranks[site.name] = rank
+        first = self.options.initial_rank or ceil(1.5 * rank)
+        return min(site.largest_rank, max(first, rank))
+
+    def config(self, site: Site, rank: int, total_steps: int) -> Any:
+        return self._schedule(rank, total_steps)
+
+    def _schedule(self, rank: int, total_steps: int) -> Any:
+        final = max(1, round(FINAL * total_steps))
+        warm_up = min(round(WARM_UP * total_steps), total_steps - final - 1)
+        return peft_for("adalora").AdaLoraConfig(
+            init_r=rank,
+            target_r=rank,
+            lora_alpha=self.options.scale_numerator,
+            lora_dropout=self.options.dropout,
+            total_step=total_steps,
+            tinit=warm_up,
+            tfinal=final,
+            deltaT=max(1, (total_steps - final - warm_up) // CUTS),
+        )
+
+    def penalty(self) -> Tensor | None:
+        """Mean over the factors P and Q of how far they are from orthonormal, weighted."""
+        terms = []
+        for wrapped in self.wrapped:
+            a, b = wrapped.wrapper.lora_A[NAME], wrapped.wrapper.lora_B[NAME]
+            for gram in (a @ a.mT, b.mT @ b):  # (r, r)
+                terms.append(torch.linalg.matrix_norm(gram - torch.eye(len(gram)).to(gram)))
+        return ORTHOGONALITY * torch.stack(terms).mean() if terms else None
+
+    @torch.no_grad()
+    def after_backward(self, step: int) -> None:
+        """Weigh the triplets by this step's gradients; cut those that the budget has no room for.
+
+        A cut triplet is moved by the next step of the optimiser, and may count again until the
+        ranks are final.
+        """
+        allocator, module = self._allocator, self._module
+        if step < self._last_cut:
+            if self._gradients_are_finite():  # or a gradient scaler has skipped the step
+                allocator.update_ipt(module)
+            budget, due = allocator.budget_schedule(step)
+            if due:
+                self._cut_(self._best(budget))
+        else:
+            if not self._kept:
+                self._kept = self._best(self.budget)
+            self._cut_(self._kept)
+
+    def _gradients_are_finite(self) -> bool:
+        sums = []  # one number each, so that a GPU is waited for once
+        for parameter in (p for wrapped in self.wrapped for p in wrapped.parameters):
+            if not parameter.requires_grad:
+                continue
+            if parameter.grad is None:  # of a layer that this step did not reach
+                parameter.grad = torch.zeros_like(parameter)
+            sums.append(parameter.grad.sum())
+        return bool(torch.isfinite(torch.stack(sums)).all())
+
+    def _best(self, budget: int) -> dict[str, Tensor]:
+        """Which triplets of each E to keep, by its name; of equal ones the first."""
+        scores = {name: self._scores(name) for name in self._values()}
+        order = torch.cat(list(scores.values())).argsort(descending=True, stable=True)
+        kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        kept[order[:budget]] = True
+        parts = torch.split(kept, [len(score) for score in scores.values()])
+        return dict(zip(scores, parts, strict=True))
+
+    def _values(self) -> dict[str, nn.Parameter]:
+        """Every E, (r, 1), by its name in the network."""
+        assert self._module is not None
+        named = self._module.named_parameters()
+        return {name: p for name, p in named if name.endswith(f"lora_E.{NAME}")}
+
+    def _scores(self, name: str) -> Tensor:
+        """Of the triplets of one update: (r,).
+
+        The penalty pulls at every row and column; an entry of E that no gradient has reached is
+        worth nothing all the same.
+        """
+
+        def element(part: str) -> Tensor:
+            key = name.replace(f"lora_E.{NAME}", f"{part}.{NAME}")
+            if key not in self._allocator.exp_avg_ipt:  # no step has been weighed
+                return torch.zeros_like(self._values()[name])
+            score: Tensor = self._allocator._element_score(key)
+            return score
+
+        value = element("lora_E").squeeze(1)
+        whole = value + element("lora_A").mean(1) + element("lora_B").mean(0)
+        return torch.where(value > 0, whole, 0)
+
+    def _cut_(self, kept: Mapping[str, Tensor]) -> None:
+        for name, value in self._values().items():
+            value.masked_fill_(~kept[name].to(value.device).unsqueeze(1), 0)
+
+    def last_rank(self, wrapped: Wrapped) -> int:
+        return int((wrapped.wrapper.lora_E[NAME] != 0).sum())
+
+    def take_out_(self) -> None:
+        super().take_out_()
+        self._allocator, self._final_ranks, self._kept = None, {}, {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        named = {"sensitivity": self._allocator.exp_avg_ipt, "spread": self._allocator.exp_avg_unc}
+        named["kept"] = self._kept
+        return {f"{what}.{name}": t for what, held in named.items() for name, t in held.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        allocator, self._kept = self._allocator, {}
+        allocator.reset_ipt()
+        for key, value in state.items():
+            what, _, name = key.partition(".")
+            if what == "sensitivity":
+                allocator.exp_avg_ipt[name] = value
+                allocator.ipt[name] = torch.zeros_like(value)
+            elif what == "spread":
+                allocator.exp_avg_unc[name] = value
+            else:
+                self._kept[name] = value

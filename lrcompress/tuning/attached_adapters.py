@@ -1,0 +1,69 @@
+"""Adapters around a training: attached before it, folded into the factors after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lrcompress.metrics import Whitening
+from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
+from lrcompress.tuning.report import TuneReport
+from lrcompress.tuning.training_setup import Course
+
+
+class Adapted:
+    """`course` trains the adapters of the network that the course before trained whole."""
+
+    def __init__(self, whole: Course, layers: Sequence[str], steps: int) -> None:
+        options = whole.options
+        assert options.adapter is not None
+        self._whole, module = whole, whole.module
+        self._before = {name: p.detach().clone() for name, p in module.named_parameters()}
+        self._adapter = ADAPTERS[options.adapter](
+            AdapterOptions(
+                rank=options.adapter_rank,
+                alpha=options.adapter_alpha,
+                place=options.adapter_place,
+            )
+        )
+        trained = self._adapter.attach_(module, layers, total_steps=steps, seed=options.seed)
+        trained.eval()
+        self.course = replace(
+            whole,
+            module=trained,
+            parameters={n: p for n, p in trained.named_parameters() if p.requires_grad},
+            penalty=self._penalty,
+            after_step=self._adapter.after_backward,
+            extra_state=self._adapter.state_dict,
+            load_extra_state=self._adapter.load_state_dict,
+        )
+
+    def merged_(self, report: TuneReport, whitenings: Mapping[str, Whitening]) -> TuneReport:
+        """Fold the adapters in; the factors of before where that is no better than they were."""
+        merge = self._adapter.merge_(whitenings)
+        end = self._whole.measure() if report.best_step else float("inf")
+        if not end < report.start:
+            self._restore_()
+            end = report.start
+        losses = {layer.name: layer.loss for layer in merge.layers}
+        best_step = report.best_step if end < report.start else 0
+        return replace(report, end=end, best_step=best_step, merge_losses=losses)
+
+    @torch.no_grad()
+    def abandoned_(self) -> None:
+        """Out again, with the factors of before: something else went wrong."""
+        for parameter in self.course.parameters.values():
+            parameter.zero_()  # what went wrong may have left NaN, which would not merge
+        self._adapter.merge_({})
+        self._restore_()
+
+    @torch.no_grad()
+    def _restore_(self) -> None:
+        for name, parameter in self._whole.module.named_parameters():
+            parameter.copy_(self._before[name])
+
+    def _penalty(self) -> Tensor | None:
+        return self._adapter.penalty()

@@ -1,0 +1,151 @@
+"""From a compressed network, its dense one and batches to what a training runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import nn
+
+from lrcompress.distributed import in_turns, world_size
+from lrcompress.errors import TuneError
+from lrcompress.messages import listed
+from lrcompress.network.batches import Batches, batch_size
+from lrcompress.network.call import frozen
+from lrcompress.network.held_out_divergence import Judge, judge_by
+from lrcompress.network.readout_search import find_readout
+from lrcompress.network.token_noise import TokenNoise, find_noise
+from lrcompress.tuning.features import hidden_points
+from lrcompress.tuning.losses import TUNING_OBJECTIVES, Setting, TaskLoss, TuningObjective
+from lrcompress.tuning.optimisers import OPTIMISERS
+from lrcompress.tuning.options import Scope, TuneOptions
+from lrcompress.tuning.regularisers import REGULARISERS
+from lrcompress.tuning.split import Split, split
+from lrcompress.tuning.training_setup import Course
+
+
+def prepared(
+    module: nn.Module,
+    dense: nn.Module,
+    layers: Sequence[str],
+    batches: Batches,
+    options: TuneOptions,
+    task: TaskLoss | None = None,
+) -> Course:
+    """The course of a training of whatever in `module` asks for gradients.
+
+    Raises:
+        DataError, TuneError: the batches are too few or do not suit the objective or the networks.
+    """
+    parted = split(batches)
+    readout = options.readout
+    if readout is None:
+        readout, _ = find_readout(
+            dense, parted.judging, objective=options.divergence, pooling=options.pooling
+        )
+    names = hidden_points(dense, layers, parted.taught[0], readout)
+    points = tuple((dense.get_submodule(name), module.get_submodule(name)) for name in names)
+    setting = Setting(module, dense, readout, points, options, task)
+    objective = TUNING_OBJECTIVES[options.objective](setting)
+    objective.check(parted.taught)
+    judge: Judge | None = None
+    positions = 1.0
+    if objective.judged_by_divergence:
+        judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
+        parted = Split(parted.taught, judge.batches)  # as many as it may keep
+        measure, positions = partial(judge.divergence, module), judge.positions
+    else:
+        measure = partial(held_out_loss, objective, parted)
+
+    return Course(
+        module=module,
+        parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
+        objective=objective,
+        split=parted,
+        measure=measure,
+        judge=judge,
+        positions=positions,
+        options=options,
+        regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
+        noise=_noise(objective, dense, parted.taught),
+    )
+
+
+def _noise(objective: TuningObjective, dense: nn.Module, taught: Batches) -> TokenNoise | None:
+    """Raises TuneError where it is asked for and makes no sense."""
+    asked = objective.setting.options.token_noise
+    if asked is False or not (objective.takes_noise or asked):
+        return None
+    found = find_noise(dense, taught) if objective.takes_noise else None
+    if asked and found is None:
+        raise TuneError(
+            f"token noise suits distillation on texts of a large vocabulary, not {objective.name} "
+            "on this data; leave --token-noise out"
+        )
+    return found
+
+
+def check_names(options: TuneOptions) -> None:
+    """Raises TuneError for a name that no table holds."""
+    from lrcompress.tuning.adapters import ADAPTERS
+
+    for what, name, table in (
+        ("objective", options.objective, tuple(TUNING_OBJECTIVES)),
+        ("optimiser", options.optimiser, tuple(OPTIMISERS)),
+        ("adapter", options.adapter, tuple(ADAPTERS)),
+        *(("regulariser", name, tuple(REGULARISERS)) for name in options.regularisers),
+    ):
+        if name is not None and name not in table:
+            known = ", ".join(table)
+            raise TuneError(f"{what} {name!r} is unknown; choose {known}")
+
+
+def parameters_of(
+    module: nn.Module, layers: Sequence[str], scope: Scope
+) -> dict[str, nn.Parameter]:
+    """What trains, by name; a shared parameter once."""
+    inside = {id(p) for name in layers for p in module.get_submodule(name).parameters()}
+    return {
+        name: p
+        for name, p in module.named_parameters()
+        if p.is_floating_point()
+        if scope == "all" or id(p) in inside or (scope == "vectors" and p.dim() <= 1)
+    }
+
+
+@torch.no_grad()
+def held_out_loss(objective: TuningObjective, parted: Split) -> float:
+    """Mean loss over the judging examples, with the same draws at each call."""
+
+    def judged(place: int) -> float:
+        batch, generator = parted.judging[place], torch.Generator().manual_seed(place)
+        return float(objective.loss(batch, generator)) * batch_size(batch)
+
+    total = sum(in_turns(range(len(parted.judging)), judged))
+    return total / parted.judging_examples if total == total else float("inf")
+
+
+@contextmanager
+def asking_only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Only these ask for gradients, in evaluation mode; all is as it was afterwards."""
+    with frozen(module):
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in parameters.values():
+                parameter.grad = None
+
+
+def refuse_shared(parameters: Mapping[str, nn.Parameter], dense: nn.Module) -> None:
+    """Raises TuneError where training would change the dense network too."""
+    own = {id(p) for p in dense.parameters()}
+    shared = [name for name, p in parameters.items() if id(p) in own]
+    if shared:
+        raise TuneError(
+            f"{listed(shared)}: the compressed and the dense network share parameters, which "
+            "tuning would change in both; compress a copy.deepcopy of the dense network"
+        )

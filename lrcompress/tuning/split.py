@@ -1,0 +1,74 @@
+"""Which examples teach, and which are set aside to say whether that helped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from lrcompress.compression.refit_data import JUDGES_EVERY, judging_batches
+from lrcompress.errors import DataError
+from lrcompress.network.batches import Batch, Batches, batch_size
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    taught: tuple[Batch, ...]
+    judging: tuple[Batch, ...]
+
+    @property
+    def taught_examples(self) -> int:
+        return sum(map(batch_size, self.taught))
+
+    @property
+    def judging_examples(self) -> int:
+        return sum(map(batch_size, self.judging))
+
+
+def split(batches: Batches) -> Split:
+    """One batch in five judges, up to a hundred examples, and the others teach; of few batches,
+    one example in five.
+
+    Raises:
+        DataError: fewer than two examples.
+    """
+    examples = sum(map(batch_size, batches))
+    if examples < 2:
+        raise DataError(
+            f"{examples} example to tune on: one at least teaches and another judges; give more"
+        )
+    judging = judging_batches(batches)
+    if judging:
+        own = {id(batch) for batch in judging}
+        kept = [batch for batch in batches if id(batch) not in own]
+        return Split(tuple(kept), tuple(judging))
+    every = min(JUDGES_EVERY, examples)
+    taught, first = [], 0
+    for batch in batches:
+        places = torch.arange(first, first + batch_size(batch))
+        judges = places % every == every - 1
+        taught.append(_rows(batch, ~judges))
+        judging.append(_rows(batch, judges))
+        first += batch_size(batch)
+    return Split(
+        tuple(b for b in taught if batch_size(b)), tuple(b for b in judging if batch_size(b))
+    )
+
+
+def _rows(batch: Batch, chosen: torch.Tensor) -> Batch:
+    return {name: value[chosen] for name, value in batch.items()}
+
+
+def replaced_layers(module: nn.Module, dense: nn.Module) -> tuple[str, ...]:
+    """Names of the layers of `dense` in whose place something else stands in `module`.
+
+    The outermost only: what lies inside a replaced layer is that layer's own affair.
+    """
+    originals = dict(dense.named_modules())
+    found: list[str] = []
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if name in originals and not inside and type(part) is not type(originals[name]):
+            found.append(name)
+    return tuple(found)

@@ -1,0 +1,146 @@
+"""The training loop: steps, held-out measurements, the best point kept, and the way back to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrcompress.distributed import on_main
+from lrcompress.progress import Progress, Step
+from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, Standing
+from lrcompress.tuning.report import HeldOut
+from lrcompress.tuning.training_setup import LARGEST_NORM, Course, accumulate_, factor
+
+MOST_RESTARTS = 4
+TOO_FAR = 2.0  # times the start's measure
+EVALUATIONS, CLOSEST_EVALUATIONS = 20, 10
+
+
+class Loop:
+    """One training. `standing` and the weights are always those after the same step."""
+
+    def __init__(
+        self,
+        course: Course,
+        begun: Standing | Checkpoint,
+        store: CheckpointStore,
+        *,
+        on_trial: bool = False,
+    ) -> None:
+        """begun: a standing at step 0 whose history holds the start, or where a run stopped."""
+        self.course, self._store, self._on_trial = course, store, on_trial
+        self._scaler = course.scaler()
+        if isinstance(begun, Checkpoint):
+            self.standing = begun.standing
+            course.set_weights_(begun.weights)
+            self.best = {k: v.to(course.device) for k, v in begun.best.items()}
+            self._set_up_optimiser()
+            self._optimiser.load_state_dict(begun.optimiser["optimiser"])
+            self._scaler.load_state_dict(begun.optimiser["scaler"])
+            if course.load_extra_state is not None:
+                course.load_extra_state(begun.extra)
+            torch.set_rng_state(begun.generator)
+        else:
+            self.standing = begun
+            self.best = course.weights()
+            self._set_up_optimiser()
+
+    @property
+    def start(self) -> float:
+        return _value(self.standing.history[0])
+
+    @property
+    def best_value(self) -> float:
+        return min(map(_value, self.standing.history))
+
+    def run_(self, progress: Progress) -> None:
+        """To the last step; the weights end at the best point."""
+        steps = self.standing.steps
+        every = self.course.options.evaluate_every or evaluation_interval(steps)
+        with progress.stage("tune", steps) as shown:
+            shown.advance(self.standing.step)
+            while self.standing.step < steps and self.standing.restarts <= MOST_RESTARTS:
+                self._say(shown)
+                lost = not self._step()
+                shown.advance()
+                if lost or self.standing.step % every == 0 or self.standing.step == steps:
+                    self._judge(lost=lost)
+                    on_main(lambda: self._store.put(self._checkpoint()))
+            self._say(shown)
+        self.course.set_weights_(self.best)
+
+    def straight_(self) -> float:
+        """To the last step without a look aside; what the weights then measure."""
+        while self.standing.step < self.standing.steps:
+            if not self._step():
+                return float("inf")
+        return self.course.measure()
+
+    def _step(self) -> bool:
+        """One step; False, without one, where the loss is not finite."""
+        course, now = self.course, self.standing
+        scale = factor(now.step, now.steps)
+        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+            group["lr"] = rate * scale
+        self._optimiser.zero_grad(set_to_none=True)
+        loss = accumulate_(course, now.step, self._scaler)
+        self.standing = replace(now, step=now.step + 1)
+        if not isfinite(loss):
+            return False
+        self.standing = replace(self.standing, losses=(*now.losses, loss))
+        self._scaler.unscale_(self._optimiser)
+        torch.nn.utils.clip_grad_norm_(list(course.parameters.values()), LARGEST_NORM)
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        if course.after_step is not None and not self._on_trial:
+            course.after_step(now.step)
+        return True
+
+    def _judge(self, *, lost: bool) -> None:
+        """Keep the weights if they are the best so far; go back and slow down if they are lost.
+
+        Lost: a loss or an output that is not finite, or far worse than at the start. A little
+        worse is common while the rate is at its peak, and comes right as it falls.
+        """
+        value = float("inf") if lost else self.course.measure()
+        now, best = self.standing, self.best_value
+        entry = HeldOut(now.step, value if isfinite(value) else None)
+        now = replace(now, history=(*now.history, entry))
+        if value < best:
+            self.best = self.course.weights()
+            now = replace(now, best_step=now.step)
+        if value > TOO_FAR * self.start:
+            self.course.set_weights_(self.best)
+            now = replace(now, learning_rate=now.learning_rate / 2, restarts=now.restarts + 1)
+        restarted = now.restarts > self.standing.restarts
+        self.standing = now
+        if restarted:
+            self._set_up_optimiser()
+
+    def _set_up_optimiser(self) -> None:
+        self._optimiser = self.course.optimiser(self.standing.learning_rate)
+        self._rates: list[float] = [group["lr"] for group in self._optimiser.param_groups]
+
+    def _checkpoint(self) -> Checkpoint:
+        state: dict[str, Any] = {
+            "optimiser": self._optimiser.state_dict(),
+            "scaler": self._scaler.state_dict(),
+        }
+        weights: dict[str, Tensor] = self.course.weights()
+        extra = {} if self.course.extra_state is None else self.course.extra_state()
+        return Checkpoint(self.standing, weights, self.best, state, extra, torch.get_rng_state())
+
+    def _say(self, shown: Step) -> None:
+        shown.say(f"held-out {self.start:.3g} → {self.best_value:.3g}")
+
+
+def evaluation_interval(steps: int) -> int:
+    return max(CLOSEST_EVALUATIONS, steps // EVALUATIONS)
+
+
+def _value(entry: HeldOut) -> float:
+    return float("inf") if entry.value is None else entry.value

@@ -1,0 +1,163 @@
+"""What a training runs on, and single steps of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+
+from lrcompress.distributed import all_reduce_, rank, world_size
+from lrcompress.errors import TuneError
+from lrcompress.network.batches import Batch
+from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.in_place import is_changed_in_place, saved_copies
+from lrcompress.network.token_noise import TokenNoise
+from lrcompress.tuning.losses import TuningObjective
+from lrcompress.tuning.optimisers import OPTIMISERS
+from lrcompress.tuning.options import TuneOptions
+from lrcompress.tuning.regularisers import Regulariser, regularised_
+from lrcompress.tuning.split import Split
+
+LARGEST_NORM = 1.0  # of a gradient; longer ones are shortened to it
+WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, steps
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """`parameters` are those that train, by name; `measure` is what judges them, per example."""
+
+    module: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    objective: TuningObjective
+    split: Split
+    measure: Callable[[], float]
+    options: TuneOptions
+    judge: Judge | None = None  # behind `measure`, where a divergence judges
+    positions: float = 1.0  # of an example that `measure` sums over, on average
+    noise: TokenNoise | None = None
+    penalty: Callable[[], Tensor | None] | None = None
+    regularisers: tuple[Regulariser, ...] = ()
+    around_step: Callable[[int], AbstractContextManager[object]] | None = None  # its passes
+    after_step: Callable[[int], None] | None = None  # before gradients are cleared
+    extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # beside the parameters
+    load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
+    changing: list[nn.Module] = field(default_factory=list)  # those that need `saved_copies`
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
+
+    def optimiser(self, learning_rate: float) -> torch.optim.Optimizer:
+        return OPTIMISERS[self.options.optimiser](self.module, learning_rate)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def set_weights_(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Raises TuneError where half precision is asked for without a GPU."""
+        precision = self.options.precision
+        if precision == "fp32":
+            return nullcontext()
+        if self.device.type != "cuda":
+            raise TuneError(f"precision {precision} is for a GPU; use fp32 on the CPU")
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+        return torch.autocast("cuda", dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        enabled = self.options.precision == "fp16" and self.device.type == "cuda"
+        return torch.amp.GradScaler(self.device.type, enabled=enabled)
+
+
+def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
+    """The batches of a step, in an order that the seed and the step alone decide.
+
+    Every batch comes once before any comes again. With token noise it comes from its second time
+    on every other time with most of its tokens drawn anew: new text teaches more than noise does.
+    """
+    taught, options = course.split.taught, course.options
+    for part in range(options.accumulation):
+        index = (step * options.accumulation + part) * world_size() + rank()
+        turn, place = divmod(index, len(taught))
+        order = torch.randperm(len(taught), generator=step_generator(options.seed, turn))
+        place = int(order[place])
+        generator = step_generator(options.seed + 1, index)
+        if course.noise is not None and turn and (place + turn) % 2:
+            yield course.noise.noisy(taught[place], generator), None, generator
+        else:
+            yield taught[place], place, generator
+
+
+def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
+    """Add the step's gradients; returns its loss, which may not be finite.
+
+    A network that changes in place what gradients need shows at the first step, which then begins
+    again with no gradients.
+    """
+    if not course.changing:
+        try:
+            return _accumulated_(course, step, scaler)
+        except RuntimeError as cause:
+            if not is_changed_in_place(cause):
+                raise
+            course.changing.append(course.module)
+            for parameter in course.parameters.values():
+                parameter.grad = None
+    with saved_copies():
+        return _accumulated_(course, step, scaler)
+
+
+def _accumulated_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
+    total = 0.0
+    around = nullcontext() if course.around_step is None else course.around_step(step)
+    with around, _regularised(course) as penalty:
+        for batch, place, generator in draws(course, step):
+            with course.autocast():
+                loss = course.objective.loss(batch, generator, place=place)
+                terms = (penalty(), None if course.penalty is None else course.penalty())
+                loss = sum((term for term in terms if term is not None), start=loss)
+            loss = loss / course.options.accumulation
+            torch.autograd.backward(scaler.scale(loss))
+            total += float(loss.detach())
+    return _averaged_(course, total)
+
+
+@contextmanager
+def _regularised(course: Course) -> Iterator[Callable[[], Tensor | None]]:
+    """Only while gradients are taken: an optimiser finds factors by names, which it changes."""
+    if not course.regularisers:
+        yield lambda: None
+        return
+    with regularised_(course.module, course.regularisers) as regularised:
+        yield regularised.penalty
+
+
+def _averaged_(course: Course, loss: float) -> float:
+    """Gradients and loss as the means over all processes."""
+    if world_size() == 1:
+        return loss
+    grads = [p.grad for p in course.parameters.values() if p.grad is not None]
+    for grad in grads:
+        all_reduce_(grad).div_(world_size())
+    return float(all_reduce_(torch.tensor(loss, dtype=torch.float64))) / world_size()
+
+
+def factor(step: int, steps: int) -> float:
+    """Of the learning rate: a linear warm-up, then a cosine that ends at zero."""
+    warm_up = max(1, min(round(WARM_UP * steps), LONGEST_WARM_UP))
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return (1 + cos(pi * (step - warm_up + 1) / (steps - warm_up + 1))) / 2
+
+
+def step_generator(seed: int, place: int) -> torch.Generator:
+    """Of what is drawn there and nowhere else."""
+    return torch.Generator().manual_seed(1_000_003 * seed + place)
