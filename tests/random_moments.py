@@ -6,8 +6,8 @@ import torch
 
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import LayerMoments
-from lrcompress.profiling.gauss_newton_factors import RunningJoint
-from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, RunningMoment
+from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
+from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, InputMoment
 
 
 def random_moments(
@@ -27,7 +27,7 @@ def random_moments(
         return free @ mix + 0.3 * torch.randn(features, generator=generator)
 
     x, gradient = rows(spec.in_features), rows(spec.out_features)
-    moment, joint = RunningMoment(), RunningJoint()
+    moment, joint = InputMoment(), GaussNewtonFactors()
     moment.add(x.flatten(0, 1))
     joint.add(x, gradient, full_limit=full_limit)
     assert moment.second is not None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lrcompress.network import held_out_divergence as judge
-from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.readout import choose_readout
 
 
@@ -21,5 +21,5 @@ def test_those_that_judge_are_spread_over_all_lengths(
     batches = [{"input": torch.full((2, 4), float(place))} for place in range(9)]  # 10 values each
     readout, _ = choose_readout(network(batches[0]["input"]))
     monkeypatch.setattr(judge, "LARGEST_KEPT", kept)
-    made = judge_by(network, batches, readout)
+    made = held_out_divergence(network, batches, readout)
     assert [int(batch["input"][0, 0]) for batch in made.batches] == list(expected)

@@ -22,7 +22,7 @@ from lrcompress.network.batches import Batch, token_count
 from lrcompress.network.objectives import OBJECTIVES, smoothing
 from lrcompress.network.readout import choose_readout
 from lrcompress.profiling import unseen_classes as unseen
-from lrcompress.profiling.gauss_newton_factors import RunningJoint
+from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
 from lrcompress.profiling.layer_moments import nearest_kronecker
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import SMALLEST_CORRECTION, Profile
@@ -260,7 +260,7 @@ def test_sensitivities_are_those_of_whole_example_gradients(
 def test_few_positions_and_many_are_summed_alike(full_limit: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x, gradient = (torch.randn(4, 3, 2, k, generator=generator) for k in (7, 5))
-    few, many = RunningJoint(), RunningJoint()
+    few, many = GaussNewtonFactors(), GaussNewtonFactors()
     few.add(x, gradient, full_limit=full_limit)
     padding = torch.zeros(4, 20, 2, 1)  # rows of zero change no sum, but the way to it
     many.add(
@@ -289,7 +289,7 @@ def test_a_lookup_is_a_product_with_one_hot_rows() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(4, (3, 6), generator=generator)  # repeated within examples
     gradient = torch.randn(3, 6, 1, 5, generator=generator)
-    lookup, product = RunningJoint(), RunningJoint()
+    lookup, product = GaussNewtonFactors(), GaussNewtonFactors()
     lookup.add_tokens(tokens, gradient, 4)
     onehot = nn.functional.one_hot(tokens, 4).float().unsqueeze(2)
     product.add(onehot, gradient, full_limit=100)

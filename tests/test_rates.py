@@ -11,7 +11,7 @@ import pytest
 from lrcompress.progress import SILENT
 from lrcompress.tuning import lr_search as rates
 from lrcompress.tuning.lr_search import RATES, chosen_rate, trial_length
-from lrcompress.tuning.training_setup import Course
+from lrcompress.tuning.training_setup import TrainingSetup
 
 START = 1.0
 
@@ -41,7 +41,7 @@ def chosen(
         set_weights_=given.append,
         objective=SimpleNamespace(judged_by_divergence=divergence),
     )
-    found = chosen_rate(cast(Course, course), steps, START, SILENT)
+    found = chosen_rate(cast(TrainingSetup, course), steps, START, SILENT)
     assert given[-1] == "as they were"
     return found
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
 from lrcompress.network.batches import Batch
-from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.readout import Readout, choose_readout
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planner import plan
@@ -55,7 +55,7 @@ def prepared() -> tuple[nn.Module, Profile, list[Batch], Readout]:
 def test_shares_are_each_layers_error_with_its_cross_terms() -> None:
     module, found, judging, readout = prepared()
     planned = plan(found, "50%", PlanOptions(allocator="uniform"))
-    network = TrialNetwork(module, found, judge_by(module, judging, readout))
+    network = TrialNetwork(module, found, held_out_divergence(module, judging, readout))
     attribution = network.attribution(planned)
     x = torch.cat([batch["x"] for batch in judging])
     errors = {}
@@ -82,7 +82,7 @@ def test_shares_are_each_layers_error_with_its_cross_terms() -> None:
 def test_a_correction_makes_the_prediction_the_share() -> None:
     module, found, judging, readout = prepared()
     planned = plan(found, "50%", PlanOptions(allocator="uniform"))
-    network = TrialNetwork(module, found, judge_by(module, judging, readout))
+    network = TrialNetwork(module, found, held_out_divergence(module, judging, readout))
     attribution = network.attribution(planned)
     options = replace(planned.options, corrections=corrected(planned, attribution))
     again = plan(found, "50%", options)
@@ -131,7 +131,7 @@ def test_a_certain_network_keeps_its_choices_at_least_as_well_as_the_simple_metr
     module, found, judging = certain_network()
     selection = selected(module, found, judging)
     readout, _ = choose_readout(module(**judging[0]))
-    network = TrialNetwork(module, found, judge_by(module, judging, readout))
+    network = TrialNetwork(module, found, held_out_divergence(module, judging, readout))
     for metric in ("plain", "diagonal", "input-weighted"):
         simple = plan(found, "40%", PlanOptions(metric=metric))
         assert network.divergence(selection.plan) <= network.divergence(simple) * (1 + 1e-6)

@@ -20,7 +20,7 @@ from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.errors import DataError, TuneError
 from lrcompress.network.batches import Batch, batch_size
 from lrcompress.network.call import call
-from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.readout import choose_readout
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profiler import profile
@@ -70,7 +70,7 @@ def disturbed(module: nn.Module, dense: nn.Module) -> nn.Module:
 def divergence(module: nn.Module, dense: nn.Module, data: list[Batch]) -> float:
     with torch.no_grad():
         readout, _ = choose_readout(call(dense, data[0]))
-    return judge_by(dense, data, readout).divergence(module)
+    return held_out_divergence(dense, data, readout).divergence(module)
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
@@ -470,11 +470,11 @@ def test_minutes_become_steps_once(tmp_path: Path) -> None:
 def test_no_example_both_teaches_and_judges(count: int) -> None:
     data = [{"x": torch.arange(10 * i, 10 * i + 10)} for i in range(count)]
     parted = split(data)
-    taught = torch.cat([b["x"] for b in parted.taught]).tolist()
+    train = torch.cat([b["x"] for b in parted.train]).tolist()
     judging = torch.cat([b["x"] for b in parted.judging]).tolist()
-    assert not set(taught) & set(judging)
-    assert sorted(taught + judging) == list(range(10 * count))
-    assert len(judging) >= len(taught) // 5
+    assert not set(train) & set(judging)
+    assert sorted(train + judging) == list(range(10 * count))
+    assert len(judging) >= len(train) // 5
 
 
 def test_one_example_is_too_few() -> None:
@@ -486,7 +486,7 @@ def test_every_batch_comes_once_before_any_comes_again() -> None:
     module, dense = pair()
     with asking_only(module, parameters_of(module, replaced_layers(module, dense), "all")):
         course = prepared(module, dense, replaced_layers(module, dense), batches(), SHORT)
-        count = len(course.split.taught)
+        count = len(course.split.train)
         for turn in range(3):
             steps = range(turn * count, (turn + 1) * count)
             places = [place for step in steps for _, place, _ in draws(course, step)]
@@ -496,11 +496,11 @@ def test_every_batch_comes_once_before_any_comes_again() -> None:
 def test_accumulation_is_one_step_on_all_batches() -> None:
     module, dense = pair()
     data, layers = batches(), replaced_layers(module, dense)
-    count = len(split(data).taught)
+    count = len(split(data).train)
     options = replace(SHORT, accumulation=count)
     with asking_only(module, parameters_of(module, layers, "vectors")):
         course = prepared(module, dense, layers, data, options)
-        losses = [course.objective.loss(b, torch.Generator()) for b in course.split.taught]
+        losses = [course.objective.loss(b, torch.Generator()) for b in course.split.train]
         mean = torch.stack(losses).mean()
         expected = torch.autograd.grad(mean, list(course.parameters.values()))
         loss = accumulate_(course, 0, course.scaler())
@@ -531,12 +531,12 @@ def test_texts_that_come_again_have_noise_every_other_time_where_words_are_many(
     for asked, share in ((None, 0.5), (False, 0.0)):
         options = replace(SHORT, token_noise=asked)
         course = prepared(large, copy.deepcopy(large), layers, texts, options)
-        count = len(course.split.taught)
+        count = len(course.split.train)
         drawn = [(b, p) for step in range(3 * count) for b, p, _ in draws(course, step)]
         assert sorted(p for _, p in drawn[:count] if p is not None) == list(range(count))
         again = [p for _, p in drawn[count:]]
         assert again.count(None) / len(again) == share
-        whole = {tuple(b["input_ids"].flatten().tolist()) for b in course.split.taught}
+        whole = {tuple(b["input_ids"].flatten().tolist()) for b in course.split.train}
         assert all(
             (tuple(b["input_ids"].flatten().tolist()) in whole) == (p is not None) for b, p in drawn
         )
@@ -657,7 +657,7 @@ def trained(folder: Path, *, scale: float) -> tuple[Labelled, Labelled, object]:
     module, dense = Labelled(small, scale=scale), Labelled(large, scale=scale)
     parted = split(batches())
     with torch.no_grad():
-        rows = [{"x": x, "labels": large(x).softmax(-1)} for b in parted.taught for x in b["x"]]
+        rows = [{"x": x, "labels": large(x).softmax(-1)} for b in parted.train for x in b["x"]]
     callback = keep_best(module, dense, parted.judging, every=10)
     settings = transformers.TrainingArguments(
         output_dir=str(folder),

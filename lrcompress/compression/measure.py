@@ -13,7 +13,7 @@ from lrcompress.distributed import in_turns
 from lrcompress.errors import FitError
 from lrcompress.network.batches import Batch, Batches
 from lrcompress.network.call import call, frozen
-from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.network.readout import Readout
 from lrcompress.progress import Progress, Step
 
@@ -113,7 +113,7 @@ def measure_both(
 
 
 @torch.no_grad()
-def judged_divergence(module: nn.Module, judge: Judge) -> Divergence:
+def judged_divergence(module: nn.Module, judge: HeldOutDivergence) -> Divergence:
     """The same against the outputs that a judge has kept."""
 
     def measured(index: int) -> _Sums:

@@ -17,7 +17,7 @@ from lrcompress.network.call import call, frozen, on_device
 from lrcompress.network.padding import without_padding
 
 
-class Show(Protocol):
+class Forward(Protocol):
     def __call__(self, *, dense: bool) -> None:
         """Make the network compute with its dense or its compressed layers."""
         ...
@@ -90,7 +90,7 @@ class PairedInputs:
     module: nn.Module
     originals: Mapping[str, nn.Module]
     batches: Batches
-    show: Show
+    show: Forward
     once: bool
     _waiting: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
 

@@ -29,7 +29,7 @@ from lrcompress.compression.replace import (
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.network.batches import Batches, batch_size
-from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
 from lrcompress.structures import Factors, Structure
@@ -67,7 +67,7 @@ class Refit:
     targets: Sequence[Target]
     profile: Profile
     metric: str
-    judge: Judge
+    judge: HeldOutDivergence
     replacements: list[Replacement]
     accepted: int = 0
 

@@ -11,7 +11,7 @@ from lrcompress.compression.refit import Refit, Target
 from lrcompress.compression.replace import Replacement
 from lrcompress.compression.report import RefitTrial
 from lrcompress.network.batches import Batch, Batches, batch_size
-from lrcompress.network.held_out_divergence import Judge, judge_by
+from lrcompress.network.held_out_divergence import HeldOutDivergence, held_out_divergence
 from lrcompress.network.readout import Readout
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
@@ -26,8 +26,8 @@ AFFORDABLE_FLOPS = 2e13  # a few minutes on two cores
 
 @dataclass(frozen=True, eq=False)
 class PreparedRefit:
-    judge: Judge
-    taught: tuple[Batch, ...]
+    judge: HeldOutDivergence
+    train: tuple[Batch, ...]
 
 
 def prepare_refit(
@@ -50,19 +50,19 @@ def prepare_refit(
         rest = [b for i, b in enumerate(batches) if i % JUDGES_EVERY != JUDGES_EVERY - 1]
     else:
         judged, rest = _up_to(judging, LARGEST_JUDGED), list(batches)
-    taught = _up_to(rest, LARGEST_TAUGHT)
-    if not judged or not taught:
+    train = _up_to(rest, LARGEST_TAUGHT)
+    if not judged or not train:
         return f"no refit: fewer than {JUDGES_EVERY} batches of data" if asked else None
     groups = {
         profile[layer.name].input_group
         for layer in plan.layers
         if not isinstance(layer.structure, Dense)
     }
-    examples = sum(map(batch_size, taught)) + 2 * sum(map(batch_size, judged))
+    examples = sum(map(batch_size, train)) + 2 * sum(map(batch_size, judged))
     flops = len(groups) * examples * profile.total_flops_per_example
     if asked is None and flops > AFFORDABLE_FLOPS:
         return f"no refit: it would take {flops:.1e} FLOPs; --refit asks for it all the same"
-    return PreparedRefit(judge_by(module, judged, readout, shared=True), tuple(taught))
+    return PreparedRefit(held_out_divergence(module, judged, readout, shared=True), tuple(train))
 
 
 def judging_batches(batches: Batches) -> list[Batch]:
@@ -82,7 +82,7 @@ def refit_(
     """Refit in place; `replacements` is kept true."""
     before = prepared.judge.divergence(module)
     refit = Refit(module, targets, profile, plan.metric, prepared.judge, replacements)
-    groups = refit.run_(prepared.taught, progress)
+    groups = refit.run_(prepared.train, progress)
     return RefitTrial(before, prepared.judge.divergence(module), groups, refit.accepted)
 
 

@@ -11,7 +11,7 @@ from lrcompress.compression.fit import fit_layer
 from lrcompress.compression.replace import Replacement, install_, show_originals_
 from lrcompress.errors import PlanError
 from lrcompress.network.batches import Batches
-from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
@@ -47,7 +47,7 @@ def sweep(
     readout = profile_readout(module, profile, judging)
     if readout is None:
         raise PlanError("the profile was made without data, which a sweep needs; profile again")
-    judge = judge_by(module, judging, readout)
+    judge = held_out_divergence(module, judging, readout)
     points = []
     with progress.stage("sweep", sum(len(plan.layers) for plan in plans)) as step:
         for plan in plans:

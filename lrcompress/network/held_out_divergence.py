@@ -16,7 +16,7 @@ LARGEST_KEPT = 2**26  # output values: 256 MB
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class HeldOutDivergence:
     """Mean output divergence of a network from the one that the judge was made with."""
 
     readout: Readout
@@ -47,9 +47,9 @@ class Judge:
 
 
 @torch.no_grad()
-def judge_by(
+def held_out_divergence(
     module: nn.Module, batches: Batches, readout: Readout, *, shared: bool = False
-) -> Judge:
+) -> HeldOutDivergence:
     """A judge from `module` as it is now, over as many batches as may be kept, evenly spread: they
     are sorted by length."""
     first = _judge_by_first(module, batches, readout, shared=shared)
@@ -63,7 +63,7 @@ def judge_by(
 
 def _judge_by_first(
     module: nn.Module, batches: Batches, readout: Readout, *, shared: bool
-) -> Judge:
+) -> HeldOutDivergence:
     kept: list[Batch] = []
     outputs: list[tuple[Tensor, Tensor]] = []
     size = 0
@@ -75,4 +75,4 @@ def _judge_by_first(
                 break
             kept.append(batch)
             outputs.append((output, weights))
-    return Judge(readout, tuple(kept), tuple(outputs), shared)
+    return HeldOutDivergence(readout, tuple(kept), tuple(outputs), shared)

@@ -10,7 +10,7 @@ from lrcompress.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class RunContext:
     folder: RunFolder
     progress: Progress
     clock: Clock

@@ -16,7 +16,7 @@ from lrcompress.formats.stages_json import Ledger
 from lrcompress.network.identity import identify, what_differs
 from lrcompress.pipeline.axes import checked_axes, holds_compressed
 from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER, refuse_foreign
 from lrcompress.pipeline.options import (
     AUTO_POOLING,
@@ -29,12 +29,12 @@ from lrcompress.pipeline.options import (
 )
 from lrcompress.pipeline.run_folder import RunFolder, finished_key, open_run_folder
 from lrcompress.pipeline.stages.compress import compress_key, compressed, is_compressed
-from lrcompress.pipeline.stages.deliver import Made, delivered
+from lrcompress.pipeline.stages.deliver import CompressedRun, delivered
 from lrcompress.pipeline.stages.export import budget_facts
 from lrcompress.pipeline.stages.load import Loaded, configuration, load_sources
 from lrcompress.pipeline.stages.plan import (
     PLAN_NAME,
-    Question,
+    PlanInputs,
     check_plan_file,
     chosen,
     decided,
@@ -54,7 +54,7 @@ from lrcompress.pipeline.stages.profile import (
 from lrcompress.pipeline.stages.report import profile_report, with_recorded, write_report
 from lrcompress.pipeline.stages.sweep import is_swept, swept
 from lrcompress.pipeline.stages.tune import STAGE as TUNE
-from lrcompress.pipeline.stages.tune import Teaching, is_tuned, required_batches, tuned
+from lrcompress.pipeline.stages.tune import TuneInputs, is_tuned, required_batches, tuned
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
@@ -85,7 +85,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     if not holds_compressed(where.output, loaded.model_fingerprint):
         checked_axes(loaded.model.module, batch, options.export.axes, progress)
     with _opened(where, source, loaded) as folder:
-        job = Job(folder, progress, clock)
+        job = RunContext(folder, progress, clock)
         question, profiled = _asked(job, loaded, options)
         if needs_moments(job, question, profiled):
             question, profiled = _asked(job, loaded, options, again=True)
@@ -107,26 +107,28 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         gained = None
         if teaching is not None:
             gained, key = tuned(job, teaching, key)
-        made = Made(found, plan, decision.facts, curve, outcome, warnings, key, gained)
+        made = CompressedRun(found, plan, decision.facts, curve, outcome, warnings, key, gained)
         report = on_main(partial(delivered, job, options, batch, made))
         if options.drop_moments:
             found = load_profile(folder.path(PROFILE_FOLDER))
     return RunResult(folder.root, found, plan, report)
 
 
-def _fitted(job: Job, question: Question, profiled: str, plan: Plan, key: str) -> bool:
+def _fitted(job: RunContext, question: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
     """Whether no layer needs fitting any more. profiled, key: of the profile and of the plan."""
     later = _rewriter(job, question, _teaching(question, plan), key)
     swept_already = is_swept(job, question, profiled)
     return is_compressed(job, question, key, rewritten_by=later) and swept_already
 
 
-def _rewriter(job: Job, question: Question, teaching: Teaching | None, key: str) -> str | None:
+def _rewriter(
+    job: RunContext, question: PlanInputs, teaching: TuneInputs | None, key: str
+) -> str | None:
     """The tune stage, where it has finished what is asked. key: of the plan."""
     return TUNE if is_tuned(job, teaching, compress_key(question, key)) else None
 
 
-def _teaching(question: Question, plan: Plan) -> Teaching | None:
+def _teaching(question: PlanInputs, plan: Plan) -> TuneInputs | None:
     loaded, options = question.loaded, question.options
     source = options.source
     if options.tune is None:
@@ -155,7 +157,7 @@ def _teaching(question: Question, plan: Plan) -> Teaching | None:
             )
         return again
 
-    return Teaching(
+    return TuneInputs(
         request=options.tune,
         dense=dense,
         dense_identity=identity,
@@ -181,7 +183,7 @@ def run_profile(
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
     with _opened(where, source, loaded) as folder:
-        found, _ = measured(Job(folder, progress, clock), ".", loaded, options)
+        found, _ = measured(RunContext(folder, progress, clock), ".", loaded, options)
         folder.clean()
         folder.remove_replaced()
 
@@ -207,7 +209,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
         measuring = with_pooling(options.profile, loaded)
         module, judging = loaded.model.module, loaded.judging
         found = profile(module, loaded.calibration, measuring, progress, judging=judging)
-    plan, _ = on_main(partial(chosen, Question(loaded, found, options), progress))
+    plan, _ = on_main(partial(chosen, PlanInputs(loaded, found, options), progress))
     return Preview(found, plan, axes)
 
 
@@ -250,15 +252,15 @@ def _check_plan(options: RunOptions, loaded: Loaded) -> None:
 
 
 def _asked(
-    job: Job, loaded: Loaded, options: RunOptions, *, again: bool = False
-) -> tuple[Question, str]:
+    job: RunContext, loaded: Loaded, options: RunOptions, *, again: bool = False
+) -> tuple[PlanInputs, str]:
     """What the plan is to be made from: a profile measured here or handed in; and its key."""
     if options.profile_folder is None:
         found, key = measured(job, PROFILE_FOLDER, loaded, options.profile, again=again)
     else:
         source = options.profile_folder
         found, key = handed_in(job, PROFILE_FOLDER, loaded, source, again=again)
-    return Question(loaded, found, options), key
+    return PlanInputs(loaded, found, options), key
 
 
 def _opened(

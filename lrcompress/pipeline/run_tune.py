@@ -22,13 +22,13 @@ from lrcompress.network.identity import ModelIdentity, identify, what_differs
 from lrcompress.paths import expanded
 from lrcompress.pipeline.axes import checked_axes
 from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.run_folder import RunFolder, open_run_folder, read_ledger
 from lrcompress.pipeline.stages.compress import STAGE as COMPRESS
 from lrcompress.pipeline.stages.compress import CompressFacts
-from lrcompress.pipeline.stages.deliver import Made, delivered
+from lrcompress.pipeline.stages.deliver import CompressedRun, delivered
 from lrcompress.pipeline.stages.export import EXPORT
 from lrcompress.pipeline.stages.load import configuration
 from lrcompress.pipeline.stages.plan import PLAN_NAME, PlanFacts, read_plan
@@ -38,8 +38,8 @@ from lrcompress.pipeline.stages.sweep import STAGE as SWEEP
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.pipeline.stages.tune import (
     STAGE,
-    Teaching,
     TuneFacts,
+    TuneInputs,
     checked_dense,
     last_export,
     tune_key,
@@ -80,12 +80,12 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             checked_dense(dense, identity, known, batches[0], root)
         step.advance()
     with open_run_folder(root, ledger, lambda _: "", force=False) as folder:
-        job = Job(folder, progress, clock)
+        job = RunContext(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
         exporting = last_export(folder)
         asked_of_axes = _export_options(options, exporting).axes
         checked_axes(dense.module, batches[0], asked_of_axes, progress)
-        teaching = Teaching(
+        teaching = TuneInputs(
             request=options.request,
             dense=lambda: dense,
             dense_identity=identity,
@@ -101,7 +101,9 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         curve = folder.facts(SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
         selection = folder.facts(PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
-        made = Made(profile, teaching.plan, selection, curve, outcome, warnings, key, gained)
+        made = CompressedRun(
+            profile, teaching.plan, selection, curve, outcome, warnings, key, gained
+        )
         for earlier in (PROFILE, PLAN, COMPRESS):
             clock.reused(earlier)
         asked = _asked(options, ledger.model, exporting)
@@ -118,7 +120,7 @@ def _finished_ledger(root: Path) -> Ledger:
     return ledger
 
 
-def _upstream(folder: RunFolder, teaching: Teaching) -> str:
+def _upstream(folder: RunFolder, teaching: TuneInputs) -> str:
     """The key of what is tuned: of the last tuning, if this is not that very one again."""
     last, compress = folder.record(STAGE), folder.record(COMPRESS)
     assert compress is not None

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lrcompress.distributed import all_reduce_, gathered, world_size
 from lrcompress.profiling.collector import Collector
-from lrcompress.profiling.gauss_newton_factors import RunningJoint
-from lrcompress.profiling.input_moments import RunningMoment
+from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
+from lrcompress.profiling.input_moments import InputMoment
 from lrcompress.profiling.second_moment import SecondMoment, SymmetricSum
 
 Shape = tuple[int, ...]
@@ -50,14 +50,14 @@ def sum_(collector: Collector) -> None:
         return
     devices = {watch.name: _device(watch.module) for watch in collector.watches}
     for name, parts in _everybodys({n: _moment_parts(m) for n, m in collector.inputs.items()}):
-        moment = collector.inputs.setdefault(name, RunningMoment())
+        moment = collector.inputs.setdefault(name, InputMoment())
         device = devices[name]
         moment.first = _sum(moment.first, parts.shapes["first"], device)
         moment.absolute = _sum(moment.absolute, parts.shapes["absolute"], device)
         _sum_second_(moment.seconds, parts.shapes["second"], device)
         moment.rows = parts.count
     for name, parts in _everybodys({n: _joint_parts(j) for n, j in collector.joints.items()}):
-        joint = collector.joints.setdefault(name, RunningJoint())
+        joint = collector.joints.setdefault(name, GaussNewtonFactors())
         device = devices[name]
         _sum_second_(joint.inputs, parts.shapes["inputs"], device)
         _sum_second_(joint.outputs, parts.shapes["outputs"], device)
@@ -67,12 +67,12 @@ def sum_(collector: Collector) -> None:
         joint.count = parts.count
 
 
-def _moment_parts(moment: RunningMoment) -> _Parts:
+def _moment_parts(moment: InputMoment) -> _Parts:
     parts = {"second": moment.second, "first": moment.first, "absolute": moment.absolute}
     return _Parts(_shapes(parts), moment.rows)
 
 
-def _joint_parts(joint: RunningJoint) -> _Parts:
+def _joint_parts(joint: GaussNewtonFactors) -> _Parts:
     parts = {
         "inputs": joint.inputs.whole(),
         "outputs": joint.outputs.whole(),

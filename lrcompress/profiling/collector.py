@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from lrcompress.layers import input_rows, layer_kind, output_rows
 from lrcompress.network.batches import Batch, batch_size
 from lrcompress.network.padding import positions_first, without_padding
-from lrcompress.profiling.gauss_newton_factors import RunningJoint
-from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, RunningMoment
+from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
+from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, InputMoment
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Collector:
     watches: Sequence[Watch]
     with_sensitivity: bool
     share_inputs: bool = True
-    inputs: dict[str, RunningMoment] = field(default_factory=dict)
-    joints: dict[str, RunningJoint] = field(default_factory=dict)
+    inputs: dict[str, InputMoment] = field(default_factory=dict)
+    joints: dict[str, GaussNewtonFactors] = field(default_factory=dict)
     leaders: dict[str, str] = field(default_factory=dict)
     consistent: bool = True
     without_gradient: set[str] = field(default_factory=set)  # layers run under torch.no_grad
@@ -128,7 +128,7 @@ class Collector:
             self.consistent = False
         if leader != name:
             return
-        moment = self.inputs.setdefault(name, RunningMoment())
+        moment = self.inputs.setdefault(name, InputMoment())
         rows = input_rows(module, x)
         if isinstance(module, nn.Embedding):
             tokens = without_padding(rows, rows.shape, self._mask)
@@ -152,7 +152,7 @@ class Collector:
             self._add_joint(name, module, inputs, rows)
 
     def _add_joint(self, name: str, module: nn.Module, inputs: Tensor, rows: Tensor) -> None:
-        joint = self.joints.setdefault(name, RunningJoint())
+        joint = self.joints.setdefault(name, GaussNewtonFactors())
         if isinstance(module, nn.Embedding):
             joint.add_tokens(inputs, rows, module.num_embeddings)
         else:

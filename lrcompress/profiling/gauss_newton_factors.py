@@ -20,7 +20,7 @@ from lrcompress.profiling.second_moment import SecondMoment
 
 
 @dataclass
-class RunningJoint:
+class GaussNewtonFactors:
     """Sums over examples and probes of one use of one weight."""
 
     inputs: SecondMoment = field(default_factory=SecondMoment)  # sum J^T J

@@ -17,7 +17,7 @@ FULL_MOMENT_LIMIT = 8192  # features; beyond it (vocabularies) only the diagonal
 
 
 @dataclass
-class RunningMoment:
+class InputMoment:
     """Sums over the rows of one side of one layer."""
 
     seconds: SecondMoment = field(default_factory=SecondMoment)

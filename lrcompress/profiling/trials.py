@@ -16,7 +16,7 @@ from lrcompress.layers import replace_, share_hooks_, weight_matrix
 from lrcompress.metrics import LayerMoments, Metric, Whitening
 from lrcompress.network.batches import Batches, batch_size, spread_examples
 from lrcompress.network.flops import counted_flops
-from lrcompress.network.held_out_divergence import Judge, judge_by
+from lrcompress.network.held_out_divergence import HeldOutDivergence, held_out_divergence
 from lrcompress.network.readout import Readout
 from lrcompress.profiling.profile import LayerProfile, Trial
 from lrcompress.profiling.spectrum import loss_curve
@@ -33,7 +33,7 @@ AFFORDABLE_FLOPS = 1e13  # a minute or two on two cores
 class TrialPlan:
     """What the trials of all layers have in common."""
 
-    judge: Judge
+    judge: HeldOutDivergence
     shares: tuple[float, ...]  # of the break-even rank
 
 
@@ -45,7 +45,9 @@ def plan_trials(module: nn.Module, layers: int, batches: Batches, readout: Reado
     middle = batches[len(batches) // 2]
     flops_per_example = counted_flops(module, middle) / batch_size(middle)
     shares, examples = affordable_trials(layers, flops_per_example)
-    return TrialPlan(judge_by(module, spread_examples(batches, examples), readout), shares)
+    return TrialPlan(
+        held_out_divergence(module, spread_examples(batches, examples), readout), shares
+    )
 
 
 def affordable_trials(layers: int, flops_per_example: float) -> tuple[tuple[float, ...], int]:

@@ -21,7 +21,7 @@ from lrcompress.errors import BudgetError, PlanError
 from lrcompress.formats.plan_json import plan_as
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch, Batches, batch_size, spread_examples
-from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.unfused import runs_unfused
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.options import PlanOptions
@@ -163,7 +163,7 @@ def select(
             "plans are selected; profile with data in the two-sided metric, or use plan"
         )
     judged = _affordable(profile, judging, rounds)
-    network = TrialNetwork(module, profile, judge_by(module, judged, readout))
+    network = TrialNetwork(module, profile, held_out_divergence(module, judged, readout))
     search = _Search(profile, budget, options, network, store or NoMeasurements())
     tried: list[_Made] = []
     with progress.stage("select", len(CANDIDATES) + rounds) as step:

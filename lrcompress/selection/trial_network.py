@@ -15,7 +15,7 @@ from lrcompress.compression.replace import Replacement, install_, show_originals
 from lrcompress.layers import weight_matrix
 from lrcompress.network.batches import batch_size
 from lrcompress.network.call import call, frozen
-from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.network.in_place import with_copies_if_needed
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -48,7 +48,7 @@ class TrialNetwork:
 
     module: nn.Module
     profile: Profile
-    judge: Judge
+    judge: HeldOutDivergence
     _truncations: dict[tuple[str, str], Truncation] = field(default_factory=dict)
     _fits: dict[tuple[str, str, Structure], FittedLayer] = field(default_factory=dict)
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
 from lrcompress.tuning.report import TuneReport
-from lrcompress.tuning.training_setup import Course
+from lrcompress.tuning.training_setup import TrainingSetup
 
 
 class Adapted:
     """`course` trains the adapters of the network that the course before trained whole."""
 
-    def __init__(self, whole: Course, layers: Sequence[str], steps: int) -> None:
+    def __init__(self, whole: TrainingSetup, layers: Sequence[str], steps: int) -> None:
         options = whole.options
         assert options.adapter is not None
         self._whole, module = whole, whole.module

@@ -14,7 +14,7 @@ from lrcompress.errors import TuneError
 from lrcompress.messages import listed
 from lrcompress.network.batches import Batches, batch_size
 from lrcompress.network.call import frozen
-from lrcompress.network.held_out_divergence import Judge, judge_by
+from lrcompress.network.held_out_divergence import HeldOutDivergence, held_out_divergence
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import TokenNoise, find_noise
 from lrcompress.tuning.features import hidden_points
@@ -23,7 +23,7 @@ from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import Scope, TuneOptions
 from lrcompress.tuning.regularisers import REGULARISERS
 from lrcompress.tuning.split import Split, split
-from lrcompress.tuning.training_setup import Course
+from lrcompress.tuning.training_setup import TrainingSetup
 
 
 def prepared(
@@ -33,7 +33,7 @@ def prepared(
     batches: Batches,
     options: TuneOptions,
     task: TaskLoss | None = None,
-) -> Course:
+) -> TrainingSetup:
     """The course of a training of whatever in `module` asks for gradients.
 
     Raises:
@@ -45,21 +45,21 @@ def prepared(
         readout, _ = find_readout(
             dense, parted.judging, objective=options.divergence, pooling=options.pooling
         )
-    names = hidden_points(dense, layers, parted.taught[0], readout)
+    names = hidden_points(dense, layers, parted.train[0], readout)
     points = tuple((dense.get_submodule(name), module.get_submodule(name)) for name in names)
     setting = Setting(module, dense, readout, points, options, task)
     objective = TUNING_OBJECTIVES[options.objective](setting)
-    objective.check(parted.taught)
-    judge: Judge | None = None
+    objective.check(parted.train)
+    judge: HeldOutDivergence | None = None
     positions = 1.0
     if objective.judged_by_divergence:
-        judge = judge_by(dense, parted.judging, readout, shared=world_size() > 1)
-        parted = Split(parted.taught, judge.batches)  # as many as it may keep
+        judge = held_out_divergence(dense, parted.judging, readout, shared=world_size() > 1)
+        parted = Split(parted.train, judge.batches)  # as many as it may keep
         measure, positions = partial(judge.divergence, module), judge.positions
     else:
         measure = partial(held_out_loss, objective, parted)
 
-    return Course(
+    return TrainingSetup(
         module=module,
         parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
         objective=objective,
@@ -69,16 +69,16 @@ def prepared(
         positions=positions,
         options=options,
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
-        noise=_noise(objective, dense, parted.taught),
+        noise=_noise(objective, dense, parted.train),
     )
 
 
-def _noise(objective: TuningObjective, dense: nn.Module, taught: Batches) -> TokenNoise | None:
+def _noise(objective: TuningObjective, dense: nn.Module, train: Batches) -> TokenNoise | None:
     """Raises TuneError where it is asked for and makes no sense."""
     asked = objective.setting.options.token_noise
     if asked is False or not (objective.takes_noise or asked):
         return None
-    found = find_noise(dense, taught) if objective.takes_noise else None
+    found = find_noise(dense, train) if objective.takes_noise else None
     if asked and found is None:
         raise TuneError(
             f"token noise suits distillation on texts of a large vocabulary, not {objective.name} "

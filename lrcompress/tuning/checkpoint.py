@@ -26,7 +26,7 @@ NAME = "tuning.safetensors"
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrainState:
     """Numbers of a tuning after `step` steps. `key`: of what it was begun with."""
 
     key: str
@@ -42,7 +42,7 @@ class Standing:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    standing: Standing
+    standing: TrainState
     weights: Mapping[str, Tensor]  # what trains, now
     best: Mapping[str, Tensor]  # the same at the best step
     optimiser: Mapping[str, Any]  # its state_dict, and the scaler's
@@ -83,7 +83,7 @@ class FolderCheckpoints:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if header["standing"].get("schema_version") != SCHEMA_VERSION:
                 return None
-            standing = from_json(Standing, header["standing"], NAME, DataError)
+            standing = from_json(TrainState, header["standing"], NAME, DataError)
             optimiser = _joined(header["optimiser"], tensors)
         except (SafetensorError, OSError, LrcompressError, LookupError, TypeError):
             return None  # damaged by whatever stopped the run, or of another version

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrcompress.errors import TuneError
 from lrcompress.messages import listed
 from lrcompress.network.batches import Batches
-from lrcompress.network.held_out_divergence import judge_by
+from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.readout_search import find_readout
 from lrcompress.tuning.report import HeldOut
 
@@ -47,7 +47,7 @@ def keep_best(
         ) from cause
 
     readout, _ = find_readout(dense, batches, objective=divergence, pooling=pooling)
-    judge = judge_by(dense, batches, readout)
+    judge = held_out_divergence(dense, batches, readout)
 
     class KeepBest(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         def __init__(self) -> None:

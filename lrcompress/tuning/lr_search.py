@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from math import isfinite
 
 from lrcompress.progress import Progress
-from lrcompress.tuning.checkpoint import NoCheckpoints, Standing
+from lrcompress.tuning.checkpoint import NoCheckpoints, TrainState
 from lrcompress.tuning.report import HeldOut
 from lrcompress.tuning.training_loop import Loop
-from lrcompress.tuning.training_setup import Course
+from lrcompress.tuning.training_setup import TrainingSetup
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST = 2  # of RATES: what suits most
@@ -26,7 +26,7 @@ TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, steps
 log = logging.getLogger(__name__)
 
 
-def chosen_rate(course: Course, steps: int, start: float, progress: Progress) -> float:
+def chosen_rate(course: TrainingSetup, steps: int, start: float, progress: Progress) -> float:
     """Of RATES the largest whose short training does little harm; the smallest if all do much.
 
     What a trial gains says little of a long training: Adam's first steps are as long in directions
@@ -44,7 +44,7 @@ def chosen_rate(course: Course, steps: int, start: float, progress: Progress) ->
 
     def bearable(place: int) -> bool:
         course.set_weights_(before)
-        standing = Standing("", length, RATES[place], history=(HeldOut(0, start),))
+        standing = TrainState("", length, RATES[place], history=(HeldOut(0, start),))
         loop = Loop(course, standing, NoCheckpoints(), on_trial=True)
         with progress.stage(f"try learning rate {RATES[place]:g}", 1) as shown:
             value = loop.straight_()

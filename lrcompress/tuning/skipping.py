@@ -19,7 +19,7 @@ from lrcompress.tuning.adapter_drop import (
     without_first,
 )
 from lrcompress.tuning.options import TuneOptions
-from lrcompress.tuning.training_setup import Course, step_generator
+from lrcompress.tuning.training_setup import TrainingSetup, step_generator
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _before(
     )
 
 
-def with_random_skips(course: Course, part: TrainedPart) -> Course:
+def with_random_skips(course: TrainingSetup, part: TrainedPart) -> TrainingSetup:
     """Each step skips some of the first blocks; at most `skip_first`. Adapters are attached."""
     if not part.blocks:
         return course

@@ -14,12 +14,12 @@ from lrcompress.network.batches import Batch, Batches, batch_size
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    taught: tuple[Batch, ...]
+    train: tuple[Batch, ...]
     judging: tuple[Batch, ...]
 
     @property
     def taught_examples(self) -> int:
-        return sum(map(batch_size, self.taught))
+        return sum(map(batch_size, self.train))
 
     @property
     def judging_examples(self) -> int:
@@ -44,15 +44,15 @@ def split(batches: Batches) -> Split:
         kept = [batch for batch in batches if id(batch) not in own]
         return Split(tuple(kept), tuple(judging))
     every = min(JUDGES_EVERY, examples)
-    taught, first = [], 0
+    train, first = [], 0
     for batch in batches:
         places = torch.arange(first, first + batch_size(batch))
         judges = places % every == every - 1
-        taught.append(_rows(batch, ~judges))
+        train.append(_rows(batch, ~judges))
         judging.append(_rows(batch, judges))
         first += batch_size(batch)
     return Split(
-        tuple(b for b in taught if batch_size(b)), tuple(b for b in judging if batch_size(b))
+        tuple(b for b in train if batch_size(b)), tuple(b for b in judging if batch_size(b))
     )
 
 

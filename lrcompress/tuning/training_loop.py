@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lrcompress.distributed import on_main
 from lrcompress.progress import Progress, Step
-from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, Standing
+from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, TrainState
 from lrcompress.tuning.report import HeldOut
-from lrcompress.tuning.training_setup import LARGEST_NORM, Course, accumulate_, factor
+from lrcompress.tuning.training_setup import LARGEST_NORM, TrainingSetup, accumulate_, factor
 
 MOST_RESTARTS = 4
 TOO_FAR = 2.0  # times the start's measure
@@ -25,8 +25,8 @@ class Loop:
 
     def __init__(
         self,
-        course: Course,
-        begun: Standing | Checkpoint,
+        course: TrainingSetup,
+        begun: TrainState | Checkpoint,
         store: CheckpointStore,
         *,
         on_trial: bool = False,

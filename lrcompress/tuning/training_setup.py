@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lrcompress.distributed import all_reduce_, rank, world_size
 from lrcompress.errors import TuneError
 from lrcompress.network.batches import Batch
-from lrcompress.network.held_out_divergence import Judge
+from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.network.in_place import is_changed_in_place, saved_copies
 from lrcompress.network.token_noise import TokenNoise
 from lrcompress.tuning.losses import TuningObjective
@@ -27,7 +27,7 @@ WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, steps
 
 
 @dataclass(frozen=True, eq=False)
-class Course:
+class TrainingSetup:
     """`parameters` are those that train, by name; `measure` is what judges them, per example."""
 
     module: nn.Module
@@ -36,7 +36,7 @@ class Course:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
-    judge: Judge | None = None  # behind `measure`, where a divergence judges
+    judge: HeldOutDivergence | None = None  # behind `measure`, where a divergence judges
     positions: float = 1.0  # of an example that `measure` sums over, on average
     noise: TokenNoise | None = None
     penalty: Callable[[], Tensor | None] | None = None
@@ -77,26 +77,26 @@ class Course:
         return torch.amp.GradScaler(self.device.type, enabled=enabled)
 
 
-def draws(course: Course, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
+def draws(course: TrainingSetup, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
     """The batches of a step, in an order that the seed and the step alone decide.
 
     Every batch comes once before any comes again. With token noise it comes from its second time
     on every other time with most of its tokens drawn anew: new text teaches more than noise does.
     """
-    taught, options = course.split.taught, course.options
+    train, options = course.split.train, course.options
     for part in range(options.accumulation):
         index = (step * options.accumulation + part) * world_size() + rank()
-        turn, place = divmod(index, len(taught))
-        order = torch.randperm(len(taught), generator=step_generator(options.seed, turn))
+        turn, place = divmod(index, len(train))
+        order = torch.randperm(len(train), generator=step_generator(options.seed, turn))
         place = int(order[place])
         generator = step_generator(options.seed + 1, index)
         if course.noise is not None and turn and (place + turn) % 2:
-            yield course.noise.noisy(taught[place], generator), None, generator
+            yield course.noise.noisy(train[place], generator), None, generator
         else:
-            yield taught[place], place, generator
+            yield train[place], place, generator
 
 
-def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
+def accumulate_(course: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     """Add the step's gradients; returns its loss, which may not be finite.
 
     A network that changes in place what gradients need shows at the first step, which then begins
@@ -115,7 +115,7 @@ def accumulate_(course: Course, step: int, scaler: torch.amp.GradScaler) -> floa
         return _accumulated_(course, step, scaler)
 
 
-def _accumulated_(course: Course, step: int, scaler: torch.amp.GradScaler) -> float:
+def _accumulated_(course: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     total = 0.0
     around = nullcontext() if course.around_step is None else course.around_step(step)
     with around, _regularised(course) as penalty:
@@ -131,7 +131,7 @@ def _accumulated_(course: Course, step: int, scaler: torch.amp.GradScaler) -> fl
 
 
 @contextmanager
-def _regularised(course: Course) -> Iterator[Callable[[], Tensor | None]]:
+def _regularised(course: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]:
     """Only while gradients are taken: an optimiser finds factors by names, which it changes."""
     if not course.regularisers:
         yield lambda: None
@@ -140,7 +140,7 @@ def _regularised(course: Course) -> Iterator[Callable[[], Tensor | None]]:
         yield regularised.penalty
 
 
-def _averaged_(course: Course, loss: float) -> float:
+def _averaged_(course: TrainingSetup, loss: float) -> float:
     """Gradients and loss as the means over all processes."""
     if world_size() == 1:
         return loss

@@ -29,7 +29,7 @@ from lrcompress.tuning.build_setup import (
     prepared,
     refuse_shared,
 )
-from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, NoCheckpoints, Standing
+from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, NoCheckpoints, TrainState
 from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.lr_search import chosen_rate
 from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
@@ -37,7 +37,7 @@ from lrcompress.tuning.report import HeldOut, TuneReport
 from lrcompress.tuning.skipping import trained_part, with_random_skips
 from lrcompress.tuning.split import replaced_layers
 from lrcompress.tuning.training_loop import Loop, evaluation_interval
-from lrcompress.tuning.training_setup import Course, accumulate_
+from lrcompress.tuning.training_setup import TrainingSetup, accumulate_
 
 __all__ = ["TuneOptions", "TuneReport", "tune_"]
 
@@ -96,7 +96,7 @@ def tune_(
             held = None
         start = course.measure() if held is None else 0.0
         steps = _length(course, start) if held is None else held.standing.steps
-        blank = Standing(key, steps, 0.0)
+        blank = TrainState(key, steps, 0.0)
         if options.adapter is None:
             course = with_random_skips(course, part)
             report = _trained(
@@ -119,7 +119,9 @@ def tune_(
     return report
 
 
-def _first(course: Course, blank: Standing, start: float, progress: Progress) -> Standing:
+def _first(
+    course: TrainingSetup, blank: TrainState, start: float, progress: Progress
+) -> TrainState:
     """A standing at step 0, its learning rate chosen."""
     if not math.isfinite(start):
         raise TuneError(
@@ -132,7 +134,7 @@ def _first(course: Course, blank: Standing, start: float, progress: Progress) ->
     return replace(blank, learning_rate=rate, history=(HeldOut(0, start),))
 
 
-def _length(course: Course, start: float) -> int:
+def _length(course: TrainingSetup, start: float) -> int:
     """Steps of the whole training. With `minutes` a clock decides, once."""
     options = course.options
     if options.minutes is None:
@@ -167,7 +169,10 @@ def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
 
 
 def _trained(
-    course: Course, begun: Standing | Checkpoint, store: CheckpointStore, progress: Progress
+    course: TrainingSetup,
+    begun: TrainState | Checkpoint,
+    store: CheckpointStore,
+    progress: Progress,
 ) -> TuneReport:
     loop = Loop(course, begun, store)
     loop.run_(progress)

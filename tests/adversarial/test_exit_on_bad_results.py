@@ -18,7 +18,7 @@ from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.stages.compress import CompressFacts
-from lrcompress.pipeline.stages.deliver import Made, _doubts
+from lrcompress.pipeline.stages.deliver import CompressedRun, _doubts
 from lrcompress.pipeline.stages.plan import PlanFacts
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.planning.planner import plan
@@ -196,10 +196,10 @@ def test_a_network_that_says_nothing_any_more_is_severe(collapse: str) -> None:
             if collapse == "zero" or "bias" not in name:
                 parameter.zero_()
     from lrcompress.compression.measure import judged_divergence
-    from lrcompress.network.held_out_divergence import judge_by
+    from lrcompress.network.held_out_divergence import held_out_divergence
 
     assert made.profile.readout is not None
-    judge = judge_by(build(), made.aside.confirming, made.profile.readout)
+    judge = held_out_divergence(build(), made.aside.confirming, made.profile.readout)
     (doubt,) = tuned_doubts("kl", judged_divergence(module, judge))
     assert doubt.severe
 
@@ -223,7 +223,9 @@ def test_a_tuning_that_mends_the_network_takes_the_severity_away(
     bad = "not to be trusted: the first choice changes for 70.0% of examples set aside"
     outcome = CompressFacts((), {}, (), doubts=(bad,), severe=(bad,))
     tuning = replace(TUNED, quality=quality)
-    made = Made(found, plan(found, "75%"), PlanFacts(), SweepFacts(), outcome, (), "key", tuning)
+    made = CompressedRun(
+        found, plan(found, "75%"), PlanFacts(), SweepFacts(), outcome, (), "key", tuning
+    )
     told = _doubts(made)
     assert sum(doubt.severe for doubt in told) == severe
     assert told[0].said == f"before tuning: {bad}"
@@ -235,7 +237,9 @@ def test_no_tuning_mends_data_that_show_nothing(found: Profile) -> None:
     said = tuple(doubt.said for doubt in doubts(report, void))
     outcome = CompressFacts((), {}, (), doubts=said, severe=said)
     tuning = replace(TUNED, quality=GOOD)
-    made = Made(void, plan(void, "75%"), PlanFacts(), SweepFacts(), outcome, (), "key", tuning)
+    made = CompressedRun(
+        void, plan(void, "75%"), PlanFacts(), SweepFacts(), outcome, (), "key", tuning
+    )
     assert [doubt.severe for doubt in _doubts(made)] == [True]
 
 

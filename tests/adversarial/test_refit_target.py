@@ -39,7 +39,7 @@ from lrcompress.structures import (
 FP32 = 1e-3  # of the weight: float32 rows (6e-8) through normal equations of condition 1e3 to 1e4
 
 
-class Judge:
+class HeldOutDivergence:
     """Takes every proposal."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ def proposed(
     net.first = other
     changes = [before, *install_(net, spec, structure, factors, layer_bias(layer))]
     target = Target(found["layer"], structure, changes[1], factors)
-    run = Refit(net, [target], found, "two-sided", Judge(), changes)  # type: ignore[arg-type]
+    run = Refit(net, [target], found, "two-sided", HeldOutDivergence(), changes)  # type: ignore[arg-type]
     monkeypatch.setattr(type(structure), "fit", spy)
     run.run_(batches, refit_progress())
     (weight,) = wanted

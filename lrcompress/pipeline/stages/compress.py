@@ -17,9 +17,9 @@ from lrcompress.distributed import on_main
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
 from lrcompress.pipeline.compressed_model import save_compressed
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.stages.load import Loaded
-from lrcompress.pipeline.stages.plan import Question
+from lrcompress.pipeline.stages.plan import PlanInputs
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import IN_NATS, Divergence
@@ -42,7 +42,12 @@ class CompressFacts:
 
 
 def compressed(
-    job: Job, question: Question, plan: Plan, upstream: str, *, rewritten_by: str | None = None
+    job: RunContext,
+    question: PlanInputs,
+    plan: Plan,
+    upstream: str,
+    *,
+    rewritten_by: str | None = None,
 ) -> tuple[CompressFacts, str]:
     """The compressed model in the run folder, and the stage's key.
 
@@ -78,14 +83,14 @@ def compressed(
 
 
 def is_compressed(
-    job: Job, question: Question, upstream: str, *, rewritten_by: str | None = None
+    job: RunContext, question: PlanInputs, upstream: str, *, rewritten_by: str | None = None
 ) -> bool:
     """Whether `compressed` would find its work done."""
     key = compress_key(question, upstream)
     return job.folder.finished(STAGE, key, rewritten_by=rewritten_by) is not None
 
 
-def compress_key(question: Question, upstream: str) -> str:
+def compress_key(question: PlanInputs, upstream: str) -> str:
     inputs = {
         "data": question.loaded.data_fingerprint,
         "options": question.options.compress,

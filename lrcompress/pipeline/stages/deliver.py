@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lrcompress.compression.doubts import Doubt, tuned_doubts, void_doubts
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.compressed_model import load
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.stages.compress import CompressFacts
@@ -23,7 +23,7 @@ from lrcompress.tuning.report import TuneReport
 
 
 @dataclass(frozen=True, eq=False)
-class Made:
+class CompressedRun:
     """What a run has come to when its compressed model is written; `key` is its last stage's."""
 
     profile: Profile
@@ -36,7 +36,7 @@ class Made:
     tuning: TuneReport | None = None
 
 
-def _doubts(made: Made) -> tuple[Doubt, ...]:
+def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
     """What was said of the compressed network. A tuning that came after it does not undo it, but
     says anew how good the network is; what was void stays void."""
     found = [Doubt(said, said in made.outcome.severe) for said in made.outcome.doubts]
@@ -50,7 +50,7 @@ def _doubts(made: Made) -> tuple[Doubt, ...]:
     return (*before, *(tuned_doubts(made.profile.objective, tuned) if tuned else ()))
 
 
-def delivered(job: Job, options: RunOptions, batch: Batch, made: Made) -> Report:
+def delivered(job: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
     """Export, verify and report: one process does it, from what was written."""
     root, source, found = job.folder.root, options.source, made.profile
     product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)

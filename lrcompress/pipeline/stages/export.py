@@ -18,7 +18,7 @@ from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
 from lrcompress.network.batches import Batch
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
@@ -57,7 +57,7 @@ class VerifyFacts:
 
 
 def exported(
-    job: Job, product: Product, asked: RunOptions, upstream: str
+    job: RunContext, product: Product, asked: RunOptions, upstream: str
 ) -> tuple[ExportFacts, str]:
     """model.onnx (and model.pt2 if asked for); the facts of its export and the stage's key."""
     folder, pt2 = job.folder, asked.pt2
@@ -91,7 +91,7 @@ def exported(
 
 
 def verified(
-    job: Job, product: Product, provider: ProviderName, upstream: str
+    job: RunContext, product: Product, provider: ProviderName, upstream: str
 ) -> tuple[CheckReport, ...]:
     """Every check of the file. A run that failed one is checked again when it is rerun."""
     folder = job.folder

@@ -20,7 +20,7 @@ from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.budget import Budget
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class PlanInputs:
     """What a plan depends on."""
 
     loaded: Loaded
@@ -94,7 +94,7 @@ class Decision:
     key: str
 
 
-def needs_moments(job: Job, question: Question, upstream: str) -> bool:
+def needs_moments(job: RunContext, question: PlanInputs, upstream: str) -> bool:
     """Whether a selection is still to be made for which the profile's moments were deleted."""
     if not question.is_selected or job.folder.finished(STAGE, _key(question, upstream)) is not None:
         return False
@@ -102,11 +102,11 @@ def needs_moments(job: Job, question: Question, upstream: str) -> bool:
     return any(layer.name not in profile.moments for layer in profile.layers)
 
 
-def _key(question: Question, upstream: str) -> str:
+def _key(question: PlanInputs, upstream: str) -> str:
     return stage_key(STAGE, upstream, question.inputs)
 
 
-def decided(job: Job, question: Question, upstream: str) -> Decision:
+def decided(job: RunContext, question: PlanInputs, upstream: str) -> Decision:
     """The plan of a run, in its plan.json.
 
     Raises:
@@ -139,7 +139,7 @@ def decided(job: Job, question: Question, upstream: str) -> Decision:
 
 
 def chosen(
-    question: Question, progress: Progress = SILENT, store: MeasurementStore | None = None
+    question: PlanInputs, progress: Progress = SILENT, store: MeasurementStore | None = None
 ) -> tuple[Plan, PlanFacts]:
     """The plan that the options ask for: from the file, or for the budget."""
     options, loaded, profile = question.options, question.loaded, question.profile
@@ -186,7 +186,7 @@ def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
         raise PlanError(f"{path}: {error}") from error
 
 
-def file_overhead(question: Question) -> int:
+def file_overhead(question: PlanInputs) -> int:
     """Bytes of the ONNX file beyond the weights that the plan counts.
 
     Measured on an export of the dense model, since only the exporter knows what its graph holds;

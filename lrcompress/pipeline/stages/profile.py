@@ -18,7 +18,7 @@ from lrcompress.formats.profile_json import load_profile, save_profile
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.metrics import LayerMoments, MomentStore
 from lrcompress.network.identity import ModelIdentity
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.run_folder import file_digest
 from lrcompress.pipeline.stages.load import Loaded
@@ -59,7 +59,7 @@ def find_profile(folder: Path) -> Path:
 
 
 def measured(
-    job: Job, where: str, loaded: Loaded, options: ProfileOptions, *, again: bool = False
+    job: RunContext, where: str, loaded: Loaded, options: ProfileOptions, *, again: bool = False
 ) -> tuple[Profile, str]:
     """The profile in the subfolder `where` of the run, and its stage's key.
 
@@ -98,7 +98,7 @@ def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
 
 
 def handed_in(
-    job: Job, where: str, loaded: Loaded, source: Path, *, again: bool = False
+    job: RunContext, where: str, loaded: Loaded, source: Path, *, again: bool = False
 ) -> tuple[Profile, str]:
     """A profile made before, copied into the run.
 
@@ -135,7 +135,7 @@ def lacks_moments(found: Profile, plan: Plan) -> bool:
     return plan.metric != "plain" and any(name not in found.moments for name in changed)
 
 
-def without_moments(job: Job, where: str) -> Profile:
+def without_moments(job: RunContext, where: str) -> Profile:
     """The profile of a finished run once its moments are gone; its stage stays finished."""
     folder, target = job.folder, job.folder.path(where)
     record = folder.record(STAGE)

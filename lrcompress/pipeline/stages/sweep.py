@@ -13,8 +13,8 @@ from lrcompress.compression.sweep import SweepPoint, sweep
 from lrcompress.errors import BudgetError
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
-from lrcompress.pipeline.context import Job
-from lrcompress.pipeline.stages.plan import Question
+from lrcompress.pipeline.context import RunContext
+from lrcompress.pipeline.stages.plan import PlanInputs
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
@@ -30,14 +30,14 @@ class SweepFacts:
     warnings: tuple[str, ...] = ()
 
 
-def is_swept(job: Job, question: Question, upstream: str) -> bool:
+def is_swept(job: RunContext, question: PlanInputs, upstream: str) -> bool:
     """Whether `swept` has nothing left to do. upstream: the key of the profile."""
     if not question.options.sweep or question.loaded.batches is None:
         return True
     return job.folder.finished(STAGE, _key(question, upstream)) is not None
 
 
-def swept(job: Job, question: Question, upstream: str) -> SweepFacts:
+def swept(job: RunContext, question: PlanInputs, upstream: str) -> SweepFacts:
     """The curve at the budgets that the options name. upstream: the key of the profile.
 
     A budget that cannot be met, or at which the network breaks down, is left out with a warning.
@@ -63,7 +63,7 @@ def swept(job: Job, question: Question, upstream: str) -> SweepFacts:
     return _told(facts)
 
 
-def _plans(question: Question) -> tuple[list[Plan], list[str]]:
+def _plans(question: PlanInputs) -> tuple[list[Plan], list[str]]:
     options = question.options
     scope = "total" if options.budget is None else options.budget.scope
     plans, warnings = [], []
@@ -76,7 +76,7 @@ def _plans(question: Question) -> tuple[list[Plan], list[str]]:
     return plans, warnings
 
 
-def _key(question: Question, upstream: str) -> str:
+def _key(question: PlanInputs, upstream: str) -> str:
     options = question.options
     inputs = {
         "sweep": options.sweep,

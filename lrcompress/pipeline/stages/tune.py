@@ -28,7 +28,7 @@ from lrcompress.metrics import Whitening
 from lrcompress.network.batches import Batch
 from lrcompress.network.identity import ModelIdentity, what_differs
 from lrcompress.pipeline.compressed_model import load, save_tuned
-from lrcompress.pipeline.context import Job
+from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.pipeline.run_folder import RunFolder
 from lrcompress.pipeline.stages.export import EXPORT
@@ -75,7 +75,7 @@ class TuneFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class Teaching:
+class TuneInputs:
     """What a compressed model is tuned with. `dense` is asked for only if there is work to do."""
 
     request: TuneRequest
@@ -89,7 +89,7 @@ class Teaching:
     differs: Callable[[ModelIdentity], str] = lambda _: ""  # the teacher at hand, from a known one
 
 
-def tune_key(teaching: Teaching, upstream: str) -> str:
+def tune_key(teaching: TuneInputs, upstream: str) -> str:
     inputs = {
         "options": teaching.request,
         "dense": teaching.dense_identity.exact,
@@ -98,7 +98,7 @@ def tune_key(teaching: Teaching, upstream: str) -> str:
     return stage_key(STAGE, upstream, inputs)
 
 
-def is_tuned(job: Job, teaching: Teaching | None, upstream: str) -> bool:
+def is_tuned(job: RunContext, teaching: TuneInputs | None, upstream: str) -> bool:
     """Whether `tuned` would find its work done. upstream: the key of what is tuned."""
     return (
         teaching is not None
@@ -107,7 +107,10 @@ def is_tuned(job: Job, teaching: Teaching | None, upstream: str) -> bool:
 
 
 def tuned(
-    job: Job, teaching: Teaching, upstream: str, exported_as: Mapping[str, Any] | None = None
+    job: RunContext,
+    teaching: TuneInputs,
+    upstream: str,
+    exported_as: Mapping[str, Any] | None = None,
 ) -> tuple[TuneReport, str]:
     """The run folder's model, tuned; its report without the losses, and the stage's key.
 
@@ -190,7 +193,7 @@ def checked_dense(
     return dense
 
 
-def _settled(teaching: Teaching, dense: LoadedModel) -> TuneOptions:
+def _settled(teaching: TuneInputs, dense: LoadedModel) -> TuneOptions:
     """What the options leave open, as the profile and the tokenizer say."""
     options, profile = teaching.request.options, teaching.profile
     if options.divergence == "auto" and options.pooling is None and options.readout is None:
@@ -213,7 +216,7 @@ def _task(reference: str) -> TaskLoss | None:
     return cast(TaskLoss, found)
 
 
-def _whitenings(teaching: Teaching) -> Mapping[str, Whitening]:
+def _whitenings(teaching: TuneInputs) -> Mapping[str, Whitening]:
     """The metric of each layer's fit; layers whose moments are gone merge in the plain one."""
     profile, plan = teaching.profile, teaching.plan
     layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
@@ -226,7 +229,7 @@ def _whitenings(teaching: Teaching) -> Mapping[str, Whitening]:
     }
 
 
-def _keep_teacher(work: Path, teaching: Teaching) -> None:
+def _keep_teacher(work: Path, teaching: TuneInputs) -> None:
     """Note who teaches; a checkpoint of one who has changed since goes."""
     path = work / TEACHER_NAME
     if path.is_file():

@@ -19,7 +19,7 @@ SETTLING = 4  # batches that say how far the networks are apart at the start
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TeacherOutput:
     output: Tensor
     weights: Tensor
     hidden: Seen
@@ -30,11 +30,11 @@ class Teacher:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
-        self._kept: dict[int, Lesson] = {}
+        self._kept: dict[int, TeacherOutput] = {}
         self._room = LARGEST_KEPT
 
     @torch.no_grad()
-    def lesson(self, batch: Batch, place: int | None) -> Lesson:
+    def lesson(self, batch: Batch, place: int | None) -> TeacherOutput:
         if place is not None and place in self._kept:
             return self._kept[place]
         dense, readout = self._setting.dense, self._setting.readout
@@ -43,7 +43,7 @@ class Teacher:
         )
         with frozen(dense), watching(points) as hidden:
             output, weights = readout(call(dense, batch), batch)
-        lesson = Lesson(output, weights, hidden)
+        lesson = TeacherOutput(output, weights, hidden)
         size = output.numel() + sum(x.numel() for calls in hidden for x in calls)
         if place is not None and size <= self._room:
             self._room -= size
@@ -71,18 +71,18 @@ class Agreement:
         self._scales: tuple[float, float] = (1.0, 1.0)
 
     @torch.no_grad()
-    def settle(self, lessons: Iterable[tuple[Lesson, Batch, Batch]]) -> None:
+    def settle(self, lessons: Iterable[tuple[TeacherOutput, Batch, Batch]]) -> None:
         """Take the units from these (lesson, batch, what the trained network is given)."""
         seen = [self._terms(*lesson) for lesson in lessons]
         outputs, hidden = (float(sum(terms)) / len(seen) for terms in zip(*seen, strict=True))
         self._scales = (max(outputs, SMALLEST), max(hidden, SMALLEST))
 
-    def loss(self, lesson: Lesson, batch: Batch, shown: Batch) -> Tensor:
+    def loss(self, lesson: TeacherOutput, batch: Batch, shown: Batch) -> Tensor:
         """batch: what the lesson is of; shown: what is given instead, of the same shapes."""
         output, hidden = self._terms(lesson, batch, shown)
         return output / self._scales[0] + self._setting.options.hidden * hidden / self._scales[1]
 
-    def _terms(self, lesson: Lesson, batch: Batch, shown: Batch) -> tuple[Tensor, Tensor]:
+    def _terms(self, lesson: TeacherOutput, batch: Batch, shown: Batch) -> tuple[Tensor, Tensor]:
         setting = self._setting
         points = [point for _, point in setting.points] if setting.options.hidden else []
         with watching(points) as hidden:
