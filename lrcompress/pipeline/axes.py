@@ -47,7 +47,7 @@ def _holds_compressed(root: Path, model_fingerprint: str) -> bool:
     return (
         ledger is not None
         and ledger.model_fingerprint == model_fingerprint
-        and COMPRESS in ledger.stages
+        and COMPRESS.name in ledger.stages
     )
 
 

@@ -19,6 +19,10 @@ class Clock:
         yield
         self._note(StageTime(name, time.perf_counter() - started, reused=False))
 
+    def worked(self, name: str) -> bool:
+        """Return whether the stage was carried out, not reused, when it was last noted."""
+        return any(stage.name == name and not stage.reused for stage in self.stages)
+
     def reused(self, name: str) -> None:
         self._note(StageTime(name, 0.0, reused=True))
 

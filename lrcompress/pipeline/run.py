@@ -28,16 +28,16 @@ from lrcompress.pipeline.options import (
     SourceOptions,
 )
 from lrcompress.pipeline.run_folder import RunFolder, finished_key, open_run_folder
-from lrcompress.pipeline.stages.compress import compress_key, compressed, is_compressed
-from lrcompress.pipeline.stages.deliver import CompressedRun, delivered
+from lrcompress.pipeline.stages.compress import compress_key, compress_model, is_compressed
+from lrcompress.pipeline.stages.deliver import CompressedRun, deliver
 from lrcompress.pipeline.stages.export import budget_facts
 from lrcompress.pipeline.stages.load import Loaded, configuration, load_sources
 from lrcompress.pipeline.stages.plan import (
     PLAN_NAME,
     PlanInputs,
     check_plan_file,
-    chosen,
-    decided,
+    choose_plan,
+    make_plan,
     needs_moments,
     read_plan,
 )
@@ -45,16 +45,16 @@ from lrcompress.pipeline.stages.profile import (
     PROFILE_NAME,
     STAGE,
     check_profile,
-    handed_in,
+    copy_profile,
     lacks_moments,
-    measured,
+    measure_profile,
     profile_key,
     with_pooling,
 )
 from lrcompress.pipeline.stages.report import profile_report, with_recorded, write_report
-from lrcompress.pipeline.stages.sweep import is_swept, swept
+from lrcompress.pipeline.stages.sweep import is_swept, run_sweep
 from lrcompress.pipeline.stages.tune import STAGE as TUNE
-from lrcompress.pipeline.stages.tune import TuneInputs, is_tuned, required_batches, tuned
+from lrcompress.pipeline.stages.tune import TuneInputs, is_tuned, required_batches, tune_model
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
@@ -85,51 +85,51 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     if not holds_compressed(where.output, loaded.model_fingerprint):
         checked_axes(loaded.model.module, batch, options.export.axes, progress)
     with _opened(where, source, loaded) as folder:
-        job = RunContext(folder, progress, clock)
-        question, profiled = _asked(job, loaded, options)
-        if needs_moments(job, question, profiled):
-            question, profiled = _asked(job, loaded, options, again=True)
-        decision = on_main(partial(decided, job, question, profiled))
+        context = RunContext(folder, progress, clock)
+        inputs, profiled = _asked(context, loaded, options)
+        if needs_moments(context, inputs, profiled):
+            inputs, profiled = _asked(context, loaded, options, again=True)
+        decision = on_main(partial(make_plan, context, inputs, profiled))
         plan, key = decision.plan, decision.key
-        if lacks_moments(question.profile, plan) and not _fitted(
-            job, question, profiled, plan, key
+        if lacks_moments(inputs.profile, plan) and not _fitted(
+            context, inputs, profiled, plan, key
         ):
-            question, profiled = _asked(job, loaded, options, again=True)
-            decision = on_main(partial(decided, job, question, profiled))
+            inputs, profiled = _asked(context, loaded, options, again=True)
+            decision = on_main(partial(make_plan, context, inputs, profiled))
             plan, key = decision.plan, decision.key
-        found = question.profile
-        curve = on_main(partial(swept, job, question, profiled))
-        teaching = _teaching(question, plan)
-        later = _rewriter(job, question, teaching, key)
-        outcome, key = compressed(job, question, plan, key, rewritten_by=later)
+        found = inputs.profile
+        curve = on_main(partial(run_sweep, context, inputs, profiled))
+        tuning = _teaching(inputs, plan)
+        later = _rewriter(context, inputs, tuning, key)
+        outcome, key = compress_model(context, inputs, plan, key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
-        del loaded, question  # the dense weights; what follows works on what was written
+        del loaded, inputs  # the dense weights; what follows works on what was written
         gained = None
-        if teaching is not None:
-            gained, key = tuned(job, teaching, key)
+        if tuning is not None:
+            gained, key = tune_model(context, tuning, key)
         made = CompressedRun(found, plan, decision.facts, curve, outcome, warnings, key, gained)
-        report = on_main(partial(delivered, job, options, batch, made))
+        report = on_main(partial(deliver, context, options, batch, made))
         if options.drop_moments:
             found = load_profile(folder.path(PROFILE_FOLDER))
     return RunResult(folder.root, found, plan, report)
 
 
-def _fitted(job: RunContext, question: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
+def _fitted(context: RunContext, inputs: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
     """Whether no layer needs fitting any more. profiled, key: of the profile and of the plan."""
-    later = _rewriter(job, question, _teaching(question, plan), key)
-    swept_already = is_swept(job, question, profiled)
-    return is_compressed(job, question, key, rewritten_by=later) and swept_already
+    later = _rewriter(context, inputs, _teaching(inputs, plan), key)
+    swept_already = is_swept(context, inputs, profiled)
+    return is_compressed(context, inputs, key, rewritten_by=later) and swept_already
 
 
 def _rewriter(
-    job: RunContext, question: PlanInputs, teaching: TuneInputs | None, key: str
+    context: RunContext, inputs: PlanInputs, tuning: TuneInputs | None, key: str
 ) -> str | None:
     """The tune stage, where it has finished what is asked. key: of the plan."""
-    return TUNE if is_tuned(job, teaching, compress_key(question, key)) else None
+    return TUNE.name if is_tuned(context, tuning, compress_key(inputs, key)) else None
 
 
-def _teaching(question: PlanInputs, plan: Plan) -> TuneInputs | None:
-    loaded, options = question.loaded, question.options
+def _teaching(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
+    loaded, options = inputs.loaded, inputs.options
     source = options.source
     if options.tune is None:
         return None
@@ -163,7 +163,7 @@ def _teaching(question: PlanInputs, plan: Plan) -> TuneInputs | None:
         dense_identity=identity,
         batches=required_batches(loaded.batches),
         data_fingerprint=loaded.data_fingerprint,
-        profile=question.profile,
+        profile=inputs.profile,
         plan=plan,
         trust_remote_code=source.trust_remote_code,
     )
@@ -183,7 +183,7 @@ def run_profile(
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
     with _opened(where, source, loaded) as folder:
-        found, _ = measured(RunContext(folder, progress, clock), ".", loaded, options)
+        found, _ = measure_profile(RunContext(folder, progress, clock), ".", loaded, options)
         folder.clean()
         folder.remove_replaced()
 
@@ -209,7 +209,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
         measuring = with_pooling(options.profile, loaded)
         module, judging = loaded.model.module, loaded.judging
         found = profile(module, loaded.calibration, measuring, progress, judging=judging)
-    plan, _ = on_main(partial(chosen, PlanInputs(loaded, found, options), progress))
+    plan, _ = on_main(partial(choose_plan, PlanInputs(loaded, found, options), progress))
     return Preview(found, plan, axes)
 
 
@@ -252,14 +252,14 @@ def _check_plan(options: RunOptions, loaded: Loaded) -> None:
 
 
 def _asked(
-    job: RunContext, loaded: Loaded, options: RunOptions, *, again: bool = False
+    context: RunContext, loaded: Loaded, options: RunOptions, *, again: bool = False
 ) -> tuple[PlanInputs, str]:
     """What the plan is to be made from: a profile measured here or handed in; and its key."""
     if options.profile_folder is None:
-        found, key = measured(job, PROFILE_FOLDER, loaded, options.profile, again=again)
+        found, key = measure_profile(context, PROFILE_FOLDER, loaded, options.profile, again=again)
     else:
         source = options.profile_folder
-        found, key = handed_in(job, PROFILE_FOLDER, loaded, source, again=again)
+        found, key = copy_profile(context, PROFILE_FOLDER, loaded, source, again=again)
     return PlanInputs(loaded, found, options), key
 
 
@@ -280,7 +280,7 @@ def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
         return check_profile(options.profile_folder, loaded)
     root = options.folder.output
     key = profile_key(loaded, with_pooling(options.profile, loaded), PROFILE_FOLDER)
-    if finished_key(root, STAGE) != key:
+    if finished_key(root, STAGE.name) != key:
         return None
     found = load_profile(root / PROFILE_FOLDER)
     return None if loaded.differs(found.identity) else found

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together, on_main
@@ -16,7 +14,6 @@ from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.formats.profile_json import load_profile
 from lrcompress.formats.run_json import RECORD_NAME, RunRecord, read_record
 from lrcompress.formats.stages_json import Ledger
-from lrcompress.json_dataclasses import from_json
 from lrcompress.messages import label
 from lrcompress.network.identity import ModelIdentity, identify, what_differs
 from lrcompress.paths import expanded
@@ -28,8 +25,7 @@ from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.run_folder import RunFolder, open_run_folder, read_ledger
 from lrcompress.pipeline.stages.compress import STAGE as COMPRESS
 from lrcompress.pipeline.stages.compress import CompressFacts
-from lrcompress.pipeline.stages.deliver import CompressedRun, delivered
-from lrcompress.pipeline.stages.export import EXPORT
+from lrcompress.pipeline.stages.deliver import CompressedRun, deliver
 from lrcompress.pipeline.stages.load import configuration
 from lrcompress.pipeline.stages.plan import PLAN_NAME, PlanFacts, read_plan
 from lrcompress.pipeline.stages.plan import STAGE as PLAN
@@ -38,12 +34,13 @@ from lrcompress.pipeline.stages.sweep import STAGE as SWEEP
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.pipeline.stages.tune import (
     STAGE,
+    ExportedAs,
     TuneFacts,
     TuneInputs,
     checked_dense,
     last_export,
     tune_key,
-    tuned,
+    tune_model,
 )
 from lrcompress.progress import SILENT, Progress
 from lrcompress.reporting.html import require_plotly
@@ -80,12 +77,12 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             checked_dense(dense, identity, known, batches[0], root)
         step.advance()
     with open_run_folder(root, ledger, lambda _: "", force=False) as folder:
-        job = RunContext(folder, progress, clock)
+        context = RunContext(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
         exporting = last_export(folder)
         asked_of_axes = _export_options(options, exporting).axes
         checked_axes(dense.module, batches[0], asked_of_axes, progress)
-        teaching = TuneInputs(
+        inputs = TuneInputs(
             request=options.request,
             dense=lambda: dense,
             dense_identity=identity,
@@ -96,39 +93,37 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             trust_remote_code=options.source.trust_remote_code,
             differs=lambda known: what_differs(known, identity, dense.module, batches[0]),
         )
-        gained, key = tuned(job, teaching, _upstream(folder, teaching), exporting)
-        outcome = folder.facts(COMPRESS, CompressFacts)
-        curve = folder.facts(SWEEP, SweepFacts) if folder.record(SWEEP) else SweepFacts()
+        gained, key = tune_model(context, inputs, _upstream(folder, inputs), exporting)
+        outcome = folder.facts(COMPRESS.name, CompressFacts)
+        curve = SWEEP.recorded(folder) or SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
-        selection = folder.facts(PLAN, PlanFacts) if folder.record(PLAN) else PlanFacts()
-        made = CompressedRun(
-            profile, teaching.plan, selection, curve, outcome, warnings, key, gained
-        )
+        selection = PLAN.recorded(folder) or PlanFacts()
+        made = CompressedRun(profile, inputs.plan, selection, curve, outcome, warnings, key, gained)
         for earlier in (PROFILE, PLAN, COMPRESS):
-            clock.reused(earlier)
+            clock.reused(earlier.name)
         asked = _asked(options, ledger.model, exporting)
-        report = on_main(partial(delivered, job, asked, batches[0], made))
-    return RunResult(root, profile, teaching.plan, report)
+        report = on_main(partial(deliver, context, asked, batches[0], made))
+    return RunResult(root, profile, inputs.plan, report)
 
 
 def _finished_ledger(root: Path) -> Ledger:
     ledger = read_ledger(root)
-    if ledger is None or COMPRESS not in ledger.stages:
+    if ledger is None or COMPRESS.name not in ledger.stages:
         raise DataError(
             f"{root}: is no run folder with a compressed model; make one with lrcompress compress"
         )
     return ledger
 
 
-def _upstream(folder: RunFolder, teaching: TuneInputs) -> str:
+def _upstream(folder: RunFolder, inputs: TuneInputs) -> str:
     """The key of what is tuned: of the last tuning, if this is not that very one again."""
-    last, compress = folder.record(STAGE), folder.record(COMPRESS)
+    last, compress = folder.record(STAGE.name), folder.record(COMPRESS.name)
     assert compress is not None
     if last is None:
         return compress.key
-    facts = folder.facts(STAGE, TuneFacts)
-    is_again = tune_key(teaching, facts.upstream) == last.key
-    is_same = facts.teacher is None or not teaching.differs(facts.teacher)
+    facts = folder.facts(STAGE.name, TuneFacts)
+    is_again = tune_key(inputs, facts.upstream) == last.key
+    is_same = facts.teacher is None or not inputs.differs(facts.teacher)
     return facts.upstream if is_again and is_same else last.key
 
 
@@ -178,17 +173,17 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
     return dense
 
 
-def _export_options(options: TuneRunOptions, exporting: Mapping[str, Any]) -> ExportOptions:
-    """As before, but for the axes that are asked for now."""
-    before: ExportOptions = from_json(ExportOptions, exporting.get("asked", {}), EXPORT, DataError)
+def _export_options(options: TuneRunOptions, exporting: ExportedAs) -> ExportOptions:
+    """Return the options of the last export, with the axes that are asked for now."""
+    before = exporting.asked or ExportOptions()
     if options.axes is None:
         return before
     asked = options.axes
     return replace(before, dynamic=asked.dynamic, fixed=asked.fixed)
 
 
-def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) -> RunOptions:
-    """A run that exports as the one before it did."""
+def _asked(options: TuneRunOptions, model: str, exporting: ExportedAs) -> RunOptions:
+    """Return options of a run that exports as the one before it did."""
     export = _export_options(options, exporting)
     return RunOptions(
         source=replace(options.source, model=model),
@@ -196,5 +191,5 @@ def _asked(options: TuneRunOptions, model: str, exporting: Mapping[str, Any]) ->
         plan_file=options.folder.output / PLAN_NAME,
         export=export,
         provider=options.provider,
-        pt2=bool(exporting.get("pt2", False)),
+        pt2=exporting.pt2,
     )

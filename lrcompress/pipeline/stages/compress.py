@@ -18,13 +18,13 @@ from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
 from lrcompress.pipeline.compressed_model import save_compressed
 from lrcompress.pipeline.context import RunContext
+from lrcompress.pipeline.stage import Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.pipeline.stages.plan import PlanInputs
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import IN_NATS, Divergence
 
-STAGE = "compress"
 WEIGHTS_NAME, RECORD_NAME = "model.safetensors", "lrcompress.json"
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CompressFacts:
-    """Of a CompressReport, what the run's report shows."""
+    """The part of a CompressReport that the run's report shows."""
 
     divergences: tuple[Divergence, ...]
     fidelity: Mapping[str, float]
@@ -41,61 +41,60 @@ class CompressFacts:
     severe: tuple[str, ...] = ()  # of the doubts
 
 
-def compressed(
-    job: RunContext,
-    question: PlanInputs,
+STAGE = Stage("compress", CompressFacts)
+
+
+def compress_model(
+    context: RunContext,
+    inputs: PlanInputs,
     plan: Plan,
     upstream: str,
     *,
     rewritten_by: str | None = None,
 ) -> tuple[CompressFacts, str]:
-    """The compressed model in the run folder, and the stage's key.
+    """Write the compressed model to the run folder; return the facts and the stage's key.
 
     rewritten_by: a later stage that has finished what this run asks of it.
     """
-    folder, loaded, options = job.folder, question.loaded, question.options
-    key = compress_key(question, upstream)
-    known = folder.finished(STAGE, key, rewritten_by=rewritten_by)
-    if known is not None:
-        job.clock.reused(STAGE)
-        return folder.facts(STAGE, CompressFacts), key
-    folder.begin(STAGE)
-    with job.clock.stage(STAGE):
+    folder, loaded, options = context.folder, inputs.loaded, inputs.options
+    key = compress_key(inputs, upstream)
+
+    def work() -> StageOutput[CompressFacts]:
         report = compress_(
             loaded.model.module,
             plan,
-            question.profile,
+            inputs.profile,
             batches=loaded.calibration,
             judging=loaded.judging,
             confirming=loaded.confirming,
             options=options.compress,
-            progress=job.progress,
+            progress=context.progress,
             store=FolderStore(folder.work(key)),
         )
-        facts = _facts(report, question.profile)
+        facts = _facts(report, inputs.profile)
         for said in (*facts.warnings, *facts.doubts):
             log.warning("%s", said)
         extra = {"plan": _summary(plan), "compress": to_json(facts)}
         save = partial(save_compressed, loaded.model.module, plan, loaded.model, folder.root)
         on_main(partial(save, example=loaded.example(), identity=loaded.identity, extra=extra))
-        folder.finish(STAGE, key, _files(loaded), to_json(facts))
-    return facts, key
+        return StageOutput(_files(loaded), facts)
+
+    return STAGE.run(context, key, work, rewritten_by=rewritten_by), key
 
 
 def is_compressed(
-    job: RunContext, question: PlanInputs, upstream: str, *, rewritten_by: str | None = None
+    context: RunContext, inputs: PlanInputs, upstream: str, *, rewritten_by: str | None = None
 ) -> bool:
-    """Whether `compressed` would find its work done."""
-    key = compress_key(question, upstream)
-    return job.folder.finished(STAGE, key, rewritten_by=rewritten_by) is not None
+    """Return whether `compress_model` has nothing left to do."""
+    return STAGE.is_finished(context, compress_key(inputs, upstream), rewritten_by=rewritten_by)
 
 
-def compress_key(question: PlanInputs, upstream: str) -> str:
-    inputs = {
-        "data": question.loaded.data_fingerprint,
-        "options": question.options.compress,
+def compress_key(inputs: PlanInputs, upstream: str) -> str:
+    depends_on = {
+        "data": inputs.loaded.data_fingerprint,
+        "options": inputs.options.compress,
     }
-    return stage_key(STAGE, upstream, inputs)
+    return stage_key(STAGE.name, upstream, depends_on)
 
 
 def _files(loaded: Loaded) -> list[str]:
@@ -144,7 +143,7 @@ def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:
-    """The divergence in words that people use, where there are such."""
+    """Express the divergence in familiar measures, where there are any."""
     if report.objective == "cosine":
         return {"mean cosine": 1 - found.per_position}
     shares: dict[str, float] = {}

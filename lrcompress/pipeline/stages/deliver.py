@@ -1,4 +1,4 @@
-"""From a compressed model in the run folder to its ONNX file, the checks of it and the report."""
+"""The end of a run: from the compressed model to the ONNX file, its checks and the report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.stages.compress import CompressFacts
-from lrcompress.pipeline.stages.export import Product, exported, verified
+from lrcompress.pipeline.stages.export import Product, export_model, verify_model
 from lrcompress.pipeline.stages.plan import PlanFacts
-from lrcompress.pipeline.stages.profile import without_moments
+from lrcompress.pipeline.stages.profile import delete_moments
 from lrcompress.pipeline.stages.report import Findings, run_report, with_recorded, write_report
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.planning.plan import Plan
@@ -24,7 +24,7 @@ from lrcompress.tuning.report import TuneReport
 
 @dataclass(frozen=True, eq=False)
 class CompressedRun:
-    """What a run has come to when its compressed model is written; `key` is its last stage's."""
+    """The results of a run once its compressed model is written; `key` is its last stage's."""
 
     profile: Profile
     plan: Plan
@@ -37,8 +37,8 @@ class CompressedRun:
 
 
 def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
-    """What was said of the compressed network. A tuning that came after it does not undo it, but
-    says anew how good the network is; what was void stays void."""
+    """Return the doubts about the compressed network. A tuning does not remove them, but measures
+    anew how good the network is; a comparison that was void stays void."""
     found = [Doubt(said, said in made.outcome.severe) for said in made.outcome.doubts]
     if made.tuning is None:
         return tuple(found)
@@ -50,16 +50,16 @@ def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
     return (*before, *(tuned_doubts(made.profile.objective, tuned) if tuned else ()))
 
 
-def delivered(job: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
-    """Export, verify and report: one process does it, from what was written."""
-    root, source, found = job.folder.root, options.source, made.profile
+def deliver(context: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
+    """Export, verify and report the compressed model of the folder, in one process."""
+    root, source, found = context.folder.root, options.source, made.profile
     product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)
-    facts, key = exported(job, product, options, made.key)
-    checks = verified(job, product, options.provider, key)
+    facts, key = export_model(context, product, options, made.key)
+    checks = verify_model(context, product, options.provider, key)
     if options.drop_moments and all(check.passed is not False for check in checks):
-        found = without_moments(job, PROFILE_FOLDER)
-    job.folder.clean()
-    job.folder.remove_replaced()
+        found = delete_moments(context, PROFILE_FOLDER)
+    context.folder.clean()
+    context.folder.remove_replaced()
     findings = Findings(
         made.plan,
         facts.bytes,
@@ -74,7 +74,9 @@ def delivered(job: RunContext, options: RunOptions, batch: Batch, made: Compress
         _doubts(made),
         facts.axes,
     )
-    report = run_report(source.model, found, findings, options.folder, job.clock, options.provider)
+    report = run_report(
+        source.model, found, findings, options.folder, context.clock, options.provider
+    )
     report = with_recorded(report, root)
     write_report(report, options.folder)
     return report

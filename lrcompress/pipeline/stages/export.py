@@ -16,15 +16,14 @@ from lrcompress.export.verify.graph_checks import WHEN_OVER
 from lrcompress.export.verify.result import BudgetFacts, Check
 from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.formats.stages_json import stage_key
-from lrcompress.json_dataclasses import to_json
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.stage import Stage, StageOutput
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
 from lrcompress.reporting.report import CheckReport
 
-EXPORT, VERIFY = "export", "verify"
 ONNX_NAME, PT2_NAME = "model.onnx", "model.pt2"
 
 
@@ -39,7 +38,7 @@ class Product:
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What the ledger holds of an export."""
+    """What stages.json keeps of an export."""
 
     bytes: int
     nodes: Mapping[str, int]
@@ -51,33 +50,34 @@ class ExportFacts:
 
 @dataclass(frozen=True)
 class VerifyFacts:
-    """What the ledger holds of a verification that passed."""
+    """What stages.json keeps of a verification that passed."""
 
     checks: tuple[CheckReport, ...]
 
 
-def exported(
-    job: RunContext, product: Product, asked: RunOptions, upstream: str
+EXPORT, VERIFY = Stage("export", ExportFacts), Stage("verify", VerifyFacts)
+
+
+def export_model(
+    context: RunContext, product: Product, asked: RunOptions, upstream: str
 ) -> tuple[ExportFacts, str]:
-    """model.onnx (and model.pt2 if asked for); the facts of its export and the stage's key."""
-    folder, pt2 = job.folder, asked.pt2
+    """Write model.onnx (and model.pt2 if asked for); return the facts and the stage's key."""
+    folder, pt2 = context.folder, asked.pt2
     metadata = {**asked.export.metadata, **_provenance(product.plan)}
     options = replace(asked.export, metadata=metadata)
     table = "" if options.forms is None else table_digest(options.forms.table)
-    key = stage_key(EXPORT, upstream, {"options": options, "pt2": pt2, "latencies": table})
-    if folder.finished(EXPORT, key) is not None:
-        job.clock.reused(EXPORT)
-        return folder.facts(EXPORT, ExportFacts), key
-    folder.begin(EXPORT)
-    with job.clock.stage(EXPORT), job.progress.stage(EXPORT, 1 + pt2) as step:
-        report = export_onnx(product.module, product.batch, folder.path(ONNX_NAME), options)
-        step.advance()
-        files = list(report.files)
-        if pt2:
-            with quiet():
-                save_pt2(product.module, product.batch, folder.path(PT2_NAME))
+    key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})
+
+    def work() -> StageOutput[ExportFacts]:
+        with context.progress.stage(EXPORT.name, 1 + pt2) as step:
+            report = export_onnx(product.module, product.batch, folder.path(ONNX_NAME), options)
             step.advance()
-            files.append(PT2_NAME)
+            files = list(report.files)
+            if pt2:
+                with quiet():
+                    save_pt2(product.module, product.batch, folder.path(PT2_NAME))
+                step.advance()
+                files.append(PT2_NAME)
         facts = ExportFacts(
             bytes=report.bytes,
             nodes=dict(report.node_counts),
@@ -86,33 +86,32 @@ def exported(
             pt2=pt2,
             axes=report.axes,
         )
-        folder.finish(EXPORT, key, files, to_json(facts))
-    return facts, key
+        return StageOutput(files, facts)
+
+    return EXPORT.run(context, key, work), key
 
 
-def verified(
-    job: RunContext, product: Product, provider: ProviderName, upstream: str
+def verify_model(
+    context: RunContext, product: Product, provider: ProviderName, upstream: str
 ) -> tuple[CheckReport, ...]:
-    """Every check of the file. A run that failed one is checked again when it is rerun."""
-    folder = job.folder
-    key = stage_key(VERIFY, upstream, {"provider": provider, "onnxruntime": _onnxruntime()})
-    facts = folder.finished(VERIFY, key)
-    if facts is not None:
-        job.clock.reused(VERIFY)
-        return folder.facts(VERIFY, VerifyFacts).checks
-    folder.begin(VERIFY)
-    options = VerifyOptions(provider, budget_facts(product.plan))
-    with job.clock.stage(VERIFY), job.progress.stage(VERIFY, 1) as step:
-        report = verify(folder.path(ONNX_NAME), product.module, product.batch, options)
-        step.advance()
+    """Run every check of the file. A run that failed one is checked again when it is rerun."""
+    folder = context.folder
+    key = stage_key(VERIFY.name, upstream, {"provider": provider, "onnxruntime": _onnxruntime()})
+
+    def work() -> StageOutput[VerifyFacts]:
+        options = VerifyOptions(provider, budget_facts(product.plan))
+        with context.progress.stage(VERIFY.name, 1) as step:
+            report = verify(folder.path(ONNX_NAME), product.module, product.batch, options)
+            step.advance()
         checks = tuple(_reported(check, product.plan) for check in report.checks)
-        if all(check.passed is not False for check in checks):
-            folder.finish(VERIFY, key, (), {"checks": to_json(checks)})
-    return checks
+        passed = all(check.passed is not False for check in checks)
+        return StageOutput((), VerifyFacts(checks), finished=passed)
+
+    return VERIFY.run(context, key, work).checks
 
 
 def _reported(check: Check, plan: Plan) -> CheckReport:
-    """The check as it was; of a budget in FLOPs or time, which no file shows, what was planned."""
+    """Report a check. A budget in FLOPs or time shows in no file: the plan's figures count."""
     passed, detail = check.passed, check.detail
     if check.kind == "budget" and plan.budget.kind in ("flops", "latency"):
         passed = passed is not False and plan.within_budget
@@ -130,7 +129,7 @@ def _reported(check: Check, plan: Plan) -> CheckReport:
 
 
 def budget_facts(plan: Plan) -> BudgetFacts:
-    """What the file may hold: what the plan needs, and what it left of its budget.
+    """Return what the file may hold: what the plan needs and what is left of its budget.
 
     FLOPs and time are no property of the file; the plan has counted them.
     """

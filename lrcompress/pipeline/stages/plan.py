@@ -17,11 +17,11 @@ from lrcompress.formats.files import write_text
 from lrcompress.formats.measurements import MeasurementFolder
 from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
 from lrcompress.formats.stages_json import stage_key
-from lrcompress.json_dataclasses import to_json
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.stage import Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
@@ -33,7 +33,6 @@ from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 from lrcompress.selection.store import MeasurementStore
 
-STAGE = "plan"
 PLAN_NAME = "plan.json"
 BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
 BYTES_PER_STRUCTURE = 8_000  # the same of a structure's dozen nodes and shapes
@@ -45,7 +44,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class PlanInputs:
-    """What a plan depends on."""
+    """What the plan of a run depends on."""
 
     loaded: Loaded
     profile: Profile
@@ -53,7 +52,7 @@ class PlanInputs:
 
     @property
     def is_selected(self) -> bool:
-        """Whether plans are carried out and measured before one is taken: not where a plan, a
+        """Whether plans are carried out and measured before one is chosen: not where a plan, a
         metric or an allocator is asked for, nor without data."""
         options = self.options
         named = options.plan_file or options.plan.metric or options.plan.allocator
@@ -61,8 +60,8 @@ class PlanInputs:
         return bool(self.loaded.aside is not None and comparable and options.rounds and not named)
 
     @property
-    def inputs(self) -> Mapping[str, object]:
-        """For the stage's key. A plan that is handed in counts as what it decides."""
+    def key_inputs(self) -> Mapping[str, object]:
+        """What the stage's key depends on. A plan from a file counts by what it decides."""
         options = self.options
         if options.plan_file is None:
             return {
@@ -85,6 +84,9 @@ class PlanFacts:
     examples: int = 0
 
 
+STAGE = Stage("plan", PlanFacts)
+
+
 @dataclass(frozen=True, eq=False)
 class Decision:
     """The plan of a run, how it was selected, and its stage's key."""
@@ -94,63 +96,61 @@ class Decision:
     key: str
 
 
-def needs_moments(job: RunContext, question: PlanInputs, upstream: str) -> bool:
-    """Whether a selection is still to be made for which the profile's moments were deleted."""
-    if not question.is_selected or job.folder.finished(STAGE, _key(question, upstream)) is not None:
+def needs_moments(context: RunContext, inputs: PlanInputs, upstream: str) -> bool:
+    """Return whether a selection is still to be made that needs moments which were deleted."""
+    if not inputs.is_selected or STAGE.is_finished(context, _key(inputs, upstream)):
         return False
-    profile = question.profile
+    profile = inputs.profile
     return any(layer.name not in profile.moments for layer in profile.layers)
 
 
-def _key(question: PlanInputs, upstream: str) -> str:
-    return stage_key(STAGE, upstream, question.inputs)
+def _key(inputs: PlanInputs, upstream: str) -> str:
+    return stage_key(STAGE.name, upstream, inputs.key_inputs)
 
 
-def decided(job: RunContext, question: PlanInputs, upstream: str) -> Decision:
-    """The plan of a run, in its plan.json.
+def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decision:
+    """Write the plan of a run to its plan.json and return it.
 
     Raises:
         PlanError: the run's own plan.json was edited, and the run was not told to follow it.
     """
-    folder = job.folder
+    folder = context.folder
     path = folder.path(PLAN_NAME)
-    if question.options.plan_file is None and folder.is_edited(STAGE, PLAN_NAME):
+    if inputs.options.plan_file is None and folder.is_edited(STAGE.name, PLAN_NAME):
         raise PlanError(
             f"{path}: edited since it was made; follow it with --plan {path}, "
             "or delete it to plan anew"
         )
-    key = _key(question, upstream)
-    known = folder.finished(STAGE, key)
-    if known is not None:
-        job.clock.reused(STAGE)
-        facts = folder.facts(STAGE, PlanFacts)
-    else:
-        with job.clock.stage(STAGE):
-            # before anything is forgotten: it may not be possible
-            store = MeasurementFolder(folder.work(key)) if question.is_selected else None
-            made, facts = chosen(question, job.progress, store)
-            folder.begin(STAGE)
-            write_text(path, plan_to_json(made))
-            folder.finish(STAGE, key, [PLAN_NAME], to_json(facts))
-    result = read_plan(path, question.profile)
+    key = _key(inputs, upstream)
+
+    def work() -> StageOutput[PlanFacts]:
+        # Nothing is forgotten before there is a plan: no plan may meet the budget
+        store = MeasurementFolder(folder.work(key)) if inputs.is_selected else None
+        made, facts = choose_plan(inputs, context.progress, store)
+        folder.begin(STAGE.name)
+        write_text(path, plan_to_json(made))
+        return StageOutput([PLAN_NAME], facts)
+
+    facts = STAGE.run(context, key, work, begins=False)
+    result = read_plan(path, inputs.profile)
     for warning in result.warnings:
         log.warning("%s", warning)
     return Decision(result, facts, key)
 
 
-def chosen(
-    question: PlanInputs, progress: Progress = SILENT, store: MeasurementStore | None = None
+def choose_plan(
+    inputs: PlanInputs, progress: Progress = SILENT, store: MeasurementStore | None = None
 ) -> tuple[Plan, PlanFacts]:
-    """The plan that the options ask for: from the file, or for the budget."""
-    options, loaded, profile = question.options, question.loaded, question.profile
+    """Return the plan that the options ask for: read from a file, or made for the budget."""
+    options, loaded, profile = inputs.options, inputs.loaded, inputs.profile
     if options.plan_file is not None:
         return read_plan(options.plan_file, profile), PlanFacts()
     assert options.budget is not None  # RunOptions has seen to it
     asked = options.plan
     if options.budget.kind == "bytes":
-        asked = replace(asked, overhead_bytes=file_overhead(question))
+        asked = replace(asked, overhead_bytes=file_overhead(inputs))
     module = loaded.model.module
-    if not question.is_selected or loaded.aside is None:
+    if not inputs.is_selected or loaded.aside is None:
         return plan(profile, options.budget, asked), PlanFacts()
     selection = select(
         module,
@@ -166,12 +166,12 @@ def chosen(
 
 
 def read_plan(path: Path, profile: Profile) -> Plan:
-    """Raises PlanError, naming the file, for what cannot be read or does not fit the model."""
+    """Read a plan; raises PlanError, naming the file, if it does not fit the model."""
     return _from_file(path, lambda text: plan_from_json(text, profile))
 
 
 def check_plan_file(path: Path, module: nn.Module) -> None:
-    """Raises PlanError for what can be told of a plan before the model is profiled."""
+    """Raise PlanError for faults of a plan that show before the model is profiled."""
     _from_file(path, lambda text: check_plan(text, describe(module).layers))
 
 
@@ -186,14 +186,14 @@ def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
         raise PlanError(f"{path}: {error}") from error
 
 
-def file_overhead(question: PlanInputs) -> int:
-    """Bytes of the ONNX file beyond the weights that the plan counts.
+def file_overhead(inputs: PlanInputs) -> int:
+    """Return the bytes of the ONNX file beyond the weights that the plan counts.
 
-    Measured on an export of the dense model, since only the exporter knows what its graph holds;
-    the compressed one has a node more for each layer that is split.
+    They are measured on an export of the dense model, since only the exporter knows what its graph
+    holds; the compressed graph has one more node for each layer that is split.
     """
-    profile, options = question.profile, question.options
-    loaded = question.loaded
+    profile, options = inputs.profile, inputs.options
+    loaded = inputs.loaded
     everything = plan(profile, Budget("bytes", 1.0, relative=True), options.plan)
     with scratch_folder() as scratch:
         path = scratch / "dense.onnx"

@@ -1,4 +1,4 @@
-"""The profile stage: measured here, taken over from an earlier run, or handed in."""
+"""The profile stage: measured here, reused from an earlier run, or copied from another folder."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lrcompress.network.identity import ModelIdentity
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.run_folder import file_digest
+from lrcompress.pipeline.stage import NoFacts, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.moment_sink import MomentSink
@@ -29,15 +30,16 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
 from lrcompress.structures import Dense
 
-STAGE = "profile"
 PROFILE_NAME = "profile.json"
 PATTERNS = (PROFILE_NAME, "spectra.safetensors", "moments-*.safetensors")
+
+STAGE = Stage("profile", NoFacts)
 
 log = logging.getLogger(__name__)
 
 
 class _NoSink:
-    """Of the processes that write no file: they read the moments back from the disk."""
+    """The sink of the processes that write no file: they read the moments from the disk."""
 
     def add(self, name: str, input_group: str, moments: LayerMoments) -> None:
         pass
@@ -47,7 +49,7 @@ class _NoSink:
 
 
 def find_profile(folder: Path) -> Path:
-    """The profile's own folder, be it `folder` or a run folder's part.
+    """Return the folder of the profile: `folder` itself, or the subfolder of a run folder.
 
     Raises:
         DataError: there is none.
@@ -58,32 +60,32 @@ def find_profile(folder: Path) -> Path:
     raise DataError(f"{folder}: holds no {PROFILE_NAME}; make one with `lrcompress profile`")
 
 
-def measured(
-    job: RunContext, where: str, loaded: Loaded, options: ProfileOptions, *, again: bool = False
+def measure_profile(
+    context: RunContext, where: str, loaded: Loaded, options: ProfileOptions, *, again: bool = False
 ) -> tuple[Profile, str]:
-    """The profile in the subfolder `where` of the run, and its stage's key.
+    """Measure the profile into the subfolder `where` of the run; return it and its stage's key.
 
-    It is always read back from the disk, so that a resumed run sees what an unbroken one sees.
-    again: even if it is finished, for it was robbed of its moments.
+    It is always read from the disk, so that a resumed run sees what an uninterrupted one sees.
+    again: measure even if it is finished, because its moments were deleted (--drop-moments).
     """
-    options, folder = with_pooling(options, loaded), job.folder
+    options, folder = with_pooling(options, loaded), context.folder
     key = profile_key(loaded, options, where)
     target = folder.path(where)
-    if not again and folder.finished(STAGE, key) is not None:
-        job.clock.reused(STAGE)
-    else:
-        folder.begin(STAGE)
-        with job.clock.stage(STAGE):
-            sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
-            module, batches = loaded.model.module, loaded.calibration
-            store = CurveFolder(folder.work(key))
-            found = profile(module, batches, options, job.progress, sink, store, loaded.judging)
-            found = replace(found, identity=loaded.identity)
-            for warning in found.warnings:
-                log.warning("%s", warning)
-            on_main(partial(save_profile, found, target))
-            folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
-            folder.clean()
+
+    def work() -> StageOutput[NoFacts]:
+        sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
+        module, batches = loaded.model.module, loaded.calibration
+        store = CurveFolder(folder.work(key))
+        found = profile(module, batches, options, context.progress, sink, store, loaded.judging)
+        found = replace(found, identity=loaded.identity)
+        for warning in found.warnings:
+            log.warning("%s", warning)
+        on_main(partial(save_profile, found, target))
+        return StageOutput(on_main(partial(_names, folder.root, target)), NoFacts())
+
+    STAGE.run(context, key, work, again=again)
+    if context.clock.worked(STAGE.name):
+        folder.clean()
     return load_profile(target), key
 
 
@@ -94,20 +96,20 @@ def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
         "data": loaded.data_fingerprint,
         "options": options,
     }
-    return stage_key(STAGE, "", inputs)
+    return stage_key(STAGE.name, "", inputs)
 
 
-def handed_in(
-    job: RunContext, where: str, loaded: Loaded, source: Path, *, again: bool = False
+def copy_profile(
+    context: RunContext, where: str, loaded: Loaded, source: Path, *, again: bool = False
 ) -> tuple[Profile, str]:
-    """A profile made before, copied into the run.
+    """Copy a profile that was made before into the run; return it and its stage's key.
 
-    again: even if it is there, for the copy was robbed of its moments.
+    again: copy even if it is there, because the copy's moments were deleted (--drop-moments).
 
     Raises:
         DataError: it cannot be read, or lacks moments too. ModelError: it is of another model.
     """
-    folder = job.folder
+    folder = context.folder
     source, target = find_profile(source), folder.path(where)
     given = check_profile(source, loaded)
     if again and not given.moments:
@@ -116,39 +118,38 @@ def handed_in(
             "again, without --profile"
         )
     names = [path.name for path in _files(source)]
-    key = stage_key(STAGE, "", {"files": {name: file_digest(source / name) for name in names}})
+    key = stage_key(STAGE.name, "", {"files": {name: file_digest(source / name) for name in names}})
     if source.resolve() == target.resolve():
         return given, key
-    if not again and folder.finished(STAGE, key) is not None:
-        job.clock.reused(STAGE)
-    else:
-        folder.begin(STAGE)
-        with job.clock.stage(STAGE):
-            on_main(partial(_copy_all, names, source, target))
-            folder.finish(STAGE, key, on_main(partial(_names, folder.root, target)), {})
+
+    def work() -> StageOutput[NoFacts]:
+        on_main(partial(_copy_all, names, source, target))
+        return StageOutput(on_main(partial(_names, folder.root, target)), NoFacts())
+
+    STAGE.run(context, key, work, again=again)
     return load_profile(target), key
 
 
 def lacks_moments(found: Profile, plan: Plan) -> bool:
-    """Whether the profile was robbed of what fitting the plan's structures needs."""
+    """Return whether moments were deleted that fitting the plan's structures needs."""
     changed = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
     return plan.metric != "plain" and any(name not in found.moments for name in changed)
 
 
-def without_moments(job: RunContext, where: str) -> Profile:
-    """The profile of a finished run once its moments are gone; its stage stays finished."""
-    folder, target = job.folder, job.folder.path(where)
-    record = folder.record(STAGE)
+def delete_moments(context: RunContext, where: str) -> Profile:
+    """Delete the moments of a finished run's profile and return it; its stage stays finished."""
+    folder, target = context.folder, context.folder.path(where)
+    record = folder.record(STAGE.name)
     if record is None:
         log.warning("%s: was handed in with --profile, so its moments stay", target)
         return load_profile(target)
     drop_moments(target)
-    folder.finish(STAGE, record.key, _names(folder.root, target), record.facts)
+    folder.finish(STAGE.name, record.key, _names(folder.root, target), record.facts)
     return load_profile(target)
 
 
 def check_profile(source: Path, loaded: Loaded) -> Profile:
-    """The profile of `source`; ModelError if it is of another model."""
+    """Read the profile of `source`; raises ModelError if it is of another model."""
     given = load_profile(find_profile(source))
     difference = loaded.differs(given.identity or ModelIdentity(given.model_fingerprint))
     if difference:
@@ -160,7 +161,7 @@ def check_profile(source: Path, loaded: Loaded) -> Profile:
 
 
 def with_pooling(options: ProfileOptions, loaded: Loaded) -> ProfileOptions:
-    """ "auto" pooling is what the model's folder says."""
+    """Resolve the pooling "auto" to what the model's folder says."""
     if options.pooling != "auto":
         return options
     return replace(options, pooling=loaded.model.pooling)
@@ -175,7 +176,7 @@ def _names(root: Path, target: Path) -> list[str]:
 
 
 def _copy_all(names: Sequence[str], source: Path, target: Path) -> None:
-    """In place of a profile that `target` held."""
+    """Replace the profile that `target` holds."""
     for stale in _files(target):
         stale.unlink()
     for name in names:

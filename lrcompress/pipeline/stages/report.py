@@ -143,7 +143,7 @@ def with_recorded(report: Report, root: Path) -> Report:
         for stage in report.stages
     )
     report = replace(report, stages=stages)
-    same_file = any(stage.name == EXPORT and stage.reused for stage in stages)
+    same_file = any(stage.name == EXPORT.name and stage.reused for stage in stages)
     if report.after is None or earlier.after is None or not same_file:
         return report
     return replace(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from lrcompress.atomic import write_atomically
 from lrcompress.compression.fit import layer_whitening
@@ -31,6 +31,7 @@ from lrcompress.pipeline.compressed_model import load, save_tuned
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.pipeline.run_folder import RunFolder
+from lrcompress.pipeline.stage import Stage, StageOutput
 from lrcompress.pipeline.stages.export import EXPORT
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
@@ -45,7 +46,6 @@ from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.report import TuneReport
 from lrcompress.tuning.tune import tune_
 
-STAGE = "tune"
 START_NAME = "start.safetensors"  # the weights that a training began with
 TEACHER_NAME = "teacher.json"
 
@@ -54,19 +54,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportedAs:
-    """How a run was exported; nothing where it was not."""
+    """How a run was exported; `asked` is None where it was not."""
 
     asked: ExportOptions | None = None
     pt2: bool = False
 
-    @property
-    def known(self) -> dict[str, Any]:
-        return {} if self.asked is None else {"asked": to_json(self.asked), "pt2": self.pt2}
+
+NOT_EXPORTED = ExportedAs()
 
 
 @dataclass(frozen=True)
 class TuneFacts:
-    """What the ledger holds of a tuning."""
+    """What stages.json keeps of a tuning."""
 
     upstream: str  # the key of what was tuned
     report: TuneReport
@@ -74,9 +73,12 @@ class TuneFacts:
     teacher: ModelIdentity | None = None
 
 
+STAGE = Stage("tune", TuneFacts)
+
+
 @dataclass(frozen=True, eq=False)
 class TuneInputs:
-    """What a compressed model is tuned with. `dense` is asked for only if there is work to do."""
+    """What a compressed model is tuned with. `dense` is called only if there is work to do."""
 
     request: TuneRequest
     dense: Callable[[], LoadedModel]
@@ -89,81 +91,72 @@ class TuneInputs:
     differs: Callable[[ModelIdentity], str] = lambda _: ""  # the teacher at hand, from a known one
 
 
-def tune_key(teaching: TuneInputs, upstream: str) -> str:
-    inputs = {
-        "options": teaching.request,
-        "dense": teaching.dense_identity.exact,
-        "data": teaching.data_fingerprint,
+def tune_key(inputs: TuneInputs, upstream: str) -> str:
+    depends_on = {
+        "options": inputs.request,
+        "dense": inputs.dense_identity.exact,
+        "data": inputs.data_fingerprint,
     }
-    return stage_key(STAGE, upstream, inputs)
+    return stage_key(STAGE.name, upstream, depends_on)
 
 
-def is_tuned(job: RunContext, teaching: TuneInputs | None, upstream: str) -> bool:
-    """Whether `tuned` would find its work done. upstream: the key of what is tuned."""
-    return (
-        teaching is not None
-        and job.folder.finished(STAGE, tune_key(teaching, upstream)) is not None
-    )
+def is_tuned(context: RunContext, inputs: TuneInputs | None, upstream: str) -> bool:
+    """Return whether `tune_model` has nothing left to do. upstream: the key of what is tuned."""
+    return inputs is not None and STAGE.is_finished(context, tune_key(inputs, upstream))
 
 
-def tuned(
-    job: RunContext,
-    teaching: TuneInputs,
+def tune_model(
+    context: RunContext,
+    inputs: TuneInputs,
     upstream: str,
-    exported_as: Mapping[str, Any] | None = None,
+    exported_as: ExportedAs = NOT_EXPORTED,
 ) -> tuple[TuneReport, str]:
-    """The run folder's model, tuned; its report without the losses, and the stage's key.
+    """Tune the run folder's model; return the report without the losses, and the stage's key.
 
-    exported_as: how the run was exported before, for whoever comes after a stop.
+    exported_as: how the run was exported before, kept for a run that resumes after a kill.
     """
-    folder, key = job.folder, tune_key(teaching, upstream)
-    known = folder.finished(STAGE, key)
-    if known is not None:
-        job.clock.reused(STAGE)
-        return folder.facts(STAGE, TuneFacts).report, key
-    with job.clock.stage(STAGE):
-        work, root = folder.work(key), folder.root
-        on_main(partial(_keep_start, root / WEIGHTS_NAME, work / START_NAME))
-        on_main(partial(_keep_teacher, work, teaching))
+    folder, key = context.folder, tune_key(inputs, upstream)
+
+    def work() -> StageOutput[TuneFacts]:
+        checkpoint, root = folder.work(key), folder.root
+        on_main(partial(_keep_start, root / WEIGHTS_NAME, checkpoint / START_NAME))
+        on_main(partial(_keep_teacher, checkpoint, inputs))
         with failing_together():
-            dense = teaching.dense()
-            module = load(root, trust_remote_code=teaching.trust_remote_code)
-            with opened_safetensors(work / START_NAME) as file:
-                names, path = file.keys(), work / START_NAME
+            dense = inputs.dense()
+            module = load(root, trust_remote_code=inputs.trust_remote_code)
+            with opened_safetensors(checkpoint / START_NAME) as file:
+                names, path = file.keys(), checkpoint / START_NAME
                 fill_(module, names, file.get_tensor, path, keep_dtype=True)
-            options = _settled(teaching, dense)
-            task = _task(teaching.request.task)
+            options = _settled(inputs, dense)
+            task = _task(inputs.request.task)
         report = tune_(
             module,
             dense.module,
-            teaching.batches,
+            inputs.batches,
             options,
             task=task,
-            whitenings=_whitenings(teaching) if options.adapter else None,
-            progress=job.progress,
-            store=FolderCheckpoints(work),
+            whitenings=_whitenings(inputs) if options.adapter else None,
+            progress=context.progress,
+            store=FolderCheckpoints(checkpoint),
         )
         report = replace(report, losses=())
         if not report.improved:
             log.warning("%s", unimproved(report))
-        save = partial(save_tuned, module, teaching.batches[0], root)
-        on_main(partial(save, {STAGE: to_json(report)}))
-        facts = {
-            "upstream": upstream,
-            "report": to_json(report),
-            "export": exported_as or {},
-            "teacher": to_json(teaching.dense_identity),
-        }
-        folder.finish(STAGE, key, [WEIGHTS_NAME, RECORD_NAME], facts, forget=EXPORT)
-    return report, key
+        save = partial(save_tuned, module, inputs.batches[0], root)
+        on_main(partial(save, {STAGE.name: to_json(report)}))
+        facts = TuneFacts(upstream, report, exported_as, inputs.dense_identity)
+        return StageOutput([WEIGHTS_NAME, RECORD_NAME], facts)
+
+    facts = STAGE.run(context, key, work, begins=False, forget=EXPORT.name)
+    return facts.report, key
 
 
-def last_export(folder: RunFolder) -> Mapping[str, Any]:
-    """How the run was exported the last time; empty if it was not."""
-    record, tuning = folder.record(EXPORT), folder.record(STAGE)
-    if record is not None:
-        return folder.facts(EXPORT, ExportedAs).known
-    return {} if tuning is None else folder.facts(STAGE, TuneFacts).export.known
+def last_export(folder: RunFolder) -> ExportedAs:
+    """Return how the run was exported the last time; NOT_EXPORTED if it was not."""
+    exported, tuning = EXPORT.recorded(folder), STAGE.recorded(folder)
+    if exported is not None:
+        return ExportedAs(exported.asked, exported.pt2)
+    return NOT_EXPORTED if tuning is None else tuning.export
 
 
 def unimproved(report: TuneReport) -> str:
@@ -193,9 +186,9 @@ def checked_dense(
     return dense
 
 
-def _settled(teaching: TuneInputs, dense: LoadedModel) -> TuneOptions:
-    """What the options leave open, as the profile and the tokenizer say."""
-    options, profile = teaching.request.options, teaching.profile
+def _settled(inputs: TuneInputs, dense: LoadedModel) -> TuneOptions:
+    """Fill in what the options leave open from the profile and the tokenizer."""
+    options, profile = inputs.request.options, inputs.profile
     if options.divergence == "auto" and options.pooling is None and options.readout is None:
         options = replace(options, readout=profile.readout)
     if options.divergence == "auto" and profile.objective != "none":
@@ -216,9 +209,9 @@ def _task(reference: str) -> TaskLoss | None:
     return cast(TaskLoss, found)
 
 
-def _whitenings(teaching: TuneInputs) -> Mapping[str, Whitening]:
-    """The metric of each layer's fit; layers whose moments are gone merge in the plain one."""
-    profile, plan = teaching.profile, teaching.plan
+def _whitenings(inputs: TuneInputs) -> Mapping[str, Whitening]:
+    """Return each layer's metric; layers whose moments were deleted merge in the plain one."""
+    profile, plan = inputs.profile, inputs.plan
     layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
     held = [name for name in layers if name in profile.moments]
     if len(held) < len(layers) and plan.metric != "plain":
@@ -229,17 +222,17 @@ def _whitenings(teaching: TuneInputs) -> Mapping[str, Whitening]:
     }
 
 
-def _keep_teacher(work: Path, teaching: TuneInputs) -> None:
-    """Note who teaches; a checkpoint of one who has changed since goes."""
+def _keep_teacher(work: Path, inputs: TuneInputs) -> None:
+    """Record the teacher's identity; delete the checkpoint if the teacher has changed since."""
     path = work / TEACHER_NAME
     if path.is_file():
         known = from_json(ModelIdentity, read_json(path, DataError), str(path), DataError)
-        difference = teaching.differs(known)
+        difference = inputs.differs(known)
         if not difference:
             return
         log.warning("the teacher has changed (%s): the tuning begins anew", difference)
         (work / CHECKPOINT_NAME).unlink(missing_ok=True)
-    write_json(path, to_json(teaching.dense_identity))
+    write_json(path, to_json(inputs.dense_identity))
 
 
 def _keep_start(weights: Path, start: Path) -> None:

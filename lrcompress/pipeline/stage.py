@@ -1,0 +1,79 @@
+"""What every stage of a run does: reuse what is finished; else work, take the time, record it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from lrcompress.json_dataclasses import to_json
+from lrcompress.pipeline.context import RunContext
+from lrcompress.pipeline.run_folder import RunFolder
+
+Facts = TypeVar("Facts")
+
+
+@dataclass(frozen=True)
+class NoFacts:
+    """The facts of a stage that leaves files only."""
+
+
+@dataclass(frozen=True, eq=False)
+class StageOutput(Generic[Facts]):
+    """What a stage made: its files by their names in the run folder, and its facts.
+
+    finished: False where a rerun must do the work again.
+    """
+
+    files: Sequence[str]
+    facts: Facts
+    finished: bool = True
+
+
+@dataclass(frozen=True)
+class Stage(Generic[Facts]):
+    """A stage by its name in stages.json, and the class of the facts that stages.json keeps."""
+
+    name: str
+    facts: type[Facts]
+
+    def run(
+        self,
+        context: RunContext,
+        key: str,
+        work: Callable[[], StageOutput[Facts]],
+        *,
+        again: bool = False,
+        begins: bool = True,
+        rewritten_by: str | None = None,
+        forget: str | None = None,
+    ) -> Facts:
+        """Return the facts of the stage, from stages.json if it is finished under `key`.
+
+        again: work even if it is finished.
+        begins: forget the stage and its followers before the work; else `work` may fail and leave
+            everything as it was.
+        rewritten_by: a later stage, whose digests count for the files that both wrote.
+        forget: a later stage, made from files that this one replaces.
+        """
+        if not again and self.is_finished(context, key, rewritten_by=rewritten_by):
+            context.clock.reused(self.name)
+            return context.folder.facts(self.name, self.facts)
+        if begins:
+            context.folder.begin(self.name)
+        with context.clock.stage(self.name):
+            output = work()
+            if output.finished:
+                facts = cast("dict[str, Any]", to_json(output.facts))
+                context.folder.finish(self.name, key, output.files, facts, forget=forget)
+        return output.facts
+
+    def is_finished(
+        self, context: RunContext, key: str, *, rewritten_by: str | None = None
+    ) -> bool:
+        """Return whether `run` would reuse the stage."""
+        return context.folder.finished(self.name, key, rewritten_by=rewritten_by) is not None
+
+    def recorded(self, folder: RunFolder) -> Facts | None:
+        """Return the facts that stages.json keeps, whatever the key; None without a record."""
+        return None if folder.record(self.name) is None else folder.facts(self.name, self.facts)
