@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -541,7 +542,7 @@ def test_a_preview_reads_the_profile_that_is_there(
     def never(*_: object) -> None:
         raise AssertionError("profiled again")
 
-    monkeypatch.setattr("lrcompress.pipeline.run.profile", never)
+    monkeypatch.setattr(import_module("lrcompress.pipeline.run"), "profile", never)
     before = digests(unbroken[0])
     assert preview(options(unbroken[0], "80%")).plan.params > unbroken[1].plan.params
     assert digests(unbroken[0]) == before
