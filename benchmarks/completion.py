@@ -1,24 +1,24 @@
-"""Deep matrix completion: factors of full width against those compressed to their subspace.
+"""Deep matrix completion: full-width factors against factors compressed to their subspace.
 
     python -m benchmarks.completion
 
-A random d x d matrix of rank 5 (a product of Gaussian factors, its largest singular value made 1),
-of which a share of the entries is seen. Both methods descend the same loss, half of the squared
-error over the seen entries divided by their share, through a product W3 W2 W1 that starts
-orthogonal and small, by plain gradient descent with the same code:
+The matrix is d x d, random, of rank 5: a product of Gaussian factors. Its largest singular value is
+scaled to 1. A share of its entries is seen. Both methods minimise the same loss: half of the
+squared error over the seen entries, divided by their share. The model is a product W3 W2 W1 with a
+small orthogonal start. Both use plain gradient descent with the same code:
 
 full width   each factor is d x d
-compressed   d x 10, 10 x 10, 10 x d (twice the rank, which in practice is not known either), from
+compressed   d x 10, 10 x 10, 10 x d (twice the rank, because the rank is unknown in practice), from
              the leading singular vectors of the first gradient: lrcompress.tuning.deep
 
-The starts' scales and the learning rates that are tried are the same, and the rule to stop is: the
-relative error over the seen entries, looked at every 10 steps, is 1e-3 or less. Of the runs that
-stopped so with a relative error of 2e-3 or less over all entries, which neither method sees, the
-one of fewest CPU seconds counts: the median of 3 repetitions, each with its start (random
-orthogonal factors; the subspace of the gradient).
+Both try the same scales of the start and the same learning rates. A run stops when the relative
+error over the seen entries, checked every 10 steps, is 1e-3 or less. It counts as recovered if the
+relative error over all entries, which neither method sees, is 2e-3 or less. The recovered run with
+the fewest CPU seconds is repeated 3 times and the median counts. The start is included in the time
+(random orthogonal factors; the subspace of the gradient).
 
-The bar: both recover the matrix so, compressed at least 10 times faster at d = 200 and 20 times at
-d = 500.
+The bar: both methods recover the matrix, and compressed is at least 10 times faster at d = 200 and
+20 times at d = 500.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from lrcompress.tuning.deep import DeepFactors, aligned_bases, orthogonal
 
 RESULT = RESULTS / "completion.json"
 RANK, WIDTH = 5, 10
-SCALES = (0.03, 0.01)  # of the start's factors
+SCALES = (0.03, 0.01)  # of the starting factors
 RATES = (0.4, 0.6)
 TOLERANCE, EVERY, MOST_STEPS = 1e-3, 10, 600
 RECOVERED, REPETITIONS = 2e-3, 3
 DIVERGED = 1e3
 FULL, COMPRESSED = "full width", "compressed"
 BARS = {200: 10.0, 500: 20.0}
-SHARES = {200: 0.3, 500: 0.2}  # of the entries that are seen
+SHARES = {200: 0.3, 500: 0.2}  # share of the entries that are seen
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     matrix: Tensor  # (d, d)
-    weights: Tensor  # of the entries in the gradient: 1 / share where one is seen, 0 elsewhere
+    weights: Tensor  # of the entries in the gradient: 1 / share if seen, 0 elsewhere
     minus_seen: Tensor  # the matrix times the weights, negated
 
     @classmethod
@@ -67,7 +67,7 @@ class Problem:
         return torch.addcmul(self.minus_seen, self.weights, found)
 
     def seen_error(self, gradient: Tensor) -> float:
-        """Relative, over the entries that the methods see."""
+        """Return the relative error over the seen entries."""
         return float(gradient.norm() / self.minus_seen.norm())
 
     def recovery_error(self, found: Tensor) -> float:
@@ -75,7 +75,7 @@ class Problem:
 
 
 class Deep:
-    """W3 W2 W1, of any width, descending by its exact gradients."""
+    """The product W3 W2 W1, of any width, trained by its exact gradients."""
 
     def __init__(self, factors: list[Tensor]) -> None:
         self.first, self.second, self.third = factors
@@ -90,7 +90,7 @@ class Deep:
         return self.third @ self._lower
 
     def descend_(self, gradient: Tensor, rate: float) -> None:
-        """gradient: of the loss with respect to the value that was asked for last."""
+        """Take a step. gradient: of the loss, with respect to the last result of `value`."""
         below = self.third.mT @ gradient
         self.third.addmm_(gradient, self._lower.mT, alpha=-rate)
         step = below @ self.first.mT
@@ -124,7 +124,7 @@ class Row:
     learning_rate: float
     params: int
     steps: int
-    seconds: float  # of the CPU
+    seconds: float  # CPU time
     seen_error: float
     recovery_error: float
 
@@ -162,7 +162,7 @@ def run(problem: Problem, method: str, scale: float, rate: float, seed: int) -> 
 
 
 def best(problem: Problem, rows: list[Row], seed: int) -> Row:
-    """The fastest that recovers the matrix, run again; without one the method has failed."""
+    """Run the fastest setting that recovers the matrix again; without one the method has failed."""
     recovered = [row for row in rows if row.recovered]
     if not recovered:
         sys.exit(f"{rows[0].method} at d = {rows[0].size} recovers the matrix with no setting")
@@ -186,7 +186,7 @@ def main() -> None:
     verdicts = []
     for size in options.sizes:
         problem, seed = Problem.draw(size, SHARES[size], options.seed), options.seed + 1
-        run(problem, COMPRESSED, SCALES[0], RATES[0], seed)  # torch's own first calls
+        run(problem, COMPRESSED, SCALES[0], RATES[0], seed)  # warms up torch
         chosen = {}
         for method in METHODS:
             tried = [run(problem, method, s, rate, seed) for s in SCALES for rate in RATES]

@@ -2,13 +2,13 @@
 
     python -m benchmarks.cost [--models minilm smollm2] [--folder WORK] [--skip-scores]
 
-Each model goes once through `lrcompress compress` in a process of its own: profile, plan, compress,
-export, verify. Seconds are the command's own (wall clock); the peak is the process's highest
-resident memory, as the system counted it; a stage's peak is sampled every 20 ms.
+Each model goes once through `lrcompress compress` in its own process: profile, plan, compress,
+export, verify. Seconds are wall-clock time as the command reports it. The peak is the process's
+maximum resident memory as counted by the system. The peak of a stage is sampled every 20 ms.
 
-A model that is run again replaces its earlier row; the others stay.
+A model that is run again replaces its earlier row; other rows are kept.
 
-SmolLM2 is also scored, before and after: perplexity over 8,176 tokens of each text.
+SmolLM2 is also scored before and after: perplexity over 8,176 tokens of each text.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Subject:
-    """What `lrcompress compress` is told, and what it may cost."""
+    """The arguments of `lrcompress compress` for one model, and the limits of its cost."""
 
     name: str
     arguments: tuple[str, ...]
     what: str
     most_seconds: float | None = None
     most_bytes: int | None = None
-    scored: str | None = None  # the dense model's folder, where perplexity is a score of it
+    scored: str | None = None  # the dense model's folder, if perplexity is one of its scores
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One run of the pipeline. Seconds by stage are its own; `peak` maps stages too."""
+    """One run of the pipeline; its times and peaks by stage include only that stage."""
 
     seconds: float
     peak_bytes: int
@@ -92,7 +92,7 @@ def antiberty(folder: Path) -> Subject:
 def smollm2(folder: Path) -> Subject:
     model = prepared("smollm2", folder)
     lines = (DATA / "calibration.txt").read_text(encoding="utf-8").splitlines()
-    data = folder / "joined.txt"  # about as many tokens as a window takes
+    data = folder / "joined.txt"  # about as many tokens as fit in a window
     data.write_text("\n".join(" ".join(lines[i : i + 5]) for i in range(0, len(lines), 5)) + "\n")
     arguments = (model, "--data", str(data), "--max-examples", "64", "--budget", "80%")
     what = "80 % of all parameters; 64 windows of at most 128 tokens"
@@ -108,8 +108,10 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
 
 
 def prepared(name: str, folder: Path) -> str:
-    """The model's folder, made by sample_models in a process of its own: a child's peak memory
-    cannot be told from what its parent held when it started."""
+    """Return the model's folder, made by sample_models in a separate process.
+
+    A child's peak memory would include what its parent held when it started.
+    """
     place = folder / name
     if not place.is_dir():
         subprocess.run([sys.executable, "-m", f"sample_models.{name}", str(place)], check=True,
@@ -118,7 +120,7 @@ def prepared(name: str, folder: Path) -> str:
 
 
 def run(subject: Subject, output: Path) -> Measured:
-    """The whole pipeline in a fresh process; SystemExit if it does not get through."""
+    """Run the whole pipeline in a fresh process; SystemExit if it fails."""
     shutil.rmtree(output, ignore_errors=True)  # a stage that an earlier run finished costs nothing
     shown = output.with_suffix(".json")
     command = [sys.executable, "-m", "lrcompress_cli.main", "compress", *subject.arguments,
@@ -149,9 +151,9 @@ def run(subject: Subject, output: Path) -> Measured:
 
 
 def current_stage(output: Path) -> str:
-    """The first that the run folder does not list as finished."""
+    """Return the first stage that the run folder does not list as finished."""
     ledger = output / "stages.json"
-    with suppress(OSError):  # it is not there before the model is loaded
+    with suppress(OSError):  # the file does not exist before the model is loaded
         return STAGES[min(len(json.loads(ledger.read_bytes())["stages"]), len(STAGES) - 1)]
     return "load"
 
@@ -163,7 +165,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def kept_by_layer_type(output: Path) -> dict[str, dict[str, float]]:
-    """For each last part of a layer's name: layers, how many stay dense, share of weights kept."""
+    """Return by layer type (last part of the name): layers, dense layers, share of weights kept."""
     plan = json.loads((output / "plan.json").read_text(encoding="utf-8"))
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for layer in plan["layers"]:
@@ -181,7 +183,7 @@ def kept_by_layer_type(output: Path) -> dict[str, dict[str, float]]:
 
 
 def perplexities(model: str) -> dict[str, float]:
-    """Of a model folder, dense or compressed, over texts that are not in its calibration data."""
+    """Return the perplexities of a model, dense or compressed, on texts outside its calibration."""
     command = [sys.executable, "-m", "benchmarks.cost", "--score", model]
     answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
@@ -189,7 +191,7 @@ def perplexities(model: str) -> dict[str, float]:
 
 
 def print_perplexities(model: str) -> None:
-    """The other side of `perplexities`, in the process that loads torch."""
+    """Compute and print what `perplexities` reads, in the process that loads torch."""
     from transformers import AutoTokenizer
 
     from lrcompress.errors import DataError
@@ -212,7 +214,7 @@ def print_perplexities(model: str) -> None:
 
 
 def report(subject: Subject, measured: Measured) -> dict[str, Any]:
-    """Print one model's figures; the same for the result file."""
+    """Print one model's figures and return them for the result file."""
     record = measured.record
     within = {
         "seconds": subject.most_seconds is None or measured.seconds <= subject.most_seconds,

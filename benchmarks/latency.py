@@ -1,16 +1,16 @@
-"""How much of the FLOPs that low rank saves arrives as latency, on ONNX Runtime.
+"""How much of the FLOPs saved by low rank is saved as latency, on ONNX Runtime.
 
     python -m benchmarks.latency [--provider cpu] [--minilm FOLDER]
 
-Dense and low-rank graphs, exported by lrcompress, take turns in one process on the same inputs:
+Dense and low-rank graphs, exported by lrcompress, alternate in one process on the same inputs:
 
-layers    one Linear with bias and random weights, at three FLOP ratios (ranks in steps of 8, the
-          planner's own), over the number of rows
+layers    one Linear with bias and random weights, at three FLOP ratios (ranks in steps of 8, as in
+          the planner), for several numbers of rows
 encoder   all-MiniLM-L6-v2 with 80, 50 and 40 % of its encoder's Linears kept, ranks planned on
-          500 sentences, over batch and length
+          500 sentences, for several batch sizes and lengths
 
-FLOPs are those of every matrix product in the graph, attention's among them, 2 per multiply-add.
-The bar: latency ratio <= 1.15 x FLOP ratio where 128 rows (tokens) or more are computed.
+FLOPs count every matrix product in the graph, including attention, at 2 per multiply-add.
+The bar: latency ratio <= 1.15 x FLOP ratio for 128 rows (tokens) or more.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ENCODER_LENGTHS = (128, 256)
 @dataclass(frozen=True)
 class Row:
     model: str
-    kept: str  # what was asked for
+    kept: str  # as requested
     threads: int
     batch: int
     length: int | None
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def meets_bar(self) -> bool | None:
-        """None where the bar says nothing."""
+        """Whether the row meets the bar; None if the bar does not apply."""
         return None if self.rows < BAR_FROM_ROWS else self.over_flops <= BAR
 
 
@@ -100,7 +100,7 @@ class OneLinear(nn.Module):
 
 
 def layer_targets(features: int, out_features: int, folder: Path) -> list[BenchTarget]:
-    """The dense layer, then one file a FLOP ratio."""
+    """Export the dense layer, then one low-rank layer per FLOP ratio."""
     torch.manual_seed(0)
     batch = {"rows": torch.randn(8, features)}
     name = f"{features}-{out_features}"
@@ -111,7 +111,7 @@ def layer_targets(features: int, out_features: int, folder: Path) -> list[BenchT
         if ratio is not None:
             spec = describe(module).layers[0]
             exact = ratio * features * out_features / (features + out_features)
-            rank = STEP * round(exact / STEP)  # as the planner has it
+            rank = STEP * round(exact / STEP)  # rounded as in the planner
             factors = {
                 "left": torch.randn(1, out_features, rank) / rank**0.5,
                 "right": torch.randn(1, rank, features) / features**0.5,
@@ -125,7 +125,7 @@ def layer_targets(features: int, out_features: int, folder: Path) -> list[BenchT
 
 
 def encoder_targets(model: Path, folder: Path) -> list[BenchTarget]:
-    """The dense encoder, then one file a budget; ranks alone matter here, so there is no refit."""
+    """Export the dense encoder, then one file per budget, without a refit: only ranks matter."""
     dense = load_model(str(model))
     batches = load_batches(str(SENTENCES), dense, DataOptions())
     measured = profile(dense.module, batches, ProfileOptions(pooling=dense.pooling))
@@ -142,7 +142,7 @@ def encoder_targets(model: Path, folder: Path) -> list[BenchTarget]:
 
 
 def graph_flops(path: Path, batch: int, length: int | None) -> int:
-    """Of the matrix products of a graph at one input shape, from the shapes as they come out."""
+    """Count the FLOPs of a graph's matrix products at one input shape, from shapes at run time."""
     graph = onnx.load(path)
     products = [node for node in graph.graph.node if node.op_type in ("MatMul", "Gemm")]
     constants = {tensor.name: tuple(tensor.dims) for tensor in graph.graph.initializer}

@@ -1,4 +1,4 @@
-"""What made a figure: machine, versions, provider, command. Every result file says so."""
+"""The origin of a figure, stored in every result file: machine, versions, provider, command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA_VERSION = 1
 
 
 def describe_machine(*, provider: ProviderName = "cpu", threads: int) -> dict[str, str]:
-    """Label → value. The load is what else kept the machine busy when it was asked."""
+    """Return label → value. The load is what else kept the machine busy at this moment."""
     found = describe_environment(
         device=device_name(provider), provider=EXECUTION_PROVIDERS[provider][0], threads=threads
     )
@@ -28,18 +28,18 @@ def describe_machine(*, provider: ProviderName = "cpu", threads: int) -> dict[st
 
 
 def memory() -> str:
-    """Of the whole machine."""
+    """Return the memory of the whole machine."""
     return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
 
 
 def load() -> str:
-    """Processes that wanted a core, averaged over the last minute."""
+    """Return the load: processes that wanted a core, averaged over the last minute."""
     return f"{os.getloadavg()[0]:.2f}"
 
 
 def this_command() -> str:
-    """The command, to be typed again in the repository's root, without this machine's folders."""
-    # __main__'s spec is there with `python -m`, where argv[0] would be a path of this machine
+    """Return the command as run from the repository's root, without this machine's folders."""
+    # __main__ has a spec under `python -m`, where argv[0] would be a path on this machine
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started = ["-m", spec.name] if spec else [Path(sys.argv[0]).name]
     given = [re.sub(r"^(-[^=]*=)?/.*/", r"\1", part) for part in sys.argv[1:]]
@@ -47,7 +47,7 @@ def this_command() -> str:
 
 
 def write_result(path: Path, machine: Mapping[str, str], body: Mapping[str, Any]) -> None:
-    """`body` with the machine and the command; replaced as a whole."""
+    """Write `body` with the machine and the command, replacing the file as a whole."""
     document = {
         "schema_version": SCHEMA_VERSION,
         "command": this_command(),

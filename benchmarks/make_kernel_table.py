@@ -4,8 +4,8 @@
     python benchmarks/make_kernel_table.py --document OperatorKernels.md --source "1.31.0"
 
 --installed asks the kernel registry of the installed onnxruntime-gpu, which is exact for that
-version. Its CUDA provider must load for that: where the CUDA libraries are missing, --stand-ins
-compiles empty ones with gcc, which is enough to list kernels (none is run).
+version. Its CUDA provider must load. If the CUDA libraries are missing, --stand-ins compiles empty
+ones with gcc, which is enough to list kernels (none is run).
 --document reads ONNX Runtime's published list, docs/OperatorKernels.md, instead.
 """
 
@@ -42,7 +42,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Signature:
-    """Which constraint each parameter of an operator outside the ONNX standard binds."""
+    """The constraint of each input and output of an operator outside the ONNX standard."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -56,7 +56,7 @@ class Facts:
 
 
 def short_dtype(text: str) -> str:
-    """`tensor(float16)` -> `float16`, `seq(tensor(float16))` -> `seq(float16)`."""
+    """Return `tensor(float16)` as `float16`, and `seq(tensor(float16))` as `seq(float16)`."""
     return re.sub(r"tensor\((\w+)\)", r"\1", text.strip())
 
 
@@ -64,7 +64,7 @@ def short_dtype(text: str) -> str:
 
 
 def facts_from_document(text: str) -> Facts:
-    """Rows `|op|parameters|opsets|types|`, under a heading for each provider."""
+    """Parse rows `|op|parameters|opsets|types|`, under a heading for each provider."""
     kernels: list[Kernel] = []
     on_cpu: set[tuple[str, str]] = set()
     signatures: dict[tuple[str, str], Signature] = {}
@@ -82,7 +82,7 @@ def facts_from_document(text: str) -> Facts:
             continue
         cells = [cell.strip() for cell in line.strip().strip("\n")[1:-1].split("|")]
         if len(cells) != 4 or not re.search(r"\d", cells[2]):
-            continue  # the header and its rule
+            continue  # the table's header
         if cells[0]:
             operator = cells[0]
         if provider == CPU:
@@ -96,7 +96,7 @@ def facts_from_document(text: str) -> Facts:
 
 
 def _opsets_from_document(cell: str) -> tuple[int, int | None]:
-    """`14+`, `13` or `[7, 12]`."""
+    """Parse `14+`, `13` or `[7, 12]`."""
     numbers = [int(number) for number in re.findall(r"\d+", cell)]
     return (numbers[0], None) if cell.endswith("+") else (numbers[0], numbers[-1])
 
@@ -136,7 +136,7 @@ json.dump({"source": f"kernel registry of ONNX Runtime {onnxruntime.__version__}
 
 
 def ask_installed(*, stand_ins: bool) -> dict[str, Any]:
-    """In a process of its own: a provider that does not load ends it with a crash."""
+    """Ask the registry in a separate process, because a provider that fails to load crashes it."""
     with tempfile.TemporaryDirectory() as folder:
         environment = dict(os.environ)
         if stand_ins:
@@ -159,8 +159,8 @@ def ask_installed(*, stand_ins: bool) -> dict[str, Any]:
     return found
 
 
-# A provider that only lists kernels gets by with functions that do nothing. To open a session,
-# it must also find a device and be able to put the weights somewhere; nothing is ever computed.
+# To list kernels, a provider needs only functions that do nothing. To open a session, it must
+# also find a device and allocate the weights. Nothing is ever computed.
 _STAND_INS = """
 #include <stdlib.h>
 #include <string.h>
@@ -177,7 +177,7 @@ int cudaMemcpyAsync(void* d, void* s, size_t n, int k, void* t) { memcpy(d, s, n
 
 
 def compile_stand_ins(folder: Path) -> None:
-    """Libraries with the names and symbols that the CUDA and TensorRT providers import."""
+    """Compile libraries with the names and symbols that the CUDA and TensorRT providers import."""
     import onnxruntime
 
     capi = Path(onnxruntime.__file__).parent / "capi"
@@ -194,7 +194,7 @@ def compile_stand_ins(folder: Path) -> None:
     for library in needed:
         if not re.match(r"lib(cu\w+|nvinfer|nvonnxparser)\.so", library):
             continue
-        # every library carries every symbol, under its own version name
+        # Every library has all symbols, under its own version name
         (folder / "stand_in.map").write_text(f"{library} {{ global: *; }};")
         _output(
             "gcc", "-w", "-shared", "-fPIC", "-o", str(folder / library),
@@ -237,8 +237,10 @@ def facts_from_registry(found: dict[str, Any]) -> Facts:
 
 
 def merged(kernels: Iterable[Kernel]) -> list[Kernel]:
-    """Kernels that differ in the dtypes of one constraint only become one. Nothing is lost:
-    a combination of dtypes is in the merged list exactly if it was in the given one."""
+    """Merge kernels that differ only in the dtypes of one constraint.
+
+    Lossless: the merged list allows exactly the same combinations of dtypes as the given one.
+    """
     pool = sorted(set(kernels), key=_order)
     changed = True
     while changed:
@@ -272,7 +274,7 @@ def _order(kernel: Kernel) -> tuple[Any, ...]:
 
 
 def render(facts: Facts, source: str) -> str:
-    """One line a kernel, so that a new version of the table reads as a diff."""
+    """Render one line per kernel, so that a new version of the table gives a readable diff."""
     on_cuda: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for kernel in merged(facts.kernels):
         types = {name: " ".join(dtypes) for name, dtypes in kernel.types}

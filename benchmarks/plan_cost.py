@@ -1,10 +1,10 @@
-"""Time to plan, and the gap that is proven, on one core: 500 layers of 100 choices and beyond.
+"""Planning time and proven gap on one core: 500 layers of 100 choices and more.
 
     OMP_NUM_THREADS=1 python benchmarks/plan_cost.py
 
-The profiles are synthetic (power-law spectra with random exponents and scales), since only the
-number and the shape of the layers matter for the time. Times are of the whole `plan` verb: loss
-curves, allocation, totals; the median of the repeats, wall clock.
+The profiles are synthetic (power-law spectra with random exponents and scales), because only the
+number and the shape of the layers matter for the time. The time is that of the whole `plan` verb:
+loss curves, allocation, totals. It is the median wall-clock time of the repeats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lrcompress.profiling.spectrum import measure
 
 RESULTS = Path(__file__).parent / "results" / "plan_cost.json"
 
-# (layers, shapes in turn); break-even ranks of the first two cases are 99 or 100
+# (layers, shapes in rotation); break-even ranks of the first two cases are 99 or 100
 CASES: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
     "500 layers x 100 choices, three shapes": (500, ((200, 200), (134, 402), (402, 134))),
     "500 layers x 100 choices, one shape": (500, ((200, 200),)),

@@ -1,15 +1,15 @@
-"""Peers' mathematics against ours, on the same layers, data and budgets; nothing is trained.
+"""Published methods against ours, on the same layers, data and budgets; nothing is trained.
 
     python -m benchmarks.quality [--subject minilm-500 ...] [--keep 0.8 ...]
 
 plain SVD       truncated SVD, the same share of every layer
-ASVD            inputs' scale on the columns (Yuan et al. 2023, alpha 1/2), uniform
+ASVD            columns scaled by the inputs (Yuan et al. 2023, alpha 1/2), uniform
 SVD-LLM         whitened by the inputs' second moment (Wang et al. 2024), uniform
-two-sided       ours, uniform: what the metric is worth alone
+two-sided       ours, uniform: the effect of the metric alone
 ours            two-sided metric, ranks allocated over the whole network
-ours + refit    the same, refitted where held-out examples say so
-ours, auto      not low rank alone: for each layer the structure that loses least
-auto + refit    the same, refitted where held-out examples say so
+ours + refit    the same, refitted if held-out examples favour it
+ours, auto      for each layer the structure with the least loss, not only low rank
+auto + refit    the same, refitted if held-out examples favour it
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
         "wordnet glosses", 512, ("bible sentences", "python docs")
     ),
     "minilm-1200": lambda: minilm("bible paragraphs", 1200, OTHERS),
-    # how fidelity grows with calibration: the same source, more of it
+    # how fidelity depends on the amount of calibration data from one source
     "minilm-64": lambda: minilm("bible paragraphs", 64, OTHERS),
     "minilm-256": lambda: minilm("bible paragraphs", 256, OTHERS),
     "gpt": text_gpt,
@@ -59,7 +59,7 @@ LOW_RANK = ("low_rank",)
 
 @dataclass(frozen=True)
 class Method:
-    """`as_published`: no shrinkage and no bias compensation, which the peers do not have."""
+    """`as_published`: no shrinkage and no bias compensation, as in the published methods."""
 
     name: str
     metric: str
@@ -90,7 +90,7 @@ class Row:
     predicted_divergence: float | None  # in the divergence's unit for the two-sided metric only
     measured_divergence: float
     seconds: float
-    structures: dict[str, int]  # layers of each
+    structures: dict[str, int]  # number of layers of each
 
 
 def main() -> None:
@@ -156,7 +156,7 @@ def _run(subject: Subject, found: Profile, method: Method, keep: float) -> Row:
 
 
 def _published(found: Profile) -> Profile:
-    """The same moments, used as the peers use them."""
+    """Return the profile with the same moments, used as in the published methods."""
     layers = tuple(replace(layer, shrinkage=0.0, centred=False) for layer in found.layers)
     return replace(found, layers=layers)
 
@@ -167,7 +167,7 @@ def _shown(subject: Subject, module: object) -> str:
 
 
 def save(path: Path, asked: str, name: str, subject: Subject, rows: list[Row]) -> None:
-    """What was run again replaces what was there; the rest stays. Each row names its command."""
+    """Save the rows with their command; they replace earlier ones, other rows are kept."""
     path.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(path.read_text()) if path.exists() else {}
     again = {(row.method, row.kept) for row in rows}

@@ -1,11 +1,11 @@
-"""Recipes of tuning against each other, at equal steps and at equal seconds.
+"""Tuning recipes compared, at equal steps and at equal seconds.
 
     python -m benchmarks.recovery [--subject gpt ...] [--recipe "distill" ...] [--seconds 60]
 
 Each subject is compressed once, and every recipe starts from those weights. Text networks are tuned
-on more text than calibrated them, since the dense network labels any. The share of the gap is
-(score - compressed) / (dense - compressed), on data that nothing was trained or judged on; below
-zero a recipe did harm there.
+on more text than was used for calibration, because the dense network can label any text. The share
+of the gap is (score - compressed) / (dense - compressed), on data not used for training or for
+selection. If it is negative, the recipe did harm.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from lrcompress.tuning.tune import tune_
 
 OUTPUT = RESULTS / "recovery.json"
 STEPS = (25, 100, 200)
-FEW_BYTES = 8192  # of text, for the recipes' last column on the GPT
+FEW_BYTES = 8192  # of text, for the last column of the GPT's recipes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Case:
 
 CASES: dict[str, Case] = {
     "gpt": Case(text_gpt_with_lessons, 0.4, few=True),
-    # what method.md starts from: every layer the same share, no output sensitivity
+    # the starting point of method.md: every layer the same share, no output sensitivity
     "gpt-uniform": Case(text_gpt_with_lessons, 0.4, "uniform", "input-weighted", few=True),
     "minilm": Case(minilm_with_lessons, 0.5),
     "minilm-auto": Case(minilm_with_lessons, 0.5, structures=AUTO, refit=True),
@@ -89,7 +89,7 @@ RECIPES = (
 class Row:
     subject: str
     recipe: str
-    limit: str  # "100 steps" or "60 s", the same for the recipes of a comparison
+    limit: str  # "100 steps" or "60 s", the same for all recipes of a comparison
     steps: int
     data: str
     recovered: float  # share of the gap in the headline score
@@ -231,14 +231,14 @@ def _row(
 
 
 def recovered(start: Start, scores: Mapping[str, float]) -> float:
-    """Of what compressing cost in the headline score, the share that came back."""
+    """Return the share of the loss in the headline score that tuning recovered."""
     headline = start.subject.headline
     lost = start.dense_scores[headline] - start.scores[headline]
     return (scores[headline] - start.scores[headline]) / lost
 
 
 def _first(batches: list[Batch], tokens: int) -> list[Batch]:
-    """The first texts with so many tokens."""
+    """Return the first texts with at most `tokens` tokens."""
     kept: list[Batch] = []
     room = tokens
     for batch in batches:
@@ -251,7 +251,7 @@ def _first(batches: list[Batch], tokens: int) -> list[Batch]:
 
 
 def save(path: Path, machine: Mapping[str, str], start: Start, row: Row) -> None:
-    """A row measured again replaces the one that was there; the others stay."""
+    """Save a row; it replaces an earlier row of the same setting, others are kept."""
     held: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     subjects = {
         **held.get("subjects", {}),

@@ -1,13 +1,13 @@
-"""How the plain BLAST fit grows: time against the size and the number of blocks, and memory.
+"""Scaling of the plain BLAST fit: time against size and number of blocks, and memory.
 
     OMP_NUM_THREADS=1 python -m benchmarks.scaling [--seconds 240]
 
 Square random weights of n rows, at half of the dense parameters, so that the rank grows with n.
-CPU seconds of one thread: of the start (a truncated SVD), and of a sweep, the median over a few.
-Exponents are least squares of log seconds on log n, and on log b. Sizes come from small to large;
-one that would not end within the allowed seconds, by the growth so far, is left out and said so.
-Memory: the growth of a fresh process's peak over what it was before the weight, the weight
-included, over the weight's own size.
+Times are CPU seconds of one thread: for the start (a truncated SVD), and for a sweep (the median of
+a few). Exponents are least-squares fits of log seconds on log n, and on log b. Sizes run from small
+to large. A size that would exceed the allowed seconds, extrapolated from the sizes before, is left
+out and reported. Memory: the growth of a fresh process's peak since before the weight was created,
+including the weight, divided by the weight's size.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIZES, BLOCKS = (256, 512, 1024, 2048, 4096, 8192), 4
 SIZE, ALL_BLOCKS = 1024, (1, 2, 4, 8, 16, 32)
 SWEEPS = 5  # timed, after one that is not
 MEMORY = ((2048, 4), (2048, 8), (4096, 2), (4096, 4), (4096, 8))  # n, blocks
-MEMORY_BAR, MEMORY_SWEEPS = 6.0, 4  # sweeps: with momentum, which needs the last factors too
+MEMORY_BAR, MEMORY_SWEEPS = 6.0, 4  # sweeps: with momentum, which also needs the last factors
 
 
 def rank_of(n: int, blocks: int) -> int:
@@ -74,7 +74,7 @@ def timed_fit(n: int, blocks: int, sweeps: int = SWEEPS) -> Row:
 
 
 def exponent(x: Sequence[float], y: Sequence[float]) -> float:
-    """Of y ~ x^a, by least squares of the logarithms."""
+    """Return a in y ~ x^a, by least squares of the logarithms."""
     xs, ys = [math.log(v) for v in x], [math.log(v) for v in y]
     centre, middle = statistics.fmean(xs), statistics.fmean(ys)
     spread = sum((v - centre) ** 2 for v in xs)
@@ -86,7 +86,7 @@ def against_size(allowed: float) -> tuple[list[Row], list[Row]]:
     left_out = []
     used = 0.0
     for n in SIZES:
-        # eight times the work for twice the size, once the products outweigh the rest
+        # Twice the size is eight times the work, once the products dominate
         expected = 0.0
         if rows:
             last = rows[-1]
@@ -111,9 +111,9 @@ def peak_memory(n: int, blocks: int) -> Row:
 
 
 def child(n: int, blocks: int) -> None:
-    """Prints what `peak_memory` returns.
+    """Print the row that `peak_memory` returns.
 
-    Not from ru_maxrss: that of a child begins at what its parent held.
+    ru_maxrss is not used: in a child it starts at its parent's memory.
     """
     torch.set_num_threads(1)
     fit = partial(fit_plain, blocks_out=blocks, blocks_in=blocks)

@@ -1,18 +1,17 @@
-"""Matrix sensing: Deep LoRA of a generous rank against LoRA of the same.
+"""Matrix sensing: Deep LoRA against LoRA, both with a rank far above the true one.
 
     python -m benchmarks.sensing
 
-A 32 x 32 matrix of rank 2 (singular values 1 and 0.8) is to be found from 300 Gaussian measurements
-of it, a third of its entries' number; both methods are given rank 32. LoRA is B A with B = 0 and a
-Gaussian A, over a grid of its standard deviations and learning rates; Deep LoRA is three factors in
-the bases of the first gradient, turned at random, at one scale and learning rate. Both run
-to a loss of 1e-10 or 1600 steps, and the best of each grid counts, the mean over 3 draws of the
-problem.
+A 32 x 32 matrix of rank 2 (singular values 1 and 0.8) is recovered from 300 Gaussian measurements,
+a third of the number of its entries. Both methods get rank 32. LoRA is B A with B = 0 and Gaussian
+A, over a grid of standard deviations of A and learning rates. Deep LoRA is three factors in the
+bases of the first gradient, rotated at random, with one scale and learning rate. Both run to a loss
+of 1e-10 or 1600 steps. The best of each grid counts, as the mean over 3 draws of the problem.
 
-With Adam, which LoRA is trained with, the best LoRA stays at .3 or above for every start, however
-small, and Deep LoRA reaches .02 or less: the bar. Without its rotation Deep LoRA does not. With
-plain gradient descent LoRA from a start near zero recovers the matrix too (its implicit bias is
-that of two factors), which the table shows as it is.
+The bar, with Adam, as LoRA is trained: the best LoRA stays at .3 or above for every start, however
+small, and Deep LoRA reaches .02 or less. Without its rotation Deep LoRA does not. With plain
+gradient descent, LoRA from a start near zero recovers the matrix too (the implicit bias of two
+factors). The table shows this.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Problem:
         return cls((left * values) @ right.mT, drawn(COUNT, SIZE * SIZE) / COUNT**0.5)
 
     def loss_and_gradient(self, found: Tensor) -> tuple[float, Tensor]:
-        """Of half the squared error of the measurements."""
+        """Return half the squared error of the measurements, and its gradient."""
         residual = self.measure @ (found - self.matrix).flatten()
         return float(residual.square().sum()) / 2, (residual @ self.measure).reshape(SIZE, SIZE)
 
@@ -68,7 +67,7 @@ class Problem:
 
 
 class Lora(nn.Module):
-    """B A, with B = 0."""
+    """LoRA's B A, with B = 0 at the start."""
 
     def __init__(self, scale: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -107,7 +106,7 @@ class Row:
     seed: int
     steps: int
     loss: float
-    error: float  # relative, of the matrix
+    error: float  # relative error of the matrix
     seconds: float
 
 
@@ -129,19 +128,19 @@ def run(method: str, optimiser: str, scale: float, rate: float, seed: int) -> Ro
         descent.zero_grad()
         found.backward(gradient)
         descent.step()
-    error = problem.error(found.detach()) if loss < LOST else float("inf")  # NaN: not below
+    error = problem.error(found.detach()) if loss < LOST else float("inf")  # also for a loss of NaN
     seconds = time.process_time() - started
     return Row(method, optimiser, scale, rate, seed, step, loss, error, seconds)
 
 
 def best(rows: Sequence[Row], method: str, optimiser: str) -> float:
-    """The least error of the grid, the mean over the seeds."""
+    """Return the least error of the grid, averaged over the seeds."""
     mine = [row for row in rows if (row.method, row.optimiser) == (method, optimiser)]
     return sum(min(row.error for row in mine if row.seed == seed) for seed in SEEDS) / len(SEEDS)
 
 
 def shown(row: Row) -> dict[str, object]:
-    """JSON knows no infinity: a run that diverged has neither loss nor error."""
+    """Return the row for JSON, which has no infinity: a diverged run has no loss and no error."""
     lost = {"loss": None, "error": None} if row.error == float("inf") else {}
     return asdict(row) | lost
 

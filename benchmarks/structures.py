@@ -1,10 +1,10 @@
-"""BLAST and its family against the published algorithm and low rank, on trained weights.
+"""BLAST and related structures against the published algorithm and low rank, on trained weights.
 
     OMP_NUM_THREADS=1 python -m benchmarks.structures [--sections plain] [--models minilm] [--quick]
 
-Each section is a file of benchmarks/structure_sections, which says what its columns mean. A section
-that is run replaces its earlier results; the others stay. What all this is worth to a network is
-in benchmarks/quality.py: "ours, auto" beside "ours".
+Each section is a file of benchmarks/structure_sections, which explains its columns. A section that
+is run replaces its earlier results; others are kept. The effect on a whole network is measured in
+benchmarks/quality.py: "ours, auto" against "ours".
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one layer a model; nothing is saved")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    torch.set_num_threads(1)  # CPU seconds of two threads would count their waiting
+    torch.set_num_threads(1)  # CPU seconds of two threads would include their waiting
     request = Request(tuple(options.models), options.quick)
     for name in options.sections:
         machine = describe_machine(threads=1)

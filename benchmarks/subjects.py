@@ -1,4 +1,4 @@
-"""What quality is measured on: a dense network, its calibration data, and its own metric."""
+"""Subjects of quality benchmarks: a dense network, its calibration data, and its own metric."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """`headline` names the score that methods are compared by; `higher_is_better` says how."""
+    """A network to compress. Methods are compared by the score that `headline` names.
+
+    `higher_is_better` is the direction of that score.
+    """
 
     name: str
     module: nn.Module
@@ -35,8 +38,8 @@ class Subject:
     pooling: str | None = None
     calibration: str = ""
     evaluation: str = ""
-    lessons: Batches = ()  # to tune on; none: the calibration data
-    taught: str = ""  # what they are
+    lessons: Batches = ()  # data for tuning; empty: the calibration data
+    taught: str = ""  # a description of the tuning data
 
 
 TEXTS: dict[str, Callable[[int, int], list[str]]] = {
@@ -50,7 +53,7 @@ TEXTS: dict[str, Callable[[int, int], list[str]]] = {
 def minilm(
     calibration: str, count: int, evaluations: Sequence[str], lessons: Sequence[str] = ()
 ) -> Subject:
-    """all-MiniLM-L6-v2's encoder; the score is the mean cosine on text of other sources."""
+    """Make all-MiniLM-L6-v2's encoder; the score is the mean cosine on text from other sources."""
     from transformers import AutoTokenizer
 
     from sample_models.minilm import prepare
@@ -93,12 +96,15 @@ def minilm(
     )
 
 
-LESSONS = 6000  # paragraphs, and as many glosses
-LESSON_BATCHES = 400  # of 4 kB
+LESSONS = 6000  # number of paragraphs, and of glosses
+LESSON_BATCHES = 400  # batches of 4 kB
 
 
 def minilm_with_lessons() -> Subject:
-    """Calibrated on 1,200 paragraphs and tuned on two kinds of text, none of it evaluated on."""
+    """Make MiniLM, calibrated on 1,200 paragraphs and tuned on two kinds of text.
+
+    No text for calibration or tuning is used for evaluation.
+    """
     kinds = ("bible paragraphs", "wordnet glosses")
     held_out = {row for kind in kinds for row in TEXTS[kind](1024, 1)}
     rows = [row for kind in kinds for row in TEXTS[kind](LESSONS, 0) if row not in held_out]
@@ -108,7 +114,7 @@ def minilm_with_lessons() -> Subject:
 
 
 def text_gpt_with_lessons() -> Subject:
-    """Tuned on 1.6 MB of the books that it was trained on, Luke not among them."""
+    """Make the GPT, tuned on 1.6 MB of its training books, which do not include Luke."""
     from sample_models.text_gpt import data
 
     return replace(
@@ -119,7 +125,7 @@ def text_gpt_with_lessons() -> Subject:
 
 
 def text_gpt() -> Subject:
-    """The byte-level GPT; the score is nats per byte on a book that nothing was trained on."""
+    """Make the byte-level GPT; the score is nats per byte on a book not used for training."""
     from sample_models.text_gpt import data
     from sample_models.text_gpt.model import build
     from sample_models.weights import load_weights
@@ -140,7 +146,7 @@ def text_gpt() -> Subject:
 
 
 def fashion(name: str) -> Subject:
-    """The Fashion-MNIST ViT or CNN; the score is the accuracy on test images."""
+    """Make the Fashion-MNIST ViT or CNN; the score is the accuracy on test images."""
     from importlib import import_module
 
     from sample_models.weights import load_weights

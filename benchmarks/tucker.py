@@ -2,25 +2,26 @@
 
     python -m benchmarks.tucker
 
-Every convolution of the Fashion-MNIST CNN that Tucker-2 suits (ungrouped, of more than one input
-channel and kernel position) gets the same ranks, and so the same parameters, from each method:
+Every suitable convolution of the Fashion-MNIST CNN (ungrouped, with more than one input channel and
+kernel position) gets the same ranks, and so the same parameters, from each method:
 
-TensorLy        `partial_tucker` of the kernel as it is, by its defaults
+TensorLy        `partial_tucker` of the kernel as it is, with default settings
 whitened start  the same of the kernel whitened by the layer's moments, with the best second stage
 ours            the whole fit in the two-sided metric
 
-and, for what else those parameters could buy, the other structures that suit those layers, in the
-two-sided metric, of no more parameters each:
+The other structures that suit those layers are compared too, in the two-sided metric and with at
+most as many parameters:
 
 low rank        kernel to r channels, then 1x1
 spatial         tall and wide kernels
 cp              separable terms
 
-Nothing is trained. Calibration: 512 training images. On the 10,000 test images: accuracy, and how
-far the answers moved from the dense network's (mean KL divergence in nats, share of equal answers),
-which tells methods apart where accuracy is within its sampling error of the dense network's.
-The bar: at every size ours moves less than TensorLy's, and is not behind it in accuracy by more
-than one standard error.
+Nothing is trained. Calibration: 512 training images. Measured on the 10,000 test images: accuracy,
+and the change from the dense network's answers (mean KL divergence in nats, share of equal
+answers). The change distinguishes methods whose accuracy is within sampling error of the dense
+network's.
+The bar: at every size ours changes less than TensorLy's, and its accuracy is not lower by more than
+one standard error.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from lrcompress.structures import CP, Factors, LowRank, SpatialLowRank, Structur
 from sample_models.fashion_mnist import test_set
 
 RESULT = RESULTS / "tucker.json"
-SHARES = (0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)  # of each of the layers' weights
+SHARES = (0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05)  # of each layer's weights
 PEER, OURS = "TensorLy", "ours"
 
 Fit = Callable[[Tensor, Whitening, LayerSpec, Tucker2], tuple[Structure, Factors]]
@@ -60,7 +61,7 @@ Fit = Callable[[Tensor, Whitening, LayerSpec, Tucker2], tuple[Structure, Factors
 def peer(
     weight: Tensor, whitening: Whitening, spec: LayerSpec, sizes: Tucker2
 ) -> tuple[Structure, Factors]:
-    """TensorLy's own decomposition, put into our module."""
+    """TensorLy's own decomposition, converted to the factors of our module."""
     import tensorly
     from tensorly.decomposition import partial_tucker
 
@@ -87,7 +88,7 @@ def ours(
 
 
 def of_rank(make: Callable[[int], Structure]) -> Fit:
-    """The structure of one rank that holds no more than the sizes given."""
+    """Fit the structure with the largest rank that needs no more parameters than `sizes`."""
 
     def fit(
         weight: Tensor, whitening: Whitening, spec: LayerSpec, sizes: Tucker2
@@ -111,16 +112,16 @@ METHODS: Mapping[str, Fit] = {
 
 @dataclass(frozen=True)
 class Row:
-    share: float  # asked of each layer
+    share: float  # requested for each layer
     method: str
-    params: int  # of the layers that were replaced
-    kept: float  # of their dense parameters
-    loss: float  # in the two-sided metric, summed over them: modelled divergence per example
+    params: int  # of the replaced layers
+    kept: float  # share of their dense parameters
+    loss: float  # in the two-sided metric, summed over layers: modelled divergence per example
     accuracy: float
     cross_entropy: float
     divergence: float  # KL(dense || compressed), nats, mean over test images
     agreement: float  # share of test images with the dense network's answer
-    seconds: float  # of the fits
+    seconds: float  # time of the fits
 
 
 def main() -> None:
@@ -186,7 +187,7 @@ class Test:
 
 @torch.inference_mode()
 def answers(module: nn.Module, images: Tensor) -> Tensor:
-    """Log-probabilities in float64."""
+    """Return log-probabilities in float64."""
     found = [module(pixel_values=part) for part in torch.split(images, 250)]
     return torch.cat([part.double().log_softmax(-1) for part in found])
 

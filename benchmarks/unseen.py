@@ -1,35 +1,35 @@
-"""The whole command on networks that the project was not developed on, against single metrics.
+"""The whole command against single metrics, on networks that were not used in development.
 
     OMP_NUM_THREADS=1 python -m benchmarks.unseen [--network crnn ...] [--budget 60 ...] [--quick]
 
-Each row is `lrcompress compress MODEL --data DATA --budget X%` in a process of its own, and the
-network's own metric of what it wrote, which is loaded again:
+Each row is `lrcompress compress MODEL --data DATA --budget X%` in its own process. The result is
+loaded again and evaluated with the network's own metric:
 
-default         no --metric: plans are carried out, measured and made again, as users get it
+default         no --metric: plans are carried out, measured and revised, as for users
 plain           --metric plain: truncated SVD of the weights
 input-weighted  --metric input-weighted: whitened by the inputs
-diagonal        --metric diagonal: the inputs' scale on the columns
+diagonal        --metric diagonal: columns scaled by the inputs
 two-sided       --metric two-sided: the profile alone, no plan is tried
 
-Default rows share nothing: each profiles anew. The others take a profile by --profile: of
-`--metric two-sided` for two-sided, and of `--metric input-weighted` for the other three, which
-collect the same without the network's outputs; the plans and weights are the same bits as without
---profile. A two-sided profile would not do for those three: it leaves alone layers that no gradient
-reaches, and its moments differ in rounding. `seconds` leave out the profile, `profile_seconds` tell
-of it.
+Default rows share nothing: each makes its own profile. The others use a profile given by --profile.
+For two-sided it is that of `--metric two-sided`. For the other three it is that of `--metric
+input-weighted`, because they collect the same data, without the network's outputs; the plans and
+weights are bit-identical to those without --profile. A two-sided profile does not suit those three:
+it leaves out layers that no gradient reaches, and its moments differ in rounding. `seconds` exclude
+the profile, whose time is `profile_seconds`.
 
-The claims, on the rows that are asked for; the exit code is 1 if one but (b) fails:
+The claims, for the requested rows; the exit code is 1 if a claim other than (b) fails:
 
 (a) default >= best single metric - 2 % of the dense metric, on each network and budget
 (b) default above the best single metric on at least half of them
 (c) default never below plain
-(d) measured over predicted divergence on the examples set aside from .5 to 2, or a doubt is there;
-    of predictions in the divergence's unit, the default's and two-sided's, unless both are
+(d) measured over predicted divergence on held-out examples is from .5 to 2, or a doubt is reported;
+    only for predictions in the divergence's unit (default and two-sided), unless both are
     negligible (lrcompress.compression.doubts)
 (e) no row with exit code 0, trusted, and a metric more than 10 % below the dense one
 
-Where a budget cannot be met with any method, and the default says so, there is nothing to compare.
-Results are written after every row. Rows that the file holds are kept, or with --again made anew.
+If no method can meet a budget, and the default says so, there is nothing to compare.
+Results are written after every row. Existing rows are kept; --again makes them again.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def cases_of(name: str, options: argparse.Namespace) -> list[Case]:
 
 
 def compare(cases: Sequence[Case], results: Results, runs: Runs, *, again: bool = False) -> None:
-    """Show the rows of one network; make those that are missing and save each at once."""
+    """Show the rows of one network; compute missing ones and save each at once."""
     print(heading(cases[0].network), flush=True)
     for case in cases:
         if again or case not in results.rows:
@@ -108,7 +108,7 @@ def compare(cases: Sequence[Case], results: Results, runs: Runs, *, again: bool 
 
 
 def conclude(rows: Sequence[Row]) -> int:
-    """Print the verdicts; returns the exit code."""
+    """Print the verdicts and return the exit code."""
     print()
     verdicts = judge(rows)
     for verdict in verdicts:

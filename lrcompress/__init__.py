@@ -1,7 +1,7 @@
 """Make a trained network smaller and faster, provably.
 
-The stages are verbs: convert_ → profile → plan or select → compress_ → tune_ → export_onnx →
-verify. Each is loaded when it is first asked for, so that importing the package is quick.
+The stages: convert_ → profile → plan or select → compress_ → tune_ → export_onnx → verify.
+Each name is imported on first access, so that importing the package is fast.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent unless somebody listens
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent by default
 
 _HOMES: dict[str, str] = {
     "BenchReport": "export.bench",
@@ -107,7 +107,7 @@ _HOMES: dict[str, str] = {
     "verify": "export.verify.verify",
 }
 
-__all__ = [  # the names are served by __getattr__
+__all__ = [  # resolved by __getattr__
     "CP",
     "BenchReport",
     "BenchSettings",

@@ -1,8 +1,7 @@
-"""Files, and sets of files, that appear whole or not at all, and the removal of what a killed
-write left behind.
+"""Atomic writes of files and sets of files, and removal of what killed writes left behind.
 
-What is being written has a temporary name beside its place, `.NAME.part`: a file, or a folder where
-several files appear together. The data is on the disk before the name is.
+Data is written under a temporary name next to its destination, `.NAME.part`: a file, or a folder
+if several files are written together. The data is flushed to disk before the rename.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from lrcompress.errors import LrcompressError
 from lrcompress.messages import one_line
 
 TEMPORARY_GLOB = ".*.part"
-SAFETENSORS_GLOB = ".tmp??????"  # safetensors writes there before it renames to our temporary name
+SAFETENSORS_GLOB = ".tmp??????"  # safetensors writes here, then renames to our temporary name
 OS_ERROR_NUMBER = re.compile(r"os error (\d+)")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,22 +29,22 @@ Error = type[LrcompressError]
 def write_atomically(
     path: Path, writer: Callable[[Path], object], error: Error = LrcompressError
 ) -> None:
-    """Let `writer` fill a temporary file beside `path`, then put it in its place.
+    """Let `writer` fill a temporary file next to `path`, then rename it to `path`.
 
-    A crash leaves the old file or the new one. A link at `path` is replaced, not followed. Missing
-    parent folders are made.
+    After a crash, `path` is the old file or the new one. A link at `path` is replaced, not
+    followed. Missing parent folders are created.
 
     Raises:
         LrcompressError, or `error`: no space, no permission, a file where a folder should be.
     """
 
     def write(temporary: Path) -> None:
-        # Nothing that somebody else puts there meanwhile is opened or followed
+        # O_EXCL and O_NOFOLLOW: never open a file or follow a link that another process made here
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
         os.close(os.open(temporary, flags, 0o666))
         mode = temporary.stat().st_mode
         writer(temporary)
-        temporary.chmod(mode)  # safetensors makes its files for their owner only
+        temporary.chmod(mode)  # safetensors restricts its files to their owner
         flush(temporary)
         temporary.replace(path)
 
@@ -55,13 +54,13 @@ def write_atomically(
 def write_together(
     paths: Sequence[Path], writer: Callable[[Path], object], error: Error = LrcompressError
 ) -> None:
-    """Let `writer` fill a temporary folder with files of these names, then put all in their places.
+    """Let `writer` fill a temporary folder with files of these names, then move them into place.
 
-    The first is the one that readers open, and that refers to the others: it is taken away before
-    they are replaced and comes last, so a crash leaves the old set, the new one, or no first file.
+    Readers open the first file, which refers to the others. It is deleted before the others are
+    replaced and is moved last: a crash leaves the old set, the new set, or no first file.
 
     Raises:
-        LrcompressError, or `error`: as `write_atomically`.
+        LrcompressError, or `error`: as in `write_atomically`.
     """
     first, *others = paths
 
@@ -84,7 +83,7 @@ def write_together(
 
 
 def refuse_unwritable(path: Path) -> None:
-    """Raises LrcompressError if `path` could not be written: before work that would be lost."""
+    """Raise LrcompressError if `path` cannot be written. Called before work that would be lost."""
 
     def write(temporary: Path) -> None:
         temporary.touch()
@@ -94,12 +93,12 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether it is by its name something half-written."""
+    """Whether the name is that of an unfinished write."""
     return path.match(TEMPORARY_GLOB) or path.match(SAFETENSORS_GLOB)
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what killed writes left in `folder`; nothing within its folders, nothing of a link."""
+    """Remove what killed writes left in `folder`. Subfolders and linked folders are skipped."""
     if folder.is_symlink() or not folder.is_dir():
         return
     for left in [path for path in folder.iterdir() if is_temporary(path)]:
@@ -109,7 +108,7 @@ def remove_temporaries(folder: Path) -> None:
 def unwritable(
     path: Path, number: int | None, detail: str, error: Error = LrcompressError
 ) -> LrcompressError:
-    """One line for a path that the system will not let us write."""
+    """Return the error, with a one-line message, for a path that cannot be written."""
     where = path.parent
     if number in NO_SPACE:
         return error(f"{path}: no space left on its disk; free some or write elsewhere")
@@ -128,12 +127,12 @@ def unwritable(
 
 
 def flush(path: Path) -> None:
-    """Ask the system to have `path` on the disk; folders cannot be asked everywhere."""
+    """Flush `path` to disk (fsync). Not every system supports this for folders."""
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError:
-        if path.is_dir():  # Windows opens no folders
+        if path.is_dir():  # Windows cannot open folders
             return
         raise
     try:
@@ -146,7 +145,10 @@ def flush(path: Path) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], object], error: Error) -> None:
-    """Call `write` with the temporary name, which is free before and after; its errors as ours."""
+    """Call `write` with the temporary name, which is removed first and on failure.
+
+    Its OSErrors and SafetensorErrors are raised as `error`.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +161,7 @@ def _replace(path: Path, write: Callable[[Path], object], error: Error) -> None:
         flush(path.parent)
     except OSError as cause:
         raise unwritable(path, cause.errno, cause.strerror or one_line(cause), error) from cause
-    except SafetensorError as cause:  # safetensors words the system's error in its own class
+    except SafetensorError as cause:  # safetensors wraps the system's error in its own class
         number = OS_ERROR_NUMBER.search(str(cause))
         raise unwritable(
             path, int(number[1]) if number else None, one_line(cause), error
@@ -167,7 +169,7 @@ def _replace(path: Path, write: Callable[[Path], object], error: Error) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Remove a file, a link or a folder of our own name."""
+    """Remove a file, a link or a folder with one of our temporary names."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

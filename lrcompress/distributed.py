@@ -1,10 +1,11 @@
-"""Several processes of one run, as torchrun starts them. In a single process nothing here does
-anything, and torch.distributed is not even imported.
+"""Work shared by several processes of one run, started by torchrun.
 
-Every process runs the same program on the same model and data, and meets the others where work is
-shared out: so each has to call the same verbs in the same order. All collectives are torch's own,
-over gloo on the CPU and nccl on CUDA, by the device of the tensor. What one process raises at such
-a place, all raise.
+In a single process all functions are no-ops, and torch.distributed is not imported.
+
+Every process runs the same program on the same model and data. The processes synchronise where
+work is shared, so each must call the same functions in the same order. All collectives are
+torch's, over gloo on the CPU and nccl on CUDA, by the device of the tensor. If one process raises
+at a synchronisation point, all raise.
 """
 
 from __future__ import annotations
@@ -32,35 +33,35 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
-# Gloo notices at once that a process is gone; this ends the wait for one that hangs. One process
-# may fit a whole vocabulary, or export, while the others wait
+# Gloo detects at once that a process has ended; the timeout is for one that hangs. It is long
+# because one process may fit a whole vocabulary, or export, while the others wait
 TIMEOUT = timedelta(hours=1)
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 class ProcessLost(LrcompressError):
-    """Another process of the run ended, or did not answer in time."""
+    """Another process of the run has ended, or did not respond in time."""
 
 
 def world_size() -> int:
-    """How many processes share the work; 1 without torchrun."""
+    """Number of processes that share the work; 1 without torchrun."""
     return _place()[1]
 
 
 def rank() -> int:
-    """This process's number among them, from 0."""
+    """Rank of this process, from 0."""
     return _place()[0]
 
 
 def is_main() -> bool:
-    """Whether this is the one process that writes files and speaks to the user."""
+    """Whether this is the process that writes files and prints messages (rank 0)."""
     return rank() == 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within, this process is the only one: what it calls is not shared out."""
+    """Context in which this process acts as a single one: its calls are not shared."""
     token = _alone.set(True)
     try:
         yield
@@ -69,25 +70,27 @@ def alone() -> Iterator[None]:
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """Every n-th of the items: batches are sorted by length, so all processes get all lengths."""
+    """This process's items: every n-th, so that sorted batches give all processes all lengths."""
     return items if world_size() == 1 else items[rank() :: world_size()]
 
 
 def alike(items: Sequence[T], cost: Callable[[T], float]) -> Sequence[T]:
-    """The order in which neighbours cost alike, so that those who share them out end together;
-    as they come in a single process."""
+    """Sort items by decreasing cost, so that the items of one portion take similar time.
+
+    In a single process the order is unchanged.
+    """
     return items if world_size() == 1 else sorted(items, key=cost, reverse=True)
 
 
 def portions(items: Sequence[T]) -> list[Sequence[T]]:
-    """As many items at a time as there are processes, for `shared_out`."""
+    """Split items into portions of one item per process, for `shared_out`."""
     return [items[i : i + world_size()] for i in range(0, len(items), world_size())]
 
 
 def shared_out(portion: Sequence[T], work: Callable[[T], R]) -> list[R]:
-    """`work` of each item of a portion, one item a process; everybody gets all results.
+    """Run `work` on a portion, one item per process, and return all results to every process.
 
-    Raises what the work of a process raised; of several, the first one's.
+    Raises the error of the lowest rank whose work failed.
     """
     if world_size() == 1:
         return [work(item) for item in portion]
@@ -97,17 +100,16 @@ def shared_out(portion: Sequence[T], work: Callable[[T], R]) -> list[R]:
 
 
 def in_turns(items: Sequence[T], work: Callable[[T], R]) -> Iterator[R]:
-    """`work` of each item in their order, shared out portion by portion.
+    """Yield `work(item)` for each item in order, computed portion by portion.
 
-    Sums over the results are taken in the same order by any number of processes: to the bit the
-    same.
+    The order does not depend on the number of processes: sums over the results are bit-identical.
     """
     for portion in portions(items):
         yield from shared_out(portion, work)
 
 
 def on_main(work: Callable[[], R]) -> R:
-    """What `work` gives, or raises, in the first process; the others wait for it."""
+    """Run `work` in rank 0 only; every process waits and returns, or raises, its outcome."""
     if world_size() == 1:
         return work()
     outcome: _Outcome[R] | None = None
@@ -124,9 +126,9 @@ def on_main(work: Callable[[], R]) -> R:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """A part of the work that each process does for itself: if one fails, all do, at its end.
+    """Context for work that each process does alone: if one fails, all raise at the end.
 
-    Nothing within may wait for another process.
+    Code inside must not wait for another process.
     """
     if world_size() == 1:
         yield
@@ -141,7 +143,7 @@ def failing_together() -> Iterator[None]:
 
 
 def gathered(value: T) -> list[T]:
-    """Everybody's value, by rank."""
+    """The values of all processes, by rank."""
     if world_size() == 1:
         return [value]
     packed: list[Any] = [None] * world_size()
@@ -152,12 +154,12 @@ def gathered(value: T) -> list[T]:
 
 
 def same_everywhere(value: object) -> bool:
-    """Whether everybody calls with an equal value."""
+    """Whether all processes pass an equal value."""
     return all(theirs == value for theirs in gathered(value))
 
 
 def all_reduce_(tensor: Tensor) -> Tensor:
-    """The sum of everybody's tensor, in its place; it must be contiguous."""
+    """Replace a contiguous tensor, in place, by its sum over all processes."""
     if world_size() > 1:
         with _meeting() as dist:
             dist.all_reduce(tensor)
@@ -165,14 +167,14 @@ def all_reduce_(tensor: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Wait for everybody."""
+    """Wait for all processes."""
     gathered(None)
 
 
 def close() -> None:
-    """Leave the others; done at exit too. They notice at once if they still wait for us.
+    """Destroy the process group that this module created. Also called at exit.
 
-    A process group that the caller made is left alone.
+    Processes that still wait for this one notice at once. A group made by the caller is kept.
     """
     if _join.cache_info().currsize and _join() and _torch().is_initialized():
         _torch().destroy_process_group()
@@ -180,13 +182,13 @@ def close() -> None:
 
 @cache
 def store() -> Any:
-    """torchrun's table of keys and values, a torch.distributed.Store: it outlives the group."""
+    """torchrun's key-value store (torch.distributed.Store). It outlives the process group."""
     return next(_torch().rendezvous("env://", timeout=TIMEOUT))[0]
 
 
 @dataclass(frozen=True)
 class _Outcome(Generic[T]):
-    """What a process came to: a value, or an error."""
+    """The result of a process's work: a value or an error."""
 
     value: T | None = None
     error: BaseException | None = None
@@ -198,7 +200,7 @@ class _Outcome(Generic[T]):
 
 
 def _place() -> tuple[int, int]:
-    """(rank, world size): of a group that the caller has made, or of torchrun's environment."""
+    """(rank, world size), from an existing process group or from torchrun's environment."""
     if _alone.get():
         return 0, 1
     dist = sys.modules.get("torch.distributed")
@@ -211,15 +213,15 @@ def _place() -> tuple[int, int]:
 
 @cache
 def _join() -> bool:
-    """See to it that there is a process group; whether it is one of our own."""
+    """Create the process group unless one exists. Returns whether this module created it."""
     import torch
 
     dist = _torch()
     if dist.is_initialized():
         return False
-    # Imported later, by torch.onnx say, it would keep the group as a default of its functions:
-    # `close` could not end the group's threads, and one of them that runs on while Python ends
-    # aborts the process
+    # If imported after the group exists (by torch.onnx, for example), this module keeps the group
+    # as a default argument of its functions. `close` then cannot end the group's threads, and a
+    # thread that still runs when Python exits aborts the process
     import torch.distributed.nn.functional
 
     place, size = _place()
@@ -246,7 +248,7 @@ def _torch() -> Any:
 
 @contextmanager
 def _meeting() -> Iterator[Any]:
-    """torch.distributed, joined. Its errors (gloo's are plain RuntimeErrors) become ours."""
+    """Yield torch.distributed with a process group; its RuntimeErrors become ProcessLost."""
     try:
         _join()
         yield _torch()
@@ -260,12 +262,12 @@ def _meeting() -> Iterator[Any]:
 def _attempt(work: Callable[[], R]) -> _Outcome[R]:
     try:
         return _Outcome(work())
-    except Exception as error:  # whatever it is, the others must not wait for us in vain
+    except Exception as error:  # any error must reach the other processes, which wait
         return _Outcome(error=error)
 
 
 def _packed(value: object) -> bytes:
-    """Pickled, tensors included. An error that pickle cannot carry goes as its words."""
+    """Pickle a value, tensors included. An error that cannot be pickled is sent as its message."""
     if isinstance(value, _Outcome) and value.error is not None:
         value = _Outcome(error=portable(value.error))
     import torch
@@ -276,7 +278,7 @@ def _packed(value: object) -> bytes:
 
 
 def _unpacked(packed: bytes) -> Any:
-    """From another process of this run. What lay on its GPU comes to ours."""
+    """Unpickle a value from another process of this run; CUDA tensors move to the local GPU."""
     import torch
 
     def here(storage: Any, location: str) -> Any:
@@ -286,12 +288,14 @@ def _unpacked(packed: bytes) -> Any:
 
 
 def portable(error: BaseException) -> BaseException:
-    """The error where pickle gives back its class and words, else its words; in a note of it where
-    it was raised."""
+    """The error if pickle preserves its class and message, else a RuntimeError with its message.
+
+    A note holds the rank and the traceback.
+    """
     carried: BaseException | None
     try:
         carried = pickle.loads(pickle.dumps(error))
-    except Exception:  # a class of the user's, say, whose constructor takes something else
+    except Exception:  # for example, a class whose constructor takes other arguments
         carried = None
     if carried is None or type(carried) is not type(error) or str(carried) != str(error):
         carried = RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,10 +1,10 @@
-"""Errors that users meet: each message says what, where, and the next step, in one line."""
+"""Errors shown to users: each message says what, where, and the next step, in one line."""
 
 from __future__ import annotations
 
 
 class LrcompressError(Exception):
-    """Base of every error that bad input or a failed promise raises."""
+    """Base class of every error raised for bad input or for a check that failed."""
 
 
 class ModelError(LrcompressError):
@@ -16,11 +16,11 @@ class DataError(LrcompressError):
 
 
 class PlanError(LrcompressError):
-    """A plan or budget is malformed, names what the model lacks, or cannot be met."""
+    """A plan or budget is malformed, names a layer that the model lacks, or cannot be met."""
 
 
 class BudgetError(PlanError):
-    """No plan meets the budget; the message names the smallest that can be reached."""
+    """No plan meets the budget; the message names the smallest reachable budget."""
 
 
 class FitError(LrcompressError):
@@ -28,12 +28,12 @@ class FitError(LrcompressError):
 
 
 class TuneError(LrcompressError):
-    """The compressed network cannot be tuned as asked."""
+    """The compressed network cannot be tuned as requested."""
 
 
 class ExportError(LrcompressError):
-    """The model cannot be written as the asked ONNX graph."""
+    """The model cannot be exported as the requested ONNX graph."""
 
 
 class VerifyError(LrcompressError):
-    """A check cannot be carried out (a check that ran and failed is in the VerifyReport)."""
+    """A check cannot be run (a check that ran and failed is reported in the VerifyReport)."""

@@ -1,4 +1,4 @@
-"""Digests that say whether two sets of tensors are the same."""
+"""Digests that tell whether two sets of tensors are equal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 def name_digest(name: str) -> str:
-    """Of the name of a layer, which may hold what names of files may not."""
+    """Digest of a layer's name, which may hold characters that file names may not."""
     return hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:24]
 
 
 def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """sha256 of names, types, shapes and values, in the order given."""
+    """sha256 of names, dtypes, shapes and values, in the given order."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode("utf-8", "replace"))
@@ -25,9 +25,10 @@ def tensors_fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def distinct_state(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters and kept buffers, a shared one once, under its first name.
+    """Parameters and persistent buffers; a shared tensor appears once, under its first name.
 
-    state_dict() gives every name of a shared tensor; keep_vars lets identity tell them apart.
+    state_dict() lists every name of a shared tensor. keep_vars=True keeps object identity, by which
+    shared tensors are recognised.
     """
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
@@ -39,12 +40,12 @@ def distinct_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def model_fingerprint(module: nn.Module) -> str:
-    """sha256 of the names, types, shapes and values of a model's weights and kept buffers."""
+    """sha256 of names, dtypes, shapes and values of a model's weights and persistent buffers."""
     return tensors_fingerprint(distinct_state(module).items())
 
 
 def fingerprint_batches(batches: Iterable[Mapping[str, Tensor]]) -> str:
-    """sha256 of names, types, shapes and values, batch by batch."""
+    """sha256 of names, dtypes, shapes and values, batch by batch."""
     return tensors_fingerprint(
         (f"{i}/{name}", batch[name]) for i, batch in enumerate(batches) for name in sorted(batch)
     )

@@ -1,4 +1,4 @@
-"""The machine that figures are measured on, by name."""
+"""Name and memory of the machine on which measurements are taken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor_name() -> str:
-    """The processor as its maker calls it; the architecture where nothing says more."""
+    """The processor's model name, or the architecture if the model is unknown."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -18,7 +18,7 @@ def processor_name() -> str:
 
 
 def memory_bytes() -> int | None:
-    """Physical memory; None where the system does not say."""
+    """Physical memory in bytes, or None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):

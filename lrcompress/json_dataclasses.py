@@ -1,4 +1,4 @@
-"""Dataclasses to and from JSON that people edit: each complaint names the field it is about."""
+"""Conversion of dataclasses to and from JSON that people edit; errors name the field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrcompress.errors import LrcompressError
 from lrcompress.messages import label, shown
 
 Record = TypeVar("Record")
-LARGEST_WHOLE = 2**63 - 1  # what tensors and other readers can hold
+LARGEST_WHOLE = 2**63 - 1  # what int64 tensors and other readers can hold
 DEEPEST = 64  # levels of nesting
 
 KINDS: dict[type, str] = {
@@ -26,7 +26,7 @@ KINDS: dict[type, str] = {
 
 
 def to_json(value: object) -> Any:
-    """Dataclasses as objects, tuples as lists; what JSON knows stays as it is."""
+    """Convert dataclasses to objects and tuples to lists; JSON types are unchanged."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -39,9 +39,10 @@ def to_json(value: object) -> Any:
 def parse_object(
     text: str, where: str, error: type[LrcompressError], *, foreign: bool = False
 ) -> dict[str, Any]:
-    """The JSON object in `text`; anything else raises `error`, naming the line.
+    """Parse the JSON object in `text`. Anything else raises `error`, which names the line.
 
-    foreign: written by others, so that Infinity, NaN and repeated keys are as Python reads them.
+    foreign: the text comes from other software; accept Infinity, NaN and repeated keys as Python
+    does.
     """
     try:
         value = json.loads(text) if foreign else _parsed_strictly(text)
@@ -55,7 +56,7 @@ def parse_object(
 
 
 def _parsed_strictly(text: str) -> Any:
-    """Raises ValueError for what JSON does not know, or no reader after this one can take."""
+    """Raise ValueError for what is not standard JSON or what later readers cannot handle."""
     value = json.loads(
         text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct
     )
@@ -97,9 +98,9 @@ def from_json(
 ) -> Record:
     """Read `value` as `kind`, a dataclass or a field's type.
 
-    `where` is what messages begin with: a path of fields, or a file's name and a colon.
+    `where` is the prefix of messages: a path of fields, or a file's name and a colon.
 
-    Keys that the dataclass lacks are refused when `strict`, and are for people otherwise.
+    Unknown keys are an error if `strict`; otherwise they are ignored, as notes for people.
     """
     read: Record = _Reader(error, strict).read(kind, value, where)
     return read
@@ -108,7 +109,7 @@ def from_json(
 def fields_from_json(
     kind: type, value: object, where: str, error: type[LrcompressError], *, apart: Collection[str]
 ) -> dict[str, Any]:
-    """The fields of a dataclass but those `apart`, which the caller reads in its own way."""
+    """Read the fields of a dataclass except those in `apart`, which the caller reads itself."""
     return _Reader(error, strict=False).fields(kind, value, where, apart)
 
 
@@ -151,7 +152,7 @@ class _Reader:
         return float(value) if kind is float else value
 
     def _key(self, kind: Any, key: str, where: str) -> Any:
-        """Keys are texts in JSON, whole numbers too."""
+        """Convert a key to `kind`; JSON stores integer keys as strings."""
         if kind is not int:
             return key
         if not (key.isascii() and key.isdecimal()):
@@ -197,7 +198,7 @@ class _Reader:
 
 
 def _inside(where: str, field: str) -> str:
-    """`where` is a field so far, or ends with a colon after the file's name."""
+    """The path of `field` inside `where`, a field path or a file's name with a colon."""
     return f"{where} {field}" if where.endswith(":") else f"{where}.{field}"
 
 
@@ -218,6 +219,6 @@ def _is(kind: type, value: Any) -> bool:
 
 @cache
 def _hints(kind: Any) -> dict[str, Any]:
-    """Type of each field; ClassVars are not fields."""
+    """The type of each field, without ClassVars."""
     hints = get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

@@ -1,4 +1,4 @@
-"""What a layer is: how its weight reads as a matrix, asked once and answered here.
+"""Layer descriptions: which layers can be compressed, and how their weight reads as a matrix.
 
 Every compressible layer is read as ``y = W x + b`` with ``W: (groups, m, n)``:
 
@@ -33,7 +33,7 @@ Kind = Literal["linear", "transposed_linear", "embedding", "conv1d", "conv2d"]
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """One weight that may change. Counts are scalars of the weight; the bias is apart."""
+    """One weight that may be compressed. Counts are scalars of the weight, without the bias."""
 
     name: str
     kind: Kind
@@ -41,10 +41,10 @@ class LayerSpec:
     in_features: int  # n, per group
     groups: int
     bias: bool
-    tied: tuple[str, ...] = ()  # other layers that use this very weight (output heads)
-    kernel: tuple[int, ...] = ()  # of a convolution
+    tied: tuple[str, ...] = ()  # other layers that share this weight (output heads)
+    kernel: tuple[int, ...] = ()  # kernel size of a convolution
     stride: tuple[int, ...] = ()
-    shared_bias: bool = False  # with another module, so that it cannot move for this one alone
+    shared_bias: bool = False  # with another module, so it must not change for this layer only
 
     @property
     def weight_params(self) -> int:
@@ -52,7 +52,7 @@ class LayerSpec:
 
     @property
     def break_even_rank(self) -> int:
-        """Largest rank whose two factors hold fewer scalars than the weight: r(m+n) < mn."""
+        """The largest rank whose two factors hold fewer scalars than the weight: r(m+n) < mn."""
         return (self.out_features * self.in_features - 1) // (self.out_features + self.in_features)
 
     @property
@@ -68,13 +68,13 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Parameters that no structure applies to, and why."""
+    """Parameters to which no structure applies, and the reason."""
 
     name: str
     kind: str
     params: int
     reason: str
-    matrix_params: int = 0  # of them in weights of two axes or more, not in norms and biases
+    matrix_params: int = 0  # those in weights with two or more axes, not in norms and biases
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ModelLayers:
 
 
 def describe(module: nn.Module) -> ModelLayers:
-    """List the layers of `module` that may change and everything that may not.
+    """List the layers of `module` that may be compressed and the parameters that are left alone.
 
     Raises:
         ModelError: a weight was declared but never loaded (on the meta device, or lazy).
@@ -162,26 +162,26 @@ _CONVOLUTIONS: dict[Kind, type[nn.Conv1d | nn.Conv2d]] = {
 
 
 def layer_kind(layer: nn.Module) -> Kind | None:
-    """The kind of a layer whose forward is the standard one, or None."""
-    forward = getattr(type(layer), "forward", None)  # TorchScript's has none
+    """The kind of a layer with torch's standard forward, or None."""
+    forward = getattr(type(layer), "forward", None)  # TorchScript modules have none
     if forward is nn.Linear.forward:
         return "linear"
     if forward is nn.Embedding.forward:
         return "embedding"
     for kind, conv in _CONVOLUTIONS.items():
-        inner = getattr(type(layer), "_conv_forward", None)  # a subclass may change this alone
+        inner = getattr(type(layer), "_conv_forward", None)  # a subclass may override only this
         if forward is conv.forward and inner is conv._conv_forward:
             return kind
-    # transformers' Conv1D (GPT-2), told by its shape so that transformers need not be installed
+    # transformers' Conv1D (GPT-2), recognised by name so that transformers need not be installed
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
         return "transposed_linear"
     return None
 
 
 def is_convertible(layer: nn.Module) -> bool:
-    """Whether `convert_` looks at what the layer computes: it has a matrix and its own forward."""
+    """Whether `convert_` examines the layer: it has a matrix and a forward of its own."""
     if type(layer).__module__.partition(".")[0] == __name__.partition(".")[0]:
-        return False  # a structure: another form of it would be what it was fitted to replace
+        return False  # a structure; converting it could restore the layer that it replaced
     if isinstance(layer, torch.jit.ScriptModule):
         return False
     if type(layer).forward is nn.MultiheadAttention.forward:
@@ -205,7 +205,7 @@ _COMPUTED = "its weight is computed from other parameters (a norm, pruning, quan
 
 
 def has_hooks(layer: nn.Module) -> bool:
-    """Whether code of somebody else runs before or after the layer's forward."""
+    """Whether forward hooks or forward pre-hooks are registered on the layer."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
@@ -217,9 +217,9 @@ _HOOKS = (
 
 
 def share_hooks_(layer: nn.Module, replacement: nn.Module) -> nn.Module:
-    """Have the replacement run the layer's hooks; returns it.
+    """Make the replacement run the layer's hooks, and return the replacement.
 
-    They are shared, not copied: the handle that removes a hook removes it from both.
+    The hooks are shared, not copied: removing a hook by its handle removes it from both.
     """
     for table in _HOOKS:
         setattr(replacement, table, getattr(layer, table))
@@ -227,9 +227,9 @@ def share_hooks_(layer: nn.Module, replacement: nn.Module) -> nn.Module:
 
 
 def leave_alone_(layer: nn.Module, reason: str) -> None:
-    """Have `describe` list the layer among those left alone, for this reason; "" takes it back."""
+    """Make `describe` list the layer as left alone for this reason; "" removes the mark."""
     if reason:
-        layer._lrcompress_reason = reason  # type: ignore[assignment]  # a text, not a tensor
+        layer._lrcompress_reason = reason  # type: ignore[assignment]  # a string, not a tensor
     elif "_lrcompress_reason" in vars(layer):
         del layer._lrcompress_reason
 
@@ -272,7 +272,7 @@ def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
 
 
 def _own_call(layer: nn.Module) -> str | None:
-    """How a call of the layer differs from that of its class in torch, if it does."""
+    """How calling the layer differs from calling its torch class, or None."""
     patched = [name for name in ("forward", "_conv_forward", "_call_impl") if name in vars(layer)]
     if patched:
         return f"its {patched[0]} was replaced on this one module"
@@ -283,7 +283,7 @@ def _own_call(layer: nn.Module) -> str | None:
 
 
 def _within_compiled(modules: dict[str, nn.Module]) -> dict[str, str]:
-    """torch.compile's wrapper goes on to call the module that it was given."""
+    """Layers inside a torch.compile wrapper, which keeps calling the original module."""
     wrappers = [name for name, part in modules.items() if type(part).__name__ == "OptimizedModule"]
     reason = (
         "torch.compile's wrapper goes on to call the layer that it was given; give the model as it "
@@ -308,7 +308,7 @@ def _with_global_hooks(modules: dict[str, nn.Module]) -> dict[str, str]:
 
 
 def _weights_read_by_parent(modules: dict[str, nn.Module]) -> dict[str, str]:
-    """nn.MultiheadAttention reads out_proj.weight itself: the layer's forward is never called."""
+    """out_proj layers: nn.MultiheadAttention reads their weight and never calls their forward."""
     return {
         f"{name}.out_proj" if name else "out_proj": "nn.MultiheadAttention reads its weight"
         for name, module in modules.items()
@@ -333,7 +333,7 @@ def _matrix(layer: nn.Module, kind: Kind) -> Tensor:
 
 
 def weight_matrix(layer: nn.Module) -> Tensor:
-    """The weight as ``(groups, m, n)``, a view where possible.
+    """Return the weight as ``(groups, m, n)``, a view where possible.
 
     Raises:
         ModelError: the layer has no matrix form.
@@ -345,9 +345,9 @@ def weight_matrix(layer: nn.Module) -> Tensor:
 
 
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
-    """The rows that the weight matrix multiplies.
+    """Return the input vectors that the weight matrix multiplies, as rows.
 
-    Returns ``(*positions, groups, n)``, or the token ids ``(*positions)`` of an embedding.
+    The shape is ``(*positions, groups, n)``, or ``(*positions)`` for the token ids of an embedding.
     """
     kind = layer_kind(layer)
     if kind == "embedding":
@@ -359,7 +359,7 @@ def input_rows(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """(batch, channels, *size) -> (batch, positions, groups, n), n ordered as the weight is."""
+    """(batch, channels, *size) -> (batch, positions, groups, n), n in the order of the weight."""
     kernel, dilation, stride = layer.kernel_size, layer.dilation, layer.stride
     spatial = len(kernel)
     if x.dim() == spatial + 1:
@@ -377,7 +377,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def output_rows(layer: nn.Module, y: Tensor) -> Tensor:
-    """An output (or its gradient) as ``(*positions, groups, m)``, aligned with `input_rows`."""
+    """Return an output or its gradient as ``(*positions, groups, m)``, in `input_rows` order."""
     kind = layer_kind(layer)
     if kind in ("linear", "transposed_linear", "embedding"):
         return y.unsqueeze(-2)
@@ -389,9 +389,9 @@ def output_rows(layer: nn.Module, y: Tensor) -> Tensor:
 
 
 def replace_(module: nn.Module, name: str, replacement: nn.Module) -> None:
-    """Put `replacement` wherever the submodule `name` hangs.
+    """Put `replacement` at every place where the submodule `name` is registered.
 
-    ``named_children`` drops repeats within one parent, so the parent's own table is walked.
+    ``named_children`` skips duplicates within one parent, so ``parent._modules`` is searched.
     """
     target = module.get_submodule(name)
     for parent in list(module.modules()):
@@ -405,14 +405,14 @@ _CHECKED_AT_ONCE = 2**24
 
 @torch.no_grad()
 def first_nonfinite(module: nn.Module) -> str | None:
-    """Name of the first parameter that holds NaN or infinity, or buffer that holds NaN, if any.
+    """Name of the first parameter that holds NaN or infinity, or buffer that holds NaN, or None.
 
-    A buffer may be an attention mask, whose infinities are meant.
+    Infinities in buffers are allowed, as in attention masks.
     """
     for name, parameter in module.named_parameters():
         parts = torch.split(
             parameter.flatten(), _CHECKED_AT_ONCE
-        )  # what a check makes is as large again
+        )  # in parts, as the check allocates temporary tensors
         if parameter.is_floating_point() and not all(bool(torch.isfinite(p).all()) for p in parts):
             return name
     for name, buffer in module.named_buffers():

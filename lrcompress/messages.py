@@ -1,11 +1,12 @@
-"""Foreign values and names as people may see them: printable, and in the one line of a message."""
+"""Untrusted values and names made printable and short enough for one-line messages."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 
-# Letters and marks to Unicode, but drawn as nothing: fillers, joiners and variation selectors
+# Characters that Unicode counts as letters or marks but that are invisible: fillers, joiners and
+# variation selectors
 INVISIBLE = frozenset(
     map(
         chr,
@@ -20,10 +21,10 @@ INVISIBLE = frozenset(
 
 
 def printable(text: str) -> str:
-    """Text in which nothing moves a cursor, turns a direction, or stands unseen.
+    """Escape characters that move the cursor, change the text direction or are invisible.
 
     Line ends, control and format characters, lone surrogates and invisible letters are written as
-    Python writes them, such as \\x1b or \\u202e.
+    Python escapes, such as \\x1b or \\u202e.
     """
     if text.isprintable() and (text.isascii() or INVISIBLE.isdisjoint(text)):
         return text
@@ -31,12 +32,12 @@ def printable(text: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """As `printable`, but line ends stay."""
+    """Like `printable`, but line ends are kept."""
     return "\n".join(printable(line) for line in text.split("\n"))
 
 
 def shown(value: object, length: int = 60) -> str:
-    """A value that came from a file, as JSON."""
+    """A value from a file, as JSON of at most `length` characters."""
     try:
         return _cut(json.dumps(value, default=repr), length)
     except RecursionError:
@@ -44,18 +45,18 @@ def shown(value: object, length: int = 60) -> str:
 
 
 def label(name: str) -> str:
-    """A name that came from a file, bare where it is harmless."""
+    """A name from a file: unquoted if printable and at most 120 characters, else as JSON."""
     return name if printable(name) == name and 0 < len(name) <= 120 else shown(name, 120)
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:
-    """'a, b, c and 4 more'."""
+    """Join names with commas, at most `most` of them: 'a, b, c and 4 more'."""
     more = len(names) - most
     return ", ".join(label(n) for n in names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def one_line(cause: BaseException, length: int = 160) -> str:
-    """The first line of somebody else's message, or its class where it has none."""
+    """The first line of an exception's message, or its class name if the message is empty."""
     lines = (line.strip() for line in str(cause).splitlines())
     first = next((line for line in lines if line), type(cause).__name__)
     return printable(_cut(first, length))

@@ -1,4 +1,4 @@
-"""Paths as people write them, and as files name them."""
+"""Checks and expansion of paths given by users and paths read from files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrcompress.errors import LrcompressError
 
 
 def expanded(text: str, error: type[LrcompressError]) -> Path:
-    """With the home folder in place of `~`. Raises `error` for that of a user who is not there."""
+    """Return the path with `~` expanded. Raises `error` if `~user` names an unknown user."""
     try:
         return Path(text).expanduser()
     except RuntimeError as cause:
@@ -17,9 +17,9 @@ def expanded(text: str, error: type[LrcompressError]) -> Path:
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name that a file gives lies in that file's folder, on any system.
+    """Whether a relative path read from a file stays inside that file's folder, on any system.
 
-    Links are the user's own and may lead out: hubs keep their files behind them.
+    Links may lead outside: model hubs store their files behind links.
     """
     kinds = (PurePosixPath(name), PureWindowsPath(name))
     return (
@@ -30,9 +30,9 @@ def stays_inside(name: str) -> bool:
 
 
 def check_regular(path: Path, error: type[LrcompressError]) -> None:
-    """Raises `error` for a pipe or device, which may never end; other faults are told on reading.
+    """Raise `error` for a pipe or a device, which may never end. Links are followed.
 
-    Links are followed.
+    Other problems are reported when the file is read.
     """
     try:
         mode = path.stat().st_mode

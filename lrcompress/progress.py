@@ -1,4 +1,4 @@
-"""How long work reports itself. The library only calls; whoever runs it decides what to show."""
+"""Progress reporting of long work. The library reports; the caller decides what to show."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Step(Protocol):
     def advance(self, amount: int = 1) -> None: ...
 
     def say(self, text: str) -> None:
-        """What the work has come to so far, in a few words."""
+        """Report the current result in a few words."""
         ...
 
 
 class Progress(Protocol):
     def stage(self, name: str, total: int) -> AbstractContextManager[Step]:
-        """Announce `total` units of work under `name`."""
+        """Start a stage called `name` with `total` units of work."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Temporary folders whose full disk is told for what it is.
+"""Temporary folders that report a full disk clearly.
 
-Whoever writes there words a full disk in his own way, or not at all: ONNX Runtime says that the
-graph it could not write is no graph.
+Libraries report a full disk in various ways, or misleadingly: ONNX Runtime says that the graph
+that it could not write is not a valid graph.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from lrcompress.atomic import NO_SPACE
 from lrcompress.errors import LrcompressError
 
-LEAST_BYTES = 64 * 2**10  # less is no room for anything
+LEAST_BYTES = 64 * 2**10  # with less free, an error is attributed to the full disk
 
 
 def require_temporary_folder() -> None:
-    """Raises LrcompressError where there is none: torch's tracer ends in another way then."""
+    """Raise LrcompressError if there is no temporary folder, where torch's tracer would fail."""
     try:
         tempfile.gettempdir()
     except OSError as cause:
@@ -28,10 +28,10 @@ def require_temporary_folder() -> None:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """An empty folder that is gone afterwards, under TMPDIR.
+    """Yield an empty folder under TMPDIR that is deleted afterwards.
 
     Raises:
-        LrcompressError: there is no place for temporary files, or it is full.
+        LrcompressError: no temporary folder can be created, or its disk is full.
     """
     try:
         made = tempfile.mkdtemp()
@@ -53,7 +53,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def require_room(folder: Path, needed_bytes: int) -> None:
-    """Raises LrcompressError where a temporary folder has no room for so much."""
+    """Raise LrcompressError if the disk of `folder` has less than `needed_bytes` free."""
     if shutil.disk_usage(folder).free < needed_bytes:
         raise _full(folder)
 

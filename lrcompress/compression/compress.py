@@ -1,4 +1,4 @@
-"""The compress verb: fit every layer's structure, replace it, and measure what that did."""
+"""Compression: fit every layer's structure, replace the layer, and measure the result."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["CompressOptions", "CompressReport", "compress_"]
 
 @dataclass(frozen=True)
 class CompressOptions:
-    refit: bool | None = None  # None: where it is affordable; it only ever keeps what judges better
+    refit: bool | None = None  # None: if affordable; only measured improvements are kept
 
 
 DEFAULTS = CompressOptions()
@@ -56,17 +56,17 @@ def compress_(
     judging: Batches | None = None,
     confirming: Batches | None = None,
 ) -> CompressReport:
-    """Put the plan's structures in place of the layers of `module`, in place.
+    """Replace the layers of `module` by the plan's structures, in place.
 
-    With `batches` (those of the profile, or more) the output divergence is measured, and a refit
-    can be tried. `judging` are examples set aside that decide about the refit; `confirming` decide
-    nothing, and tell whether the result can be trusted. Layers that `store` holds are not fitted
-    again. Several processes (see `distributed`) share the layers out and end with the same bits as
-    one; the first fills `store`.
+    With `batches` (those of the profile, or more), the output divergence is measured and a refit
+    can be tried. `judging` are held-out examples that decide about the refit. `confirming` are
+    held-out examples that decide nothing and show whether the result can be trusted. Layers in
+    `store` are not fitted again. Several processes (see `distributed`) share the layers and get
+    the same bits as one process; the first one fills `store`.
 
     Raises:
         PlanError: the plan is for another model, or names a layer that the profile lacks.
-        FitError: a layer cannot be fitted, naming it.
+        FitError: a layer cannot be fitted; the message names it.
     """
     if plan.model_fingerprint != profile.model_fingerprint:
         raise PlanError("the plan is for another model than the profile; plan again")
@@ -100,7 +100,7 @@ def compress_(
     outcome: RefitTrial | None = None
     unrefitted = Measured()
     if isinstance(trial, PreparedRefit):
-        with suppress(FitError):  # not finite: a refit may mend it, and there is nothing to compare
+        with suppress(FitError):  # output not finite: nothing to compare, but a refit may fix it
             unrefitted = measure()
         outcome = refit_(module, trial, targets, replacements, plan, profile, progress)
     unchanged = outcome is not None and not outcome.accepted
@@ -136,8 +136,11 @@ def _fitted(
     store: FactorStore,
     step: Step,
 ) -> dict[str, Factors]:
-    """Factors, bias and loss of each layer. A layer is fitted in one process, from nothing but its
-    own weight and moments: so any number of processes gives the same bits."""
+    """Return the factors, bias and loss of each layer.
+
+    A layer is fitted in one process, from its own weight and moments only, so that the bits do
+    not depend on the number of processes.
+    """
 
     def fit(task: _Task) -> tuple[Factors, bool]:
         name = task.layer.name
@@ -179,7 +182,7 @@ def _install_layer_(
     return replacements, row, factors
 
 
-LOSS = "loss"  # stands beside the factors in the store
+LOSS = "loss"  # key in the store, next to the factors
 
 
 def _profile_of(planned: PlannedLayer, profile: Profile) -> LayerProfile:

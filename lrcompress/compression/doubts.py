@@ -1,9 +1,9 @@
-"""Whether the compressed network is what the plan promised, told on examples that chose nothing.
+"""Checks on held-out examples whether the compressed network is what the plan promised.
 
-A doubt says why the result should not be used unseen. Most doubts are of what cannot be judged: too
-few examples, classes that no example shows, a prediction that did not hold. A severe doubt is of a
-result that is known to be bad, or of data on which nothing at all was measured; it alone makes a
-command fail.
+A doubt says why the result should not be used without a check. Most doubts mean that the result
+cannot be judged: too few examples, classes that no example shows, a prediction that did not hold.
+A severe doubt means that the result is known to be bad, or that the data allow no measurement.
+Only severe doubts make a command fail.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from lrcompress.profiling.degenerate_data import ALIKE
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.unseen_classes import SHARE
 
-LARGEST_RATIO = 3.0  # of measured over predicted divergence, and of set aside over calibration
-LARGEST_CHANGE = 0.05  # of first choices
-SMALLEST_COSINE = 0.9  # a mean cosine below it is another embedding
-LARGEST_APART = 0.1  # of the divergence between two examples, where nothing is chosen
-SMALLEST_SEEN = 0.5  # of a head's classes
-LARGEST_REMARKED = 2.0  # of measured over predicted and its inverse, without a word
+LARGEST_RATIO = 3.0  # of divergences: measured / predicted, and held-out / calibration
+LARGEST_CHANGE = 0.05  # share of top-1 predictions that change
+SMALLEST_COSINE = 0.9  # mean cosine to the dense output
+LARGEST_APART = 0.1  # of the divergence between two examples, for outputs without top-1
+SMALLEST_SEEN = 0.5  # share of a head's classes
+LARGEST_REMARKED = 2.0  # measured / predicted, or its inverse, without a remark
 NEGLIGIBLE = 1e-4  # divergence per example
 NEGLIGIBLE_SHARE = 0.002  # of the divergence between two examples
-FEWEST_CONFIRMING = 4  # examples; fewer say nothing of others
+FEWEST_CONFIRMING = 4  # examples; fewer say nothing about others
 
-# Severe: most choices are other ones; the embedding is nearer to a right angle than to the dense
-# one; the output is as far from the dense one as a constant, the mean over all examples, would be:
-# half of the squared distance between two examples.
-FEWEST_KEPT = 0.5  # of first choices
+# Severe: most top-1 predictions change; the embedding's angle to the dense one is closer to 90
+# degrees than to 0; the output is as far from the dense one as a constant output (the mean over
+# all examples) would be, which is half of the squared distance between two examples
+FEWEST_KEPT = 0.5  # share of top-1 predictions that stay
 SEVERE_COSINE = 0.5
 SEVERE_APART = 0.5  # of the divergence between two examples
-SMALLEST_COLLAPSE = 1e-3  # divergence per position: less is no collapse where examples are alike
+SMALLEST_COLLAPSE = 1e-3  # divergence per position; less is no collapse if examples are alike
 
 SET_ASIDE, CALIBRATION = "examples set aside", "the calibration data"
 TUNED = "held-out examples after tuning"
@@ -43,7 +43,7 @@ WHAT_TO_DO = "give more or more varied --data, a larger --budget, or --exclude l
 
 @dataclass(frozen=True)
 class Doubt:
-    said: str  # a plain sentence, with what to do
+    said: str  # message, with what to do
     severe: bool = False
 
 
@@ -54,10 +54,9 @@ class _Reason:
 
 
 def doubts(report: CompressReport, profile: Profile) -> tuple[Doubt, ...]:
-    """Why the result should not be trusted; none if it may be.
+    """Return why the result should not be trusted; empty if it can be.
 
-    Measured on the examples that chose nothing, or on the calibration examples where none could be
-    set aside.
+    It is measured on the held-out examples, or on the calibration examples if there are none.
     """
     found = report.held_out or report.calibration
     if found is None:
@@ -74,12 +73,12 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[Doubt, ...]:
 
 
 def void_doubts(profile: Profile) -> tuple[Doubt, ...]:
-    """Those of data on which nothing can be measured: no later training mends that."""
+    """Return the doubts about data on which nothing can be measured, even after training."""
     return tuple(_doubt(reason) for reason in _degenerate(profile) if reason.severe)
 
 
 def tuned_doubts(objective: str, found: Divergence) -> tuple[Doubt, ...]:
-    """Of a network that was tuned after it was compressed, on the examples that judged it."""
+    """Return the doubts about a tuned compressed network, on its held-out examples."""
     return tuple(map(_doubt, _changed(objective, found, TUNED)))
 
 
@@ -88,7 +87,7 @@ def _doubt(reason: _Reason) -> Doubt:
 
 
 def remarks(report: CompressReport) -> tuple[str, ...]:
-    """What is off by more than twice, but too little to be doubted."""
+    """Return remarks on a prediction that is wrong by more than twice, but gives no doubt."""
     found = report.held_out_unrefitted or report.held_out
     predicted = report.predicted_divergence
     if found is None or not predicted or not found.mean > 0 or any(_unpredicted(report, found, "")):
@@ -105,7 +104,7 @@ def remarks(report: CompressReport) -> tuple[str, ...]:
 
 
 def _as_predicted(report: CompressReport, found: Divergence) -> Divergence:
-    """What the prediction is held against: the plan carried out, before any refit."""
+    """Return the divergence to compare with the prediction: that of the plan before any refit."""
     before = report.held_out_unrefitted or report.calibration_unrefitted
     return found if before is None else before
 
@@ -116,7 +115,7 @@ def _before_refit(report: CompressReport) -> str:
 
 
 def _negligible(found: Divergence) -> float:
-    """Divergence per example below which ratios mean nothing."""
+    """Return the divergence per example below which ratios mean nothing."""
     return max(NEGLIGIBLE, NEGLIGIBLE_SHARE * (found.apart or 0.0))
 
 
@@ -179,11 +178,11 @@ def _unseen(profile: Profile) -> Iterator[_Reason]:
 
 
 def _changed(objective: str, found: Divergence, where: str) -> Iterator[_Reason]:
-    """What the output does differently, in the first of the terms that suit it."""
+    """Yield how the output changed, in the first of the criteria that applies."""
     apart = found.mean / found.apart if found.apart and found.apart > ALIKE else 0.0
     collapsed = apart > SEVERE_APART and found.per_position > SMALLEST_COLLAPSE
     kept = found.top1_agreement
-    ties = found.per_position <= NEGLIGIBLE  # what changes then was a near draw
+    ties = found.per_position <= NEGLIGIBLE  # changes are then near ties
     if kept is not None and 1 - kept > LARGEST_CHANGE and not ties:
         why = f"the first choice changes for {1 - kept:.1%} of {where}"
         yield _Reason(why, severe=collapsed or kept < FEWEST_KEPT)

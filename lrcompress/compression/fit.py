@@ -1,4 +1,4 @@
-"""Fit one layer's structure in the plan's metric."""
+"""Fits one layer's structure in the plan's metric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrcompress.metrics import METRICS, LayerMoments, Whitening
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.structures import Factors, Structure
 
-BIAS = "bias"  # stands beside the structure's own factors
+BIAS = "bias"  # key next to the structure's own factors
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +26,10 @@ class FittedLayer:
 
 
 def layer_whitening(layer: LayerProfile, metric: str, moments: LayerMoments | None) -> Whitening:
-    """The whitening that the layer's spectrum was computed with.
+    """Return the whitening that the layer's spectrum was computed with.
 
     Raises:
-        FitError: the profile holds no moments of the layer.
+        FitError: the profile has no moments of the layer.
     """
     if moments is None:
         if metric == "plain":
@@ -45,10 +45,10 @@ def fit_layer(
     metric: str,
     moments: LayerMoments | None,
 ) -> FittedLayer:
-    """Best factors for the layer in the metric, with its bias moved to take up the mean error.
+    """Fit the layer's factors in the metric, and shift its bias to compensate for the mean error.
 
     Raises:
-        FitError: the weight or its moments are not finite, naming the layer.
+        FitError: the weight or its moments are not finite; the message names the layer.
     """
     whitening = layer_whitening(layer, metric, moments)
     weight = weight_matrix(module).to(torch.float64)
@@ -68,12 +68,12 @@ def rounded_fit(
     moments: LayerMoments | None,
     factors: Factors,
 ) -> FittedLayer:
-    """Given float64 factors in the layer's dtype, and the bias that takes up their mean error.
+    """Round float64 factors to the layer's dtype, and shift the bias for the mean error.
 
     The loss is not computed (NaN).
 
     Raises:
-        FitError: the factors overflow the layer's dtype, naming the layer.
+        FitError: the factors overflow the layer's dtype; the message names the layer.
     """
     bias = layer_bias(module)
     if bias is not None and layer.centred and moments is not None:

@@ -1,4 +1,4 @@
-"""How far the compressed network's output is from the dense one's, on real inputs."""
+"""Measures the divergence of the compressed network's output from the dense one's."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from lrcompress.progress import Progress, Step
 
 @dataclass(frozen=True)
 class Divergence:
-    """Per example, in the objective's unit; `top1_agreement` where the output chooses something:
-    the share of its choices that stayed."""
+    """Mean divergence per example, in the objective's unit.
+
+    `top1_agreement` is the share of top-1 predictions that stayed; None if the output has none.
+    """
 
     mean: float
     examples: int
     top1_agreement: float | None = None
     apart: float | None = None  # mean divergence between the dense outputs of two examples
-    positions: float = 1.0  # of an example that count, on average; `mean` is their sum
+    positions: float = 1.0  # counted per example, on average; `mean` is summed over them
 
     @property
     def per_position(self) -> float:
@@ -36,11 +38,11 @@ class Divergence:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Over one batch."""
+    """Sums over one batch."""
 
     total: float
     examples: int
-    apart: float  # between two examples of the batch
+    apart: float  # divergence between two examples of the batch
     pairs: int
     counted: float  # positions
     agreed: float = 0.0
@@ -55,8 +57,10 @@ def measure_divergence(
     readout: Readout,
     step: Step,
 ) -> Divergence:
-    """Dense and compressed take turns batch by batch, so that no output has to be kept. Several
-    processes share the batches out.
+    """Measure the divergence between the dense and the compressed network.
+
+    They alternate batch by batch, so that no output has to be stored. Several processes share the
+    batches.
 
     Raises:
         FitError: the compressed network's output is NaN or infinite.
@@ -86,7 +90,7 @@ def measure_divergence(
 
 @dataclass(frozen=True)
 class Measured:
-    """A network's divergences; None where there are no such examples."""
+    """A network's divergences; None if there are no such examples."""
 
     calibration: Divergence | None = None
     held_out: Divergence | None = None
@@ -100,8 +104,10 @@ def measure_both(
     confirming: Batches | None,
     progress: Progress,
 ) -> Measured:
-    """On the calibration batches and on those that chose nothing. Raises FitError as
-    `measure_divergence`."""
+    """Measure on the calibration batches and on the `confirming` ones, which decided nothing.
+
+    Raises FitError like `measure_divergence`.
+    """
     found: list[Divergence | None] = []
     for name, given in (("measure", batches), ("confirm", confirming)):
         if readout is None or not given:
@@ -114,7 +120,7 @@ def measure_both(
 
 @torch.no_grad()
 def judged_divergence(module: nn.Module, judge: HeldOutDivergence) -> Divergence:
-    """The same against the outputs that a judge has kept."""
+    """Measure the divergence from the dense outputs that `judge` holds."""
 
     def measured(index: int) -> _Sums:
         batch, (dense, weights) = judge.batches[index], judge.outputs[index]
@@ -137,7 +143,7 @@ def _mean(batches: Sequence[_Sums]) -> Divergence:
     examples, pairs = sum(x.examples for x in batches), sum(x.pairs for x in batches)
     choices, counted = sum(x.choices for x in batches), sum(x.counted for x in batches)
     return Divergence(
-        # Rounding makes that of equal outputs a little less than nothing
+        # Rounding can make the divergence of equal outputs slightly negative
         mean=max(sum(x.total for x in batches), 0.0) / max(examples, 1),
         examples=examples,
         top1_agreement=sum(x.agreed for x in batches) / choices if choices else None,
@@ -147,12 +153,15 @@ def _mean(batches: Sequence[_Sums]) -> Divergence:
 
 
 def _apart(readout: Readout, dense: Tensor, weights: Tensor) -> tuple[float, int]:
-    """Sum of the divergences between each example and one half a batch away, over positions that
-    both have, and the number of pairs. Neighbours may follow each other in time, and be alike."""
+    """Return the summed divergence between examples half a batch apart, and the number of pairs.
+
+    Only positions that both examples have count. Neighbours are not paired: they may follow each
+    other in time and be alike.
+    """
     if len(dense) < 2:
         return 0.0, 0
     away = len(dense) // 2
     other, both = dense.roll(away, 0), weights * weights.roll(away, 0)
-    counted = float(weights.sum()) / max(float(both.sum()), 1e-12)  # for positions left out
+    counted = float(weights.sum()) / max(float(both.sum()), 1e-12)  # scales to all positions
     found = float(readout.objective.divergence(dense, other, both).sum())
     return found * counted, len(dense)

@@ -1,4 +1,4 @@
-"""What a layer is fed in the dense and in the compressed network, example by example."""
+"""Moments of a layer's inputs in the dense and in the compressed network, paired by example."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Inputs:
     compressed_mean: Tensor  # (g, n)
 
     def correction(self, damping: float, *, centred: bool) -> Tensor:
-        """B C~^-1 - I, damped towards zero where rows are few: (g, n, n).
+        """Return B C~^-1 - I of shape (g, n, n), damped towards zero if rows are few.
 
-        centred: a bias takes up the mean of what is left, so that B and C~ are covariances. Without
-        one the weight has to give the mean too, and they are B = E[x x~^T] and C~ = E[x~ x~^T].
+        centred: a bias compensates for the mean remaining error, so B and C~ are covariances.
+        Without a bias, the weight must give the mean too: B = E[x x~^T] and C~ = E[x~ x~^T].
         """
         cross, second = self.cross, self.compressed
         if not centred:
@@ -44,7 +44,7 @@ class Inputs:
             second = second + _outer(self.compressed_mean, self.compressed_mean)
         energy = second.diagonal(dim1=-2, dim2=-1).mean(-1)
         eye = torch.eye(second.shape[-1], dtype=torch.float64, device=second.device)
-        # Dead inputs have no energy, and nothing to correct either
+        # Dead inputs have no energy, and need no correction
         energy = torch.where(energy > 0, energy, 1.0)
         ridge = damping * energy[:, None, None] * eye
         change: Tensor = torch.linalg.solve(second + ridge, (cross - second).mT).mT
@@ -52,17 +52,16 @@ class Inputs:
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
-    """(g, n) and (g, k) -> (g, n, k)."""
+    """Outer products: (g, n) and (g, k) -> (g, n, k)."""
     return left.unsqueeze(-1) * right.unsqueeze(-2)
 
 
-class _Reached(Exception):  # not an error: the only way to leave a forward early
+class _Reached(Exception):  # not an error: the only way to stop a forward pass early
     pass
 
 
 def layer_calls(module: nn.Module, names: Sequence[str], batch: Batch) -> dict[str, int]:
-    """How often each layer computes, in the order in which they first do; without those that
-    never do."""
+    """Count the calls of each layer, in the order of the first calls; without uncalled layers."""
     calls: dict[str, int] = {}
 
     def seen(name: str) -> Callable[..., None]:
@@ -82,9 +81,9 @@ def layer_calls(module: nn.Module, names: Sequence[str], batch: Batch) -> dict[s
 class PairedInputs:
     """Moments of layers' inputs in both networks, over the rows that are not padding.
 
-    originals: dense layers by name, whose dense inputs one pass measures: rows wait until their
-    layer is asked for. once: a forward calls each of them a single time, so it need not be run to
-    its end.
+    originals: dense layers by name. One pass captures the dense inputs of all of them; the rows
+    are kept until their layer is requested. once: a forward pass calls each of them a single time,
+    so it can stop early.
     """
 
     module: nn.Module
@@ -95,11 +94,10 @@ class PairedInputs:
     _waiting: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
 
     def of(self, name: str) -> Inputs:
-        """As the compressed network is now. Each layer may be asked for once.
+        """Compute the moments for the compressed network as it is now. Call once per layer.
 
-        Batches whose rows cannot be paired, since the networks route them differently, do not
-        count. Several processes share the batches out; each gets all rows, to sum in the same
-        order.
+        Batches whose rows cannot be paired, because the networks route them differently, are
+        skipped. Several processes share the batches. Each gets all rows, to sum in the same order.
         """
         sums = _Sums(weight_matrix(self.originals[name]))
 
@@ -132,7 +130,7 @@ class _Sums:
         self._rows = 0
 
     def add(self, dense: Tensor, other: Tensor) -> None:
-        """Both: (rows, g, n)."""
+        """Add rows. Both tensors are (rows, g, n)."""
         terms = [
             torch.einsum("rgn,rgk->gnk", dense, other),
             torch.einsum("rgn,rgk->gnk", other, other),
@@ -157,7 +155,7 @@ class _Sums:
 def _captured(
     module: nn.Module, originals: Mapping[str, nn.Module], batch: Batch, *, once: bool
 ) -> dict[str, Tensor | None]:
-    """The rows of all calls of each layer: (rows, g, n); None if this batch never reaches it."""
+    """Return the rows of all calls of each layer, (rows, g, n); None if it is not called."""
     held: dict[str, list[Tensor]] = {}
     mask = batch.get(MASK)
     mask = None if mask is None or mask.dim() != 2 else mask.bool()
@@ -166,7 +164,7 @@ def _captured(
         def hook(_: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
             given = args[0] if args else next(iter(named.values()))
             rows = input_rows(originals[name], given.detach())
-            # a copy at once: the network may overwrite its activations in place
+            # copied at once, since the network may overwrite its activations in place
             kept = without_padding(rows, rows.shape[:-2], mask).to(torch.float32, copy=True)
             held.setdefault(name, []).append(kept)
             if once and len(held) == len(originals):

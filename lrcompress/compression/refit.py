@@ -1,12 +1,12 @@
-"""Refit: let later layers make up for what earlier ones lost, still without training.
+"""Refit: later layers compensate for the errors of earlier ones, without training.
 
-The compressed network feeds each layer shifted inputs x~ in place of x. With B = E[x x~^T] and
-C~ = E[x~ x~^T] the weight that best reproduces W x from x~ is W* = W B C~^-1 (method of SVD-LLM's
-and GPTQ's sequential updates). A bias of the layer's own takes up the mean of what is left, and B
-and C~ are then centred; without one the weight alone has to give it. Layers are visited
-in the order in which they compute. Least squares on a layer's output is not the network's output,
-so each group of layers only proposes, and what the network's own output says on held-out examples
-decides: the bias and the weight, the bias alone, or neither.
+The compressed network feeds each layer shifted inputs x~ instead of x. With B = E[x x~^T] and
+C~ = E[x~ x~^T], the weight that best reproduces W x from x~ is W* = W B C~^-1 (method of SVD-LLM's
+and GPTQ's sequential updates). If the layer has its own bias, it compensates for the mean of the
+remaining error, and B and C~ are centred. Otherwise the weight alone must give the mean. Layers
+are visited in the order in which they compute. The least-squares error of a layer's output is not
+the error of the network's output. So each group of layers only makes proposals, and the network's
+output on held-out examples decides: the bias and the weight, the bias alone, or neither.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
 from lrcompress.structures import Factors, Structure
 
-WEIGHT_STEP = 0.5  # of the way from W to W*: B is noisy, and upstream errors are not all linear
+WEIGHT_STEP = 0.5  # fraction of W* - W: B is noisy, and upstream errors are not all linear
 DAMPING = 0.03  # of the mean input energy
-LARGEST_HELD = 2**26  # values of dense inputs that wait for their layer's turn: 256 MB
+LARGEST_HELD = 2**26  # values of dense inputs held at once: 256 MB
 
 
 @dataclass
 class Target:
-    """A compressed layer that may be refitted, and what stands in its place now."""
+    """A compressed layer that may be refitted, and its current replacement."""
 
     layer: LayerProfile
     structure: Structure
     change: Replacement
-    factors: Factors  # of the first fit: where an iterative refit begins
+    factors: Factors  # of the first fit, where an iterative refit starts
 
     @property
     def spec(self) -> LayerSpec:
@@ -54,8 +54,10 @@ class Target:
 
     @property
     def bias(self) -> Tensor | None:
-        """The dense layer's bias, where it may take up the mean of the error: it is there, no other
-        module's too, and was not to stay as it is."""
+        """The dense layer's bias if it may compensate for the mean error, else None.
+
+        It may if it exists, no other module shares it, and bias compensation is on.
+        """
         return layer_bias(self.change.original) if self.layer.centred else None
 
 
@@ -72,7 +74,7 @@ class Refit:
     accepted: int = 0
 
     def run_(self, batches: Batches, progress: Progress) -> int:
-        """The number of groups that were visited."""
+        """Refit all groups, and return their number."""
         calls = layer_calls(self.module, [target.spec.name for target in self._able()], batches[0])
         groups = list(self._groups(calls))
         best = self.judge.divergence(self.module)
@@ -87,7 +89,7 @@ class Refit:
         return len(groups)
 
     def _visit_(self, group: Sequence[Target], seen: Inputs, best: float) -> float:
-        """Propose both, then the bias alone; the first that judges better than `best` stays."""
+        """Propose weight and bias, then the bias alone; keep the first that is below `best`."""
         held = [target.change.replacement for target in group]
         for with_weight in (True, False):
             if not with_weight and all(target.bias is None for target in group):
@@ -104,11 +106,11 @@ class Refit:
         return best
 
     def _able(self) -> list[Target]:
-        """Lookups have no shifted input."""
+        """Return the targets with a shifted input: lookups have none."""
         return [t for t in self.targets if t.spec.kind != "embedding" and not t.spec.tied]
 
     def _groups(self, order: Iterable[str]) -> Iterator[list[Target]]:
-        """Targets by shared input, in order of computation."""
+        """Yield the targets grouped by shared input, in order of computation."""
         by_name = {t.spec.name: t for t in self._able()}
         groups: dict[str, list[Target]] = {}
         for name in order:
@@ -118,7 +120,7 @@ class Refit:
     def _sweeps(
         self, groups: Sequence[Sequence[Target]], examples: int
     ) -> Iterator[list[Sequence[Target]]]:
-        """Neighbouring groups whose dense inputs are few enough to be held at once."""
+        """Yield runs of consecutive groups whose dense inputs can be held at once."""
         sweep: list[Sequence[Target]] = []
         held = 0.0
         for group in groups:
@@ -143,7 +145,7 @@ class Refit:
     def _proposal(
         self, target: Target, seen: Inputs, *, with_weight: bool
     ) -> tuple[Factors, Tensor | None]:
-        """Factors and bias."""
+        """Return the proposed factors and bias."""
         original = target.change.original
         weight = weight_matrix(original).to(torch.float64)
         bias = target.bias

@@ -1,4 +1,4 @@
-"""Whether a refit is worth its time, which examples it learns from, and which ones judge it."""
+"""Decides whether a refit is affordable, which examples it fits, and which ones judge it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.progress import Progress
 from lrcompress.structures import Dense
 
-JUDGES_EVERY = 5  # one batch in five judges, the rest teach
+JUDGES_EVERY = 5  # one batch in five is for judging, the rest for fitting
 LARGEST_TAUGHT = 384  # examples
 LARGEST_JUDGED = 64
 AFFORDABLE_FLOPS = 2e13  # a few minutes on two cores
@@ -40,10 +40,10 @@ def prepare_refit(
     asked: bool | None,
     judging: Batches | None = None,
 ) -> PreparedRefit | str | None:
-    """What the refit needs from the still dense network, or why there is none.
+    """Collect what a refit needs from the still dense network; a string says why there is none.
 
-    judging: examples set aside that judge; None: one in five of the batches does, and the rest
-    teach.
+    judging: held-out examples that judge the refit. None: one in five of the batches judges, and
+    the rest are for fitting.
     """
     if judging is None:
         judged = judging_batches(batches)
@@ -66,7 +66,7 @@ def prepare_refit(
 
 
 def judging_batches(batches: Batches) -> list[Batch]:
-    """The batches set aside from a refit to judge it; none where there are too few."""
+    """Return the batches held out from a refit to judge it; none if there are too few."""
     return _up_to(batches[JUDGES_EVERY - 1 :: JUDGES_EVERY], LARGEST_JUDGED)
 
 
@@ -79,7 +79,7 @@ def refit_(
     profile: Profile,
     progress: Progress,
 ) -> RefitTrial:
-    """Refit in place; `replacements` is kept true."""
+    """Refit in place; `replacements` is updated."""
     before = prepared.judge.divergence(module)
     refit = Refit(module, targets, profile, plan.metric, prepared.judge, replacements)
     groups = refit.run_(prepared.train, progress)
@@ -87,7 +87,7 @@ def refit_(
 
 
 def _up_to(batches: Batches, examples: int) -> list[Batch]:
-    """Evenly spread batches (they are sorted by length) with about so many examples."""
+    """Return evenly spread batches (they are sorted by length) with about `examples` examples."""
     total = sum(map(batch_size, batches))
     step = max(1, -(-total // examples))
     return list(batches[step // 2 :: step])

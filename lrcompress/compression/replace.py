@@ -1,4 +1,4 @@
-"""Put a structure in a layer's place, tied output heads included, and take it out again."""
+"""Replaces layers by structures, tied output heads included, and restores the layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorized
 
 @dataclass(frozen=True, eq=False)
 class Replacement:
-    """One module that gave way to another under the same name."""
+    """A module and its replacement under the same name."""
 
     name: str
     original: nn.Module
@@ -29,7 +29,7 @@ def install_(
 
     Raises:
         PlanError: the structure does not fit the layer.
-        ModelError: the layer is the whole model, so there is nothing to hang it in.
+        ModelError: the layer is the whole model, so it has no parent module.
     """
     structure.check(spec)
     if not spec.name:
@@ -54,9 +54,9 @@ def install_(
 def stand_in(
     layer: nn.Module, spec: LayerSpec, structure: Structure, factors: Factors, bias: Tensor | None
 ) -> nn.Module:
-    """What takes the layer's place, with the layer's hooks.
+    """Build the layer's replacement, with the layer's hooks.
 
-    A bias that other modules share stays the one that it is.
+    A bias that other modules share stays the same parameter.
     """
     built = structure.build(layer, spec, factors, bias)
     if built is layer:
@@ -72,7 +72,7 @@ def stand_in(
 
 
 def show_originals_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
-    """Make the network compute with its dense layers again; nothing is copied."""
+    """Make the network compute with its dense layers again, without copying."""
     for change in replacements:
         replace_(module, change.name, change.original)
 

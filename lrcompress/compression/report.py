@@ -1,4 +1,4 @@
-"""What compressing did."""
+"""The results of a compression."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ class CompressedLayer:
     params: int
     predicted_loss: float  # of the plan, per example
     fitted_loss: float  # of the factors, before rounding to the layer's dtype
-    bias_moved: bool  # the bias took up the mean of the error
+    bias_moved: bool  # the bias compensates for the mean error
 
 
 @dataclass(frozen=True)
 class RefitTrial:
     """Divergence on the examples that judged the refit.
 
-    The refit did not learn from them, but they chose among its proposals and are in the profile:
-    the gain is an upper estimate of what unseen examples would show.
+    The refit was not fitted to them, but they selected among its proposals and are in the profile.
+    So the gain is an upper estimate of the gain on unseen examples.
     """
 
     before: float
     after: float
     groups: int
-    accepted: int  # proposals that the judge took, two a group at most
+    accepted: int  # accepted proposals, at most one per group
 
 
 @dataclass(frozen=True)
 class CompressReport:
-    """Divergences are per example, in the objective's unit; None where there was no data."""
+    """Divergences are per example, in the objective's unit; None without data."""
 
     layers: tuple[CompressedLayer, ...]
     metric: str
     objective: str
     predicted_divergence: float | None  # None: the metric's losses are in another unit
     calibration: Divergence | None = None
-    held_out: Divergence | None = None  # on examples that chose nothing
-    # The same before the refit, as the prediction is; None where no refit changed anything
+    held_out: Divergence | None = None  # on examples that decided nothing
+    # The same before the refit, as is the prediction; None if no refit changed anything
     calibration_unrefitted: Divergence | None = None
     held_out_unrefitted: Divergence | None = None
     refit: RefitTrial | None = None

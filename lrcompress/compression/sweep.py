@@ -1,4 +1,4 @@
-"""Predicted against measured divergence at several budgets: how far the additive model holds."""
+"""Compares predicted and measured divergence at several budgets, to test the additive model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lrcompress.structures import Dense
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """Divergences are per example, in the objective's unit."""
+    """The result of one plan. Divergences are per example, in the objective's unit."""
 
     budget: str
     params: int
@@ -36,12 +36,12 @@ def sweep(
     judging: Batches,
     progress: Progress = SILENT,
 ) -> tuple[SweepPoint, ...]:
-    """Carry out each plan for a moment, without a refit; the module is left as it was.
+    """Apply and measure each plan, without a refit, and restore the module.
 
-    judging: examples to measure on, best none of the profile's.
+    judging: examples to measure on, preferably none of the profile's.
 
     Raises:
-        FitError: a layer cannot be fitted, naming it.
+        FitError: a layer cannot be fitted; the message names it.
         PlanError: the profile was made without data.
     """
     readout = profile_readout(module, profile, judging)

@@ -1,1 +1,1 @@
-"""Layers that compute a standard operation in their own way, turned into standard layers."""
+"""Conversion of custom layers that compute a standard operation into standard layers."""

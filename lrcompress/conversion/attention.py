@@ -13,11 +13,11 @@ from lrcompress.structures.factorized import linear_of
 
 
 class SplitAttention(nn.Module):
-    """out_proj(softmax(q kᵀ / √d + masks) v) with q, k, v from linear layers of their own.
+    """Compute out_proj(softmax(q kᵀ / √d + masks) v) with separate linear layers for q, k and v.
 
-    Called as nn.MultiheadAttention is, and gives the same. What torch's transformer layers read
-    of an attention to choose their fused kernels (`_qkv_same_embed_dim`, `in_proj_bias`) says that
-    those do not apply here.
+    Its calls and results are those of nn.MultiheadAttention. Torch's transformer layers read some
+    attributes to choose their fused kernels (`_qkv_same_embed_dim`, `in_proj_bias`); the values
+    here rule those kernels out.
     """
 
     in_proj_weight = None
@@ -88,12 +88,12 @@ class SplitAttention(nn.Module):
         return x.permute(0, 2, 1, 3) if examples_first else x.permute(1, 2, 0, 3)
 
     def _learnt(self, row: Tensor, x: Tensor, axis: int) -> Tensor:
-        """One more key or value, the same for every example."""
+        """Return one more key or value, the same for every example."""
         shape = (x.shape[0], 1, -1) if axis == 1 else (1, x.shape[1], -1)
         return row.expand(*shape)
 
     def _mask(self, padding: Tensor | None, attention: Tensor | None, q: Tensor) -> Tensor | None:
-        """What is added to the scores, (N or 1, heads or 1, L or 1, S)."""
+        """Return the mask added to the scores, (N or 1, heads or 1, L or 1, S)."""
         added = int(self.bias_k is not None) + int(self.add_zero_attn)
         total: Tensor | None = None
         if attention is not None:
@@ -109,14 +109,14 @@ class SplitAttention(nn.Module):
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
-    """0 where attention is allowed, minus infinity where not; floats as they are."""
+    """Return 0 where attention is allowed, minus infinity where not; floats are unchanged."""
     if mask.is_floating_point():
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
 
 
 def _projections(like: nn.MultiheadAttention) -> tuple[list[Any], list[Any]]:
-    """Weight and bias of queries, keys and values."""
+    """Return the weights and the biases of queries, keys and values."""
     biases: list[Any] = [None] * 3
     if like.in_proj_bias is not None:
         biases = [_part(like.in_proj_bias, k, like.embed_dim) for k in range(3)]
@@ -131,5 +131,5 @@ def _part(packed: nn.Parameter, number: int, size: int) -> nn.Parameter:
 
 
 def _parameter(tensor: Tensor) -> nn.Parameter:
-    assert isinstance(tensor, nn.Parameter)  # torch declares a mere tensor
+    assert isinstance(tensor, nn.Parameter)  # torch declares a Tensor
     return tensor

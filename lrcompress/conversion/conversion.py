@@ -1,4 +1,4 @@
-"""What was converted: enough of it to do the same again without data."""
+"""Descriptions of conversions, sufficient to repeat them without data."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ _ATTRIBUTE = "_lrcompress_converted"
 
 @dataclass(frozen=True)
 class Conversion:
-    """One module that a standard one of the same function stands for.
+    """One module that was replaced by a standard one of the same function.
 
-    `input_shape` is of an input that the module takes: called on one it shows its weight.
+    `input_shape` is the shape of a valid input: a call with one shows the module's weight.
     """
 
     name: str
-    was: str  # the class
+    was: str  # class name
     became: Became
     input_shape: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()  # of a convolution: before and after, axis by axis
-    same_padding: bool = False  # as much as the size of the input asks for
-    bias: str = ""  # the module's parameter that is added, where the operation gets none
-    scale: float | None = None  # what the output is multiplied by
+    same_padding: bool = False  # computed from the size of the input
+    bias: str = ""  # the module's parameter that is added, if the operation has no bias
+    scale: float | None = None  # factor on the output
 
 
 @dataclass(frozen=True)
 class ConversionReport:
     conversions: tuple[Conversion, ...]
-    left_alone: tuple[LeftAlone, ...]  # with weights that no structure applies to now
+    left_alone: tuple[LeftAlone, ...]  # layers to which no structure applies
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What happened to a network since it was built.
+    """The conversions of a network since it was built.
 
-    The fingerprint is of before `convert_` changed it; what was replayed is part of loading it.
+    The fingerprint is that of the network before `convert_`; replaying is part of loading it.
     """
 
     conversions: tuple[Conversion, ...] = ()
@@ -49,7 +49,7 @@ class Converted:
 
 
 def converted_from(module: nn.Module) -> Converted:
-    """The conversions of a network, in their order; none if it is as it was built."""
+    """Return the conversions of a network, in order; none if it is as it was built."""
     found = getattr(module, _ATTRIBUTE, None)
     return found if isinstance(found, Converted) else Converted()
 

@@ -1,4 +1,4 @@
-"""The convert verb: standard layers in place of those that compute the same in their own way."""
+"""Conversion: replace custom layers by standard layers that compute the same."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ log = logging.getLogger(__name__)
 
 @runs_unfused()
 def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
-    """Replace layers that are standard ones in all but name, in place, where that is exact.
+    """Replace custom layers by equivalent standard ones, in place, where that is exact.
 
-    A forward pass on the first examples of `batch` is watched. A layer that computes a linear
+    A forward pass on the first examples of `batch` is observed. A layer that computes a linear
     map, a lookup or a convolution in its own way (its own padding, a normalised or scaled weight)
-    gives way to the standard layer, and nn.MultiheadAttention to one with a linear layer for each
-    projection; both have to give the former output on the example and on other inputs. A layer
-    whose weight other modules read is left alone. What is left alone keeps the reason, and
-    `profile` tells it.
+    is replaced by the standard layer, which must give the former output on the example and on
+    other inputs. nn.MultiheadAttention is replaced by a module with a linear layer for each
+    projection, which must give the former output on the example. A custom layer whose weight
+    other modules read is left alone. The reason is kept, and `profile` reports it.
 
     Raises:
         DataError: the batch does not fit the network's forward.
@@ -76,7 +76,7 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
         if (found or used) and not fingerprint:
             fingerprint = model_fingerprint(module)
         kept = _installed(module, found, modes, batch, plain, reasons)
-        # Whose weight is used in ways that cannot become calls is told by what follows
+        # If a weight is used in ways that cannot become calls, reasons_to_stay reports it
         kept += _installed(module, used, modes, batch, plain, {}) if used else []
     reasons |= reasons_to_stay(module, batch)
     for name, reason in reasons.items():
@@ -88,9 +88,9 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
 
 
 def replay_(module: nn.Module, conversions: Sequence[Conversion], *, strict: bool = True) -> None:
-    """Do the same again on a network of the same code; no data is needed.
+    """Repeat conversions on a network with the same code, without data.
 
-    Without `strict`, modules that are not there, or of another class, are passed over.
+    Without `strict`, modules that are missing or of another class are skipped.
 
     Raises:
         ModelError: the network has no such module, or it computes something else now.
@@ -126,7 +126,7 @@ def _run(module: nn.Module, batch: Batch) -> object:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[dict[nn.Module, bool]]:
-    """Evaluation mode; the modes of before, which are given back."""
+    """Context in evaluation mode; yields the previous modes, and restores them at the end."""
     modes = {child: child.training for child in module.modules()}
     module.eval()
     try:
@@ -150,7 +150,7 @@ def _watched(
 def _found(
     module: nn.Module, candidates: dict[nn.Module, str], seen: Observation
 ) -> tuple[list[tuple[Conversion, nn.Module]], dict[str, str]]:
-    """What can be converted and to what, and why the others cannot."""
+    """Return the possible conversions with their new layers, and why other layers have none."""
     found: list[tuple[Conversion, nn.Module]] = []
     reasons: dict[str, str] = {}
     holders: dict[int, int] = {}
@@ -169,7 +169,7 @@ def _found(
 
 
 def _used(module: nn.Module, use: WeightUse) -> list[tuple[Conversion, nn.Module]]:
-    """Layers whose weight is read elsewhere, with one whose weight turns products into calls."""
+    """Return replacements of layers whose weight is read elsewhere: products become calls."""
     made: list[tuple[Conversion, nn.Module]] = []
     for spec in describe(module).layers:
         layer = module.get_submodule(spec.name)
@@ -224,7 +224,7 @@ def _installed(
     plain: object,
     reasons: dict[str, str],
 ) -> list[Conversion]:
-    """Put all of `found` in place, or one at a time where together they change the output."""
+    """Install all of `found`, or one at a time if together they change the output."""
     undo = [_install_(module, conversion, layer, modes) for conversion, layer in found]
     encoders = _unnest_(module)
     if not found or agree(output(lambda: _run(module, batch)), plain, slack=WHOLE_NETWORK):
@@ -252,7 +252,7 @@ def _installed(
 def _install_(
     module: nn.Module, conversion: Conversion, layer: nn.Module | None, modes: dict[nn.Module, bool]
 ) -> nn.Module:
-    """The module that was there."""
+    """Install the layer, and return the original module."""
     original = module.get_submodule(conversion.name)
     if layer is None:
         without_nesting_(original)
@@ -264,7 +264,7 @@ def _install_(
 
 
 def _made(conversion: Conversion, target: nn.Module) -> nn.Module | None:
-    """None for what stays the same module."""
+    """Build the new layer; None if the module itself stays."""
     if conversion.became == "encoder":
         return None
     if conversion.became == "attention":
@@ -278,7 +278,7 @@ def _made(conversion: Conversion, target: nn.Module) -> nn.Module | None:
 
 
 def _unnest_(module: nn.Module) -> list[Conversion]:
-    """Encoders that hold a split attention do without nested tensors."""
+    """Disable nested tensors in encoders that contain a split attention."""
     done: list[Conversion] = []
     for name, child in module.named_modules():
         split = any(isinstance(part, SplitAttention) for part in child.modules())

@@ -1,9 +1,9 @@
-"""Layers whose weight other code multiplies with itself: every such product becomes a call.
+"""Layers whose weight is also used by other code: every product with it becomes a call.
 
     functional.linear(x, layer.weight)    x @ table.weight.t()    functional.embedding(i, t.weight)
 
-The layer's `weight` is then no tensor but an object that torch's functions hand such products to.
-What calls them all is an ordinary layer of torch, or an embedding with a tied head.
+The layer's `weight` is then not a tensor but an object to which torch's functions dispatch such
+products. An ordinary torch layer, or an embedding with a tied head, computes them all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lrcompress.structures.factorized import linear_of
 
 
 class UsedWeight:
-    """A weight (m, n), or its transpose. Products with it are calls of the layer that has it."""
+    """A weight (m, n), or its transpose. Products with it become calls of the layer."""
 
     def __init__(self, layer: UsedLinear | UsedEmbedding, *, transposed: bool = False) -> None:
         self._layer, self._transposed = layer, transposed
@@ -73,7 +73,7 @@ class UsedWeight:
 
 
 class UsedLinear(nn.Module):
-    """y = product(x) + b, by way of the module or of its weight."""
+    """Linear layer y = product(x) + b whose weight other code may also use."""
 
     def __init__(self, like: nn.Linear) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class UsedLinear(nn.Module):
 
 
 class UsedEmbedding(nn.Module):
-    """y = table(token), and scores head(x) with the same weight."""
+    """Embedding y = table(token) that also computes scores head(x) with the same weight."""
 
     def __init__(self, like: nn.Embedding) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class UsedEmbedding(nn.Module):
 
 
 def used_layer(layer: nn.Module) -> nn.Module | None:
-    """The layer with a weight that may be used so; None for other kinds."""
+    """Return the layer with a weight that other code may use; None for other kinds."""
     if type(layer).forward is nn.Linear.forward:
         assert isinstance(layer, nn.Linear)
         return UsedLinear(layer)
@@ -135,7 +135,7 @@ def used_layer(layer: nn.Module) -> nn.Module | None:
 
 def _parameter(layer: nn.Module) -> nn.Parameter:
     weight = layer.weight
-    assert isinstance(weight, nn.Parameter)  # or the layer would not be one that may change
+    assert isinstance(weight, nn.Parameter)  # as in every layer that may change
     return weight
 
 
@@ -146,7 +146,7 @@ def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
 
 
 def _matmul(input: Any, weight: Any) -> Any:
-    """x W^T, or W x, which is the transpose of x^T W^T."""
+    """Compute x W^T, or W x as the transpose of x^T W^T."""
     if isinstance(input, UsedWeight):
         if input._transposed or not isinstance(weight, Tensor):
             return NotImplemented

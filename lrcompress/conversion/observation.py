@@ -1,4 +1,4 @@
-"""One forward pass, watched: what layers are called with, and which products they compute."""
+"""Observes one forward pass: the arguments of layers, and the products that they compute."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.overrides import TorchFunctionMode
 
 from lrcompress.network.weight_use import WeightUse, note_returned, watch_weights
 
-CALLS_KEPT = 4  # of each layer
+CALLS_KEPT = 4  # per layer
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A standard operation as a layer called it; `weight` is laid out as the standard layer's."""
+    """A standard operation that a layer called; `weight` has the standard layer's layout."""
 
     kind: Literal["linear", "embedding", "conv1d", "conv2d"]
     input: Tensor
@@ -34,7 +34,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a layer was called with; tensors are copies, and what was one tensor is one still."""
+    """The arguments of a call. Tensors are copied; the same tensor twice is one copy."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -49,7 +49,7 @@ class Observation:
 def observe(
     module: nn.Module, candidates: Collection[nn.Module], run: Callable[[], object]
 ) -> Observation:
-    """Watch `run`, a forward pass of `module`; inputs of the candidates are kept."""
+    """Observe `run`, a forward pass of `module`, and keep the inputs of the candidates."""
     calls: dict[nn.Module, list[Call]] = defaultdict(list)
 
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def observe(
 
 
 def products_of(run: Callable[[], object]) -> tuple[object, list[Product]]:
-    """The result of `run`, and the standard operations in it."""
+    """Return the result of `run`, and the standard operations in it."""
     seen: list[Product] = []
 
     class Watch(TorchFunctionMode):

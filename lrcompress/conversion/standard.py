@@ -1,4 +1,4 @@
-"""From a layer of unknown making to the standard layer that it computes, or why there is none."""
+"""Finds the standard layer that computes the same as a custom layer, or why there is none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrcompress.conversion.wrapped_layer import PaddedConv, ScaledLayer, same_pa
 from lrcompress.errors import ModelError
 from lrcompress.network.agreement import agree, output
 
-OTHER_SIZES = (-1, -2, 1, 2, 3)  # beside the size of the example: all remainders of small strides
+OTHER_SIZES = (-1, -2, 1, 2, 3)  # minus the example's size: all remainders of small strides
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +28,9 @@ class Found:
 def standard_layer(
     name: str, layer: nn.Module, calls: Sequence[Call], *, shared: bool
 ) -> Found | str:
-    """The standard layer that computes what `layer` computes, or the reason why none does.
+    """Return the standard layer that computes what `layer` computes, or why none does.
 
-    shared: whether other modules hold its parameters, so that they have to stay what they are.
+    shared: whether other modules hold its parameters, which then must not change.
     """
     inputs = [_only_input(call) for call in calls]
     x = inputs[0]
@@ -62,10 +62,10 @@ def standard_layer(
 
 
 def build(conversion: Conversion, layer: nn.Module) -> nn.Module:
-    """The layer that a conversion stands for, from nothing but the module as it was.
+    """Build the new layer of a conversion from the original module alone.
 
     Raises:
-        ModelError: the module computes no such thing.
+        ModelError: the module does not compute this operation.
     """
     shown = _shown(layer, _made_up(conversion, layer))
     if isinstance(shown, str) or shown.kind != conversion.became:
@@ -90,7 +90,7 @@ def _only_input(call: Call) -> Tensor | None:
 
 
 def _shown(layer: nn.Module, x: Tensor) -> Product | str:
-    """The last standard operation of the layer's forward."""
+    """Return the last standard operation of the layer's forward, or why there is none."""
     seen = output(lambda: products_of(lambda: layer(x))[1])
     if not isinstance(seen, list):
         return "its forward cannot be watched"
@@ -102,7 +102,7 @@ def _shown(layer: nn.Module, x: Tensor) -> Product | str:
 
 
 def _weight_is_constant(layer: nn.Module, other: Tensor, shown: Product) -> bool:
-    """Whether another input is met by the same operation with the same weight."""
+    """Whether the layer computes the same operation, with the same weight, on another input."""
     again = _shown(layer, other)
     if isinstance(again, str) or again.kind != shown.kind:
         return False
@@ -115,7 +115,7 @@ def _weight_is_constant(layer: nn.Module, other: Tensor, shown: Product) -> bool
 
 
 def _no_room(layer: nn.Module, shown: Product, *, shared: bool) -> str:
-    """Why a weight that is computed from parameters cannot take their place, if it cannot."""
+    """Return why a weight computed from parameters cannot replace them; "" if it can."""
     if not shown.weight.is_floating_point():
         return f"its weight is {shown.weight.dtype}, not floating point"
     if _parameter(layer, shown.weight) is not None:
@@ -128,7 +128,7 @@ def _no_room(layer: nn.Module, shown: Product, *, shared: bool) -> str:
 
 
 def _guesses(conversion: Conversion, layer: nn.Module, x: Tensor) -> list[Conversion]:
-    """What may happen to the operation's output: nothing, a bias or a factor."""
+    """Return the conversions to try: the operation alone, with an added bias, and scaled."""
     guesses = [conversion]
     plain = build(conversion, layer)
     if getattr(plain, "bias", None) is None and conversion.became != "embedding":
@@ -199,7 +199,7 @@ def _with(layer: nn.Module, weight: nn.Parameter, bias: nn.Parameter | None) -> 
 
 
 def _parameter(layer: nn.Module, tensor: Tensor) -> nn.Parameter | None:
-    """The layer's own parameter that `tensor` is."""
+    """Return the layer's own parameter that `tensor` is, if it is one."""
     for parameter in layer.parameters(recurse=False):
         same = parameter.data_ptr() == tensor.data_ptr() and parameter.shape == tensor.shape
         if same and parameter.stride() == tensor.stride() and parameter.dtype == tensor.dtype:
@@ -215,9 +215,9 @@ def _made(values: Tensor, like: nn.Parameter) -> nn.Parameter:
 
 
 def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ...], bool] | str:
-    """Zeros before and after each axis, and whether they follow the input's size.
+    """Return the zeros before and after each axis, and whether they depend on the input's size.
 
-    Sizes that the layer accepts beside that of the example are tried too.
+    Other sizes than the example's are tried too, if the layer accepts them.
     """
     axes = len(shown.stride)
     if x.dim() != axes + 2:
@@ -228,7 +228,7 @@ def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ..
         probe = x if change == 0 else _resized(x, sizes)
         at = shown if change == 0 else _shown(layer, probe)
         if isinstance(at, str) or at.kind != shown.kind:
-            continue  # a size that the layer does not take
+            continue  # a size that the layer does not accept
         amounts = _amounts(probe, at)
         if amounts is None:
             return "what it convolves is not its input with zeros around it"
@@ -249,7 +249,7 @@ def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ..
 
 
 def _amounts(x: Tensor, shown: Product) -> tuple[int, ...] | None:
-    """Zeros around `x` in the operation: those of its input and those of its own."""
+    """Return the zeros around `x` in the operation: those in its input plus its own padding."""
     u, axes = shown.input, len(shown.stride)
     if u.dim() != x.dim() or u.shape[:2] != x.shape[:2]:
         return None
@@ -278,7 +278,7 @@ def _amounts(x: Tensor, shown: Product) -> tuple[int, ...] | None:
 
 
 def _resized(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Another size of the same kind of values, none of them zero but by accident."""
+    """Return an input of another size with similar values, zero only by accident."""
     pads: list[int] = []
     for old, new in zip(x.shape[2:], sizes, strict=True):
         pads = [0, new - old, *pads]
@@ -286,7 +286,7 @@ def _resized(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
 
 
 def _variants(x: Tensor, shown: Product) -> list[Tensor]:
-    """Other inputs than those of the example: other values, and for convolutions other sizes."""
+    """Return other inputs than the example: other values, and for convolutions other sizes."""
     generator = torch.Generator().manual_seed(0)
     if shown.kind == "embedding":
         return [torch.randint(len(shown.weight), x.shape, generator=generator).to(x)]
@@ -299,7 +299,7 @@ def _variants(x: Tensor, shown: Product) -> list[Tensor]:
 
 
 def _same(layer: nn.Module, built: nn.Module, x: Tensor) -> bool:
-    """Where the layer refuses an input there is nothing to compare."""
+    """Whether both layers give the same output, or the original one refuses the input."""
     theirs = output(lambda: layer(x.clone()))
     if isinstance(theirs, Exception):
         return True
@@ -307,7 +307,7 @@ def _same(layer: nn.Module, built: nn.Module, x: Tensor) -> bool:
 
 
 def _same_in_training(layer: nn.Module, x: Tensor) -> bool:
-    """Whether training changes nothing: no dropout of weights, no statistics."""
+    """Whether training mode changes nothing: no dropout of weights, no statistics."""
     before = {name: value.clone() for name, value in layer.named_buffers()}
     modes = {child: child.training for child in layer.modules()}
     theirs = output(lambda: layer(x.clone()))

@@ -1,4 +1,4 @@
-"""A standard layer with what comes before or after it."""
+"""Standard layers with an operation before or after them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch.nn import functional
 
 
 class PaddedConv(nn.Module):
-    """conv(pad(x)): zeros in amounts of its own before and after each axis.
+    """Compute conv(pad(x)), with separate numbers of zeros before and after each axis.
 
-    `padding` goes axis by axis, before and after; None pads as much as the input's size asks for,
-    so that the output has ceil(size / stride) positions, the odd one at the end.
+    `padding` lists before and after, axis by axis. None derives it from the input's size, so that
+    the output has ceil(size / stride) positions; an odd zero goes to the end.
     """
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, padding: tuple[int, ...] | None) -> None:
@@ -46,15 +46,15 @@ class PaddedConv(nn.Module):
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Before and after, so that ceil(size / stride) positions come out."""
-    last = (size - 1) // stride * stride  # no negative numbers: ONNX rounds those towards zero
+    """Return the padding before and after that gives ceil(size / stride) output positions."""
+    last = (size - 1) // stride * stride  # avoids negative numbers: ONNX rounds them towards zero
     missing = last + (kernel - 1) * dilation + 1 - size
     total = torch.sym_max(missing, 0)  # type: ignore[no-untyped-call]
     return total // 2, total - total // 2
 
 
 class ScaledLayer(nn.Module):
-    """scale * layer(x)."""
+    """Compute scale * layer(x)."""
 
     def __init__(self, layer: nn.Module, scale: float) -> None:
         super().__init__()

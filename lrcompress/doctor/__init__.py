@@ -1,4 +1,4 @@
-"""Is this machine able to run compressed models, on its GPU if it has one?"""
+"""Diagnosis: can this machine run compressed models, on its GPU if it has one?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CHECKS: tuple[Callable[[Environment], Check], ...] = (
 
 
 def run_on_cuda() -> str:
-    """The execution provider of one matrix product that was sent to CUDA."""
+    """Return the execution provider that ran one matrix product sent to CUDA."""
     from lrcompress.export.placement import try_provider
 
     return try_provider("cuda")
@@ -44,7 +44,7 @@ def run_on_cuda() -> str:
 def diagnose(
     environment: Environment | None = None, try_cuda: Callable[[], str] = run_on_cuda
 ) -> DoctorReport:
-    """All checks; where there is a GPU, also a session that must really land on it."""
+    """Run all checks; if there is a GPU, also run a session that must be executed on it."""
     environment = environment or gather()
     checks = [check(environment) for check in CHECKS]
     if environment.driver.gpus:

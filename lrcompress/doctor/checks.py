@@ -1,4 +1,4 @@
-"""One function a check: what the environment says, and what to do about it."""
+"""Checks of the environment, one function each: the finding and the next step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MINIMUM_VERSIONS: Mapping[str, str] = {
 
 
 def check_distributions(environment: Environment) -> Check:
-    """Two distributions share the folder `onnxruntime`: the later one overwrites the earlier."""
+    """Check that one distribution owns the folder `onnxruntime`; a second overwrites the first."""
     name = "onnxruntime distributions"
     owners = [one for one in environment.installed if one.owns_onnxruntime]
     build = environment.onnxruntime
@@ -101,7 +101,7 @@ def check_versions(environment: Environment) -> Check:
 
 
 def check_torchvision(environment: Environment) -> Check:
-    """A torchvision built for CUDA fails to import beside a CPU torch, and transformers with it."""
+    """Check for a CUDA torchvision beside a CPU torch, which breaks importing transformers."""
     name = "torchvision"
     versions = environment.versions("torchvision")
     if not versions:
@@ -126,5 +126,5 @@ def check_torchvision(environment: Environment) -> Check:
 
 
 def _tuple(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13, 0); what follows the numbers does not order releases here."""
+    """Return `2.13.0+cpu` as (2, 13, 0); suffixes do not order releases here."""
     return tuple(int(part) for part in re.findall(r"\d+", re.split(r"[+a-z]", version)[0]))

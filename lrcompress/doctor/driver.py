@@ -17,11 +17,11 @@ class Driver:
     loaded: bool
     cuda_version: tuple[int, int] | None  # the newest CUDA that it supports
     gpus: tuple[str, ...]
-    trouble: str = ""  # why there is no GPU, where there is none
+    trouble: str = ""  # why there is no GPU, if there is none
 
 
 def probe_driver(library: str = DRIVER_LIBRARY) -> Driver:
-    """Loads the driver's library; it ships with the driver, never with a Python package."""
+    """Load the driver's library, which comes with the driver and not with a Python package."""
     try:
         cuda = ctypes.CDLL(library)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Read from a shared library what it is called and what it needs, without loading it."""
+"""Read the SONAME and the dependencies of a shared library without loading it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ class DynamicSection:
 
 
 def read_dynamic(path: Path) -> DynamicSection:
-    """The dynamic section of a 64-bit little-endian ELF file (System V ABI, chapters 4 and 5).
+    """Read the dynamic section of a 64-bit little-endian ELF file.
 
-    Raises ValueError for any other file, and for one that is cut short.
+    Format: System V ABI, chapters 4 and 5.
+
+    Raises ValueError for any other file, and for a truncated one.
     """
     try:
         with path.open("rb") as file:

@@ -1,5 +1,8 @@
-"""What is installed, read from metadata and files. Nothing is imported and nothing is judged here;
-every place that is looked at can be given, so that any machine can be described in a folder."""
+"""Facts about the installed packages, libraries and driver, read from metadata and files.
+
+Nothing is imported, and nothing is evaluated here. All locations are parameters, so a folder can
+describe any machine.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,12 @@ _PROVIDERS = ("cuda", "tensorrt")
 
 @dataclass(frozen=True)
 class Installed:
-    """One distribution."""
+    """One installed distribution."""
 
     name: str  # lower case, with dashes
     version: str
     folder: Path
-    owns_onnxruntime: bool  # it installed the package `onnxruntime`
+    owns_onnxruntime: bool  # whether it installed the package `onnxruntime`
 
 
 @dataclass(frozen=True)
@@ -39,12 +42,12 @@ class Library:
 
 @dataclass(frozen=True)
 class OnnxRuntimeBuild:
-    """The files that `import onnxruntime` finds, whichever distribution put them there last."""
+    """The files that `import onnxruntime` finds, whichever distribution installed them last."""
 
     package: str  # the distribution that they were built for
     version: str
     cuda: str | None  # `13.0`; None for a build without CUDA
-    needs: Mapping[str, tuple[str, ...]]  # provider that is there -> libraries that it links to
+    needs: Mapping[str, tuple[str, ...]]  # provider that is present -> libraries that it links to
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class TorchBuild:
 class Environment:
     python: str
     installed: tuple[Installed, ...]
-    libraries: tuple[Library, ...]  # CUDA and TensorRT, in the order in which they are searched
+    libraries: tuple[Library, ...]  # CUDA and TensorRT, in search order
     onnxruntime: OnnxRuntimeBuild | None
     torch: TorchBuild | None
     torchvision_needs: tuple[str, ...]  # libraries that torchvision's extension links to
@@ -90,7 +93,7 @@ def gather(
 
 
 def library_search_folders(search_path: Sequence[str]) -> list[Path]:
-    """Where open_session's preloading and then the system's loader look for shared libraries."""
+    """Return the folders that open_session's preloading and then the system's loader search."""
     in_packages = [
         folder
         for entry in search_path
@@ -113,7 +116,7 @@ def _installed(search_path: Sequence[str]) -> tuple[Installed, ...]:
     for one in distributions(path=list(search_path)):
         raw_name = one.metadata["Name"]
         if not raw_name:
-            continue  # the remains of an interrupted installation
+            continue  # left by an interrupted installation
         name = re.sub(r"[-_.]+", "-", raw_name).lower()
         owns = name.startswith(("onnxruntime", "ort-")) and any(
             str(file).replace("\\", "/") == "onnxruntime/__init__.py" for file in one.files or ()
@@ -184,7 +187,7 @@ def _find_package(search_path: Sequence[str], name: str) -> Path | None:
 
 
 def _assignments(file: Path) -> dict[str, str | None]:
-    """Top-level `name = literal` of a Python file, read without running it."""
+    """Return top-level `name = literal` assignments of a Python file without running it."""
     try:
         body = ast.parse(file.read_text(encoding="utf-8")).body
     except (OSError, SyntaxError, ValueError):

@@ -1,6 +1,6 @@
-"""The shared libraries that ONNX Runtime's GPU providers link to: there, and of the right major?
+"""Checks of the shared libraries that ONNX Runtime's GPU providers link to: presence and version.
 
-A machine without a GPU is no sick machine: what only a GPU needs is a warning there.
+On a machine without a GPU, a problem that concerns only GPUs is a warning, not a failure.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def check_cudnn(environment: Environment) -> Check:
 
 
 def check_tensorrt(environment: Environment) -> Check:
-    """Optional: only `--provider tensorrt` uses it, and nobody misses it who does not ask."""
+    """Check TensorRT, which is optional: only `--provider tensorrt` uses it."""
     name = "TensorRT"
     needed = [lib for lib in _needs(environment, "tensorrt") if lib.startswith("libnvinfer.")]
     if not needed:
@@ -54,7 +54,10 @@ def check_tensorrt(environment: Environment) -> Check:
 
 
 def check_torch_cuda(environment: Environment) -> Check:
-    """cuDNN has the same file name for every CUDA, so torch's can take the place of ours."""
+    """Check that torch and ONNX Runtime use the same CUDA.
+
+    cuDNN has the same file name for every CUDA, so torch's may be loaded instead of ours.
+    """
     name = "torch and ONNX Runtime"
     torch, build = environment.torch, environment.onnxruntime
     if torch is None:
@@ -83,7 +86,7 @@ def _check_libraries(
             "needed by CUDA builds only",
         )
         return Check(name, "ok", unread if has_cuda else unneeded)
-    # The loader looks for a file of that name; its SONAME says what it really is.
+    # The loader searches by file name; the SONAME says which library it really is.
     right = {lib.soname for lib in environment.libraries if lib.soname == lib.file_name}
     missing = [soname for soname in needed if soname not in right]
     if not missing:

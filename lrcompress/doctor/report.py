@@ -15,7 +15,7 @@ class Check:
     name: str
     status: Status  # warn: something works less well than it could; fail: something is broken
     detail: str
-    next_step: str = ""  # what to do about it; empty where nothing needs doing
+    next_step: str = ""  # what to do about it; empty if nothing is needed
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class DoctorReport:
 
     @property
     def healthy(self) -> bool:
-        """Nothing is broken; there may be warnings."""
+        """Whether nothing is broken; there may be warnings."""
         return all(check.status != "fail" for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     softmax(scale Q K^T + mask) V;  Q: (..., t, e)  K: (..., s, e)  V: (..., s, v)
 
-A position that a boolean mask allows no key gives zero, as in torch. The usual graph tests every
-probability for NaN to get there; here masked scores are the lowest finite number, so that no NaN
-arises, and the few forbidden rows are zeroed in the result, which is (t, v) instead of (t, s).
+If a boolean mask allows a position no key, its result is zero, as in torch. The usual graph tests
+every probability for NaN. Here masked scores are the lowest finite number, so no NaN arises, and
+fully masked rows are zeroed in the result, which is (t, v) instead of (t, s).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HAS_ATTENTION = 23
 
 
 def attention_translation(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The entry of torch.onnx's custom translation table; torch's own takes four axes only."""
+    """Return the custom translation table for torch.onnx, whose own translation requires 4 axes."""
     return {torch.ops.aten.scaled_dot_product_attention.default: partial(_attention, opset)}
 
 
@@ -60,7 +60,7 @@ def _attention(
     if mask is None:
         return op.MatMul(op.Softmax(scores, axis=-1), value)
     if not is_causal and mask.dtype.name != "BOOL":
-        # Any additive mask, -inf included: only here a row can become NaN.
+        # An additive mask may contain -inf: a row can become NaN only here.
         probabilities = op.Softmax(op.Add(scores, mask), axis=-1)
         safe = op.Where(op.IsNaN(probabilities), op.CastLike(0.0, query), probabilities)
         return op.MatMul(safe, value)
@@ -69,7 +69,7 @@ def _attention(
     attended = op.MatMul(op.Softmax(op.Add(scores, bias), axis=-1), value)
     if is_causal:  # every position sees itself
         return attended
-    # in float32, as ONNX Runtime has no bfloat16 ReduceMax on CUDA
+    # In float32, because ONNX Runtime has no bfloat16 ReduceMax on CUDA
     any_key = op.ReduceMax(op.Cast(mask, to=1), op.Constant(value_ints=[-1]), keepdims=1)
     return op.Mul(attended, op.CastLike(any_key, query))  # (..., t, v)
 
@@ -83,13 +83,13 @@ _TORCH_DTYPES = {
 
 
 def _causal(op: Any, query: Any, key: Any) -> Any:
-    """(t, s), true where the key does not lie behind the query."""
+    """Return a (t, s) mask that is true where the key's position is not after the query's."""
     shape = op.Concat(op.Shape(query, start=-2, end=-1), op.Shape(key, start=-2, end=-1), axis=0)
     return op.Cast(op.Trilu(op.Expand(op.Constant(value_float=1.0), shape), upper=0), to=9)
 
 
 def _repeat_heads(op: Any, x: Any, repeats: int) -> Any:
-    """(batch, heads, s, e) -> (batch, heads * repeats, s, e), each head beside its copies."""
+    """Repeat each head in place: (batch, heads, s, e) -> (batch, heads * repeats, s, e)."""
     copies = op.Concat(*[op.Unsqueeze(x, op.Constant(value_ints=[2]))] * repeats, axis=2)
     heads, width = x.shape[1], x.shape[3]
     return op.Reshape(copies, op.Constant(value_ints=[0, heads * repeats, -1, width]))

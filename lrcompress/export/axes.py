@@ -1,8 +1,8 @@
-"""Which axes of a graph's inputs are free: those of which the network takes other sizes.
+"""Find the free axes of a graph's inputs: those for which the network accepts other sizes.
 
-Nothing is guessed from names: the network is run on its example with axis after axis in other
-sizes. An axis is free where neighbouring and distant sizes work; what its range is, in which steps
-it goes and which axes move along with it is tried too. Whoever wants other axes says so.
+Nothing is guessed from names: the network is run on its example with each axis in other sizes. An
+axis is free if neighbouring and distant sizes work. Its range, its step and the axes that are
+coupled with it are found by trials too. An AxisRequest overrides the result.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from lrcompress.export.axis_range import find_range
 from lrcompress.export.graph_axes import AS_ASKED, GraphAxes, NamedAxes, is_length, notes_on
 from lrcompress.network.batches import Batch
 
-_LARGEST_TABLE = 4096  # rows of a table of positions that lengths are tried up to
+_LARGEST_TABLE = 4096  # most rows of a table of positions that is tried as a limit
 _TABLES_TRIED = 6
-_OFTEN = 3  # so many weights of one height are layers, none of them a table of positions
+_OFTEN = 3  # a number of rows that this many weights have is a layer size, not a table's
 
 
 @dataclass(frozen=True)
 class AxisRequest:
-    """What is asked of the axes. Without it, all are free that can be."""
+    """The user's request for axes. By default all axes are free that can be."""
 
-    dynamic: Axes = field(default_factory=dict)  # "": named here
+    dynamic: Axes = field(default_factory=dict)  # name "": a default name
     fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     static_sequence: bool = False  # axis 1 of ids and masks is fixed
 
 
 def find_axes(module: nn.Module, batch: Batch, request: AxisRequest | None = None) -> GraphAxes:
-    """Try which axes of `batch` the network takes in other sizes. Takes some forward passes.
+    """Find the axes of `batch` for which the network accepts other sizes, by forward passes.
 
     Raises:
-        ExportError: the batch is no set of examples, the network fails on it, or an axis that is
-            asked to be free or fixed is not there or cannot be.
+        ExportError: the inputs do not share a batch axis, the network fails on them, or the
+            request names an axis that does not exist or cannot be free.
     """
     request = request or AxisRequest()
     _check_named(batch, request.dynamic, "dynamic")
@@ -98,7 +98,7 @@ def _rows(probe: Probe, batch: Batch) -> AxisGroup:
 
 
 def _tables(module: nn.Module) -> list[int]:
-    """Sizes that a table of positions, or of what may be attended to, may give an axis."""
+    """Return axis sizes that may come from a table of positions or from an attention mask."""
     rows: Counter[int] = Counter()
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.dim() == 2:
@@ -148,7 +148,7 @@ def _to_be_fixed(request: AxisRequest, batch: Batch, axis: Axis) -> bool:
 
 
 def _name(group: AxisGroup, batch: Batch, taken: set[str]) -> str:
-    """ "batch", "sequence" for ids and masks, "height" and "width" of the first image."""
+    """Return "batch", "sequence" (ids and masks), "height" or "width" (first image), or another."""
     first, axis = group.axes[0]
     lengths = [name for name, place in group.axes if is_length(batch, (name, place))]
     if axis == 0:

@@ -1,4 +1,4 @@
-"""Axes that move together: the length of ids and their mask, the two sides of an adjacency."""
+"""Groups of coupled axes, such as the length of ids and mask, or both sides of an adjacency."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from itertools import combinations
 from lrcompress.export.axis_probe import Axis, Probe
 from lrcompress.export.axis_range import AxisRange, find_range
 
-_MOST_COUPLED = 6  # axes of one size among which couplings are looked for
+_MOST_COUPLED = 6  # among more axes of equal size, couplings are not searched
 
 
 @dataclass(frozen=True)
 class AxisGroup:
-    """Axes that have one size, and the sizes that the network was seen to take."""
+    """Axes that share one size, and the sizes that the network accepts in trials."""
 
     axes: tuple[Axis, ...]
     size: int  # in the example
     range: AxisRange | None  # None: no other size works
-    reason: str = ""  # why none does
+    reason: str = ""  # why no other size works
 
 
 def find_groups(probe: Probe, axes: Sequence[Axis], tables: Sequence[int]) -> list[AxisGroup]:
-    """Each of `axes` in one group. Only axes of the same size in the example can be coupled."""
+    """Partition `axes` into groups. Only axes of the same size in the example can be coupled."""
     by_size: dict[int, list[Axis]] = {}
     for name, axis in axes:
         by_size.setdefault(probe.batch[name].shape[axis], []).append((name, axis))
@@ -52,7 +52,7 @@ def _moved(probe: Probe, axes: tuple[Axis, ...], size: int, tables: Sequence[int
 def _parts(
     probe: Probe, axes: Sequence[Axis], size: int, tables: Sequence[int]
 ) -> Iterator[AxisGroup]:
-    """Axes that do not all move together: the smallest sets that do, one after the other."""
+    """Split axes that cannot all change together: yield the smallest sets that can."""
     left = list(axes)
     while left:
         first, others = left[0], left[1:]
@@ -66,7 +66,7 @@ def _parts(
 
 
 def _separated(probe: Probe, axes: Sequence[Axis], whole: AxisGroup) -> Iterator[tuple[Axis, ...]]:
-    """`axes`, which move together, in the smallest parts of which each also moves by itself."""
+    """Split axes that can change together into the smallest parts that can change alone."""
     left = list(axes)
     middle = _middle(whole)
     if len(left) > _MOST_COUPLED or middle is None:
@@ -80,7 +80,10 @@ def _separated(probe: Probe, axes: Sequence[Axis], whole: AxisGroup) -> Iterator
 
 
 def _middle(whole: AxisGroup) -> tuple[int, int] | None:
-    """A size with room on both sides, and the step: at one a broadcast would hide a coupling."""
+    """Return a size whose two neighbours are in the range and exceed one, and the step.
+
+    At size one, broadcasting would hide a coupling.
+    """
     assert whole.range is not None
     step = whole.range.step
     for size in (whole.size, whole.size - step, whole.size + step, whole.size + 2 * step):
@@ -92,7 +95,10 @@ def _middle(whole: AxisGroup) -> tuple[int, int] | None:
 def _independent(
     probe: Probe, axes: Sequence[Axis], part: Sequence[Axis], middle: tuple[int, int]
 ) -> bool:
-    """A longer mask alone may be cut to fit, but a shorter one is missed."""
+    """Whether the part can change alone, both up and down.
+
+    Both are tried because a network may cut a longer mask to fit, but fails on a shorter one.
+    """
     size, step = middle
     return all(
         probe.failure(dict.fromkeys(axes, size) | dict.fromkeys(part, other)) is None

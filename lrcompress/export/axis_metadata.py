@@ -1,12 +1,12 @@
-"""What an ONNX file of ours tells of its inputs' axes, under keys of its metadata.
+"""Metadata keys of our ONNX files that describe the axes of the inputs.
 
-    lrcompress.axis_limits  {"sequence": [1, 512]}  sizes of each free axis, by its name; null: no
-                                                    upper limit is known
-    lrcompress.axis_steps   {"height": 32}          a free axis takes multiples of this only
-    lrcompress.axis_sizes   {"sequence": 128}       of each free axis in the example
-    lrcompress.fixed_axes   {"board": [1]}          axes that have one size, by input
+    lrcompress.axis_limits  {"sequence": [1, 512]}  smallest and largest size of each free axis, by
+                                                    name; null: no upper limit is known
+    lrcompress.axis_steps   {"height": 32}          a free axis accepts only multiples of this
+    lrcompress.axis_sizes   {"sequence": 128}       size of each free axis in the example
+    lrcompress.fixed_axes   {"board": [1]}          axes with a fixed size, by input
 
-A file without a key was written by another exporter or an earlier version: nothing is known.
+A missing key means that nothing is known: another exporter or an earlier version wrote the file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Axes = Mapping[str, Mapping[int, str]]  # input -> axis -> name
 
 BATCH, SEQUENCE = "batch", "sequence"
 PREFIX = "lrcompress."
-_LARGEST = 2**31 - 1  # no axis has more; a file that says so makes no sense
+_LARGEST = 2**31 - 1  # larger sizes in a file are invalid
 LIMITS, STEPS, SIZES, FIXED = "axis_limits", "axis_steps", "axis_sizes", "fixed_axes"
 
 
 @dataclass(frozen=True)
 class KnownAxis:
-    """A free axis of a graph, of which is known what it takes and what the example had."""
+    """The sizes that a free axis of a graph accepts, and its size in the example."""
 
     range: AxisRange
     size: int
@@ -37,7 +37,7 @@ class KnownAxis:
 def to_metadata(
     known: Mapping[str, KnownAxis], fixed: Mapping[str, Iterable[int]]
 ) -> dict[str, str]:
-    """The keys, without their prefix, and their values."""
+    """Return the metadata entries, with keys without the prefix."""
     return {
         LIMITS: json.dumps({name: [a.range.least, a.range.most] for name, a in known.items()}),
         STEPS: json.dumps({n: a.range.step for n, a in known.items() if a.range.step > 1}),
@@ -47,7 +47,7 @@ def to_metadata(
 
 
 def known_axes(metadata: Mapping[str, str]) -> dict[str, KnownAxis]:
-    """The free axes of a graph by name; of a file that tells nothing, or no sense, none."""
+    """Return the free axes by name; empty if the metadata is missing or malformed."""
     limits, steps, sizes = (_object(metadata, key) for key in (LIMITS, STEPS, SIZES))
     if limits is None or steps is None or sizes is None:
         return {}
@@ -61,7 +61,7 @@ def known_axes(metadata: Mapping[str, str]) -> dict[str, KnownAxis]:
 
 
 def fixed_axes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None:
-    """Axes of one size by input, as far as the exporter told; None where it told nothing."""
+    """Return the fixed axes by input; None if the metadata is missing or malformed."""
     fixed = _object(metadata, FIXED)
     if fixed is None:
         return None
@@ -73,7 +73,7 @@ def fixed_axes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None
 
 
 def malformed(metadata: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys that are there and make no sense; what they should tell is not known."""
+    """Return the keys that are present but malformed, and therefore ignored."""
     meant: dict[str, Callable[[Any], bool]] = {
         LIMITS: _is_pair,
         STEPS: _is_size,
@@ -103,7 +103,7 @@ def _pair(value: Any) -> tuple[int, int | None]:
 
 
 def _is_pair(value: Any) -> bool:
-    """The least size and the largest; None: no limit."""
+    """Whether the value is [smallest size, largest size], where null means no upper limit."""
     if not isinstance(value, list) or len(value) != 2 or not _is_size(value[0]):
         return False
     return value[1] is None or _is_size(value[1])

@@ -1,4 +1,4 @@
-"""A network run on its example with axes of other sizes: what it takes, found by trying."""
+"""Run a network on its example with other axis sizes, to find the sizes that it accepts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from lrcompress.network.batches import Batch, batch_size
 Axis = tuple[str, int]  # input, index
 Outputs = Mapping[str, Tensor]
 
-_ROWS = (2, 3)  # examples that trials run on, where the network takes so few
-_SAME = 1e-3  # of an output's scale: rounding between batches of two sizes stays far below
+_ROWS = (2, 3)  # batch sizes of trials, if the network accepts them
+_SAME = 1e-3  # of an output's scale; rounding differences between batch sizes are far smaller
 
 
 class Probe:
-    """Runs a network, in float32 on the CPU, on draws from its example.
+    """Runs a network, in float32 on the CPU, on inputs drawn from its example.
 
     Raises:
-        ExportError: it fails on the example itself, or returns nothing.
+        ExportError: the network fails on the example itself, or returns no tensor.
     """
 
     def __init__(self, module: nn.Module, batch: Batch) -> None:
@@ -40,7 +40,7 @@ class Probe:
         self.rows, self._base = self._start()
 
     def failure(self, moved: Mapping[Axis, int], rows: int | None = None) -> str | None:
-        """Why the network does not support these sizes, in one line; None if it does."""
+        """Return why the network does not support these sizes, in one line; None if it does."""
         rows = self.rows if rows is None else rows
         key = rows, frozenset(moved.items())
         if key not in self._tried:
@@ -50,7 +50,7 @@ class Probe:
     def mixes_examples(self) -> bool:
         """Whether an example's outputs depend on the others in its batch.
 
-        Only outputs with one row an example are asked about, and none of a random network.
+        Only outputs with one row per example count. False if the network's outputs are random.
         """
         together = self._different_rows()
         if self.failure({}, 1) is not None or self.failure({}, self.rows) is not None:
@@ -61,7 +61,7 @@ class Probe:
         try:
             whole, again = self._run(together), self._run(together, seed=1)
             alones = [self._run(one) for one in each]
-        except Exception:  # the network's own code, on rows that the data do not hold
+        except Exception:  # the network's own code, on rows that are not in the data
             return False
         if not all(_close(whole[name], again[name]) for name in whole):
             return False
@@ -115,8 +115,10 @@ class Probe:
         return redrawn(self.batch, picked, sizes, torch.Generator().manual_seed(0))
 
     def _different_rows(self) -> Batch:
-        """Whole numbers are rolled by as many places as their row counts: the data may have one
-        example only, which would stand in every row."""
+        """Return the example with integers rolled by their row index, so that the rows differ.
+
+        Otherwise data with only one example would have the same values in every row.
+        """
         drawn = self._drawn({}, self.rows)
         return {
             name: torch.stack([t.roll(row, -1) if t.dim() else t for row, t in enumerate(tensor)])
@@ -133,7 +135,7 @@ class Probe:
 
 @contextmanager
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
-    """Restores what a network's forward wrote into its buffers."""
+    """Restore the module's buffers at exit, as its forward may have modified them."""
     before = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     try:
         yield
@@ -145,7 +147,7 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
 
 
 def _odd(output: Tensor, base: Tensor, rows: int, base_rows: int) -> str | None:
-    """What shows that the size was not understood, though no exception was raised."""
+    """Return what is wrong with an output, although no exception was raised; None if it is fine."""
     shape, was = tuple(output.shape), tuple(base.shape)
     if len(shape) != len(was):
         return f"has shape {shape} where {base_rows} examples give {was}"
@@ -162,7 +164,7 @@ def _close(a: Tensor, b: Tensor) -> bool:
     if a.shape != b.shape:
         return False
     if not a.is_floating_point():
-        return True  # a choice between nearly equal values may turn either way
+        return True  # a choice between nearly equal values may differ by rounding
     a, b = a.double().nan_to_num(), b.double().nan_to_num()
     scale = float(b.square().mean().sqrt()) if b.numel() else 0.0
     return float((a - b).abs().amax()) <= _SAME * scale if scale > 0 else torch.equal(a, b)

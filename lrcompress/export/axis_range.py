@@ -1,20 +1,21 @@
-"""Which sizes an axis takes: at least, at most, and in which steps, from trials."""
+"""Find the sizes that an axis accepts (smallest, largest, step) by trying them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import lcm
 
-Fails = Callable[[int], str | None]  # size -> why not, None if the network takes it
+Fails = Callable[[int], str | None]  # size -> reason; None if the network accepts the size
 
-_CONFIRMED = 3  # neighbours that have to work: one may by the rounding of a stride
+_CONFIRMED = 3  # neighbouring sizes that must work: one may work by the rounding of a stride
 _LARGEST_STEP = 64
 _STEPS_TRIED = 7
 
 
 @dataclass(frozen=True)
 class AxisRange:
-    """Every `step`-th size from `least` to `most`. most is None where no limit was found."""
+    """The multiples of `step` from `least` to `most`, which is None if no limit was found."""
 
     least: int = 1
     most: int | None = None
@@ -25,20 +26,27 @@ class AxisRange:
         return within and size % self.step == 0
 
     def nearest(self, size: int) -> int:
-        """The size taken that is nearest to `size` from above, or the largest."""
+        """Return the smallest accepted size that is at least `size`, or else the largest."""
         size = max(self.least, -(-size // self.step) * self.step)
         if self.most is not None and size > self.most:
             return self.most // self.step * self.step
         return size
 
+    def intersection(self, other: AxisRange) -> AxisRange:
+        """Return the sizes that both ranges accept; `least` is above `most` where there are none."""
+        step = lcm(self.step, other.step)
+        least = -(-max(self.least, other.least) // step) * step
+        ends = [end for end in (self.most, other.most) if end is not None]
+        return AxisRange(least, min(ends) if ends else None, step)
+
     def within(self, least: int, most: int | None) -> AxisRange:
-        """What is left of it inside other limits."""
+        """Return the intersection with other limits."""
         ends = [end for end in (self.most, most) if end is not None]
         least = max(self.least, -(-least // self.step) * self.step)
         return AxisRange(least, min(ends) if ends else None, self.step)
 
     def __str__(self) -> str:
-        """ "1 or more", "2 to 40", "multiples of 4 from 8"."""
+        """For example "1 or more", "2 to 40", "multiples of 4 from 8"."""
         if self.step > 1:
             until = "" if self.most is None else f" to {self.most}"
             return f"multiples of {self.step} from {self.least}{until}"
@@ -46,10 +54,11 @@ class AxisRange:
 
 
 def find_range(fails: Fails, own: int, tables: Sequence[int] = ()) -> AxisRange | str:
-    """The sizes around `own` that work, or why no other does.
+    """Return the range of sizes around `own` that work, or the reason why no other size works.
 
-    tables: sizes that may be the most, such as the rows of a table of positions. That everything
-    between two sizes that work does too, in the same steps, is taken for granted.
+    It is assumed that every size between two working sizes works too, in the same steps.
+
+    tables: candidates for the largest size, such as the rows of a table of positions.
     """
     for step in _steps(own):
         up = all(fails(own + k * step) is None for k in range(1, _near(step) + 1))
@@ -57,7 +66,7 @@ def find_range(fails: Fails, own: int, tables: Sequence[int] = ()) -> AxisRange 
         if not up and not down:
             continue
         half = own // 2 // step * step
-        far = (half or step) if half < own else own  # an axis that hardly moves is not free
+        far = (half or step) if half < own else own  # distant sizes have to work too
         if fails(far) is not None and fails(2 * own) is not None:
             break
         least = _least(fails, far if fails(far) is None else own, step)
@@ -66,7 +75,7 @@ def find_range(fails: Fails, own: int, tables: Sequence[int] = ()) -> AxisRange 
 
 
 def _steps(own: int) -> list[int]:
-    """A step divides every size that works, `own` too."""
+    """Return the candidate steps: a step divides every working size, including `own`."""
     limit = min(own, _LARGEST_STEP)
     return [step for step in range(1, limit + 1) if own % step == 0][:_STEPS_TRIED]
 
@@ -83,7 +92,7 @@ def _all_below(fails: Fails, own: int, step: int) -> bool:
 def _least(fails: Fails, works: int, step: int) -> int:
     if fails(step) is None:
         return step
-    low, high = 1, works // step  # in steps: the first fails, the last works
+    low, high = 1, works // step  # in units of `step`: low fails, high works
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if fails(middle * step) is None else (middle, high)
@@ -98,8 +107,8 @@ def _most(fails: Fails, own: int, step: int, tables: Sequence[int]) -> int | Non
         if fails(size + step) is None:
             works = size + step
             continue
-        low, high = works // step, size // step + 1  # in steps: the first works, the last fails
-        for close in (high - 1, high - 2, high - 3):  # some tables begin at their third row
+        low, high = works // step, size // step + 1  # in units of `step`: low works, high fails
+        for close in (high - 1, high - 2, high - 3):  # some tables start at their third row
             if close > low and fails(close * step) is None:
                 return close * step
         while high - low > 1:

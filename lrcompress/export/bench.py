@@ -1,7 +1,7 @@
-"""Time ONNX models against each other: the same inputs, taking turns, in one process.
+"""Compare the latency of ONNX models on the same inputs, in interleaved runs in one process.
 
-Turns matter: whatever slows the machine down for a while slows every model down, and the ratio of
-two models holds still where their latencies do not.
+Interleaving matters: a temporary slowdown of the machine affects every model, so the ratio of two
+models is stable even where their latencies are not.
 """
 
 from __future__ import annotations
@@ -68,12 +68,15 @@ def bench(
     input_maker: InputMaker | None = None,
     progress: Progress = SILENT,
 ) -> BenchReport:
-    """Latency over batch x length, throughput, file size and peak memory of every target.
+    """Measure latency over batch x length, throughput, file size and peak memory of each target.
 
-    The first target is the reference of the ratios. Inputs are made up from the graph (ids below
-    100 and below the size of the table they index, masks of ones) unless `input_maker` makes them.
-    Raises ModelError for an unreadable file, ProviderUnavailable where the provider cannot run,
-    DataError for inputs that cannot be made.
+    The first target is the reference of the ratios. Without an `input_maker`, inputs are generated
+    from the graph: ids below 100 and below the size of the table they index, masks of ones.
+
+    Raises:
+        ModelError: a file cannot be read.
+        ProviderUnavailable: the provider cannot run here.
+        DataError: inputs cannot be generated.
     """
     _check(targets, settings)
     opened = [_open(target, settings) for target in targets]
@@ -118,7 +121,7 @@ def bench(
 
 
 def device_name(provider: ProviderName) -> str:
-    """The processor's or the first GPU's name."""
+    """Return the name of the processor or of the first GPU."""
     if provider != "cpu":
         if shutil.which("nvidia-smi") is None:
             return "unknown GPU"

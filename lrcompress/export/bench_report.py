@@ -1,4 +1,4 @@
-"""What a bench is asked and what it found."""
+"""Settings and results of a benchmark."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class BenchTarget:
 
 @dataclass(frozen=True)
 class BenchSettings:
-    batches: tuple[int, ...] | None = None  # None: 1 and 8, as far as the graphs take them
-    lengths: tuple[int, ...] | None = None  # None: 128 likewise; unused where no length is free
+    batches: tuple[int, ...] | None = None  # None: 1 and 8, or the nearest that the graphs accept
+    lengths: tuple[int, ...] | None = None  # None: 128 likewise; unused if no length is free
     provider: ProviderName = "cpu"
     runs: int = 30
     warmup: int = 5
-    threads: int | None = None  # of one operator; None leaves it to ONNX Runtime
+    threads: int | None = None  # per operator; None leaves it to ONNX Runtime
     measure_memory: bool = True
     seed: int = 0
 
@@ -37,7 +37,7 @@ class Latency:
     length: int | None
     p50_ms: float
     p90_ms: float
-    rows_per_s: float  # at the median; a row is what BenchReport.row says
+    rows_per_s: float  # at the median; BenchReport.row says what a row is
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Ratio:
 class Footprint:
     target: str
     path: str
-    file_bytes: int  # with external data
-    peak_resident_bytes: int | None  # above the interpreter with onnxruntime; largest input
+    file_bytes: int  # including external data
+    peak_resident_bytes: int | None  # above the interpreter with onnxruntime; for the largest input
     peak_device_bytes: int | None
 
 
@@ -70,9 +70,9 @@ class BenchReport:
     onnxruntime: str
     threads: int | None
     runs: int
-    row: str  # what rows_per_s counts: "token" or "example"
+    row: str  # unit of rows_per_s: "token" or "example"
     latencies: tuple[Latency, ...]
-    ratios: tuple[Ratio, ...]  # each further target against the first
+    ratios: tuple[Ratio, ...]  # each other target against the first
     footprints: tuple[Footprint, ...]
     schema_version: int = field(default=SCHEMA_VERSION)
 

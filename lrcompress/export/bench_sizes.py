@@ -1,4 +1,4 @@
-"""The batches and lengths to time: those asked for, or usual ones that every graph takes."""
+"""The batch sizes and lengths to time: those requested, or defaults that every graph accepts."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lrcompress.errors import DataError
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis, known_axes
+from lrcompress.export.axis_range import AxisRange
 from lrcompress.export.bench_report import BenchSettings
 from lrcompress.export.random_feeds import GraphInput, has_free_length
 from lrcompress.messages import label
@@ -16,12 +17,12 @@ from lrcompress.messages import label
 Cell = tuple[int, int | None]  # batch, length
 
 _MOST_VALUES = 2**27  # of one input: half a gigabyte in float32
-_BATCHES, _LENGTHS = (1, 8), (128,)  # where nothing is asked for
+_BATCHES, _LENGTHS = (1, 8), (128,)  # defaults
 
 
 @dataclass(frozen=True)
 class TimedGraph:
-    """What is to know of a graph before it is timed."""
+    """The inputs and known axes of a graph to time."""
 
     name: str
     inputs: tuple[GraphInput, ...]
@@ -34,7 +35,7 @@ class TimedGraph:
 
 
 def file_axes(path: Path) -> dict[str, KnownAxis]:
-    """The free axes of an ONNX file, as far as its metadata tells of them."""
+    """Return the free axes that the metadata of an ONNX file describes."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False)
@@ -42,10 +43,10 @@ def file_axes(path: Path) -> dict[str, KnownAxis]:
 
 
 def cells_to_time(graphs: Sequence[TimedGraph], settings: BenchSettings) -> list[Cell]:
-    """Every batch at every length.
+    """Return every combination of batch size and length.
 
     Raises:
-        DataError: a size is asked for that one of the graphs is known not to take.
+        DataError: a graph is known not to accept a requested size, or an input would be too large.
     """
     for graph in graphs:
         _refuse_huge(graph)
@@ -57,7 +58,7 @@ def cells_to_time(graphs: Sequence[TimedGraph], settings: BenchSettings) -> list
 
 
 def _refuse_huge(graph: TimedGraph) -> None:
-    """Sizes that a file tells of are not its data's, and nobody has vouched for them."""
+    """Raise DataError if the sizes in the file, which are untrusted, give too large an input."""
     for given in graph.inputs:
         if prod(size for size in given.shape if isinstance(size, int)) > _MOST_VALUES:
             shape = " x ".join(str(size) for size in given.shape)
@@ -70,7 +71,7 @@ def _refuse_huge(graph: TimedGraph) -> None:
 def _sizes(
     graphs: Sequence[TimedGraph], axis: str, asked: tuple[int, ...] | None, usual: tuple[int, ...]
 ) -> tuple[int, ...]:
-    limits = [  # a decoder's sequence has a name of its own, and the same length here
+    limits = [  # a decoder's sequence axis has its own name, and gets the same length here
         (graph.name, one.range)
         for graph in graphs
         for name, one in graph.known.items()
@@ -88,7 +89,11 @@ def _sizes(
     fixed = next((g.fixed_batch for g in graphs if g.fixed_batch), None) if axis == BATCH else None
     if fixed is not None:
         return (fixed,)
-    found = list(usual)
+    shared = AxisRange()
     for _, taken in limits:
-        found = [taken.nearest(size) for size in found]
-    return tuple(dict.fromkeys(found))
+        shared = shared.intersection(taken)
+    sizes = tuple(dict.fromkeys(shared.nearest(size) for size in usual))
+    if not all(size in taken for size in sizes for _, taken in limits):
+        told = "; ".join(f"{name}: {taken}" for name, taken in limits)
+        raise DataError(f"no {axis} suits all graphs ({told}); bench them one at a time")
+    return sizes

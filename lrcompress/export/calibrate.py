@@ -1,4 +1,4 @@
-"""Measure what structures cost in time: each against the dense layer of its shape, in one run."""
+"""Measure the latency of structures, each relative to the dense layer of the same shape."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ DEFAULTS = CalibrationSettings()
 
 
 class OneLayer(nn.Module):
-    """(rows, in) -> (rows, out); a module around the layer, so that it can be replaced."""
+    """A wrapper around one replaceable linear layer: (rows, in) -> (rows, out)."""
 
     def __init__(self, out_features: int, in_features: int) -> None:
         super().__init__()
@@ -71,12 +71,12 @@ class _Candidate:
 def calibrate_latency(
     settings: CalibrationSettings = DEFAULTS, progress: Progress = SILENT
 ) -> LatencyTable:
-    """Random weights and inputs: time depends on neither.
+    """Measure the latency of structures with random weights and inputs: time depends on neither.
 
-    Structures that no linear layer of these sizes can be are left out; `not_timed` names them.
+    Structures that cannot replace a linear layer of these sizes are skipped; see `not_timed`.
 
     Raises:
-        DataError: of one of the layers nothing could be measured, or memory cannot hold it.
+        DataError: no structure can replace one of the layers, or a layer does not fit in memory.
         ProviderUnavailable: the provider cannot run here.
     """
     refuse_unmeasurable(settings.structures, settings.shapes, settings.rows)
@@ -93,7 +93,7 @@ def time_structures(
     settings: CalibrationSettings = DEFAULTS,
     progress: Progress = SILENT,
 ) -> list[Measurement]:
-    """Each structure in each of its forms in place of a linear layer of `shape` (out, in).
+    """Time each structure, in each of its forms, in place of a linear layer of `shape` (out, in).
 
     Raises:
         ProviderUnavailable: the provider cannot run here.
@@ -151,10 +151,10 @@ def time_structures(
 
 
 def built(structure: Structure, layer: nn.Module, spec: LayerSpec) -> nn.Module:
-    """The structure's module, with random factors of order one over the layer."""
+    """Return the structure's module in place of the layer, with random factors."""
     try:
         structure.check(spec)
-    except PlanError as error:  # families() promises what fits
+    except PlanError as error:  # families() returns only structures that fit the layer
         raise AssertionError(str(error)) from error
     factors = {
         name: torch.randn(value.shape) / max(1, value.shape[-1]) ** 0.5

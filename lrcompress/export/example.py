@@ -1,7 +1,7 @@
-"""The example that a graph is traced with: which of its axes are free, and of which size.
+"""The example that a graph is traced with.
 
-A tracer takes a size of one, or one that equals another, for a constant. So the example is cut or
-repeated to sizes that nothing else in the network has.
+A tracer treats a size of one, or a size that equals another, as a constant. So the free axes of the
+example are cut or repeated to sizes that nothing else in the network has.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from lrcompress.network.batches import Batch
 
 _SIZES = (7, 11, 13, 5, 17, 19, 23, 3, 29, 31, 37, 41)
 _BATCHES = (2, 3, 5, 4, 6)
-_MULTIPLES = 12  # of an axis's step that are looked through for one that collides with nothing
+_MULTIPLES = 12  # of an axis's step, searched for a unique size
 
 
 def tracing_example(
     module: nn.Module, batch: Batch, axes: GraphAxes, *, unlike: Batch | None = None
 ) -> Batch:
-    """Rows and positions of `batch`, repeated or cut to sizes that collide with nothing.
+    """Return `batch` with free axes repeated or cut to unique sizes that the network accepts.
 
-    Only sizes that the network takes; batches and lengths are small, every other free axis stays
-    about as it is in `batch`, for at small sizes a network may do other things.
+    Batch and lengths are small. Other free axes keep about their size, because a network may behave
+    differently at small sizes.
 
-    unlike: another example, whose sizes are avoided too.
+    unlike: another example whose sizes are also avoided.
     """
     free = axes.free
     taken = set(chain.from_iterable(p.shape for p in module.parameters()))
@@ -52,7 +52,7 @@ def tracing_example(
 
 
 def _candidates(name: str, known: KnownAxis) -> Iterator[int]:
-    """In the order of preference; the own size of an axis is always one."""
+    """Yield sizes in order of preference, including the axis's own size."""
     step, least = known.range.step, known.range.least
     if name == BATCH:
         yield from _BATCHES
@@ -66,7 +66,7 @@ def _candidates(name: str, known: KnownAxis) -> Iterator[int]:
 
 
 def _fitting(length: int) -> tuple[int, ...]:
-    """Sizes within the example's own length first: a longer one may exceed the positions."""
+    """Return _SIZES, those up to `length` first: longer ones may exceed the table of positions."""
     return tuple(n for n in _SIZES if n <= length) + tuple(n for n in _SIZES if n > length)
 
 

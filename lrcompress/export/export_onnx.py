@@ -1,4 +1,4 @@
-"""A network as an ONNX file: named inputs and outputs, free batch and sequence, one precision."""
+"""Export a network to ONNX: named inputs and outputs, free batch and sequence, one precision."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ PRODUCER = "lrcompress"
 class ExportOptions:
     precision: Precision = "fp32"
     opset: int = 20
-    external_data: bool | None = None  # None: only where the weights exceed 2 GB
+    external_data: bool | None = None  # None: only if the weights exceed 2 GB
     keep_io: bool = True  # floating-point inputs and outputs stay float32
-    static_sequence: bool = False  # the length of ids and masks is fixed to the batch's own
-    dynamic: Axes = field(default_factory=dict)  # must be free: input -> axis -> name, "" for any
+    static_sequence: bool = False  # fix the length of ids and masks to the batch's own
+    dynamic: Axes = field(default_factory=dict)  # must be free: input -> axis -> name ("": default)
     fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # input -> axes
     metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
-    forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: each as it is
+    forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
 
     @property
     def axes(self) -> AxisRequest:
@@ -59,7 +59,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of the graph. Free axes have names, the others sizes."""
+    """An input or output of the graph. Free axes are given by name, fixed ones by size."""
 
     name: str
     dtype: str
@@ -76,12 +76,12 @@ class ExportReport:
     precision: Precision
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    axis_limits: Mapping[str, tuple[int, int | None]]  # sizes that a free axis takes, by name
-    fixed_axes: Mapping[str, tuple[int, ...]]  # axes of one size, by input
-    axes: tuple[str, ...]  # a line for each input: its axes, their sizes, why they are fixed
+    axis_limits: Mapping[str, tuple[int, int | None]]  # smallest and largest size of free axes
+    fixed_axes: Mapping[str, tuple[int, ...]]  # axes with a fixed size, by input
+    axes: tuple[str, ...]  # one line per input: its axes, their sizes, why they are fixed
     node_counts: Mapping[str, int]
     rewrites: Mapping[str, int]
-    forms: Mapping[str, str]  # of structures that have several, by layer
+    forms: Mapping[str, str]  # of structures that have several forms, by layer
     notes: tuple[str, ...]
     seconds: float
     schema_version: int = SCHEMA_VERSION
@@ -91,16 +91,15 @@ class ExportReport:
 def export_onnx(
     module: nn.Module, batch: Batch, path: Path, options: ExportOptions | None = None
 ) -> ExportReport:
-    """Write `module` as an ONNX file at `path`; the module itself is left as it is.
+    """Write `module` as an ONNX file at `path`; the module itself is not changed.
 
-    The inputs are the batch's tensors under their names. Axes that the network takes in other
-    sizes are free: axis 0 as "batch", axis 1 of ids and masks as "sequence", others under names
-    of their own (see export/axes.py). Outputs are named as the network names them (see
-    named_outputs).
+    The inputs are the batch's tensors under their names. Axes for which the network accepts other
+    sizes are free: axis 0 is called "batch", axis 1 of ids and masks "sequence"; others have their
+    own names (see export/axes.py). Outputs keep the network's names (see named_outputs).
 
     Raises:
-        ExportError: the network cannot be traced, or not with the axes that are asked for, or the
-            file cannot be written.
+        ExportError: the network cannot be traced, or not with the requested axes, or the file
+            cannot be written.
     """
     options = options or ExportOptions()
     started = time.perf_counter()
@@ -152,11 +151,11 @@ class _Traced:
     model: Any  # an onnx_ir.Model
     limits: dict[str, tuple[int, int | None]]
     forms: Mapping[str, str]
-    notes: tuple[str, ...]  # what was done beyond what was asked for
+    notes: tuple[str, ...]  # actions beyond what was requested
 
 
 def _within(axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]) -> dict[str, KnownAxis]:
-    """What trials found, within what the trace allows."""
+    """Return the ranges found by trials, restricted to the limits of the trace."""
     return {
         name: replace(axis, range=axis.range.within(*limits.get(name, (1, None))))
         for name, axis in axes.known.items()
@@ -193,7 +192,7 @@ def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOpt
     else:
         if not tables or not mixes_dtypes(model):
             return _Traced(model, limits, forms, ())
-    # It takes float32 tables into its activations, so it only works in one dtype.
+    # Its float32 tables enter its activations, so it works only in a single dtype.
     note = f"tables cast to {options.precision}: {', '.join(tables)}"
     return _Traced(*attempt(tables=True), forms, (note,))
 
@@ -201,8 +200,10 @@ def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOpt
 def _free_outputs_(
     model: Any, shapes: Mapping[str, tuple[int, ...]], others: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Of two sets of inputs' sizes: what differs between the outputs' is no constant, whatever the
-    tracer made of it (it declares a loop's results to be as long as those of the example)."""
+    """Free the axes of outputs whose size differs between two examples.
+
+    The tracer may declare them constant: it gives a loop's results the length of the example.
+    """
     import onnx_ir as ir
 
     for value in model.graph.outputs:
@@ -220,7 +221,10 @@ def _free_outputs_(
 
 
 def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ...]]:
-    """By running it once, which also tells a wrong input from what a tracer cannot do."""
+    """Run the network once and return the shapes of its outputs, by their names in the graph.
+
+    This also tells a wrong input from a failure of the tracer.
+    """
     forward = NamedForward(
         cast_copy(module, "fp32"), list(example), torch.float32, keep_io=True
     ).eval()
@@ -244,7 +248,7 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
 
 
 def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:
-    """What a reader of the file alone should know."""
+    """Write the producer, the graph's name and the metadata."""
     model.producer_name, model.producer_version = PRODUCER, __version__
     model.graph.name = "lrcompress"
     facts = {

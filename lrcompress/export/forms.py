@@ -1,8 +1,8 @@
-"""Which of its equal forms a structure is exported in.
+"""Choose among the equivalent forms of a structure for export.
 
-A structure's module may compute the same function in several ways: it then lists their names in
-`FORMS` and computes in the one named by `form`. Which is fastest depends on the blocks, the rows
-and the provider, and is looked up in a table of measurements.
+A structure's module may compute the same function in several ways. It then lists their names in
+`FORMS` and uses the one named by `form`. Which one is fastest depends on the blocks, the rows and
+the provider, and is looked up in a table of measurements.
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from lrcompress.planning.latency import latency_table
 
 
 def forms_of(module: nn.Module) -> tuple[str, ...]:
-    """Names of the forms of a structure's module, its default first; () where there is one."""
+    """Return the names of a module's forms, the default first; () if it has only one."""
     forms = getattr(type(module), "FORMS", ())
     return tuple(forms) if isinstance(forms, tuple) else ()
 
 
 def use_form_(module: nn.Module, form: str) -> None:
-    """Raises ExportError for a form that the module does not have."""
+    """Set the module's form. Raises ExportError for a form that the module does not have."""
     if form not in forms_of(module):
         raise ExportError(
             f"{type(module).__name__} has no form {form!r}, only {', '.join(forms_of(module))}; "
             "calibrate latency again"
         )
-    setattr(module, "form", form)  # noqa: B010  # a plain attribute, which nn.Module hides
+    setattr(module, "form", form)  # noqa: B010  # nn.Module's types do not declare it
 
 
 @dataclass(frozen=True)
 class FormChoice:
-    """For which provider and rows of a layer in one call, by which table of measurements."""
+    """The provider, the rows per call of a layer, and the latency table to choose forms by."""
 
     provider: str = "cpu"
     rows: int = 128
-    table: str = ""  # a file of calibrate-latency; "": the package's own
+    table: str = ""  # a file from calibrate-latency; "": the package's own table
 
 
 DEFAULT_FORMS = FormChoice()
 
 
 def choose_forms_(module: nn.Module, choice: FormChoice) -> Mapping[str, str]:
-    """Put every structure in the form that measures fastest; those that were not measured stay.
+    """Set every structure to its fastest measured form; those without measurements are unchanged.
 
-    Returns the form by the layer's name.
+    Returns the form of each layer by name.
     """
     chosen: dict[str, str] = {}
     able = [(name, part) for name, part in module.named_modules() if len(forms_of(part)) > 1]

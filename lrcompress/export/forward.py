@@ -1,4 +1,4 @@
-"""A network as an exporter sees it: tensors in by position, named tensors out, one dtype inside."""
+"""Wrap a network for export: positional tensor inputs, named tensor outputs, one inner dtype."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from lrcompress.errors import ExportError
 from lrcompress.network.batches import Batch
 
-CACHES = ("past_key_values", "mems")  # state of a decoder between calls; the graph has none
+CACHES = ("past_key_values", "mems")  # state of a decoder between calls; not in the graph
 
 _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
 def named_outputs(raw: object) -> dict[str, Tensor]:
-    """The tensors of a network's output by the names that its field knows.
+    """Return the tensors in a network's output by name.
 
-    A mapping or a dataclass keeps its keys, a tuple counts from ``output_0``, a bare tensor is
-    ``output``; nested ones join their names with ``_``, and where that gives one name twice the
-    second one is numbered. Caches are dropped.
+    Mappings and dataclasses keep their keys, tuples count from ``output_0``, a single tensor is
+    ``output``. Names of nested outputs are joined with ``_``; duplicates are numbered. Caches are
+    dropped.
     """
     if isinstance(raw, Tensor):
         return {"output": raw}
@@ -36,7 +36,7 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
 
 
 def unused_name(name: str, taken: Container[str]) -> str:
-    """The name, numbered from 2 where it is taken."""
+    """Return the name, with a number from 2 on appended if it is taken."""
     numbered = (f"{name}_{number}" for number in count(2))
     return next(one for one in chain([name], numbered) if one not in taken)
 
@@ -51,7 +51,7 @@ def _flatten(raw: object, prefix: str) -> Iterable[tuple[str, Tensor]]:
 
 
 def parts_of(raw: object) -> Mapping[object, object] | None:
-    """What a container of outputs holds, by key, field or place; None for what is no container."""
+    """Return the items of a container by key, field or index; None if it is not a container."""
     if isinstance(raw, Mapping):
         return raw
     if dataclasses.is_dataclass(raw) and not isinstance(raw, type):
@@ -64,8 +64,8 @@ def parts_of(raw: object) -> Mapping[object, object] | None:
 class NamedForward(nn.Module):
     """Calls `module` with named tensors and returns its named outputs as a tuple.
 
-    `dtype` is what the module computes in. With `keep_io` floating-point tensors cross the border
-    as float32, otherwise in `dtype`. The module is a copy, whose experts are made traceable.
+    The module computes in `dtype`. Floating-point inputs and outputs are float32 with `keep_io`,
+    otherwise `dtype`. `module` should be a copy: its experts are modified to be traceable.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class NamedForward(nn.Module):
         self.border_dtype = torch.float32 if keep_io else dtype
 
     def crossing(self, batch: Batch) -> Batch:
-        """The batch in the dtype of the border."""
+        """Return the batch with floating-point tensors in the dtype of the inputs."""
         return {name: _to(batch[name], self.border_dtype) for name in self.inputs}
 
     def outputs(self, *values: Tensor) -> dict[str, Tensor]:
@@ -89,8 +89,11 @@ class NamedForward(nn.Module):
         return {name: _to(value, self.border_dtype) for name, value in named.items()}
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Copies: an input that is passed through, or one tensor that is returned twice, would be
-        one value of the graph, which has one name."""
+        """Return copies of the outputs.
+
+        An input that is passed through, or a tensor that is returned twice, would otherwise be a
+        single value of the graph, with a single name.
+        """
         return tuple(value.clone() for value in self.outputs(*values).values())
 
 
@@ -99,12 +102,12 @@ def _to(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def copied(batch: Batch) -> Batch:
-    """For a network that may change its inputs in place."""
+    """Return a copy of the batch, for a network that may change its inputs in place."""
     return {name: value.clone() for name, value in batch.items()}
 
 
 def check_arguments(module: nn.Module, batch: Batch) -> None:
-    """Raise ExportError if the forward does not take exactly such named tensors."""
+    """Raise ExportError if the module's forward cannot be called with these named tensors."""
     signature = inspect.signature(module.forward)
     try:
         signature.bind(**batch)
@@ -120,9 +123,12 @@ def copy_structure(
     module: _AnyModule,
     tensor: Callable[[str, Tensor], Tensor],
 ) -> _AnyModule:
-    """A copy whose parameters and buffers are `tensor(name, original)`; ties stay ties.
+    """Return a copy whose parameters and buffers are `tensor(name, original)`; ties are kept.
 
-    Nothing is copied that `tensor` hands back as it is, so the copy of a large model is small.
+    A tensor that `tensor` returns unchanged is shared, so the copy of a large model is small.
+
+    Raises:
+        ExportError: an attribute of the module cannot be copied.
     """
     memo: dict[int, Any] = {}
     for name, parameter in module.named_parameters():
@@ -130,13 +136,13 @@ def copy_structure(
         memo[id(parameter)] = nn.Parameter(values, requires_grad=False)
     for name, buffer in module.named_buffers():
         memo[id(buffer)] = tensor(name, buffer)
-    for part in module.modules():  # what a part computed once and keeps may hold a gradient's graph
+    for part in module.modules():  # deepcopy refuses cached tensors that have a gradient history
         for value in vars(part).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach()
     try:
         return copy.deepcopy(module, memo)
-    except Exception as error:  # whatever a module's attributes raise when they are copied
+    except Exception as error:  # a module's attributes may raise anything when copied
         raise ExportError(
             f"{type(module).__name__} cannot be copied for export ({error}); "
             "remove the attribute that refuses copy.deepcopy"
@@ -144,8 +150,11 @@ def copy_structure(
 
 
 def batched_experts_(module: _AnyModule) -> _AnyModule:
-    """Have transformers' mixtures of experts compute all tokens in one product: their other ways
-    are an operator that no graph has, or a loop over the experts that the values ask for."""
+    """Let transformers' mixtures of experts compute all tokens in one product.
+
+    Their other implementations cannot be exported: an operator without an ONNX equivalent, and a
+    loop over experts that depends on the values.
+    """
     for part in module.modules():
         config = getattr(part, "config", None)
         if getattr(config, "_experts_implementation", None) is not None:
@@ -154,8 +163,8 @@ def batched_experts_(module: _AnyModule) -> _AnyModule:
 
 
 def without_cache_(module: nn.Module) -> None:
-    """Tell every part that has a configuration not to return its key-value cache."""
+    """Set use_cache to false in the configuration of every part."""
     for part in module.modules():
         config = getattr(part, "config", None)
         if getattr(config, "use_cache", False):
-            config.use_cache = False  # type: ignore[union-attr]  # it has the attribute
+            config.use_cache = False  # type: ignore[union-attr]

@@ -1,9 +1,9 @@
-"""The axes of a graph's inputs: their names, which are free, and what is to be said of them."""
+"""The axes of a graph's inputs: their names, which ones are free, and notes for the user."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lrcompress.export.axis_groups import AxisGroup
 from lrcompress.export.axis_metadata import KnownAxis
@@ -11,20 +11,20 @@ from lrcompress.export.axis_probe import Axis
 from lrcompress.export.axis_range import AxisRange
 from lrcompress.network.batches import Batch
 
-AS_ASKED = "as asked"  # why an axis is fixed that the network takes in other sizes
+AS_ASKED = "as asked"  # reason for fixing an axis for which the network accepts other sizes
 
 _ANY = AxisRange()
-_LINE = 70  # letters of a reason in a line of several
+_LINE = 70  # most characters of a reason in a line that lists several
 
 
 @dataclass(frozen=True)
 class NamedAxes:
-    """A group of axes under its name in the graph."""
+    """A group of axes and its name in the graph."""
 
     name: str
     group: AxisGroup
-    asked: bool  # to be free, by whoever exports
-    why_fixed: str = ""  # "": it is free
+    asked: bool  # whether the user asked for it to be free
+    why_fixed: str = ""  # "": the group is free
 
     @property
     def free(self) -> bool:
@@ -33,10 +33,10 @@ class NamedAxes:
 
 @dataclass(frozen=True)
 class GraphAxes:
-    """All axes of a graph's inputs, and what a user should know of them."""
+    """All axes of a graph's inputs, with notes for the user."""
 
     network: str
-    ranks: Mapping[str, int]  # axes of each input
+    ranks: Mapping[str, int]  # number of axes of each input
     named: tuple[NamedAxes, ...]
     notes: tuple[str, ...]
 
@@ -58,21 +58,20 @@ class GraphAxes:
 
     @property
     def known(self) -> dict[str, KnownAxis]:
-        """The free axes by name. Of axes that a user gave one name, what all of them take."""
+        """The free axes by name. Axes that share a name get the sizes that all of them accept."""
         found: dict[str, KnownAxis] = {}
         for one in self.named:
             if not one.free or one.group.range is None:
                 continue
             here = KnownAxis(one.group.range, one.group.size)
             if (other := found.get(one.name)) is not None:
-                both = other.range.within(here.range.least, here.range.most)
-                here = KnownAxis(replace(both, step=max(both.step, here.range.step)), other.size)
+                here = KnownAxis(other.range.intersection(here.range), other.size)
             found[one.name] = here
         return found
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """For each input its axes, and why those that are fixed are."""
+        """One line for each input: its axes, and the reasons why some are fixed."""
         return tuple(_lines(self))
 
 
@@ -84,7 +83,7 @@ def is_length(batch: Batch, axis: Axis) -> bool:
 def notes_on(
     named: tuple[NamedAxes, ...], batch: Batch, network: str, *, mixing: bool
 ) -> Iterator[str]:
-    """What somebody who expects a free batch and a free length would be wrong about."""
+    """Yield a note for each way in which the batch or the length is not free, or examples mix."""
     for one in named:
         group, is_batch = one.group, one.group.axes[0][1] == 0
         if one.why_fixed == AS_ASKED:

@@ -1,6 +1,6 @@
 """Match a graph's inputs and outputs with a network's: by name, then by kind and order.
 
-Files made elsewhere leave out inputs (no token_type_ids) or name them after a tracer ("input.1").
+Other exporters may omit inputs (no token_type_ids) or use names from a tracer ("input.1").
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from lrcompress.messages import listed
 from lrcompress.network.batches import Batch
 from lrcompress.network.outputs import EMBEDDINGS, HIDDEN, LOGITS
 
-# Two different names that the field knows mean two different things, whatever their shapes.
+# Two different standard names mean two different tensors, even if the shapes are equal.
 _SYNONYMS = {"token_embeddings": "last_hidden_state"}
 _KNOWN = {*LOGITS, *EMBEDDINGS, *HIDDEN, "pooler_output", *_SYNONYMS}
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """Which tensor of the network is which of the graph."""
+    """The pairing of a graph's inputs and outputs with the network's."""
 
     inputs: Mapping[str, str]  # graph -> network
     outputs: Mapping[str, str]
-    unknown_inputs: tuple[str, ...]  # of the graph: nothing in the data fits
-    unused_inputs: tuple[str, ...]  # of the data: the graph does not take them
-    uncompared_outputs: tuple[str, ...]  # of the graph: the network has no such output
-    expected_outputs: tuple[str, ...]  # all of the network's, in its order
+    unknown_inputs: tuple[str, ...]  # inputs of the graph that nothing in the data matches
+    unused_inputs: tuple[str, ...]  # inputs in the data that the graph does not take
+    uncompared_outputs: tuple[str, ...]  # outputs of the graph that the network does not have
+    expected_outputs: tuple[str, ...]  # all outputs of the network, in its order
 
     @property
     def absent_outputs(self) -> tuple[str, ...]:
-        """Of the network: the graph has no such output."""
+        """Outputs of the network that the graph does not have."""
         paired = set(self.outputs.values())
         return tuple(name for name in self.expected_outputs if name not in paired)
 
     @property
     def in_order(self) -> bool:
-        """Whether those that the graph has come as the network's do."""
+        """Whether the graph's outputs are in the same order as the network's."""
         places = [self.expected_outputs.index(name) for name in self.outputs.values()]
         return places == sorted(places)
 
@@ -54,10 +54,10 @@ def wire(
     module: nn.Module,
     batch: Batch,
 ) -> Wiring:
-    """Run the module once on the batch to see its outputs, without what the graph does not take.
+    """Match the graph with the module, which is run once on the inputs that the graph takes.
 
     Raises:
-        VerifyError: the module fails on the batch.
+        VerifyError: the module fails on the batch, or does not accept the graph's inputs.
     """
     arguments = set(inspect.signature(module.forward).parameters)
     inputs = _matched(graph_inputs, batch, arguments)
@@ -103,7 +103,7 @@ def _outputs_of(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def _matched(
     arguments: Sequence[GraphArgument], tensors: Mapping[str, Tensor], known: set[str]
 ) -> dict[str, str]:
-    """Graph name -> network name. A name in `known` is matched by that name or not at all."""
+    """Return graph name -> network name. A name in `known` is matched only by that name."""
     pairs: dict[str, str] = {}
     for argument in arguments:
         for name in (argument.name, _SYNONYMS.get(argument.name, "")):

@@ -1,4 +1,4 @@
-"""What can be timed in place of a linear layer: which structures, of what sizes, and where."""
+"""The grid of latency measurements: which structures can replace which linear layers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lrcompress.messages import listed
 from lrcompress.structures import STRUCTURES, LowRank, Structure
 
 Shape = tuple[int, int]  # out, in features
-_SHARES = (0.25, 0.5, 0.75)  # of the break-even rank; about what the families keep
-_FLOAT = 4  # bytes
+_SHARES = (0.25, 0.5, 0.75)  # of the break-even rank; similar to the sizes in families()
+_FLOAT = 4  # bytes of a float32
 
 
 def linear_layer(shape: Shape) -> LayerSpec:
-    """The layer that structures are timed against."""
+    """Return the spec of the dense layer that structures are timed against."""
     return LayerSpec("layer", "linear", *shape, groups=1, bias=True)
 
 
 def structures_to_time(spec: LayerSpec, names: Sequence[str]) -> tuple[Structure, ...]:
-    """Those that a plan may choose: the families' sizes, and low rank at about the same shares."""
+    """Return structures that a plan may choose: sizes from families(), low rank at _SHARES."""
     found: list[Structure] = []
     for name in names:
         if name == "low_rank":
@@ -30,11 +30,11 @@ def structures_to_time(spec: LayerSpec, names: Sequence[str]) -> tuple[Structure
         for family in STRUCTURES[name].families(spec):
             found += family[:: max(1, len(family) // 3)]
     smaller = (it for it in found if it.weight_params(spec) < spec.weight_params)
-    return tuple(dict.fromkeys(smaller))  # small layers have few ranks, which then coincide
+    return tuple(dict.fromkeys(smaller))  # in small layers several shares give the same rank
 
 
 def not_timed(names: Sequence[str], shapes: Sequence[Shape]) -> dict[str, str]:
-    """Of the named structures those that none of the layers can be, and why."""
+    """Return the named structures that can replace none of the layers, each with the reason."""
     specs = [linear_layer(shape) for shape in shapes]
     reasons = {}
     for name in names:
@@ -47,10 +47,10 @@ def not_timed(names: Sequence[str], shapes: Sequence[Shape]) -> dict[str, str]:
 
 
 def refuse_unmeasurable(names: Sequence[str], shapes: Sequence[Shape], rows: Sequence[int]) -> None:
-    """Before anything is measured.
+    """Check all layers before measuring.
 
     Raises:
-        DataError: a layer that memory cannot hold, or of which nothing could be measured.
+        DataError: a layer does not fit in memory, or no structure can replace it.
     """
     for shape in shapes:
         spec = linear_layer(shape)

@@ -1,4 +1,4 @@
-"""Peak memory of a model in ONNX Runtime, above that of an interpreter that has it imported."""
+"""Peak memory of a model in ONNX Runtime, above that of an interpreter that has imported it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,23 @@ from lrcompress.export.session import EXECUTION_PROVIDERS, ProviderName
 from lrcompress.scratch import scratch_folder
 
 _PROBE = Path(__file__).with_name("memory_probe.py")
-_RUNS = 3  # the arena has reached its size after the second
+_RUNS = 3  # the arena reaches its final size in the second run
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    resident_bytes: int | None  # None where the system does not tell (only Linux does)
-    device_bytes: int | None  # on the first GPU, other processes' changes included
+    resident_bytes: int | None  # None if the system does not report it (only Linux does)
+    device_bytes: int | None  # on the first GPU, including changes by other processes
 
 
 def peak_memory(
     path: Path, provider: ProviderName, feed: Feed, *, threads: int | None = None
 ) -> PeakMemory:
-    """Loads the model and runs it on `feed` in a fresh process."""
+    """Measure the memory of loading the model and running it on `feed`, in a new process.
+
+    Raises:
+        VerifyError: the process fails.
+    """
     with scratch_folder() as folder:
         stored = folder / "feed.npz"
         np.savez(stored, allow_pickle=False, **feed)
@@ -39,7 +43,7 @@ def peak_memory(
             "threads": threads,
             "runs": _RUNS,
         }
-        # -P: the folder of the script must not shadow modules such as onnx
+        # -P: files in the script's folder must not shadow modules such as onnx
         command = [sys.executable, "-P", str(_PROBE), json.dumps(request)]
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:

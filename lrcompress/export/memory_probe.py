@@ -1,8 +1,8 @@
-"""Peak memory of one ONNX model, measured in a process that does nothing else.
+"""Measure the peak memory of one ONNX model in a process that does nothing else.
 
-Run by `memory.peak_memory` as a script, so that neither torch nor this package is in the process
-beside ONNX Runtime: it imports the standard library, numpy and onnxruntime only. It takes one JSON
-object as its argument and writes one to stdout.
+`memory.peak_memory` runs this file as a script, so that this package and (on the CPU) torch are not
+loaded beside ONNX Runtime. It imports only the standard library, numpy and onnxruntime, and torch
+on a GPU. It takes one JSON object as its argument and writes one to stdout.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def resident_bytes(field: str) -> int | None:
-    """`VmRSS` (now) or `VmHWM` (the highest so far) of this process."""
+    """Return `VmRSS` (current) or `VmHWM` (peak) of this process; None if it is unavailable."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -26,7 +26,7 @@ def resident_bytes(field: str) -> int | None:
 
 
 def forget_peak() -> None:
-    """Start VmHWM anew from what is resident now; where that is refused, imports stay in it."""
+    """Reset VmHWM to the current resident memory; if that is refused, it includes the imports."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -34,7 +34,7 @@ def forget_peak() -> None:
 
 
 def device_bytes() -> int | None:
-    """Memory in use on the first GPU, by whoever."""
+    """Return the memory in use on the first GPU, by all processes; None if it is unavailable."""
     if shutil.which("nvidia-smi") is None:
         return None
     query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]

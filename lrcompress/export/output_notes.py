@@ -1,4 +1,4 @@
-"""What a graph cannot return of what its network does, in a line for its user."""
+"""Notes for the user on outputs that the graph omits or renames."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.network.call import call
 
 
 def output_notes(module: nn.Module, batch: Batch) -> tuple[str, ...]:
-    """Names and types of the outputs that are no tensors, and those renamed beside an input."""
+    """Return notes on outputs that are not tensors, and on outputs with the name of an input."""
     with torch.no_grad(), quiet():
         raw = call(module, batch)
     lost = [f"{name or 'the output'} ({kind})" for name, kind in _no_tensors(raw, "")]

@@ -1,4 +1,4 @@
-"""Inputs to compare on: rows, windows and padding drawn from an example, in other sizes."""
+"""Inputs for comparing outputs: rows, windows and padding drawn from an example, in other sizes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes, KnownAxis
 from lrcompress.export.axis_range import AxisRange
 from lrcompress.network.batches import Batch
 
-MASK = "attention_mask"  # by contract (batch, length), 0 on padding
-_MOST_ROWS = 1024  # a batch that has to be larger is not drawn, whatever a file says
+MASK = "attention_mask"  # (batch, length), 0 on padding
+_MOST_ROWS = 1024  # a larger minimum batch in a file's metadata is ignored
 _LONG = 128  # examples at least this long are not extended
 
 
@@ -27,12 +27,12 @@ class AxisSize(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One shape to compare on. `length` is of the sequences that the example gives as longest."""
+    """One shape to compare on. `length` is that of the example's longest sequences."""
 
     batch: int
     length: int | None  # None: no input has a sequence
     left_padded: bool = False
-    sizes: tuple[AxisSize, ...] = ()  # of free axes that the graph tells more of
+    sizes: tuple[AxisSize, ...] = ()  # of the free axes that the metadata describes
 
     def __str__(self) -> str:
         shape = f"{self.batch}" if self.length is None else f"{self.batch}x{self.length}"
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True)
 class FreeAxes:
-    """Free axes of a graph by name, and what is known of them (nothing, for foreign files)."""
+    """Free axes of a graph, and what is known of them (nothing for files of other exporters)."""
 
     names: Axes = field(default_factory=dict)  # input of the network -> axis -> name
     known: Mapping[str, KnownAxis] = field(default_factory=dict)
@@ -52,10 +52,12 @@ NOTHING_KNOWN = FreeAxes()
 
 
 def cases(batch: Batch, longest: int | None, free: FreeAxes = NOTHING_KNOWN) -> tuple[Case, ...]:
-    """Batches of 1 to 5; lengths 1, even, odd, the example's own, and a longer one if allowed.
+    """Return cases with batches of 1 to 5 and several lengths.
 
-    longest: the length that the network is known to take; None if only the example's is known.
-    free: of what is known of an axis, only sizes that it takes are drawn, and several of them.
+    The lengths are 1, an odd one, an even one, the example's own, and a longer one if allowed.
+
+    longest: the length that the network is known to accept; None if only the example's is known.
+    free: for an axis with known sizes, several of the sizes that it accepts are drawn.
     """
     lengths = [tensor.shape[1] for tensor in batch.values() if _is_sequence(tensor)]
     if not lengths:
@@ -76,7 +78,7 @@ def cases(batch: Batch, longest: int | None, free: FreeAxes = NOTHING_KNOWN) -> 
 
 
 def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
-    """The case in sizes that the graph takes, every further axis in several of them."""
+    """Return the case with sizes that the graph accepts; other known axes vary with `place`."""
     rows, length, known = case.batch, case.length, free.known
     if BATCH in known and known[BATCH].range.nearest(1) <= _MOST_ROWS:
         rows = known[BATCH].range.nearest(rows)
@@ -88,7 +90,7 @@ def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
     for name, axes in free.names.items():
         for axis, label in axes.items():
             own = batch[name].shape[axis] if axis > 0 and name in batch else 0
-            if label in known and own in known[label].range:  # else a file knows better than data
+            if label in known and own in known[label].range:  # else the file contradicts the data
                 takes = known[label].range
                 size = _size(takes, own, label, case, place + shifts[label], longest)
                 sizes.append(AxisSize(label, name, axis, size))
@@ -97,7 +99,7 @@ def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
 
 def _size(takes: AxisRange, own: int, label: str, case: Case, place: int, longest: int) -> int:
     if label.endswith(SEQUENCE) and case.length is not None:
-        beside = 0 if label == SEQUENCE else 1  # lengths of their own are to be seen apart
+        beside = 0 if label == SEQUENCE else 1  # independent lengths should differ
         return takes.nearest(_scaled(case.length, own, longest) + beside)
     step, half = takes.step, own // 2
     drawn = (max(takes.least, half), own, own + step, half + step, own + 2 * step)
@@ -110,9 +112,9 @@ def draw(
     fixed: Mapping[str, Mapping[int, int]],
     generator: torch.Generator,
 ) -> Batch:
-    """A batch of the case's shape whose values come from `batch`.
+    """Draw a batch of the case's shape whose values come from `batch`.
 
-    fixed: axes whose size the graph prescribes: input -> axis -> size.
+    fixed: axes whose size the graph fixes: input -> axis -> size.
     """
     rows = next((axes[0] for axes in fixed.values() if 0 in axes), case.batch)
     have = min(tensor.shape[0] for tensor in batch.values())
@@ -137,9 +139,11 @@ def redrawn(
     *,
     left_padded: bool = False,
 ) -> Batch:
-    """Examples `rows` of a batch, with axes cut or repeated to `sizes`: input -> axis -> size.
+    """Return examples `rows` of a batch, with axes cut or repeated to `sizes`.
 
-    A sequence that is given a length begins at a random place, and its mask gets other padding.
+    A sequence whose length is in `sizes` starts at a random offset, and its mask gets new padding.
+
+    sizes: input -> axis -> size.
     """
     longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
     offset = int(torch.randint(longest, (1,), generator=generator))
@@ -150,7 +154,7 @@ def redrawn(
         for axis, size in asked.items():
             start = offset if axis == 1 and _is_sequence(tensor) and _varies(tensor) else 0
             values = values.index_select(axis, (start + torch.arange(size)) % tensor.shape[axis])
-        if _is_sequence(tensor) and 1 in asked:  # positions and types begin at their first
+        if _is_sequence(tensor) and 1 in asked:
             if name.endswith(MASK):
                 values = _padding(values, generator, left=left_padded)
         elif values.is_floating_point() and not bool((values == values.round()).all()):
@@ -168,12 +172,12 @@ def _varies(tensor: Tensor) -> bool:
 
 
 def _scaled(length: int, own: int, longest: int) -> int:
-    """A decoder's length beside its encoder's stays in proportion."""
+    """Scale the length of a shorter sequence (a decoder's, say) in proportion to the longest."""
     return max(1, round(length * own / longest))
 
 
 def _padding(mask: Tensor, generator: torch.Generator, *, left: bool) -> Tensor:
-    """Ones, then zeros from a random place on; the first row alone is not padded."""
+    """Draw a mask with a random amount of padding in each row; the first row is not padded."""
     rows, length = mask.shape
     real = torch.randint(1, max(2, length), (rows, 1), generator=generator)
     real[0] = length

@@ -1,4 +1,4 @@
-"""Which execution provider took each node, and which nodes of the network's arithmetic it left."""
+"""Which execution provider runs each node, and which compute nodes the requested one left."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lrcompress.export.session import (
 from lrcompress.graph.typed_graph import TypedNode, typed_nodes
 from lrcompress.scratch import scratch_folder
 
-# ONNX Runtime reads these from a tensor's shape, never from its values: the CPU is their place.
+# These operators read a tensor's shape, never its values: ONNX Runtime runs them on the CPU.
 _ALWAYS_SHAPE = frozenset(("Shape", "Size"))
 
 
@@ -32,7 +32,7 @@ class NodePlacement:
     domain: str
     operator: str
     execution_provider: str
-    computes_shape: bool  # may rightly stay on the CPU beside a GPU
+    computes_shape: bool  # may stay on the CPU even with a GPU provider
 
     def __str__(self) -> str:
         operator = f"{self.domain}::{self.operator}" if self.domain else self.operator
@@ -45,14 +45,14 @@ class PlacementReport:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Nodes on each execution provider."""
+        """Number of nodes on each execution provider."""
         return dict(Counter(node.execution_provider for node in self.nodes))
 
     def compute_nodes_off(self, provider: ProviderName) -> tuple[NodePlacement, ...]:
-        """Nodes that are not on the provider, those that only compute shapes left out.
+        """Return the nodes that are not on the provider, except those that only compute shapes.
 
-        TensorRT hands what it cannot take to CUDA, which is still the GPU and counts as on it,
-        unless TensorRT took nothing at all.
+        TensorRT passes nodes that it does not support to CUDA. They count as placed, because CUDA
+        is on the GPU too, unless TensorRT took no node at all.
         """
         accepted = EXECUTION_PROVIDERS[provider]
         if accepted[0] not in self.counts:
@@ -80,13 +80,15 @@ class PlacementReport:
 
 
 def placement(session: Session, *graphs: ModelProto) -> PlacementReport:
-    """Where every node of the session runs.
+    """Return where every node of the session runs.
 
     The session must come from `open_session(..., record_assignment=True)`, with `optimized_path`
-    for a GPU provider. Nodes are looked up in `graphs` to see whether they only compute shapes; by
-    default in the file that the session was opened from and in the optimised one that it wrote,
-    because optimisation adds nodes and fuses others away. A node that is in neither counts as
-    arithmetic.
+    for a GPU provider. `graphs` tell whether a node only computes shapes. By default they are the
+    file that the session was opened from and the optimised one that it wrote, because optimisation
+    adds and fuses nodes. A node that is in neither counts as a compute node.
+
+    Raises:
+        VerifyError: the session does not hold what is needed.
     """
     try:
         subgraphs = session.get_provider_graph_assignment_info()
@@ -104,7 +106,7 @@ def placement(session: Session, *graphs: ModelProto) -> PlacementReport:
 
 
 def _graphs_of(session: Session) -> tuple[ModelProto, ...]:
-    # The wrapped class keeps the path of its model, but has no public name for it.
+    # InferenceSession has no public attribute for the path of its model.
     original = getattr(session, "_model_path", None)
     optimized = session.get_session_options().optimized_model_filepath
     on_gpu = session.get_providers() != list(EXECUTION_PROVIDERS["cpu"])
@@ -119,8 +121,8 @@ def placed(
 ) -> tuple[NodePlacement, ...]:
     """Join (name, domain, operator, execution provider) with what the graphs know of each node.
 
-    Names need not be unique, or given at all. Where several nodes share name and operator, as many
-    count as computing shapes as one graph has such nodes, those on the CPU first.
+    Names may be empty or repeated. Among nodes with the same name and operator, as many count as
+    computing shapes as do in one graph, those on the CPU first.
     """
     left: Counter[tuple[str, str]] = Counter()
     for graph in graphs:
@@ -136,9 +138,10 @@ def placed(
 
 
 def try_provider(provider: ProviderName) -> str:
-    """Run one matrix product on the provider; the execution provider that did it.
+    """Run one matrix product on the provider and return the execution provider that ran it.
 
-    Raises ProviderUnavailable if it cannot, or if the product ended up elsewhere.
+    Raises:
+        ProviderUnavailable: the product failed, was wrong, or ran on another provider.
     """
     weight = helper.make_tensor("w", TensorProto.FLOAT, [8, 8], np.eye(8, dtype=np.float32))
     graph = helper.make_graph(

@@ -1,7 +1,7 @@
-"""Floating-point precision of an exported graph, and how a network is brought to it.
+"""Cast a network to the floating-point precision of the exported graph.
 
-The module is cast, not the graph: its own code then says what stays in float32 (the mean of an
-RMS norm, the angles of rotary positions) and how large a mask may be.
+The module is cast, not the graph. Its own code then decides what stays in float32 (the mean of an
+RMS norm, the angles of rotary positions) and how large the values of a mask may be.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
 
 def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False) -> _AnyModule:
-    """A copy in evaluation mode, without cache, that computes in `precision` on the CPU.
+    """Return a copy in evaluation mode, without cache, that computes in `precision` on the CPU.
 
-    Tables that the module computed (rotary frequencies, positions) keep their float32 unless
-    `tables` says otherwise: in float16 the angle of position 2000 would be off by a radian.
+    Tables that the module computed (rotary frequencies, positions) stay float32 unless `tables` is
+    true: in float16 the angle of position 2000 would be off by a radian.
 
     Raises:
-        ExportError: a weight overflows the precision.
+        ExportError: a weight exceeds the range of the precision.
     """
     dtype = TORCH_DTYPES[precision]
     kept = set() if tables else set(computed_tables(module))
@@ -43,7 +43,7 @@ def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False)
         values = tensor.to("cpu", dtype)
         if values.dtype == tensor.dtype:
             return values
-        # a mask's own infinities are meant; only what was finite can overflow
+        # infinities of a mask are intended; only finite values can overflow
         if values.isinf().sum() != tensor.isinf().sum():
             raise ExportError(
                 f"{name}: values exceed the range of {precision} "
@@ -57,7 +57,7 @@ def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False)
 
 
 def rounded_copy(module: _AnyModule, precision: str) -> _AnyModule:
-    """A copy that computes in float32 with its weights rounded to `precision`."""
+    """Return a copy that computes in float32 with its weights rounded to `precision`."""
     dtype, kept = TORCH_DTYPES[precision], set(computed_tables(module))
     return copy_structure(
         module,
@@ -68,7 +68,7 @@ def rounded_copy(module: _AnyModule, precision: str) -> _AnyModule:
 
 
 def computed_tables(module: nn.Module) -> tuple[str, ...]:
-    """Float32 buffers outside the state dict: the module made them, nobody trained them."""
+    """Return the names of float32 buffers outside the state dict: computed, not trained."""
     state = module.state_dict(keep_vars=True)
     return tuple(
         name
@@ -78,7 +78,7 @@ def computed_tables(module: nn.Module) -> tuple[str, ...]:
 
 
 def mixes_dtypes(model: Any) -> bool:
-    """Whether a product in an onnx_ir.Model has operands of two dtypes; torch.onnx lets it pass."""
+    """Whether a product of an onnx_ir.Model mixes dtypes, which torch.onnx does not reject."""
     return any(
         len({value.dtype for value in node.inputs if value is not None and value.dtype}) > 1
         for node in model.graph.all_nodes()

@@ -1,4 +1,4 @@
-"""A .pt2 program: torch alone reloads it, with free batch and sequence sizes."""
+"""Save a network as a .pt2 program, which torch alone can load, with free batch and sequence."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch
 from lrcompress.network.unfused import runs_unfused
 
-FREE_AXES = 2  # examples and positions; where the network fixes one, torch finds out
+FREE_AXES = 2  # examples and positions; torch detects where the network fixes one
 
 
 @runs_unfused(compiled=True)
 def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
     """Write `module` as a torch.export program that takes the batch's names as keyword arguments.
 
-    Outputs are a dict of tensors where the module returns named ones, so that reloading needs
-    neither lrcompress nor transformers: ``torch.export.load(path).module()(**batch)``.
+    Named outputs become a dict of tensors, so loading needs neither lrcompress nor transformers:
+    ``torch.export.load(path).module()(**batch)``.
 
     Raises:
         ExportError: torch cannot trace the module.
         LrcompressError: `path` cannot be written.
     """
-    # A size of one would be taken for a constant
+    # torch.export would treat a size of one as a constant
     example = {name: torch.cat([t, t])[:2] if len(t) == 1 else t for name, t in batch.items()}
     axes = {
         name: dict.fromkeys(range(min(FREE_AXES, tensor.dim())), Dim.AUTO)
@@ -49,20 +49,20 @@ def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
             dynamic_shapes=axes,
             strict=False,
         )
-    except Exception as cause:  # torch raises many classes, and the module's code any
+    except Exception as cause:  # torch raises many classes, and the module's code may raise any
         raise ExportError(
             f"{path}: torch.export cannot trace the module ({type(cause).__name__}: "
             f"{one_line(cause)}); write the ONNX file only"
         ) from cause
     finally:
         module.train(training)
-    program.example_inputs = None  # else the user's data would travel in the file
+    program.example_inputs = None  # otherwise the file would contain the user's data
     _forget_sources_(program)
     write_atomically(path, lambda temporary: _save(program, temporary))
 
 
 class _PlainOutputs(nn.Module):
-    """The module with its inputs by name and its outputs in containers that any Python has."""
+    """A wrapper that takes inputs by keyword and returns outputs in builtin containers."""
 
     def __init__(self, module: nn.Module, names: Iterable[str]) -> None:
         super().__init__()
@@ -97,15 +97,17 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _forget_sources_(program: Any) -> None:
-    """Remove the lines of code that each node came from: they hold paths of this machine, on which
-    the file's bits would depend."""
+    """Remove the stack traces of the nodes.
+
+    They contain paths of this machine, so the file would differ between machines.
+    """
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, GraphModule) else ():
             node.meta.pop("stack_trace", None)
 
 
 def _save(program: Any, path: Path) -> None:
-    """By way of memory: torch's own file writer ends the whole process when the disk is full."""
+    """Save through a buffer: torch's file writer ends the whole process when the disk is full."""
     whole = io.BytesIO()
     torch.export.save(program, whole)
     path.write_bytes(whole.getbuffer())

@@ -1,4 +1,4 @@
-"""Inputs for an ONNX graph, made from what the graph itself says about them."""
+"""Random inputs for an ONNX graph, generated from the graph's own description of its inputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lrcompress.messages import label
 Feed = Mapping[str, NDArray[Any]]
 
 MOST_INPUT = 2**27  # values of one input: half a gigabyte in float32
-MOST_IDS = 2**20  # of an input of whole numbers: each is a position, with a vector inside
+MOST_IDS = 2**20  # values of an integer input: each is a position, with a vector in the network
 SAFE_IDS = 100  # token ids below this exist in every vocabulary of practical size
 _NUMPY_DTYPES: Mapping[str, str] = {
     "tensor(float)": "float32",
@@ -37,9 +37,9 @@ _NUMPY_DTYPES: Mapping[str, str] = {
 @dataclass(frozen=True)
 class GraphInput:
     name: str
-    dtype: str  # as numpy names it
-    shape: tuple[int | str, ...]  # a text is a dimension that is free at run time
-    id_limit: int = SAFE_IDS  # integers stay below it
+    dtype: str  # numpy's name
+    shape: tuple[int | str, ...]  # a string names a dimension that is free at run time
+    id_limit: int = SAFE_IDS  # exclusive upper limit of integers
 
 
 # (inputs of the graph, batch, sequence length or None) -> the arrays to feed
@@ -49,7 +49,7 @@ InputMaker = Callable[[Sequence[GraphInput], int, int | None], Feed]
 def refuse_huge(
     argument: GraphArgument, error: type[LrcompressError], sizes: Sequence[int | str | None]
 ) -> None:
-    """Raise `error` where these sizes of a graph's input ask for more values than are made up."""
+    """Raise `error` if these sizes of an input have an empty batch or exceed the limits."""
     if any(isinstance(size, int) and size < 1 for size in sizes[:1]):
         raise error(
             f"input {label(argument.name)}: the graph fixes its batch to {sizes[0]}; "
@@ -69,11 +69,13 @@ def graph_inputs(
     id_limits: Mapping[str, int],
     known: Mapping[str, KnownAxis] | None = None,
 ) -> tuple[GraphInput, ...]:
-    """The inputs of a graph. `known`: axes that it tells of; those that are neither batch nor
-    sequence get the size that they had when the graph was made.
+    """Return the inputs of a graph.
+
+    known: axes that the metadata describes. Those that are neither batch nor sequence get the size
+        that they had in the example.
 
     Raises:
-        DataError: a dtype that numpy cannot hold.
+        DataError: the dtype of an input is not supported, or an input would be too large.
     """
     own = {name: axis.size for name, axis in (known or {}).items() if not _varies(name)}
     found = []
@@ -102,8 +104,10 @@ def has_free_length(inputs: Iterable[GraphInput]) -> bool:
 
 
 def make_feed(inputs: Sequence[GraphInput], batch: int, length: int | None, seed: int) -> Feed:
-    """The same values for the same input name and seed, whatever else the graph takes, so that
-    two graphs of one model see the same data."""
+    """Generate the inputs of a graph.
+
+    The values depend only on the input and the seed, so two graphs of one model see the same data.
+    """
     return {given.name: _make_array(given, batch, length, seed) for given in inputs}
 
 
@@ -148,7 +152,7 @@ def _is_batch(dim: str, axis: int) -> bool:
 
 
 def id_limits(path: str | Path) -> dict[str, int]:
-    """For each input that indexes a table of the graph: the rows of its smallest table."""
+    """Return, for each input that indexes tables of the graph, the rows of the smallest one."""
     import onnx
 
     graph = onnx.load(path, load_external_data=False).graph

@@ -1,8 +1,7 @@
-"""Open an ONNX file in ONNX Runtime, on the provider that was asked for or not at all.
+"""Open an ONNX file in ONNX Runtime, on the requested provider only.
 
-ONNX Runtime itself falls back to the CPU without an error: a CUDA session on a machine without a
-working CUDA runs, slowly, on the CPU. Everything here that measures goes through open_session,
-which refuses that.
+ONNX Runtime falls back to the CPU without an error: a CUDA session on a machine without a working
+CUDA runs, slowly, on the CPU. All measurements here use open_session, which refuses that.
 """
 
 from __future__ import annotations
@@ -24,28 +23,32 @@ from lrcompress.scratch import require_room
 
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 
-# In the order in which ONNX Runtime offers them a node; it adds the CPU itself, at the end.
+# In the order in which ONNX Runtime offers them each node; it appends the CPU itself.
 EXECUTION_PROVIDERS: Mapping[str, tuple[str, ...]] = {
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider",),
     "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
 }
 
-# ONNX Runtime's own fusions that are slower on a provider than what they replace. Its CPU kernel
+# ONNX Runtime's fusions that are slower on a provider than the nodes they replace. Its CPU kernel
 # of SkipLayerNormalization takes four times as long as Add and LayerNormalization: 7 % of dense
 # MiniLM, 12 % of a half-sized one (1 x 128 tokens, ONNX Runtime 1.31).
 SLOW_FUSIONS: Mapping[str, tuple[str, ...]] = {"cpu": ("SkipLayerNormFusion",)}
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
-_QUIET, _WARNINGS = 4, 2  # ONNX Runtime's log severities: fatal only, and its default
+_QUIET, _WARNINGS = 4, 2  # ONNX Runtime's log severities: fatal only, and the default
 
 
 class ProviderUnavailable(VerifyError):
-    """The provider that was asked for cannot run here, or would leave the work to the CPU."""
+    """The requested provider cannot run here, or would leave the work to the CPU."""
 
 
 class GraphArgument(Protocol):
-    """An input or output of a graph: dtype as `tensor(float)`, named or unknown dims as text."""
+    """An input or output of a graph.
+
+    type: such as `tensor(float)`.
+    shape: fixed dimensions as int, named ones as str, unknown ones as str or None.
+    """
 
     @property
     def name(self) -> str: ...
@@ -56,7 +59,7 @@ class GraphArgument(Protocol):
 
 
 class Session(Protocol):
-    """The part of onnxruntime.InferenceSession that is used here (it ships no types)."""
+    """The part of onnxruntime.InferenceSession that is used here (it has no type hints)."""
 
     def get_providers(self) -> list[str]: ...
     def get_inputs(self) -> list[GraphArgument]: ...
@@ -81,17 +84,19 @@ def open_session(
     tf32: bool = True,
     fastest: bool = False,
 ) -> Session:
-    """A session on `provider`.
+    """Open a session on `provider`.
 
-    threads: of one operator; None leaves the choice to ONNX Runtime.
-    optimized_path: where to write the graph as it is after optimisation.
-    record_assignment: needed for `placement`, on a GPU together with optimized_path.
-    strict: refuse a graph of which any node, even one that computes a shape, is left to the CPU.
-    tf32: CUDA multiplies float32 with 10-bit mantissas, as ONNX Runtime does by default; turn it
-        off to compare numbers.
-    fastest: leave out SLOW_FUSIONS, as README says to deploy.
+    threads: per operator; None leaves the choice to ONNX Runtime.
+    optimized_path: where to write the optimised graph.
+    record_assignment: required by `placement`, together with optimized_path on a GPU.
+    strict: refuse a graph if any node is left to the CPU, even one that computes a shape.
+    tf32: let CUDA multiply float32 with 10-bit mantissas, ONNX Runtime's default; turn it off to
+        compare numbers.
+    fastest: disable SLOW_FUSIONS, as README recommends for deployment.
 
-    Raises ModelError if the file cannot be read, ProviderUnavailable if the provider cannot run.
+    Raises:
+        ModelError: the file cannot be read.
+        ProviderUnavailable: the provider cannot run here.
     """
     if provider not in EXECUTION_PROVIDERS:
         known = ", ".join(EXECUTION_PROVIDERS)
@@ -109,7 +114,7 @@ def open_session(
             "run `lrcompress doctor`"
         )
     options = runtime.SessionOptions()
-    options.log_severity_level = _QUIET  # what matters arrives as an exception
+    options.log_severity_level = _QUIET  # errors arrive as exceptions
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -126,21 +131,25 @@ def open_session(
 
 
 def onnxruntime_for(provider: ProviderName) -> Any:
-    """The onnxruntime module, with the CUDA libraries loaded where a GPU provider needs them."""
+    """Import onnxruntime, after loading the CUDA libraries if the provider needs them."""
     if provider == "cpu":
         return importlib.import_module("onnxruntime")
-    # A CUDA build of torch brings its own CUDA libraries; loading it first lets both share them.
+    # A CUDA build of torch includes CUDA libraries; importing it first lets both share them.
     importlib.import_module("torch")
     runtime = importlib.import_module("onnxruntime")
     if hasattr(runtime, "preload_dlls"):
-        # It prints what it misses to stdout, where a command's result belongs.
+        # It prints missing libraries to stdout, which is reserved for results.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
             runtime.preload_dlls()
     return runtime
 
 
 def file_bytes(path: str | Path) -> int:
-    """Size of an ONNX file with its external data."""
+    """Return the size of an ONNX file and its external data.
+
+    Raises:
+        ModelError: the file cannot be read, or external data is missing or outside its folder.
+    """
     import onnx
 
     file = Path(path)
@@ -174,7 +183,8 @@ def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
     options.optimized_model_filepath = str(target)
     size = file_bytes(source)
     require_room(target.parent, size)
-    # Weights beside the source would be sought beside the target; optimisation may copy weights
+    # The external data of the source would be looked up beside the target; optimisation may also
+    # duplicate weights
     if size > source.stat().st_size or size > PROTOBUF_LIMIT_BYTES * 3 // 4:
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", target.name + ".data"
@@ -203,14 +213,14 @@ def _create(
                 enable_fallback=0,
                 disabled_optimizers=list(without),
             )
-    except Exception as error:  # its exceptions share no base below Exception
+    except Exception as error:  # ONNX Runtime's errors share no base below Exception
         raise _explained(error, file, provider) from error
     return session
 
 
 @contextlib.contextmanager
 def _quiet_log(runtime: Any) -> Iterator[None]:
-    """A provider that fails to load is reported by us, not by lines on stderr."""
+    """Silence ONNX Runtime's log: a provider that fails to load is reported as an exception."""
     runtime.set_default_logger_severity(_QUIET)
     try:
         yield

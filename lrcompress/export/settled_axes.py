@@ -1,7 +1,8 @@
-"""Axes that the network takes in other sizes, and its trace too.
+"""Find the axes that are free in both the network and its trace.
 
-torch.export turns into a constant what code makes of a size by itself (a loop over it, a table of
-that length). Then the axis is fixed and that is said, unless somebody asked for it to be free.
+torch.export turns a size into a constant where the network's code uses it as a plain number (in a
+loop, or for a table of that length). Such an axis is fixed, with a note, unless the user asked for
+it to be free.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ _TRACED = "its trace holds the size"
 def exportable_axes(
     module: nn.Module, batch: Batch, request: AxisRequest | None = None
 ) -> GraphAxes:
-    """The axes that an export of `module` will have, from trials and a trace without its weights.
+    """Return the axes that an export of `module` will have, from trials and a trace.
 
-    A matter of seconds, so that a network that cannot be exported fails before long work on it.
+    This takes seconds, so a network that cannot be exported fails before long work on it.
 
     Raises:
-        ExportError: the network cannot be traced, or not with the axes that are asked for.
+        ExportError: the network cannot be traced, or not with the requested axes.
     """
     check_arguments(module, batch)
     found = find_axes(module, batch, request)
@@ -53,10 +54,10 @@ def exportable_axes(
 
 
 def settle(axes: GraphAxes, attempt: Callable[[GraphAxes], Result]) -> tuple[Result, GraphAxes]:
-    """The result of the first attempt that succeeds, with fewer and fewer axes free.
+    """Attempt with fewer and fewer free axes; return the first result that succeeds.
 
     Raises:
-        ExportError: none does; the error is that of the first.
+        ExportError: no attempt succeeds; the error is that of the first.
     """
     try:
         return attempt(axes), axes
@@ -98,5 +99,5 @@ def _with_fixed(axes: GraphAxes, names: set[str], error: ExportError) -> GraphAx
 
 
 def _reason(error: ExportError) -> str:
-    """The cause, without the advice that an error ends with."""
+    """Return the cause in the message, without the advice at its end."""
     return str(error).split(": ", 1)[-1].rsplit("; ", 1)[0]

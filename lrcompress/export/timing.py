@@ -1,4 +1,4 @@
-"""Timed runs of sessions, taking turns."""
+"""Timed, interleaved runs of sessions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _RESAMPLES = 1000
 def take_turns(
     calls: Sequence[Callable[[], None]], *, runs: int, warmup: int, advance: Callable[[], None]
 ) -> NDArray[np.float64]:
-    """Milliseconds of every run of every call: (calls, runs)."""
+    """Run the calls in turn; return the milliseconds of every run of every call: (calls, runs)."""
     for _ in range(warmup):
         for call in calls:
             call()
         advance()
     times_ms = np.empty((len(calls), runs))  # (calls, runs)
     for run in range(runs):
-        # Every other round goes backwards, so that no call always comes after the same one.
+        # Every other round is reversed, so that no call always follows the same one.
         for index in range(len(calls)) if run % 2 == 0 else reversed(range(len(calls))):
             start = perf_counter_ns()
             calls[index]()
@@ -39,7 +39,7 @@ def take_turns(
 def timed_call(
     name: str, session: Session, feed: Feed, provider: ProviderName
 ) -> Callable[[], None]:
-    """One timed run. On a GPU inputs and outputs stay there: copies are not the model's time."""
+    """Return a function that runs the session once, without copies to and from a GPU."""
     if provider == "cpu":
 
         def work() -> None:
@@ -63,7 +63,7 @@ def timed_call(
 
 
 def bound(session: Session, feed: Feed, device: str) -> Any:
-    """Inputs copied to the device once, outputs allocated there by ONNX Runtime."""
+    """Return an IO binding: inputs copied to the device once, outputs allocated on it."""
     binding = session.io_binding()
     for name, array in feed.items():
         binding.bind_cpu_input(name, array)
@@ -76,8 +76,10 @@ def bound(session: Session, feed: Feed, device: str) -> Any:
 def latency_ratio(
     times_ms: NDArray[np.float64], reference_ms: NDArray[np.float64], *, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Ratio of medians and its 95 % bootstrap interval. Rounds are resampled as pairs, because
-    what disturbs a round disturbs both."""
+    """Return the ratio of medians and its 95 % bootstrap interval.
+
+    Rounds are resampled as pairs, because a disturbance of a round affects both.
+    """
     rounds = len(times_ms)
     drawn = np.random.default_rng(seed).integers(0, rounds, (_RESAMPLES, rounds))
     ratios = np.median(times_ms[drawn], axis=1) / np.median(reference_ms[drawn], axis=1)

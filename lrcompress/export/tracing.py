@@ -1,4 +1,4 @@
-"""torch.onnx, made quiet, with its errors in one line and its promises checked."""
+"""Trace a network with torch.onnx: no console output, one-line errors, checked free axes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trace(
     *,
     opset: int,
 ) -> tuple[Any, dict[str, tuple[int, int | None]]]:
-    """The onnx_ir.Model, and for each free axis the sizes that the network's code allows.
+    """Return the onnx_ir.Model and, for each free axis, the sizes that the network's code allows.
 
     Raises:
         ExportError: the network cannot be traced, or turns a free axis into a constant.
@@ -69,7 +69,7 @@ def trace(
 
 
 def check_trace(forward: NamedForward, example: Batch, axes: Axes) -> None:
-    """Trace without writing a graph, in a fraction of the time.
+    """Trace without converting to ONNX, which takes a fraction of the time.
 
     Raises:
         ExportError: the network cannot be traced, or turns a free axis into a constant.
@@ -81,14 +81,17 @@ def check_trace(forward: NamedForward, example: Batch, axes: Axes) -> None:
             torch.export.export(
                 forward, tuple(example.values()), dynamic_shapes=(shapes,), strict=False
             )
-    except Exception:  # torch.onnx has other ways to trace: what it says counts
+    except Exception:  # torch.onnx has other ways to trace, so its result decides
         names = tuple(f"output_{place}" for place in range(len(forward.outputs(*example.values()))))
         trace(forward, example, axes, names, opset=20)
 
 
 def _simplified(model: Any) -> Any:
-    """Fold constants and drop what is unused. torch.onnx's own pass would also fuse operators of
-    opset 23, and its RotaryEmbedding fails for more than one example."""
+    """Fold constants and remove unused nodes.
+
+    torch.onnx's own pass would also fuse nodes into operators of opset 23, and its RotaryEmbedding
+    fails for more than one example.
+    """
     from onnxscript.optimizer import optimize
 
     model = optimize(model)
@@ -97,8 +100,10 @@ def _simplified(model: Any) -> Any:
 
 
 def _round_folded_norms_(model: Any) -> None:
-    """The optimiser folds a batch norm into the convolution before it, in float32 whatever the
-    convolution computes in."""
+    """Cast folded weights to the convolution's dtype.
+
+    The optimiser folds a batch norm into the preceding convolution, always in float32.
+    """
     import onnx_ir as ir
 
     for node in model.graph.all_nodes():
@@ -116,7 +121,7 @@ def _round_folded_norms_(model: Any) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep a tracer's progress and advice off stdout and stderr."""
+    """Suppress the progress messages and warnings of a tracer on stdout and stderr."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     sink = io.StringIO()
@@ -137,9 +142,11 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loops_of_any_length() -> Iterator[None]:
-    """torch.onnx registers a loop in place of a recurrent layer while it traces, but the operator
-    may remember what it was before, or be left with the loop: torch 2.13 does not tell its cache,
-    so that only the first trace in a process would have a free length."""
+    """Clear the dispatch caches of the recurrent operators before and after a trace.
+
+    While it traces, torch.onnx registers a loop in place of a recurrent layer. torch 2.13 does not
+    invalidate the operator's cache, so only the first trace in a process would have a free length.
+    """
     rnn = torch.ops.aten
     operators = [
         getattr(packet, name) for packet in (rnn.lstm, rnn.gru) for name in ("input", "data")
@@ -167,7 +174,7 @@ def _explained(error: Exception, forward: NamedForward) -> str:
 
 
 def _check_free(model: Any, axes: Axes, forward: NamedForward) -> None:
-    """torch.export may turn a named axis into a constant without an error."""
+    """Raise ExportError if torch.export turned a free axis into a constant without an error."""
     for value in model.graph.inputs:
         for axis, label in axes.get(value.name, {}).items():
             if isinstance(value.shape[axis], int):

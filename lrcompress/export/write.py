@@ -1,4 +1,4 @@
-"""Write a graph, and its weights beside it where they must be, so that no half-written file stays.
+"""Write a graph, and its external data if needed, without leaving incomplete files.
 
 Everything is written and checked in a temporary folder beside the target, then moved.
 """
@@ -14,8 +14,8 @@ from lrcompress.atomic import write_together
 from lrcompress.errors import ExportError
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
-GRAPH_ROOM_BYTES = 64 * 2**20  # for nodes and names, beside the weights
-EMBED_BELOW_BYTES = 1024  # smaller tensors stay in the graph: shapes and axes must be readable
+GRAPH_ROOM_BYTES = 64 * 2**20  # reserved for nodes and names
+EMBED_BELOW_BYTES = 1024  # smaller tensors stay in the graph, so that shapes and axes are readable
 
 
 def weight_bytes(model: Any) -> int:
@@ -25,11 +25,12 @@ def weight_bytes(model: Any) -> int:
 def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[Path, ...]:
     """Write an onnx_ir.Model and return its files, the graph first.
 
-    external_data: weights into `<name>.data` beside the graph; None where they exceed what a
-        protobuf file may hold (2 GB).
+    external_data: whether weights go to `<name>.data` beside the graph; None: only if they exceed
+        what a protobuf file may hold (2 GB).
 
     Raises:
-        ExportError: the folder cannot be written, or the ONNX checker refuses the graph.
+        ExportError: the folder cannot be written, the weights are too large for one file, or the
+            ONNX checker refuses the graph.
     """
     beyond = weight_bytes(model) > PROTOBUF_LIMIT_BYTES - GRAPH_ROOM_BYTES
     if beyond and external_data is False:
@@ -44,10 +45,11 @@ def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[
     def write(folder: Path) -> None:
         _save(model, folder / path.name, data.name if external else None)
         _check(folder / path.name)
-        if not external and _names_external_data(path, data.name):
-            data.unlink(missing_ok=True)  # before the graph that names it is replaced
 
+    leaves_data = not external and _names_external_data(path, data.name)
     write_together(files, write, ExportError)
+    if leaves_data:  # no graph names it any more
+        data.unlink(missing_ok=True)
     return files
 
 
@@ -78,14 +80,14 @@ def _check(path: Path) -> None:
 
 
 def _names_external_data(path: Path, data_name: str) -> bool:
-    """Whether an earlier graph at `path` keeps its weights in `data_name`."""
+    """Whether an existing graph at `path` keeps its weights in `data_name`."""
     import onnx
 
     if not path.is_file():
         return False
     try:
         graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # not a readable graph: nothing of ours lies beside it
+    except Exception:  # not a readable graph, so the data beside it is not ours
         return False
     return any(
         entry.key == "location" and entry.value == data_name

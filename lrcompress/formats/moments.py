@@ -1,7 +1,7 @@
-"""Moments on the disk: written a layer at a time, read a layer at a time.
+"""Second moments on disk, written and read one layer at a time.
 
-`moments-00000.safetensors`, ... in float32, by the names ``input/GROUP``, ``input_mean/GROUP``,
-``input_abs_mean/GROUP`` and ``sensitivity.PART/LAYER``: layers that see the same input share its
+Files: `moments-00000.safetensors`, ... in float32. Names: ``input/GROUP``, ``input_mean/GROUP``,
+``input_abs_mean/GROUP`` and ``sensitivity.PART/LAYER``. Layers with the same input share its
 moment. The counts are in profile.json, which is written last: shards without it are no profile.
 """
 
@@ -41,16 +41,16 @@ class MomentsEntry:
 
 @dataclass(frozen=True)
 class MomentsIndex:
-    """What profile.json says of the shards."""
+    """The entry of profile.json about the shards."""
 
     shards: tuple[str, ...]
     layers: Mapping[str, MomentsEntry]
 
 
 class MomentsWriter:
-    """Takes layers in any order and holds at most `shard_bytes` of them.
+    """Writes moments in shards; takes layers in any order and holds at most `shard_bytes` of them.
 
-    Starting one makes the profile in `folder`, if any, invalid until it is saved again.
+    Creating a writer invalidates the profile in `folder`, if any, until it is saved again.
     """
 
     def __init__(self, folder: Path, *, shard_bytes: int = SHARD_BYTES) -> None:
@@ -78,7 +78,7 @@ class MomentsWriter:
             self._write()
 
     def finish(self) -> DiskMoments:
-        """Write what is held, drop shards of an earlier profile; the moments to save with it."""
+        """Write the rest, delete shards of an earlier profile, and return the moments to save."""
         if self._held:
             self._write()
         for stale in self.folder.glob(SHARD_PATTERN):
@@ -97,7 +97,7 @@ class MomentsWriter:
 
 
 class DiskMoments(Mapping[str, LayerMoments]):
-    """Moments of a saved profile: nothing is read before a layer is asked for.
+    """The moments of a saved profile, each read when its layer is accessed.
 
     Raises:
         DataError: a shard is missing or damaged, or lacks a layer's moments.
@@ -118,7 +118,7 @@ class DiskMoments(Mapping[str, LayerMoments]):
                         f"{folder}: the moments of {label(name)} are not in its shards; "
                         "profile again"
                     )
-        # The layers of one group follow one another, so one group is all that is worth keeping
+        # Layers of one group are read in sequence, so caching one group is enough
         self._input = lru_cache(maxsize=1)(self._read_input)
 
     def __getitem__(self, name: str) -> LayerMoments:
@@ -143,7 +143,7 @@ class DiskMoments(Mapping[str, LayerMoments]):
         return len(self.index.layers)
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Shapes of one layer's tensors, from the headers alone."""
+        """Return the shapes of one layer's tensors, read from the headers only."""
         shared = (f"{part}/{self.index.layers[name].input_group}" for part in SHARED)
         own = (f"sensitivity.{part}/{name}" for part in OWN)
         shapes: dict[str, tuple[int, ...]] = {}
@@ -172,10 +172,11 @@ class DiskMoments(Mapping[str, LayerMoments]):
 
 
 def drop_moments(folder: Path) -> None:
-    """Remove the shards of a saved profile. What is left can be planned with, but not fitted from.
+    """Delete the shards of a saved profile, which can then be planned with, but not fitted from.
 
     Raises:
-        DataError: there is no readable profile. LrcompressError: the folder cannot be written.
+        DataError: there is no readable profile.
+        LrcompressError: the folder cannot be written.
     """
     path = folder / PROFILE_NAME
     value = read_json(path, DataError)

@@ -1,4 +1,4 @@
-"""plan.json: a plan that a person can read, and edit before it is carried out."""
+"""plan.json: a plan that people can read and edit before it is carried out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOW_TO_EDIT: Final = (
 
 @dataclass(frozen=True)
 class _Header:
-    """What is read back besides the layers."""
+    """The fields that are read back, besides the layers."""
 
     schema_version: int
     budget: str
@@ -47,7 +47,7 @@ class _Header:
 
 
 def plan_to_json(plan: Plan) -> str:
-    """One line a layer; `plan_from_json` with the plan's profile gives an equal plan."""
+    """Write one line per layer; `plan_from_json` with the plan's profile returns an equal plan."""
     header = {
         "schema_version": plan.schema_version,
         "how_to_edit": HOW_TO_EDIT,
@@ -76,9 +76,9 @@ def plan_to_json(plan: Plan) -> str:
 
 
 def plan_from_json(text: str, profile: Profile) -> Plan:
-    """Read a plan, edited or not; its totals and losses are computed anew from the profile.
+    """Read a plan, edited or not; totals and losses are recomputed from the profile.
 
-    A plan above its budget is honoured, with a warning in `Plan.warnings`.
+    A plan above its budget is accepted, with a warning in `Plan.warnings`.
 
     Raises:
         PlanError: not a plan, or a layer that is unknown, missing, repeated, or given a structure
@@ -105,15 +105,15 @@ def plan_as(
     made_for: str | None = None,
     bound: tuple[float | None, str] = (None, ""),
 ) -> Plan:
-    """The plan of given structures, one for each layer of the profile.
+    """Build the plan with the given structures, one for each layer of the profile.
 
-    made_for: the fingerprint of the model that it was made for, if not the profile's. bound: a
-    lower bound and the digest of its proof (`proof_digest`). It is dropped where the profile, the
-    budget and the options pose another problem, and where a structure is none of those that were to
-    be chosen from: such a plan may well lose less than the bound.
+    made_for: the fingerprint of the model that the plan was made for, if not the profile's.
+    bound: a lower bound and the digest of its proof (`proof_digest`). The bound is dropped if the
+    profile, the budget and the options pose another problem. It is also dropped if a structure is
+    not among those offered: such a plan may lose less than the bound.
 
     Raises:
-        PlanError: a structure cannot stand in its layer's place, naming the layer.
+        PlanError: a structure does not fit its layer; the message names the layer.
     """
     options = options.resolved(profile)
     profile = profile.corrected(options.corrections)
@@ -123,7 +123,7 @@ def plan_as(
     latencies = None
     try:
         latencies = latencies_for(profile, budget, options)
-    except DataError as error:  # a plan may have moved away from its table
+    except DataError as error:  # the plan may have been moved away from its table
         if budget.kind == "latency":
             raise
         warnings.append(f"{error}; which layers are slower than dense is not known without it")
@@ -165,9 +165,9 @@ def plan_as(
 
 
 def check_plan(text: str, layers: Sequence[LayerSpec]) -> None:
-    """What is wrong with a plan whatever a profile says: told before one is made.
+    """Check what can be checked in a plan without a profile.
 
-    layers: all that the model has. Raises PlanError as `plan_from_json`.
+    layers: all layers of the model. Raises PlanError as `plan_from_json` does.
     """
     specs = {spec.name: spec for spec in layers}
     _, rows = _parts(text)
@@ -176,7 +176,7 @@ def check_plan(text: str, layers: Sequence[LayerSpec]) -> None:
 
 
 def _parts(text: str) -> tuple[_Header, object]:
-    """The header, and what stands under "layers"."""
+    """Return the header, and the value of "layers"."""
     data = parse_object(text, "plan", PlanError)
     if data.get("schema_version") != SCHEMA_VERSION:
         raise PlanError(
@@ -187,7 +187,7 @@ def _parts(text: str) -> tuple[_Header, object]:
 
 
 def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[str, ...]:
-    """A warning that names the layers whose structure is of a size that nothing is known of."""
+    """Warn about layers whose structure has a size without a measured loss, naming them."""
     names = [
         f"{layer.name} ({choice.structure})"
         for layer, choice in zip(profile.layers, choices, strict=True)
@@ -230,7 +230,7 @@ def _total(dense: float, planned: float) -> dict[str, float]:
 
 
 def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
-    """Structure of each layer of the profile, no more and no less."""
+    """Return the structure of each layer; exactly the profile's layers must be there."""
     known = [layer.name for layer in profile.layers]
     structures = _named_structures(rows, known)
     missing = [name for name in known if name not in structures]
@@ -243,7 +243,7 @@ def _structures(rows: object, profile: Profile) -> dict[str, Structure]:
 
 
 def _named_structures(rows: object, known: Collection[str]) -> dict[str, Structure]:
-    """By layer, all of them known."""
+    """Return the structures by layer; every name must be in `known`."""
     if not isinstance(rows, list):
         raise PlanError(f"plan: layers must be a list, not {shown(rows)}")
     structures: dict[str, Structure] = {}

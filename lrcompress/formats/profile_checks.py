@@ -1,4 +1,4 @@
-"""Numbers and shapes in profile.json that no measurement gives: told when it is read."""
+"""Checks of profile.json for numbers and shapes that no measurement gives."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lrcompress.formats.moments import DiskMoments
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label
 
-MOST_ROWS = 1e15  # more would take years
-MOST_TIMES = 1e100  # what was measured, of what was predicted: beyond, products overflow
+MOST_ROWS = 1e15  # measuring more would take years
+MOST_TIMES = 1e100  # largest ratio of measured to predicted; larger ones overflow in products
 
 
 def check_numbers(fields: Mapping[str, Any], where: str) -> None:
-    """Raises DataError for a field of a layer's profile out of its range."""
+    """Raise DataError if a number in a layer's profile is out of range."""
     if not 0 <= fields.get("shrinkage", 0.0) < 1:
         raise DataError(f"{where}.shrinkage: must be at least 0 and below 1; {AGAIN}")
     if not 0 <= fields["rows_per_example"] <= MOST_ROWS:
@@ -36,7 +36,7 @@ def check_numbers(fields: Mapping[str, Any], where: str) -> None:
 
 
 def check_moments(spec: LayerSpec, moments: DiskMoments, path: Path) -> None:
-    """Raises DataError for a moment of another shape than its layer's."""
+    """Raise DataError if a moment's shape does not fit its layer."""
     for part, shape in moments.shapes(spec.name).items():
         size = spec.out_features if part == "sensitivity.output" else spec.in_features
         allowed: set[tuple[int, ...]] = {(spec.groups, size)}

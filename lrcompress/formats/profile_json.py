@@ -1,4 +1,4 @@
-"""profile.json for people, spectra.safetensors and the moments' shards for the next stages."""
+"""A profile on disk: profile.json for people, spectra.safetensors and the shards of moments."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ APART_IN_LAYER = ("spec", "measures", "spectra", "curves")
 
 
 def save_profile(profile: Profile, folder: Path) -> None:
-    """Write the profile; its moments may already lie in `folder`, in a MomentsWriter's shards.
+    """Write the profile; its moments may already be in `folder`, in a MomentsWriter's shards.
 
     Raises:
         LrcompressError: the folder cannot be written.
@@ -60,10 +60,10 @@ def save_profile(profile: Profile, folder: Path) -> None:
 
 
 def load_profile(folder: Path) -> Profile:
-    """The profile of a folder; its moments are read when asked for.
+    """Load the profile of a folder; its moments are read when accessed.
 
     Raises:
-        DataError: a file is missing or damaged, or profile.json was edited into nonsense; the
+        DataError: a file is missing or damaged, or profile.json was edited to invalid values; the
             message names the field.
     """
     path = folder / PROFILE_NAME
@@ -76,7 +76,7 @@ def load_profile(folder: Path) -> Profile:
         )
     try:
         head = fields_from_json(Profile, value, f"{path}:", DataError, apart=APART_IN_PROFILE)
-    except DataError as cause:  # a readout's own complaints know no file
+    except DataError as cause:  # errors of a readout do not name the file
         raise cause if str(path) in str(cause) else DataError(f"{path}: {cause}") from cause
     if head["metric"] not in METRICS:
         known = ", ".join(METRICS)
@@ -126,7 +126,7 @@ def _profile_to_json(profile: Profile, index: MomentsIndex) -> dict[str, Any]:
 
 
 def _layer_to_json(layer: LayerProfile) -> dict[str, Any]:
-    """The last two entries are for people, and are not read back."""
+    """Convert a layer to JSON. The last two entries are for people, and are not read back."""
     return {
         **to_json(layer.spec),
         **_without(layer, APART_IN_LAYER),
@@ -150,7 +150,7 @@ def _layer(value: object, where: str, spectra: Mapping[str, dict[str, Tensor]]) 
     for size in ("out_features", "in_features", "groups"):
         if getattr(spec, size) < 1:
             raise DataError(f"{where}.{size}: must be 1 or more; {AGAIN}")
-    assert isinstance(value, dict)  # from_json has seen to it
+    assert isinstance(value, dict)  # ensured by from_json
     measures = from_json(RankMeasures, value.get("measures"), f"{where}.measures", DataError)
     fields = fields_from_json(LayerProfile, value, where, DataError, apart=APART_IN_LAYER)
     check_numbers(fields, where)
@@ -170,7 +170,7 @@ def _layer(value: object, where: str, spectra: Mapping[str, dict[str, Tensor]]) 
 
 
 def _read_spectra(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Spectra by layer and metric."""
+    """Read the spectra by layer and metric."""
     found: dict[str, dict[str, Tensor]] = {}
     with opened_safetensors(path, DataError) as file:
         for key in file.keys():  # noqa: SIM118  # not a dict
@@ -188,6 +188,6 @@ def _read_spectra(path: Path) -> dict[str, dict[str, Tensor]]:
 def _is_spectrum(values: Tensor) -> bool:
     if len(values) == 0 or not bool(torch.isfinite(values).all()) or float(values.min()) < 0:
         return False
-    # Root-sum-squares over groups round, each to a few units in the last place of the largest
+    # The root-sum-square over groups rounds to a few units in the last place of the largest value
     slack = 16 * torch.finfo(values.dtype).eps * float(values[0])
     return bool((values.diff() <= slack).all())

@@ -1,4 +1,4 @@
-"""lrcompress.json: what stands in each layer's place, and how to rebuild the rest."""
+"""lrcompress.json: the structure of each replaced layer, and how to rebuild the rest."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class ModelReference:
 
     @property
     def place(self) -> str:
-        """As the user wrote it, if that is here; else where its folder lay then."""
+        """The path as the user wrote it, if it exists; else the model's folder at that time."""
         here = expanded(self.text, ModelError).exists()
         return self.text if here else self.details.get("folder", self.text)
 
 
 @dataclass(frozen=True)
 class RunLayer:
-    """One planned layer. `bias`: the module in its place has one, the original's or its own."""
+    """One planned layer. `bias`: whether its replacement has one, the original's or its own."""
 
     name: str
     structure: Structure
@@ -49,17 +49,20 @@ class RunLayer:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Layers in the order in which they are replaced; a later one may lie inside an earlier."""
+    """The content of lrcompress.json.
+
+    Layers are in the order of replacement; a later one may lie inside an earlier one.
+    """
 
     lrcompress: str  # version
-    reference: ModelReference  # of the dense model
+    reference: ModelReference  # to the dense model
     source_fingerprint: str  # of the module that was compressed
     precision: str  # dtype of the weights, or "mixed"
     layers: tuple[RunLayer, ...]
     conversions: tuple[Conversion, ...] = ()  # made before the layers were replaced
-    unconverted_fingerprint: str = ""  # of the module before them, where there are any
+    unconverted_fingerprint: str = ""  # of the module before the conversions, if there are any
     source_identity: ModelIdentity | None = None  # of the module that was compressed
-    function: FunctionSketch | None = None  # of what came of it
+    function: FunctionSketch | None = None  # of the compressed module
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -90,7 +93,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class _Head:
-    """The fields that need no further reading."""
+    """The fields that need no further parsing."""
 
     lrcompress: str
     reference: ModelReference
@@ -109,11 +112,11 @@ class _LayerHead:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of a run folder.
+    """Read the record of a run folder.
 
     Raises:
         ModelError: missing, malformed, or of another schema version.
-        PlanError: a layer's structure is malformed; it names the layer.
+        PlanError: a layer's structure is malformed; the message names the layer.
     """
     path = folder / RECORD_NAME
     value = read_json(path)
@@ -152,7 +155,7 @@ def read_record(folder: Path) -> RunRecord:
 
 def _layer(value: object, where: str) -> RunLayer:
     head = from_json(_LayerHead, value, where, ModelError)
-    assert isinstance(value, dict)  # from_json has seen to it
+    assert isinstance(value, dict)  # ensured by from_json
     try:
         structure = structure_from_json(value.get("structure"), head.name)
     except PlanError as cause:

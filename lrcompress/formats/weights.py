@@ -1,4 +1,4 @@
-"""Weight files: read safely, or refused with the reason; put into a module strictly."""
+"""Weight files: safe reading, with a reason for each refusal, and strict loading into a module."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lrcompress.messages import label, listed, one_line
 from lrcompress.paths import check_regular
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
-REFUSALS = ("GLOBAL", "Can only create", "Can only build")  # in the words of torch's safe reader
+REFUSALS = ("GLOBAL", "Can only create", "Can only build")  # in messages of torch's safe reader
 NESTED_STATES = ("state_dict", "model_state_dict", "model")
 
 
 def read_state(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
-    """The named tensors of a .safetensors file or of a state dict saved by torch.
+    """Read the named tensors of a .safetensors file or of a state dict saved by torch.
 
     Raises:
         ModelError: missing, unreadable, truncated, or pickled Python objects.
@@ -41,7 +41,7 @@ def read_state(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
 
 @contextmanager
 def opened_safetensors(path: Path, error: type[LrcompressError] = ModelError) -> Iterator[Any]:
-    """safetensors' lazy reader, with its errors in one line."""
+    """Open a safetensors file lazily, with its errors in one line."""
     check_regular(path, error)
     try:
         with safe_open(path, framework="pt") as file:
@@ -57,7 +57,7 @@ def opened_safetensors(path: Path, error: type[LrcompressError] = ModelError) ->
 def unreadable(
     path: Path, cause: OSError, error: type[LrcompressError] = ModelError
 ) -> LrcompressError:
-    """One line for a file that the system will not give."""
+    """Return an error of one line for a file that the operating system cannot read."""
     if isinstance(cause, FileNotFoundError):
         return error(f"{path}: no such file; check the path")
     if isinstance(cause, PermissionError):
@@ -74,7 +74,7 @@ def _unpickle(path: Path, *, allow_pickle: bool) -> object:
     except OSError as cause:
         raise unreadable(path, cause) from cause
     except Exception as cause:  # torch raises a different class for each kind of damage
-        # A damaged file fails at some byte; a refused one names what it would have to run
+        # A damaged file fails at some byte; a refused one names the code that it would run
         refused = any(word in str(cause) for word in REFUSALS)
         if not (refused and isinstance(cause, pickle.UnpicklingError)):
             raise ModelError(
@@ -96,7 +96,7 @@ def _unpickle(path: Path, *, allow_pickle: bool) -> object:
 
 
 def _tensors(loaded: object, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, or the one inside a module or a training checkpoint."""
+    """Return the state dict itself, or the one inside a module or a training checkpoint."""
     if isinstance(loaded, nn.Module):
         loaded = loaded.state_dict()
     if isinstance(loaded, Mapping):
@@ -119,11 +119,11 @@ def fill_(
     *,
     keep_dtype: bool,
 ) -> None:
-    """Put every tensor of a file into the module; what is tied stays tied.
+    """Load every tensor of a file into the module; tied weights stay tied.
 
-    `names` are the file's; `get` reads one, so that a large file is never held twice. Every
-    parameter and kept buffer must be there under one of its names, with its shape. The module's
-    dtype is kept, or the file's with `keep_dtype`.
+    `names` are the tensors in the file. `get` reads one of them, so that a large file is never
+    held twice. Every parameter and persistent buffer must be there under one of its names, with
+    its shape. The module's dtype is kept, or the file's with `keep_dtype`.
 
     Raises:
         ModelError: missing or unknown names, other shapes, a tied weight with two values.

@@ -1,1 +1,1 @@
-"""ONNX graphs as values: their types, constants, kernels and rewrites."""
+"""Analysis and rewriting of ONNX graphs: types, constants, kernels and rewrites."""

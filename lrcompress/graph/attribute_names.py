@@ -1,7 +1,7 @@
-"""A repair of torch.fx: parts of a network may have any name that torch itself lets them have.
+"""A patch for torch.fx that allows submodules to have any name that torch.nn accepts.
 
-torch.fx writes code such as ``self.parts.in.weight``, which is none where a name is a keyword of
-Python, and puts others between quotes as they are. Seen in torch 2.13.
+torch.fx generates code such as ``self.parts.in.weight``, which is invalid if a name is a Python
+keyword, and quotes other names without escaping. Seen in torch 2.13.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.fx.graph
 
 @contextlib.contextmanager
 def any_attribute_name() -> Iterator[None]:
-    """Graphs made meanwhile reach attributes of any name."""
+    """Patch torch.fx within this context, so that graphs can access attributes of any name."""
     written = torch.fx.graph._format_target
     torch.fx.graph._format_target = _reached
     try:

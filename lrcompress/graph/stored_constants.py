@@ -1,8 +1,8 @@
-"""The constants that a graph stores, read one at a time, and probed to tell them apart cheaply.
+"""The stored constants of a graph, read one at a time and compared by samples.
 
-A tensor may be stored in another order of its axes, in another shape, and in another dtype. All
-orders of a few values at fixed places (a probe) say which stored tensor is which; only that one is
-then read whole.
+A tensor may be stored with its axes in another order, in another shape, and in another dtype. A few
+values at fixed indices (a probe), taken in every order of the axes, identify the stored tensor.
+Only that one is then read completely.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from lrcompress.errors import ModelError
 from lrcompress.messages import one_line
 
 PROBES = 64
-CHUNK = 2**20  # values that are compared at a time
-_MOST_AXES = 4  # of which every order is tried
+CHUNK = 2**20  # values compared at a time
+_MOST_AXES = 4  # up to this many axes, every order is tried
 Order = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A constant of a graph; its values are read anew at each call of `array`."""
+    """A constant of a graph. Every call of `array` reads its values again."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as onnx_ir names it, in lower case
-    tensor: Any  # of onnx_ir
-    norms: tuple[Any, ...] = field(default=())  # nodes of onnx_ir that normalise and scale by it
+    dtype: str  # onnx_ir's name in lower case
+    tensor: Any  # an onnx_ir tensor
+    norms: tuple[Any, ...] = field(default=())  # onnx_ir norm nodes that use it as their scale
 
     @property
     def size(self) -> int:
@@ -45,16 +45,16 @@ class Stored:
 
     @property
     def whole(self) -> bool:
-        """Whether it holds whole numbers: positions, indices."""
+        """Whether it holds integers, such as positions or indices."""
         return "int" in self.dtype
 
     def array(self) -> NDArray[Any]:
-        """Axes of one are left out."""
+        """Return the values without axes of size one."""
         values: NDArray[Any] = self.tensor.numpy()
         return values.squeeze()
 
     def release(self) -> None:
-        """Unmap the file that the values lie in, once no view of them is left."""
+        """Unmap the file with the values, unless a view of them still exists."""
         release = getattr(self.tensor, "release", None)
         if release is not None:
             with contextlib.suppress(BufferError):
@@ -62,13 +62,13 @@ class Stored:
 
     @cached_property
     def orders(self) -> tuple[Order, ...]:
-        """Orders of the axes that are longer than one; of many axes, only as they are."""
+        """All orders of the axes longer than one; only the stored order above _MOST_AXES axes."""
         axes = range(sum(size > 1 for size in self.shape))
         return tuple(permutations(axes)) if len(axes) <= _MOST_AXES else (tuple(axes),)
 
     @cached_property
     def probes(self) -> NDArray[np.float64]:
-        """The values at the places of `probe_places`, for each order.  (orders, PROBES)"""
+        """The values at the indices of `probe_places`, for each order: (orders, PROBES)."""
         array = self.array()
         places = probe_places(self.size)
         found = [_at(array.transpose(order), places) for order in self.orders]
@@ -77,7 +77,7 @@ class Stored:
         return np.stack(found)
 
     def chunks(self, order: Order) -> Iterator[NDArray[Any]]:
-        """All values in that order of the axes, flattened, in pieces."""
+        """Yield all values, flattened in that order of the axes, in chunks."""
         array = self.array().transpose(order)
         dtype = np.int64 if self.whole else np.float32
         if array.ndim == 0:
@@ -91,7 +91,7 @@ class Stored:
 
 
 def probe_places(size: int) -> NDArray[np.int64]:
-    """Indices into a flattened tensor: spread over it, the same for each of its size."""
+    """Return PROBES indices into a flattened tensor, which depend only on its size."""
     if size <= PROBES:
         return np.arange(PROBES, dtype=np.int64) % max(size, 1)
     return np.sort(np.random.default_rng(size).integers(0, size, PROBES))
@@ -108,10 +108,10 @@ _NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "Batch
 
 
 def read_graph(graph: onnx.ModelProto, folder: Path) -> Any:
-    """The graph as an onnx_ir.Model, its external data left where it lies, in `folder`.
+    """Convert the graph to an onnx_ir.Model, with external data left in `folder`.
 
     Raises:
-        ModelError: a field of it is malformed.
+        ModelError: a field of the file is malformed.
     """
     import onnx_ir as ir
 
@@ -128,9 +128,9 @@ def read_graph(graph: onnx.ModelProto, folder: Path) -> Any:
 
 
 def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]:
-    """Every initializer and Constant of the graph and of the graphs within it.
+    """Return the initializers and Constants of the graph and its subgraphs, of readable dtypes.
 
-    folder: where its external data lies.
+    folder: folder with the external data.
     """
     import onnx_ir as ir
 

@@ -1,4 +1,4 @@
-"""The dtype of every value of an ONNX graph, and which values only compute shapes."""
+"""Infer the dtype of every value of an ONNX graph, and which nodes only compute shapes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from lrcompress.errors import ModelError
 from lrcompress.messages import one_line
 
-# What exporters build shapes, indices and masks with. A node of another operator, or one of these
-# that touches anything but shapes and constants, is the network's own arithmetic.
+# Operators from which exporters build shapes, indices and masks. A node of another operator, or
+# one of these with inputs other than shapes and constants, is the network's own arithmetic.
 # fmt: off
 SHAPE_OPERATORS = frozenset((
     "Shape", "Size", "Constant", "ConstantOfShape", "Identity", "Cast", "Gather", "GatherElements",
@@ -28,7 +28,7 @@ SHAPE_OPERATORS = frozenset((
 ))
 # fmt: on
 
-_INLINE_BYTES = 64 * 1024  # larger constants are no shapes: inference does without their values
+_INLINE_BYTES = 64 * 1024  # larger constants are not shapes: inference does not need their values
 # fmt: off
 _INTEGERS = frozenset((
     "bool", "int4", "int8", "int16", "int32", "int64",
@@ -40,24 +40,26 @@ _INTEGERS = frozenset((
 @dataclass(frozen=True)
 class ValueType:
     dtype: str  # `float16`, `int64`, `seq(float)`
-    elements: int | None  # None where a dimension is not known before the run
+    elements: int | None  # None if a dimension is unknown before the run
 
 
 @dataclass(frozen=True, eq=False)
 class TypedNode:
     node: NodeProto
-    inputs: tuple[ValueType | None, ...]  # None: absent, or inference could not tell
+    inputs: tuple[ValueType | None, ...]  # None: absent, or not inferred
     outputs: tuple[ValueType | None, ...]
-    computes_shape: bool  # from shapes and constants alone, into integers or one number
+    computes_shape: bool  # computes integers or a single number from only shapes and constants
 
 
 def typed_nodes(
     model: ModelProto, *, expand: Callable[[NodeProto], bool] | None = None
 ) -> list[TypedNode]:
-    """Every node of the graph and of its subgraphs, calls of the model's own functions inlined.
+    """Return every node of the graph and its subgraphs, with the model's own functions inlined.
 
-    `expand` tells which nodes to replace by their operator's definition in the ONNX standard.
-    Raises ModelError for a graph that does not fit together.
+    expand: which nodes to replace by their operator's definition in the ONNX standard.
+
+    Raises:
+        ModelError: the types of the graph cannot be inferred.
     """
     try:
         return list(_walk(_inferred(_without_weights(model), expand).graph, {}, set(), set()))
@@ -76,13 +78,13 @@ def typed_nodes(
 def _inferred(light: ModelProto, expand: Callable[[NodeProto], bool] | None) -> ModelProto:
     if light.functions:
         light = onnx.inliner.inline_local_functions(light)
-    # A definition may itself use an operator that is replaced by its definition.
+    # A definition may use operators that must be expanded too.
     while expand and (chosen := {_operator(n) for n in _all_nodes(light.graph) if expand(n)}):
         light = onnx.inliner.inline_selected_functions(
             light, sorted(chosen), inline_schema_functions=True
         )
         if chosen & {_operator(n) for n in _all_nodes(light.graph)}:
-            break  # not every definition can be written out
+            break  # some definitions cannot be inlined
     inferred: ModelProto = onnx.shape_inference.infer_shapes(light)
     return inferred
 
@@ -119,7 +121,7 @@ def _computes_shape(
 
 
 def _is_shape_like(value: ValueType | None) -> bool:
-    # A scale such as 1/sqrt(head size) is one floating-point number made from a shape.
+    # A scale such as 1/sqrt(head size) is a single floating-point number computed from a shape.
     return value is not None and (value.dtype in _INTEGERS or value.elements == 1)
 
 
@@ -168,14 +170,16 @@ def _value_type(declared: TypeProto) -> ValueType | None:
 
 
 def dtype_name(element_type: int) -> str:
-    """`float`, `float16`, `bfloat16`, `int64`: the names that ONNX Runtime uses."""
+    """Return ONNX Runtime's name of a dtype: `float`, `float16`, `bfloat16`, `int64`, ..."""
     name: str = onnx.helper.tensor_dtype_to_string(element_type)  # `TensorProto.FLOAT16`
     return name.removeprefix("TensorProto.").lower()
 
 
 def _without_weights(model: ModelProto) -> ModelProto:
-    """The same graph with large initializers left as a name, dtype and dims, so that inference,
-    which copies the model through protobuf, works above 2 GB and costs little below."""
+    """Return the graph with only the name, dtype and dims of large initializers.
+
+    Inference copies the model through protobuf. So it works above 2 GB, and is cheap below.
+    """
     light = ModelProto(ir_version=model.ir_version)
     light.opset_import.extend(model.opset_import)
     light.functions.extend(model.functions)

@@ -1,8 +1,8 @@
-"""A graph in a wider dtype: bfloat16 in float32, to be run where no bfloat16 product is, and all of
-it in float64, to tell what it computes from how it is rounded.
+"""Convert a graph to a wider dtype.
 
-The weights keep the values that they were rounded to, so the graph's structure and its weights are
-put to the test; the rounding of what flows between the nodes is not.
+bfloat16 becomes float32, to run where bfloat16 products are not supported. All floating-point
+dtypes become float64, to separate errors from rounding. The weights keep their rounded values. So
+running the result tests the graph's structure and weights, but not the rounding of activations.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def upcast(source: Path, target: Path) -> None:
-    """Write the graph at `source` with float32 in place of bfloat16, weights beside it."""
+    """Write the graph at `source` to `target`, with float32 for bfloat16 and external weights."""
     import onnx_ir as ir
 
     model = ir.load(source)
@@ -22,7 +22,7 @@ def upcast(source: Path, target: Path) -> None:
 
 
 def widen_(model: Any, narrow: Collection[Any], wide: Any) -> None:
-    """Every value, constant and conversion of an onnx_ir.Model that is `narrow`, to `wide`."""
+    """Change the dtypes `narrow` to `wide` in all values, constants and casts of the model."""
     import onnx_ir as ir
 
     kinds = {int(dtype) for dtype in narrow}

@@ -1,4 +1,4 @@
-"""Keys by which equal weights are found again, whatever their names and orientation."""
+"""Keys to find equal weights regardless of their names and orientation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch import Tensor
 
 Shape = tuple[int, ...]
 
-_BLOCK = 16  # ONNX Runtime pads the channels of a convolution's kernel to 8 or 16 on the CPU
+_BLOCK = 16  # ONNX Runtime pads the channels of convolution kernels to 8 or 16 on the CPU
 
 
 def rounded(tensor: Tensor, dtype: torch.dtype) -> NDArray[np.float32]:
-    """The values that `tensor` has in a file of that dtype."""
+    """Return the values of `tensor` rounded to `dtype`."""
     values: NDArray[np.float32] = tensor.to(dtype).float().cpu().numpy()
     return values
 
 
 def content_key(values: NDArray[Any]) -> str:
-    """Equal for a matrix and its transpose, and for a stack of matrices with its axes in any order
-    and axes of one among them: ONNX Runtime carries out what reorders constants when it loads them.
+    """Return a hash of the values, regardless of the order of up to 3 axes and of axes of size one.
+
+    ONNX Runtime reorders constants when it loads a file.
     """
     values = np.asarray(values, dtype=np.float32)
     stack = values.squeeze()
@@ -39,7 +40,7 @@ def content_key(values: NDArray[Any]) -> str:
 
 
 def shape_key(shape: Shape) -> Shape:
-    """Equal for a matrix and its transpose, and for a kernel and its padded blocks."""
+    """Return a key that ignores a matrix's orientation and the padding of a kernel's channels."""
     if len(shape) == 2:
         return (min(shape), max(shape))
     out_channels, in_channels, *kernel = shape

@@ -1,4 +1,4 @@
-"""The norm in which a layer's error is measured. A metric is one row of METRICS."""
+"""Metrics: the norm in which a layer's error is measured. Each metric is one row of METRICS."""
 
 from __future__ import annotations
 

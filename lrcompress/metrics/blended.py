@@ -1,10 +1,10 @@
-"""The two-sided metric with larger shares of what calibration knows for certain.
+"""The two-sided metric blended with the inputs' second moment and the identity.
 
 Both Kronecker factors are estimated at the dense network from few examples. A compressed network
-is some way off, where other directions are sensitive too. This metric takes three tenths of the
-input factor from the plain second moment of the inputs and three tenths of the output factor from
-the identity. Between the two-sided and the input-weighted metric it is the better one on networks
-that are far from linear in the changes that compression makes (benchmarks/unseen.py).
+differs from it, and other directions are sensitive there too. This metric takes 30 % of the input
+factor from the plain second moment of the inputs and 30 % of the output factor from the identity.
+It lies between the two-sided and the input-weighted metric, and is better on networks that respond
+nonlinearly to the changes that compression makes (benchmarks/unseen.py).
 """
 
 from __future__ import annotations

@@ -20,6 +20,6 @@ class Diagonal(Metric):
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
     ) -> Whitening:
         scale = moments.input_abs_mean.to(torch.float64).pow(ALPHA)
-        # A channel that was never active keeps a little weight: the inverse stays finite.
+        # Inactive channels keep a small weight, so that the inverse stays finite.
         scale = scale.clamp_min(RELATIVE_FLOOR * float(scale.max()))
         return Whitening(input=DiagonalRoot(scale))

@@ -1,4 +1,4 @@
-"""The contract of a metric: from a layer's moments to a whitening of its weight."""
+"""The interface of a metric, which maps a layer's moments to a whitening of its weight."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from lrcompress.metrics.root import IdentityRoot, Root
 
 @dataclass(frozen=True)
 class Whitening:
-    """loss(dW) = 1/2 ||left dW right^T||_F^2, with the roots of the output and input moments."""
+    """Roots of the output and input moments: loss(dW) = 1/2 ||output dW input^T||_F^2."""
 
     output: Root = field(default_factory=IdentityRoot)
     input: Root = field(default_factory=IdentityRoot)
 
     def whiten(self, weight: Tensor) -> Tensor:
-        """G^1/2 W C^1/2 in float64; (groups, m, n)."""
+        """Return G^1/2 W C^1/2 in float64: (groups, m, n)."""
         return self.output.left(self.input.right(weight.to(torch.float64)))
 
     def loss(self, difference: Tensor) -> Tensor:
-        """Loss of replacing W by W - difference, summed over groups; a scalar."""
+        """The loss of replacing W by W - difference, summed over groups; a scalar."""
         return 0.5 * self.whiten(difference).square().sum()
 
 
@@ -39,10 +39,10 @@ class Metric(ABC):
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
     ) -> Whitening:
-        """Whitening of a layer. `centred` when a bias takes up the mean of the error."""
+        """Return the whitening of a layer. `centred`: a bias compensates the mean error."""
 
     def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
-        """What a bias should take up of the error dW x: (groups, m), or None without data."""
+        """The mean of dW x, which a bias should compensate: (groups, m), or None without data."""
         return torch.einsum("gmn,gn->gm", difference, moments.input_mean.to(difference.dtype))
 
     def input_moment(self, moments: LayerMoments, *, centred: bool) -> Tensor:

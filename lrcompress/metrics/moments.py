@@ -1,4 +1,4 @@
-"""What calibration leaves behind for one layer."""
+"""Statistics of one layer that calibration collects: second moments and sensitivities."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 class Sensitivity:
     """Kronecker factors of the layer's Gauss-Newton matrix, H = input (x) output.
 
-    From the gradients g_t of an example's rows, under one probe of the output's curvature:
+    They come from the gradients g_t of an example's rows, for one probe of the output's curvature:
     input = E[J^T J] with J = sum_t g_t x_t^T, output = E[sum_t g_t g_t^T] / trace. `cross` and
     `bias` extend the input factor by the layer's bias, whose gradient is j = sum_t g_t: E[J^T j]
-    and E[j^T j]. An embedding has none.
+    and E[j^T j]. They are None for an embedding.
     """
 
     input: Tensor  # (g, n, n) or diagonal (g, n); per example
@@ -27,9 +27,9 @@ class Sensitivity:
 
 @dataclass(frozen=True, eq=False)
 class LayerMoments:
-    """Second moments of a layer's inputs, and its output sensitivity.
+    """Second moments of a layer's inputs, and its output sensitivity, per group g.
 
-    Per group g. A moment over too many features (a vocabulary) is held as its diagonal.
+    A moment over too many features (a vocabulary) is stored as its diagonal.
     """
 
     input: Tensor  # C = (1/examples) sum x x^T: (g, n, n) or diagonal (g, n)
@@ -41,12 +41,12 @@ class LayerMoments:
 
     @property
     def centred_input(self) -> Tensor:
-        """C - (rows/examples) mu mu^T, the metric once the bias absorbs the mean error."""
+        """C - (rows/examples) mu mu^T: the second moment if the bias absorbs the mean error."""
         return without_mean(self.input, self.input_mean, self.rows / max(self.examples, 1))
 
 
 def without_mean(moment: Tensor, mean: Tensor, weight: float | Tensor) -> Tensor:
-    """M - weight mean mean^T, in the moment's own form; weight: a number or (g,)."""
+    """Return M - weight mean mean^T, full or diagonal as the moment; weight: a number or (g,)."""
     scale = torch.as_tensor(weight, dtype=moment.dtype, device=moment.device).reshape(-1, 1)
     if moment.dim() == 2:
         return moment - scale * mean.square()

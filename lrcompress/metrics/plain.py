@@ -1,4 +1,4 @@
-"""||dW||_F^2: no data. Truncated SVD, and the norm that BLAST's reference minimises."""
+"""||dW||_F^2, which needs no data: the norm of truncated SVD and of BLAST's reference fit."""
 
 from __future__ import annotations
 

@@ -2,10 +2,10 @@
 
 A root S of a moment M satisfies M = S^T S, so that ||X S^T||_F^2 = tr(X M X^T). `right` maps
 X -> X S^T and `right_inverse` undoes it on the range of M (a pseudo-inverse). Any root gives the
-same losses and best fits. A moment that shrinkage keeps well away from singular takes its Cholesky
-factor, twenty times cheaper than eigenvectors; any other its eigenvectors: M is rank-deficient
-whenever there are fewer tokens than features (DRONE; SVD-LLM v2, Wang et al. 2025, eq. 7), and
-eigenvalues that rounding has made negative are dropped, never rooted.
+same losses and best fits. If shrinkage keeps a moment well away from singular, the root is its
+Cholesky factor, twenty times cheaper than eigenvectors. Otherwise it uses the eigenvectors: M is
+rank-deficient whenever there are fewer tokens than features (DRONE; SVD-LLM v2, Wang et al. 2025,
+eq. 7). Eigenvalues that are negative by rounding are set to zero.
 """
 
 from __future__ import annotations
@@ -16,30 +16,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Moments are stored in float32: eigenvalues below this share of the largest are rounding.
+# Moments are stored in float32: eigenvalues below this share of the largest are rounding errors.
 RELATIVE_FLOOR = 1e-9
-# Smallest eigenvalue over the largest from which a Cholesky factor is not made of rounding
+# Smallest ratio of the least to the largest eigenvalue for which a Cholesky factor is accurate
 SAFE_CONDITION = 1e-6
 
 
 class Root(ABC):
-    """Root of a moment over k features, in float64. Batched over the groups of a layer."""
+    """Root of a moment over k features, in float64, batched over the groups of a layer."""
 
     @abstractmethod
     def right(self, x: Tensor) -> Tensor:
-        """X S^T for X: (groups, rows, k)."""
+        """Return X S^T for X: (groups, rows, k)."""
 
     @abstractmethod
     def right_inverse(self, y: Tensor) -> Tensor:
-        """Y (S^T)^+, back in the original features."""
+        """Return Y (S^T)^+, in the original features."""
 
     @abstractmethod
     def gram(self) -> Tensor | None:
-        """The moment M = S^T S, shrinkage included: (groups, k, k), or a diagonal one (groups, k);
-        None for the identity."""
+        """The moment M = S^T S with shrinkage; None for the identity.
+
+        (groups, k, k), or (groups, k) if diagonal.
+        """
 
     def left(self, x: Tensor) -> Tensor:
-        """S X for X: (groups, k, columns)."""
+        """Return S X for X: (groups, k, columns)."""
         return self.right(x.mT).mT
 
     def left_inverse(self, y: Tensor) -> Tensor:
@@ -112,10 +114,10 @@ class TriangularRoot(Root):
 
 
 def root_of(moment: Tensor, *, shrinkage: float = 0.0) -> Root:
-    """Root of a moment ``(groups, k, k)``, or of a diagonal one ``(groups, k)``.
+    """Return a root of a moment ``(groups, k, k)``, or of a diagonal one ``(groups, k)``.
 
-    `shrinkage` s in [0, 1) replaces M by (1 - s) M + s (tr M / k) I, the Ledoit-Wolf form, which
-    keeps directions that few tokens happened not to visit from being thrown away.
+    `shrinkage` s in [0, 1) replaces M by (1 - s) M + s (tr M / k) I, the Ledoit-Wolf form. It keeps
+    the fit from discarding directions that do not occur in a small calibration set.
     """
     moment = moment.to(torch.float64)
     if moment.dim() == 2:

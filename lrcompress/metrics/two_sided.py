@@ -1,11 +1,11 @@
 """1/2 ||G^1/2 dW C^1/2||_F^2, the second-order change of the network's output divergence.
 
-With the Kronecker factors C, G of the layer's Gauss-Newton matrix (`Sensitivity`). One unit for
-every layer, which is what makes ranks comparable across depth.
+C and G are the Kronecker factors of the layer's Gauss-Newton matrix (`Sensitivity`). The unit is
+the same for every layer, so ranks are comparable across depth.
 
-A tenth of the input factor is the plain second moment of the inputs: directions that calibration
-moved but its few examples found insensitive are not thrown away (benchmarks/quality.py: better on
-text of another kind than the calibration text).
+A tenth of the input factor is the plain second moment of the inputs. It keeps directions that occur
+in the inputs but that the few calibration examples found insensitive (benchmarks/quality.py: better
+on text that differs in kind from the calibration text).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class TwoSided(Metric):
     name = "two-sided"
     needs_inputs = True
     needs_outputs = True
-    input_share = 0.1  # of the plain second moment of the inputs in the input factor, by trace
-    output_share = 0.0  # of the identity in the output factor, by trace
+    input_share = 0.1  # share of the inputs' plain second moment in the input factor, by trace
+    output_share = 0.0  # share of the identity in the output factor, by trace
 
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
@@ -62,24 +62,24 @@ class _InputFactor:
 
     @property
     def mean(self) -> Tensor:
-        """What the bias takes up, per unit of dW: (g, n)."""
+        """What the bias compensates, per unit of dW: (g, n)."""
         assert self.cross is not None
         assert self.constant is not None
         return self.cross / self.constant.clamp_min(1e-30).unsqueeze(-1)
 
     @property
     def centred(self) -> Tensor:
-        """The Schur complement: the factor that is left once the bias has moved."""
+        """The Schur complement: the input factor once the bias is optimal."""
         if self.cross is None or self.constant is None:
             return self.input
         return without_mean(self.input, self.mean, self.constant)
 
 
 def _input_factor(sensitivity: Sensitivity, moments: LayerMoments, share: float) -> _InputFactor:
-    """The sensitive factor and the plain moment at one trace, borders included.
+    """Blend the sensitivity's input factor with the plain moment at equal traces, with borders.
 
-    The plain part also settles what the sensitive one leaves open: attention ignores the key's
-    bias, so there `cross` and `bias` are rounding alone.
+    The plain part also determines the bias where the sensitivity does not: attention ignores the
+    key's bias, so its `cross` and `bias` are rounding errors.
     """
     sensitive = sensitivity.input
     scale, keep = share * _ratio(sensitive, moments.input), 1 - share
@@ -95,7 +95,7 @@ def _input_factor(sensitivity: Sensitivity, moments: LayerMoments, share: float)
 
 
 def toward_identity(moment: Tensor, share: float) -> Tensor:
-    """(1 - share) M + share (tr M / k) I, of a full moment (g, k, k) or a diagonal one (g, k)."""
+    """Return (1 - share) M + share (tr M / k) I for a full (g, k, k) or diagonal (g, k) moment."""
     if share == 0.0:
         return moment
     mean = share * _trace(moment).to(moment) / moment.shape[-1]
@@ -106,7 +106,7 @@ def toward_identity(moment: Tensor, share: float) -> Tensor:
 
 
 def _ratio(sensitive: Tensor, inputs: Tensor) -> Tensor:
-    """tr(sensitive) / tr(inputs) of each group: (g,); 0 where there was no input."""
+    """Return tr(sensitive) / tr(inputs) of each group: (g,); 0 where tr(inputs) is zero."""
     over, under = _trace(sensitive), _trace(inputs)
     return torch.where(under > 0, over / under, 0.0)
 
@@ -117,8 +117,11 @@ def _trace(moment: Tensor) -> Tensor:
 
 
 def _scaled(moment: Tensor, scale: Tensor, *, like: Tensor) -> Tensor:
-    """The moment times (g,), full where `like` is: one of one-hot tokens is held as its diagonal,
-    while that of a head tied to their embedding need not be."""
+    """Multiply the moment by `scale` (g,) and make it full where `like` is full.
+
+    The moment of one-hot tokens is stored as its diagonal; that of a head tied to their embedding
+    may be full.
+    """
     if like.dim() == 3:
         moment = torch.diag_embed(moment) if moment.dim() == 2 else moment
         return scale[:, None, None] * moment

@@ -1,1 +1,1 @@
-"""One forward pass of a network: inputs, call, outputs, divergences, and what identifies it."""
+"""A network's forward pass: inputs, call, outputs, divergences, and the network's identity."""

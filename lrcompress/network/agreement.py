@@ -1,4 +1,4 @@
-"""Whether two modules compute the same, to the rounding of their number format."""
+"""Compare the outputs of two modules, up to the rounding of their dtype."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-LARGEST_ERROR = 0.05  # of the scale, in whatever number format
-WHOLE_NETWORK = 100  # rounding grows with depth; what this check is for is far larger
+LARGEST_ERROR = 0.05  # of the scale, in any dtype
+WHOLE_NETWORK = 100  # rounding grows with depth; the errors to be detected are far larger
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """Largest difference of two orders of summation, relative to the output's scale.
+    """Largest difference between two orders of summation, relative to the output's scale.
 
-    84 units in the last place are 1e-5 in float32; in half precision products are summed in
+    84 units in the last place are 1e-5 in float32. In half precision, products are summed in
     float32 and rounded once or twice.
     """
     units = 84 if dtype in (torch.float32, torch.float64) else 4
@@ -23,7 +23,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 def tensors_of(raw: object) -> Iterator[Tensor]:
-    """The tensors of a module's output, wherever they lie in it."""
+    """Yield all tensors of a module's output, nested ones included."""
     if isinstance(raw, Tensor):
         yield raw
     elif isinstance(raw, Mapping):
@@ -38,7 +38,7 @@ def tensors_of(raw: object) -> Iterator[Tensor]:
 
 
 def agree(one: object, other: object, *, slack: float = 1.0) -> bool:
-    """Whether outputs have the same tensors; `slack` multiplies the tolerance."""
+    """Whether two outputs have the same tensors; `slack` multiplies the tolerance."""
     first, second = list(tensors_of(one)), list(tensors_of(other))
     return len(first) == len(second) and all(
         _close(a, b, slack) for a, b in zip(first, second, strict=True)
@@ -66,7 +66,7 @@ def _close(a: Tensor, b: Tensor, slack: float) -> bool:
 
 
 def output(call: Callable[[], object]) -> object:
-    """What a call gives, with the same random numbers each time; an error is an answer too."""
+    """Return a call's result, or the exception it raises, with a fixed random seed."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         try:

@@ -14,14 +14,14 @@ MASK = "attention_mask"  # 1 where an example has a token, 0 on padding
 
 
 def batch_size(batch: Batch) -> int:
-    """Examples in a batch."""
+    """Number of examples in a batch."""
     return len(next(iter(batch.values())))
 
 
 def token_count(batches: Batches) -> int:
-    """Unpadded positions of the token ids: whole numbers by example and position.
+    """Number of unpadded token ids. Token ids are integers: (examples, positions).
 
-    0 where there are none: images and arrays are counted in examples alone.
+    0 where there are none: images and arrays are only counted in examples.
     """
     return sum(map(_tokens, batches))
 
@@ -42,7 +42,7 @@ def _tokens(batch: Batch) -> int:
 
 
 def examples_of(batch: Batch, start: int, stop: int) -> Batch:
-    """Examples `start` to `stop` of a batch. Tensors that are not one row an example stay whole."""
+    """Examples `start` to `stop` of a batch. Tensors without one row per example stay whole."""
     count = batch_size(batch)
     return {
         name: tensor[start:stop] if tensor.dim() and len(tensor) == count else tensor
@@ -51,16 +51,16 @@ def examples_of(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def is_divisible(batch: Batch) -> bool:
-    """Whether every tensor has one row an example, so that a part of the batch is a batch."""
+    """Whether every tensor has one row per example, so that a part of the batch is a batch."""
     count = batch_size(batch)
     return all(tensor.dim() > 0 and len(tensor) == count for tensor in batch.values())
 
 
 def spread_examples(batches: Batches, examples: int) -> list[Batch]:
-    """Batches of about so many examples in all, spread evenly: they are sorted by length."""
+    """Return batches of about `examples` examples in all, evenly spread (sorted by length)."""
     largest = max(batch_size(batch) for batch in batches)
     parts = max(1, min(len(batches), -(-examples // largest), examples))
-    if examples < 2 * largest:  # a few examples of several lengths, not one batch of one length
+    if examples < 2 * largest:  # take examples of several lengths, not one batch of one length
         parts = max(1, min(len(batches), examples, 4))
     chosen = [batches[(2 * place + 1) * len(batches) // (2 * parts)] for place in range(parts)]
     each = max(1, examples // parts)

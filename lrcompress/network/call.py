@@ -14,7 +14,7 @@ from lrcompress.network.batches import Batch
 
 @contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode with no parameter asking for a gradient; both are given back."""
+    """Context in evaluation mode without requires_grad on any parameter; restores both."""
     training = {m: m.training for m in module.modules()}
     wanted = {p: p.requires_grad for p in module.parameters()}
     module.eval()
@@ -30,13 +30,13 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def on_device(module: nn.Module, batch: Batch) -> Batch:
-    """A copy of the batch, which the network may change, where the network's parameters are."""
+    """Return a copy of the batch, which the network may change, on the parameters' device."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     return {name: value.to(device, copy=True) for name, value in batch.items()}
 
 
 def call(module: nn.Module, batch: Batch) -> object:
-    """The network's raw output on the device of its parameters.
+    """Return the network's raw output on the device of its parameters.
 
     Raises:
         DataError: the batch does not fit the network's forward.
@@ -45,7 +45,7 @@ def call(module: nn.Module, batch: Batch) -> object:
         return module(**on_device(module, batch))
     except LrcompressError:
         raise
-    except Exception as cause:  # whatever the user's own forward may raise
+    except Exception as cause:  # the user's own forward may raise anything
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
         reason = str(cause).splitlines()[0] if str(cause) else type(cause).__name__
         raise DataError(

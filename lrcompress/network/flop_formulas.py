@@ -1,6 +1,6 @@
-"""Operations of operators that torch's FLOP counter does not know, 2 per multiply-add.
+"""FLOP formulas for operators that torch's FLOP counter does not know, 2 per multiply-add.
 
-As in torch's own table, biases, activations, norms, pooling and softmax count nothing.
+As in torch's own table, biases, activations, norms, pooling and softmax count as zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Formula = Callable[..., int]
 
 
 def attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
-    """Scores and their product with the values, from shapes (batch, heads, positions, width)."""
+    """FLOPs of the scores and their product with the values: (batch, heads, positions, width)."""
     pairs = query[0] * query[1] * query[2] * key[2]
     return 2 * pairs * (query[3] + value[3])
 
@@ -25,15 +25,18 @@ def attention(query: Shape, key: Shape, value: Shape, *_: object, **__: object) 
 def one_recurrent_layer(
     x: Shape, of_inputs: Shape, of_states: Shape, *_: object, **__: object
 ) -> int:
-    """One direction of one layer: x (steps, examples, n) or (examples, steps, n), weights
-    (gates h, n) and (gates h, h)."""
+    """FLOPs of one direction of one recurrent layer.
+
+    x: (steps, examples, n) or (examples, steps, n); weights: (gates h, n) and (gates h, h).
+    """
     return 2 * x[0] * x[1] * (prod(of_inputs) + prod(of_states))
 
 
 def recurrent(x: Shape, weights: Sequence[Shape], *_: object, **__: object) -> int:
-    """All layers and directions: x (steps, examples, n), or (all steps, n) where it is packed.
+    """FLOPs of all layers and directions of a recurrent network.
 
-    Each matrix (gates, inputs, states, projections) multiplies each step once.
+    x: (steps, examples, n), or (all steps, n) where it is packed. Each weight matrix (inputs to
+    gates, states to gates, projections) multiplies each step once.
     """
     return 2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2)
 
@@ -50,14 +53,17 @@ def self_attention(
     *_: object,
     **__: object,
 ) -> int:
-    """nn.MultiheadAttention's fast path: projections (3 width, width) and (width, width)."""
+    """FLOPs of nn.MultiheadAttention's fast path.
+
+    projection: (3 width, width); out: (width, width).
+    """
     own = _lengths(query)
     pairs = sum(one * other for one, other in zip(own, _lengths(key), strict=True))
     return 2 * sum(own) * (projection.numel() + out.numel()) + 2 * 2 * pairs * width
 
 
 def encoder_layer(x: Tensor, width: int, heads: int, *rest: Any, **named: Any) -> int:
-    """nn.TransformerEncoderLayer's fast path: attention, and two layers that feed forward."""
+    """FLOPs of nn.TransformerEncoderLayer's fast path: attention and two feed-forward layers."""
     projection, bias, out = rest[:3]
     up, down = rest[11], rest[13]
     inner = self_attention(x, x, x, width, heads, projection, bias, out)
@@ -65,43 +71,45 @@ def encoder_layer(x: Tensor, width: int, heads: int, *rest: Any, **named: Any) -
 
 
 def _lengths(x: Tensor) -> list[int]:
-    """Positions of each example, (examples, positions, width), which may be nested: without a shape
-    of its own."""
+    """Number of positions of each example of x: (examples, positions, width), possibly nested."""
     if x.is_nested:
         return [int(part.shape[0]) for part in x.unbind()]
     return [x.shape[-2]] * prod(x.shape[:-2])
 
 
-# A nested tensor has no shape, so that these are given the tensors themselves
+# A nested tensor has no shape, so these formulas get the tensors themselves
 for _formula in (self_attention, encoder_layer):
     vars(_formula)["_get_raw"] = True
 
 
 def bilinear(left: Shape, weight: Shape, right: Shape, *_: object, **__: object) -> int:
-    """y_o = l^T W_o r: l (rows, i), W (o, i, j), r (rows, j); W r first."""
+    """FLOPs of y_o = l^T W_o r, with W r first: l (rows, i), W (o, i, j), r (rows, j)."""
     rows = prod(left[:-1])
     return 2 * rows * (prod(weight) + weight[0] * weight[1])
 
 
 def bag(weight: Shape, indices: Shape, *_: object, **__: object) -> int:
-    """One addition a value looked up."""
+    """FLOPs of an embedding bag: one addition for each value looked up."""
     return prod(indices) * weight[1]
 
 
 def real_fourier(x: Shape, dims: Sequence[int], *_: object, **__: object) -> int:
-    """Half of a complex transform's."""
+    """FLOPs of a real Fourier transform: half of those of a complex one."""
     return complex_fourier(x, dims) // 2
 
 
 def inverse_real_fourier(
     x: Shape, dims: Sequence[int], *_: object, out_shape: Shape = (), **__: object
 ) -> int:
-    """The same, by the size of the real side."""
+    """FLOPs of an inverse real Fourier transform, from the shape of its real output."""
     return complex_fourier(out_shape, dims) // 2
 
 
 def complex_fourier(x: Shape, dims: Sequence[int], *_: object, **__: object) -> int:
-    """5 N log2 n for N values in transforms of n (Cooley and Tukey 1965, radix 2)."""
+    """FLOPs of a complex Fourier transform: 5 N log2 n for N values in transforms of length n.
+
+    Source: Cooley and Tukey 1965, radix 2.
+    """
     length = prod(x[dim] for dim in dims)
     return round(5 * prod(x) * log2(length)) if length > 1 else 0
 
@@ -109,7 +117,10 @@ def complex_fourier(x: Shape, dims: Sequence[int], *_: object, **__: object) -> 
 def sampled(
     x: Shape, grid: Shape, mode: int = 0, *_: object, out_shape: Shape = (), **__: object
 ) -> int:
-    """A multiply-add for each neighbour of each value: bilinear 2^d, nearest none, bicubic 4^d."""
+    """FLOPs of grid sampling: a multiply-add for each neighbour of each value.
+
+    Neighbours in d dimensions: bilinear 2^d, nearest 0, bicubic 4^d.
+    """
     dimensions = len(x) - 2
     neighbours: int = {0: 2**dimensions, 1: 0, 2: 4**dimensions}[mode]
     return 2 * neighbours * prod(out_shape)
@@ -128,12 +139,12 @@ def inner_product(left: Shape, *_: object, **__: object) -> int:
 
 
 def product(left: Shape, right: Shape, *_: object, **__: object) -> int:
-    """(..., n, k) and (..., k, m)."""
+    """FLOPs of a matrix product: (..., n, k) times (..., k, m)."""
     return 2 * prod(left) * right[-1]
 
 
 def product_of_rows(left: Shape, right: Shape, *_: object, **__: object) -> int:
-    """(..., n, k) and (m, k)."""
+    """FLOPs of a product with a transposed matrix: (..., n, k) times (m, k)^T."""
     return 2 * prod(left) * right[0]
 
 
@@ -142,12 +153,12 @@ def added_product(added: Shape, left: Shape, right: Shape, *_: object, **__: obj
 
 
 def distances(left: Shape, right: Shape, *_: object, **__: object) -> int:
-    """A difference and a multiply-add for each pair of points and each feature."""
+    """FLOPs of pairwise distances: a difference and a multiply-add per pair and feature."""
     return 3 * prod(left) * right[-2]
 
 
 def products_of_points(left: Shape, right: Shape, *_: object, **__: object) -> int:
-    """|a|^2 - 2 ab + |b|^2 as one product of rows that are two values longer."""
+    """FLOPs of |a|^2 - 2 ab + |b|^2, computed as one product of rows with two more values."""
     return 2 * prod(left[:-1]) * right[-2] * (left[-1] + 2)
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a whole network, attention scores and all."""
+"""Floating-point operations of a whole network, including attention scores."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lrcompress.network.uncounted_operators import uncounted
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations, and the operators that took part and could not be counted."""
+    """Floating-point operations, and the names of operators that could not be counted."""
 
     flops: float
     uncounted: tuple[str, ...] = ()
@@ -33,10 +33,10 @@ def total_flops_per_example(
     layers: Sequence[LayerSpec],
     rows_per_example: Mapping[str, float],
 ) -> Work:
-    """2 per multiply-add, for an average calibration example.
+    """Return the FLOPs of an average calibration example, 2 per multiply-add.
 
-    torch counts one batch, padding included; the share of it outside the layers (attention
-    scores, say) is carried over to the average example, whose rows hold no padding.
+    torch counts one batch, padding included. The share outside the layers (such as attention
+    scores) is assumed to be the same in the average example, whose rows hold no padding.
     """
     rows: dict[str, int] = {}
 
@@ -63,7 +63,7 @@ def total_flops_per_example(
 
 
 def counted_flops(module: nn.Module, batch: Batch) -> int:
-    """What is counted of one forward pass, padding included."""
+    """Return the counted FLOPs of one forward pass, padding included."""
     return int(_counted(module, batch).flops)
 
 
@@ -75,8 +75,10 @@ def _counted(module: nn.Module, batch: Batch) -> Work:
 
 
 class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Operators that computed floating-point numbers. Entered before the counter, it sees what the
-    counter has taken apart."""
+    """Records the operators that compute floating-point tensors.
+
+    Entered before the counter, it sees the operators after the counter has decomposed them.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

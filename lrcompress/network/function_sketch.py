@@ -1,9 +1,9 @@
-"""What a network computes, in a few numbers that can be compared with a tolerance.
+"""A sketch of a network's function: a few numbers that can be compared with a tolerance.
 
-Outputs differ in their last bits between thread counts, machines and versions of torch, so no
-digest of them would do. A sketch holds the sums of consecutive parts of each output y, with signs
-s that look random: v_k = Σ s_i y_i / √n_k, i over part k. Where y changes by d, v_k changes by
-about the root mean square of d over the part.
+Outputs differ in their last bits between thread counts, machines and versions of torch, so a
+digest of them cannot be compared. A sketch holds signed sums over consecutive parts of each output
+y, with pseudo-random signs s: v_k = Σ s_i y_i / √n_k, i over part k. Where y changes by d, v_k
+changes by about the root mean square of d over the part.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from lrcompress.network.outputs import named_outputs
 
 PARTS = 8
 DIGITS = 8
-# Of an output's scale. Rounding in float32 moves outputs of a deep network by 1e-6 to 1e-5 of it
+# Relative to an output's scale. float32 rounding changes a deep network's outputs by 1e-6 to 1e-5
 TOLERANCE = 1e-4
-COARSE = 32.0  # in units of the dtype's rounding, where that is coarser
-ON_GPU = 1e-2  # convolutions round to 10 bits there
+COARSE = 32.0  # tolerance in units of the dtype's eps, for dtypes coarser than float32
+ON_GPU = 1e-2  # convolutions round to 10 bits on a GPU
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,11 @@ class OutputSketch:
 
 @dataclass(frozen=True)
 class FunctionSketch:
-    """The outputs of a network on two examples: made up from `inputs`, or where the network takes
-    none such, real ones of the digest `examples`."""
+    """The outputs of a network on two examples.
+
+    The examples are made up from `inputs`. Where the network does not run on made-up ones, they are
+    real examples, whose digest is `examples`.
+    """
 
     inputs: Mapping[str, InputRecord] = field(default_factory=dict)
     outputs: Mapping[str, OutputSketch] = field(default_factory=dict)
@@ -58,10 +61,10 @@ class FunctionSketch:
 
 
 def sketch_function(module: nn.Module, batch: Batch) -> FunctionSketch | None:
-    """The sketch of a network, on inputs like those of `batch`; None where it gives nothing finite,
-    or something else at each call.
+    """Return the sketch of a network, on inputs like those of `batch`.
 
-    Nothing of the batch can be read from it but names, shapes and the largest whole numbers.
+    None where the outputs are not finite or differ between calls. The sketch reveals nothing of the
+    batch but names, shapes and the largest integers.
     """
     inputs = record_inputs(batch)
     made = FunctionSketch(inputs, tolerance=_tolerance(module))
@@ -71,16 +74,17 @@ def sketch_function(module: nn.Module, batch: Batch) -> FunctionSketch | None:
     if not outputs:
         outputs = _outputs(module, few)
         found = replace(found, outputs=outputs, examples=fingerprint_batches([few]))
-    # A network that keeps a state between its calls is no function of its inputs
+    # The outputs of a network that keeps state between calls are not a function of its inputs
     return found if outputs and function_differs(found, module, batch) is None else None
 
 
 def function_differs(
     known: FunctionSketch, module: nn.Module, batch: Batch | None = None
 ) -> str | None:
-    """How the network computes something else than the one that was sketched, or None.
+    """Say how the network's function differs from the sketched one; None where it does not.
 
-    batch: for a sketch of real examples; without the same ones there is nothing to compare.
+    batch: needed for a sketch of real examples. Unless it holds the same examples, nothing can be
+    compared and the result is None.
     """
     if known.examples:
         few = None if batch is None else _few(batch)
@@ -105,7 +109,7 @@ def function_differs(
 
 
 def check_sketch(sketch: FunctionSketch, where: str, error: type[LrcompressError]) -> None:
-    """Raises `error` for a sketch that was edited into something that no network gives."""
+    """Raise `error` for a sketch that no network can have produced, such as an edited one."""
     check_inputs(sketch.inputs, f"{where}.inputs", error)
     if not 0 < sketch.tolerance < 1:
         raise error(f"{where}.tolerance must be between 0 and 1; make the file again")
@@ -124,7 +128,7 @@ def _few(batch: Batch) -> Batch:
 
 
 def _outputs(module: nn.Module, batch: Batch | None) -> dict[str, OutputSketch]:
-    """Of each output; none where the network fails or an output is not finite."""
+    """The sketch of each output; empty where the network fails or an output is not finite."""
     if not batch:
         return {}
     try:
@@ -139,7 +143,7 @@ def _outputs(module: nn.Module, batch: Batch | None) -> dict[str, OutputSketch]:
 
 def _sketched(tensor: Tensor) -> OutputSketch:
     flat = tensor.detach().reshape(-1).to("cpu", torch.float64)
-    # Knuth's multiplicative hash: the same on every machine, which a generator does not promise
+    # Knuth's multiplicative hash is the same on every machine; a torch generator may not be
     place = torch.arange(len(flat)) * 2654435761 % 2**32
     signed = torch.where(place >> 15 & 1 == 1, flat, -flat)
     parts = signed.tensor_split(min(PARTS, len(flat)))
@@ -153,7 +157,7 @@ def _rounded(value: float) -> float:
 
 
 def _change(before: OutputSketch, after: OutputSketch) -> float:
-    """The largest change of a sum, of the output's scale."""
+    """The largest change of a sum or of the scale, relative to the output's scale."""
     if len(before.sums) != len(after.sums):
         return float("inf")
     scale = max(before.scale, after.scale)

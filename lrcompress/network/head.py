@@ -1,4 +1,4 @@
-"""One measured output of a network: where it is, how it lies, in which divergence it counts."""
+"""One measured output of a network: its name, its layout and its divergence."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from lrcompress.network.objectives.objective import Reading
 
 @dataclass(frozen=True)
 class Head:
-    """Calling it gives (outputs, weights): (examples, *positions, features), 0 on padding."""
+    """One measured output.
+
+    A call returns outputs (examples, *positions, features) and weights (examples, *positions),
+    which are 0 on padding.
+    """
 
     name: str
     objective: str  # a name in OBJECTIVES
-    taken_for: str = ""  # in words, such as "logits"
+    taken_for: str = ""  # what the output is taken for, such as "logits"
     why: str = ""
     shape: tuple[int, ...] = ()  # on the first batch
     examples_at: int = 0  # dimension
     features_at: int | None = None  # dimension; None: one value at each position
     pooling: str | None = None  # "mean" or "cls" over positions
     weight: float = 1.0  # of its divergence
-    assumed: bool = False  # neither its name nor its values made it certain
+    assumed: bool = False  # neither its name nor its values are conclusive
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -57,7 +61,7 @@ class Head:
         return values, weights
 
     def arranged(self, tensor: Tensor) -> Tensor:
-        """Examples first, features last.
+        """Return the tensor with examples first and features last.
 
         Raises:
             DataError: it has fewer dimensions than on the first batch.
@@ -75,7 +79,7 @@ class Head:
 
     @property
     def line(self) -> str:
-        """What was taken and why, in one line."""
+        """One line that says what the output was taken for and why."""
         layout = []
         if self.examples_at:
             layout.append(f"examples along dimension {self.examples_at}")

@@ -1,4 +1,4 @@
-"""The dense network's outputs on held-out examples, kept to compare candidates against."""
+"""The divergence of candidates from the dense network's stored outputs on held-out examples."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ LARGEST_KEPT = 2**26  # output values: 256 MB
 
 @dataclass(frozen=True, eq=False)
 class HeldOutDivergence:
-    """Mean output divergence of a network from the one that the judge was made with."""
+    """Mean output divergence of a network from the reference network, whose outputs are stored."""
 
     readout: Readout
     batches: tuple[Batch, ...]
     outputs: tuple[tuple[Tensor, Tensor], ...]  # outputs and weights of each batch
-    shared: bool = False  # all processes ask for the same divergences, and share the batches out
+    shared: bool = False  # all processes ask for the same divergences and share the batches
 
     @property
     def positions(self) -> float:
-        """Of an example that count, on average."""
+        """Mean number of positions per example that count, that is, are not padding."""
         counted = sum(float(weights.sum()) for _, weights in self.outputs)
         return counted / max(sum(map(batch_size, self.batches)), 1) or 1.0
 
     @torch.no_grad()
     def divergence(self, module: nn.Module) -> float:
-        """Infinite where the network's output is not finite, so that it is never chosen."""
+        """Return the mean divergence of `module` per example.
+
+        Infinite where the output is not finite, so that such a network is never chosen.
+        """
 
         def judged(index: int) -> float:
             batch, (dense, weights) = self.batches[index], self.outputs[index]
@@ -50,8 +53,11 @@ class HeldOutDivergence:
 def held_out_divergence(
     module: nn.Module, batches: Batches, readout: Readout, *, shared: bool = False
 ) -> HeldOutDivergence:
-    """A judge from `module` as it is now, over as many batches as may be kept, evenly spread: they
-    are sorted by length."""
+    """Return the divergence from `module` in its current state.
+
+    It holds as many batches as fit in LARGEST_KEPT, evenly spread because batches are sorted by
+    length.
+    """
     first = _judge_by_first(module, batches, readout, shared=shared)
     if len(first.batches) == len(batches):
         return first

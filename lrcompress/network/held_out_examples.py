@@ -1,4 +1,4 @@
-"""Examples set aside: they enter no moment, so that what they say of a plan is no memory of it."""
+"""Held-out examples: they enter no moment, so that they measure a plan without bias."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from lrcompress.network.batches import Batch, Batches, batch_size, examples_of, 
 
 JUDGING_SHARE, MOST_JUDGING, FEWEST_JUDGING = 0.1, 64, 8  # of the examples; examples
 CONFIRMING_SHARE, MOST_CONFIRMING, FEWEST_CONFIRMING = 0.05, 64, 4
-FEWEST_EXAMPLES = 6  # below it nothing can be spared
+FEWEST_EXAMPLES = 6  # with fewer, no example is held out
 
 
 @dataclass(frozen=True, eq=False)
 class SetAside:
     """The user's examples in three parts.
 
-    calibration: what moments are measured on. judging: what trials, rounds and a refit are measured
-    on; it chooses. confirming: it chooses nothing, so its divergence is that of new examples of the
-    same kind.
+    calibration: examples on which moments are measured. judging: examples on which trials, rounds
+    and a refit are measured; these choose the result. confirming: examples that choose nothing, so
+    that their divergence is that of new examples of the same kind.
     """
 
     calibration: tuple[Batch, ...]
     judging: tuple[Batch, ...]
     confirming: tuple[Batch, ...]
-    spared: bool = True  # False: too few examples, so that all of them are in every part
+    spared: bool = True  # False: too few examples, so that every part holds all of them
 
 
 def set_aside(batches: Batches) -> SetAside:
-    """Split the batches: about a tenth judges and a twentieth confirms, spread over all lengths.
+    """Split the batches: about 1/10 for judging and 1/20 for confirming, spread over all lengths.
 
-    Whole batches where there are many, else examples of each batch. Fewer than six examples are
-    all kept for calibration, and judge and confirm too.
+    Many batches are split into whole batches, few batches into examples of each batch. With fewer
+    than six examples, every part holds all examples.
     """
     total = sum(map(batch_size, batches))
     if total < FEWEST_EXAMPLES or (not all(map(is_divisible, batches)) and len(batches) < 3):
@@ -62,7 +62,7 @@ def _by_batches(batches: Batches, judging: int, confirming: int) -> SetAside:
 
 
 def _by_examples(batches: Batches, judging: int, confirming: int) -> SetAside:
-    """Runs of examples at the ends of batches that are spread evenly."""
+    """Split off examples at the ends of evenly spread batches."""
     calibration: list[Batch] = []
     judges: list[Batch] = []
     confirms: list[Batch] = []
@@ -80,12 +80,15 @@ def _by_examples(batches: Batches, judging: int, confirming: int) -> SetAside:
 
 
 def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, int]]:
-    """Examples that each batch gives, in few parts: a batch of one example runs no faster."""
+    """Number of (judging, confirming) examples that each batch gives.
+
+    Few batches give examples, because a batch of one example runs no faster.
+    """
     largest = max(sizes)
     places = max(1, min(len(sizes), -(-4 * (judging + confirming) // largest)))
     givers = _spread(range(len(sizes)), places)
     given = {place: [0, 0] for place in range(len(sizes))}
-    least = 1 if len(sizes) == 1 else 0  # that a batch keeps
+    least = 1 if len(sizes) == 1 else 0  # examples that a batch keeps
     for kind, wanted in enumerate((judging, confirming)):
         for _ in range(wanted):
             free = [p for p in given if sizes[p] - sum(given[p]) > least]
@@ -96,5 +99,5 @@ def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, 
 
 
 def _spread(places: range | list[int], count: int) -> set[int]:
-    """About so many of the places, evenly spread."""
+    """Return about `count` of the places, evenly spread."""
     return {places[(2 * k + 1) * len(places) // (2 * count)] for k in range(count)}

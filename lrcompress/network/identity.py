@@ -1,7 +1,7 @@
-"""What makes a network the one that it is: weights, configuration, modules and function.
+"""The identity of a network: weights, configuration, modules and function.
 
 The same weights may belong to another function: another activation in config.json, another number
-of heads, other code of a factory. What was measured of the one says nothing of the other.
+of heads, other code of a factory. Measurements of one do not hold for the other.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from lrcompress.network.function_sketch import (
 )
 
 ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
-NO_SETTINGS = ("_name_or_path", "transformers_version")  # entries of config.json
+NO_SETTINGS = ("_name_or_path", "transformers_version")  # entries of config.json to ignore
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Digests of what is exact, and a sketch of what is not. What is empty is not known."""
+    """Digests of the exact parts, and a sketch of the function. Empty fields are unknown."""
 
     weights: str  # `model_fingerprint`
     modules: str = ""  # classes, names and settings
@@ -41,15 +41,17 @@ class ModelIdentity:
 
     @property
     def exact(self) -> list[object]:
-        """What the key of a stage may depend on."""
+        """The exact parts, on which the key of a stage may depend."""
         return [self.weights, self.modules, dict(sorted(self.configuration.items()))]
 
 
 def identify(
     module: nn.Module, batch: Batch | None, configuration: Mapping[str, Any] | None = None
 ) -> ModelIdentity:
-    """The identity of a network. batch: examples of what it takes, if they are known.
-    configuration: the entries of its config.json, if it has one."""
+    """Return the identity of a network.
+
+    batch: examples of its inputs, if known. configuration: the entries of its config.json, if any.
+    """
     return ModelIdentity(
         model_fingerprint(module),
         _modules(module),
@@ -65,8 +67,7 @@ def identify(
 def what_differs(
     known: ModelIdentity, own: ModelIdentity, module: nn.Module, batch: Batch | None = None
 ) -> str:
-    """In what the network `module`, of the identity `own`, is not the known one; "" where nothing
-    shows."""
+    """Say how `module`, of identity `own`, differs from the known network; "" if it does not."""
     found = []
     if known.weights != own.weights:
         found.append("other weights")
@@ -83,7 +84,7 @@ def what_differs(
 
 
 def check_identity(identity: ModelIdentity, where: str, error: type[LrcompressError]) -> None:
-    """Raises `error` for one that was read from a file and edited."""
+    """Raise `error` for an invalid identity, such as one from an edited file."""
     if identity.function is not None:
         check_sketch(identity.function, f"{where}.function", error)
 
@@ -99,7 +100,7 @@ def _modules(module: nn.Module) -> str:
 def _settings(module: nn.Module) -> str:
     try:
         return module.extra_repr()
-    except Exception:  # code of the user's, written for people
+    except Exception:  # the user's own extra_repr may raise anything
         return ""
 
 

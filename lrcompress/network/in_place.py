@@ -1,6 +1,6 @@
-"""Gradients through networks that change in place what their gradient needs.
+"""Gradients through networks that change in place a tensor that their gradient needs.
 
-Networks that are run and never trained do that: x += layer(x), sigmoid(x).mul_(2).
+Networks that are run but never trained may do that: x += layer(x), sigmoid(x).mul_(2).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ _T = TypeVar("_T")
 
 
 def saved_copies(*, needed: bool = True) -> AbstractContextManager[object]:
-    """Meanwhile a tensor that a gradient needs is copied before it is changed in place.
+    """Context in which a tensor that a gradient needs is copied before it is changed in place.
 
-    It takes time at every operator, so it is only used where it is needed.
+    It costs time at every operator, so use it only where it is needed.
     """
     return allow_mutation_on_saved_tensors() if needed else nullcontext()
 
 
 def with_copies_if_needed(run: Callable[[], _T]) -> _T:
-    """What `run` gives, run again with `saved_copies` where a gradient fails for want of them."""
+    """Return the result of `run`; run it again with `saved_copies` where a gradient needs them."""
     try:
         return run()
     except RuntimeError as cause:
@@ -36,12 +36,12 @@ def with_copies_if_needed(run: Callable[[], _T]) -> _T:
 
 
 def is_changed_in_place(cause: RuntimeError) -> bool:
-    """Whether an error of autograd says that a tensor it needs was changed in place."""
+    """Whether an autograd error says that a tensor it needs was changed in place."""
     return "inplace operation" in str(cause)
 
 
 def changes_in_place(layers: Iterable[nn.Module], run: Callable[[], Tensor]) -> bool:
-    """Whether gradients of an output by those of `layers` need `saved_copies`."""
+    """Whether gradients of `run`'s output by the outputs of `layers` need `saved_copies`."""
 
     def begin(layer: nn.Module, args: object, output: Tensor) -> Tensor:
         begun = output.requires_grad or not torch.is_grad_enabled()

@@ -1,7 +1,7 @@
-"""Which operation a network ends in, and along which dimension its last layer's features lie.
+"""Find the last operation of a network and the feature dimension of its last layer.
 
-Operations are watched as PyTorch dispatches them, so functions count as modules do, and nothing
-but sizes and strides is kept.
+Operations are observed as PyTorch dispatches them, so functions count as well as modules. Only
+sizes and strides are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENDINGS = {
     "hardsigmoid": SIGMOID,
     "hardsigmoid_": SIGMOID,
 }
-# What they give is still a probability if what they are given is one
+# Operations whose output is a probability if their input is one
 KEEPING = (
     "clone", "_to_copy", "contiguous", "clamp", "clamp_min", "clamp_max", "cat", "stack",
     "upsample_nearest2d", "upsample_bilinear2d", "index_select", "index",
@@ -34,7 +34,7 @@ CONVOLUTIONS = ("convolution", "convolution_overrideable", "mkldnn_convolution")
 
 @dataclass(frozen=True)
 class Origin:
-    """What a tensor was computed by. `dim`: of the softmax, or of the last layer's features."""
+    """The operation that computed a tensor. `dim`: of the softmax or the last layer's features."""
 
     operation: str = ""  # "softmax", "log_softmax", "sigmoid"; "" for any other
     dim: int | None = None
@@ -45,10 +45,10 @@ UNKNOWN = Origin()
 
 @dataclass(frozen=True)
 class _Written:
-    """The last operation that wrote a memory, and size and stride of its features there."""
+    """The last operation that wrote to a memory address, and its features' size and stride."""
 
     operation: str
-    size: int = 0  # 0: not known
+    size: int = 0  # 0: unknown
     stride: int = 0
 
     def dim_of(self, tensor: Tensor) -> int | None:
@@ -61,7 +61,7 @@ class _Written:
 
 
 class OriginTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context in which a network runs once; `origin` then tells where an output comes from."""
+    """A context in which a network runs once; `origin` then returns the origin of an output."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ class OriginTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _dim(
         self, name: str, args: Sequence[Any], given: Sequence[Tensor], out: Tensor
     ) -> int | None:
-        """Where the features are in `out`; kept by operations that keep their number."""
+        """The feature dimension of `out`; operations that keep its size and position keep it."""
         if name in ("_softmax", "_log_softmax"):
             return int(args[1]) % max(out.dim(), 1) if out.dim() else None
         if name in MATRIX_PRODUCTS:

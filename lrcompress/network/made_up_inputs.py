@@ -1,4 +1,4 @@
-"""Inputs made up from what real ones looked like, the same wherever they are made."""
+"""Made-up inputs with the names, dtypes and shapes of real ones, the same on every machine."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ DTYPES = (
     "float32", "float16", "bfloat16", "float64",
     "int64", "int32", "int16", "int8", "uint8", "bool",
 )  # fmt: skip
-MOST_VALUES = 2**30  # of one example: a record that asks for more was edited
+MOST_VALUES = 2**30  # in one example; a record with more was edited
 
 
 @dataclass(frozen=True)
 class InputRecord:
-    """What an input of a model looked like; enough to make another one up."""
+    """The dtype, shape and largest integer of a model's input; enough to make up another one."""
 
-    dtype: str  # as torch names it
+    dtype: str  # torch's name for it
     shape: tuple[int, ...]  # of one example
-    largest: int = 0  # of whole numbers
+    largest: int = 0  # largest value of an integer input
 
 
 def record_inputs(batch: Batch) -> dict[str, InputRecord]:
-    """What `made_up` needs of a batch; none of its values but the largest."""
+    """Return the records that `made_up` needs; of the batch's values they hold only the largest."""
     return {
         name: InputRecord(
             str(tensor.dtype).removeprefix("torch."),
@@ -45,7 +45,7 @@ def record_inputs(batch: Batch) -> dict[str, InputRecord]:
 def check_inputs(
     inputs: Mapping[str, InputRecord], where: str, error: type[LrcompressError]
 ) -> None:
-    """Raises `error`, naming the input, for a record that no input could have left."""
+    """Raise `error`, naming the input, for a record that cannot come from a real input."""
     for name, seen in inputs.items():
         sizes = seen.dtype in DTYPES and min(seen.shape, default=1) >= 1 and seen.largest >= 0
         if not sizes or len(seen.shape) > 16 or prod(seen.shape) > MOST_VALUES:
@@ -53,7 +53,7 @@ def check_inputs(
 
 
 def made_up(inputs: Mapping[str, InputRecord], generator: torch.Generator) -> Batch:
-    """Normal values, whole numbers up to the largest seen, or nothing but ones of a mask."""
+    """Return a batch of normal values, integers up to the largest seen, or all ones for a mask."""
     return {name: _one(seen, generator) for name, seen in inputs.items()}
 
 

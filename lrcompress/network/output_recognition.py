@@ -1,4 +1,4 @@
-"""What an output is, told by its name, its values and the operation that the network ends in."""
+"""Recognise what an output is by its name, its values and the network's last operation."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ REGRESSION_WORDS = {
 }  # fmt: skip
 
 
-LARGEST_LOGITS = 1e4  # spread of the scores of classes; its softmax has no gradient left
-ROUNDING = 1e-5  # of the largest value: what float32 leaves of equal outputs varies less
+LARGEST_LOGITS = 1e4  # spread of class scores, above which a softmax has no gradient
+ROUNDING = 1e-5  # of the largest value: float32 rounding makes equal outputs differ by less
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One output on a few batches. `counts`: the batches' examples, none where not known."""
+    """One output on a few batches. `counts`: examples of each batch; empty if unknown."""
 
     name: str
-    named: bool  # by the network's author, not by its place in a tuple
+    named: bool  # the model names it, so that the name is not its place in a tuple
     tensors: tuple[Tensor, ...]
     counts: tuple[int, ...] = ()
     origin: Origin = UNKNOWN
@@ -41,7 +41,7 @@ class Sample:
         return tuple(self.tensors[0].shape)
 
     def example_dims(self) -> list[int]:
-        """Dimensions whose size follows the number of examples."""
+        """Dimensions whose size equals the number of examples in every batch."""
         if not self.counts:
             return [0]
         pairs = list(zip(self.tensors, self.counts, strict=True))
@@ -61,10 +61,10 @@ class _Kind:
 def recognise(
     sample: Sample, examples_at: int, *, objective: str = "auto", alone: bool = True
 ) -> Head:
-    """The head of an output. alone: it is not summed with others, so its unit is its own.
+    """Return the head of an output. alone: it is not summed with others and may choose its unit.
 
     Raises:
-        DataError: `objective` asks for probabilities where there are none.
+        DataError: `objective` needs probabilities, but the values are none.
     """
     form = _Form(sample, examples_at)
     kind = form.kind() if objective == "auto" else form.asked(objective)
@@ -84,7 +84,7 @@ def recognise(
 
 
 def _in_units_of_variance(head: Head, tensors: list[Tensor]) -> Head:
-    """Squared errors as a share of the output's own variance."""
+    """Weight squared errors by 1 / the output's own variance."""
     rows = [head.arranged(x).flatten(0, -2).double() for x in tensors]
     values = torch.cat(rows).double() if rows else torch.zeros(1, 1, dtype=torch.float64)
     variance = float(values.var(0, correction=0).mean())
@@ -97,7 +97,7 @@ def _in_units_of_variance(head: Head, tensors: list[Tensor]) -> Head:
 
 
 class _Form:
-    """A sample seen with its examples along a known dimension."""
+    """A sample whose examples lie along a known dimension."""
 
     def __init__(self, sample: Sample, examples_at: int) -> None:
         self.sample = sample
@@ -112,7 +112,7 @@ class _Form:
         return self._by_name() or self._by_values() or self._by_form()
 
     def asked(self, objective: str) -> _Kind:
-        """Only the layout is looked for."""
+        """Return the kind for a given objective; only the layout is inferred."""
         why = "as asked for"
         if objective == "probabilities":
             dim = self._dim_that_sums_to_one()
@@ -148,7 +148,7 @@ class _Form:
         return None
 
     def _named_logits(self, last: int) -> _Kind:
-        """Last dimension, or the second of maps, unless the values say otherwise."""
+        """Classes along the last dimension, or the second of maps, unless values show another."""
         if not self.others or (len(self.shape) < 4 and self.shape[last] < 2):
             return _Kind("squared", "one score", "by its name", last if self.others else None)
         dim = self._class_dim()
@@ -162,7 +162,7 @@ class _Form:
         return _Kind("kl", "logits", "", dim)
 
     def _by_values(self) -> _Kind | None:
-        """Probabilities, log-probabilities and unit vectors."""
+        """Recognise probabilities, log-probabilities and unit vectors."""
         ending = self.sample.origin.operation
         dim = self._dim_that_sums_to_one()
         if dim is not None:
@@ -214,7 +214,7 @@ class _Form:
         return _Kind("squared", "regression", why, features, assumed=True)
 
     def _class_dim(self) -> int | None:
-        """The dimension over which scores compete; None where no dimension has two."""
+        """The dimension of the classes; None where no dimension has two entries."""
         if not self.classes:
             return None
         for found in (self._dim_that_sums_to_one(), self._dim_of_log_probabilities()):
@@ -223,7 +223,7 @@ class _Form:
         last = len(self.shape) - 1
         if self.sample.name in LOGITS and len(self.shape) == 3 and self.examples_at == 0:
             return last
-        if len(self.shape) >= 4:  # (examples, channels, height, width) as a rule
+        if len(self.shape) >= 4:  # usually (examples, channels, height, width)
             if self.sample.origin.dim in self.classes and self.sample.origin.dim != 1:
                 return self.sample.origin.dim
             return 1 if 1 in self.classes else None
@@ -233,7 +233,7 @@ class _Form:
         return (steady or self.classes)[-1]
 
     def _feature_dim(self) -> int | None:
-        """Where the values of one place lie: channels of a map, else the last dimension."""
+        """The dimension of the features: channels of a map, else the last dimension."""
         if not self.others:
             return None
         origin = self.sample.origin.dim
@@ -267,7 +267,7 @@ class _Form:
         return self._settled(found, LOG_SOFTMAX)
 
     def _settled(self, found: list[int], ending: str) -> int | None:
-        """One of several: that of the operation where it is known, else the last."""
+        """Choose one of several dimensions: that of the last operation if known, else the last."""
         origin = self.sample.origin
         if origin.operation == ending and origin.dim in found:
             return origin.dim
@@ -280,7 +280,7 @@ class _Form:
         return all(float(x.min()) >= -1e-6 and float(x.max()) <= 1 + slack for x in self.finite)
 
     def _spread(self, dim: int) -> float:
-        """Root mean square of what lies between the classes."""
+        """Root mean square of the scores, centred over the classes; the largest of all batches."""
         apart = [x.double() - x.double().mean(dim, keepdim=True) for x in self.finite]
         return max((float(x.square().mean().sqrt()) for x in apart), default=0.0)
 
@@ -291,5 +291,5 @@ class _Form:
 
 
 def _tolerance(x: Tensor) -> float:
-    """For sums of some thousand values that were rounded to the tensor's dtype."""
+    """Tolerance for sums of some thousand values that were rounded to the tensor's dtype."""
     return 1e-3 if x.dtype in (torch.float32, torch.float64) else 2e-2

@@ -1,4 +1,4 @@
-"""The outputs of a network by name, and which of them are measured."""
+"""The named outputs of a network, and the choice of those that are measured."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ LOGITS = ("logits", "prediction_logits")
 EMBEDDINGS = ("sentence_embedding", "image_embeds", "text_embeds", "embeddings")
 HIDDEN = ("last_hidden_state", "hidden_states")
 KNOWN = (*LOGITS, *EMBEDDINGS, *HIDDEN)
-# By-products that models return beside their result
+# By-products that models return with their result
 AUXILIARY = (
     "loss", "hidden_states", "encoder_last_hidden_state", "encoder_hidden_states",
     "decoder_hidden_states", "past_key_values", "attentions", "encoder_attentions",
     "decoder_attentions", "cross_attentions", "pooler_output", "token_embeddings", "mems",
 )  # fmt: skip
-BARE = "output"  # the name of an output that is a tensor and nothing else
+BARE = "output"  # the name of an output that is a single tensor
 
 
 def named_outputs(raw: object) -> dict[str, Tensor]:
-    """All floating-point tensors: entries by key, elements of a tuple by number, those that lie
-    deeper by path ("aux.0"); a bare tensor as "output".
+    """Return all floating-point tensors of a network's output by name.
+
+    Names are keys of a mapping, numbers of a tuple's elements, or paths ("aux.0") of nested
+    tensors. A bare tensor is named "output".
 
     Raises:
         DataError: there are none.
@@ -41,20 +43,20 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
 
 
 def has_name(raw: object) -> bool:
-    """Whether the outputs have names that somebody gave them."""
+    """Whether the model names its outputs (mapping, named tuple or dataclass)."""
     return _entries(raw) is not None and not isinstance(raw, list)
 
 
 def measured_names(
     raw: object, asked: Sequence[str], batch: Batch | None
 ) -> tuple[tuple[str, ...], str]:
-    """The outputs that are measured, and a note about those that are not.
+    """Return the names of the outputs to measure, and a note about those that are not.
 
-    Without `asked`: every top-level output but by-products, copies and what is passed through from
-    the batch. The result of a Hugging Face model of a known name is measured alone.
+    Without `asked`: every top-level output except by-products, copies, and inputs that are passed
+    through. For a Hugging Face model, an output of a known name is measured alone.
 
     Raises:
-        DataError: a name is asked for that no output has.
+        DataError: an asked name is not the name of an output.
     """
     outputs = named_outputs(raw)
     unknown = [name for name in asked if name not in outputs]
@@ -72,7 +74,7 @@ def measured_names(
     if _is_model_output(raw):
         known = tuple(name for name in KNOWN if name in top)
         if known:
-            # Two towers embed an image and a text; of other results the first says all
+            # A two-tower model embeds images and texts: both count. Else the first is enough
             taken = tuple(n for n in known if n in EMBEDDINGS) or known[:1]
             taken = taken if known[0] in taken else known[:1]
             others = [name for name in top if name not in (*taken, *AUXILIARY, *HIDDEN)]
@@ -86,7 +88,7 @@ def measured_names(
 def _distinct(
     names: Sequence[str], outputs: Mapping[str, Tensor], batch: Batch | None
 ) -> list[str]:
-    """Without inputs that are passed through and second names of one tensor."""
+    """Drop inputs that are passed through, and further names of the same tensor."""
     given = [x for x in (batch or {}).values() if x.is_floating_point()]
     kept: list[str] = []
     for name in names:
@@ -108,12 +110,12 @@ def _counts(value: Tensor) -> bool:
 
 
 def _is_model_output(raw: object) -> bool:
-    """Told by the class's name, so that transformers need not be installed."""
+    """Whether it is a transformers ModelOutput, by class name: transformers may be missing."""
     return any(kind.__name__ == "ModelOutput" for kind in type(raw).__mro__)
 
 
 def _entries(raw: object) -> Mapping[str, object] | None:
-    """The outputs of a mapping, a named tuple or a dataclass, by name."""
+    """The entries of a mapping, a named tuple or a dataclass, by name; None for other types."""
     if isinstance(raw, Mapping):
         return {str(key): value for key, value in raw.items()}
     if isinstance(raw, tuple) and hasattr(raw, "_asdict"):

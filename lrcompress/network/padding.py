@@ -1,4 +1,4 @@
-"""Which rows of a layer are padding, told by the shape of the attention mask alone."""
+"""Drop a layer's padding rows, to which the attention mask is matched by its shape alone."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch import Tensor
 
 
 def positions_first(mask: Tensor | None, positions: torch.Size) -> bool:
-    """(positions, examples), as torch's recurrent layers have it."""
+    """Whether the layout is (positions, examples), as in torch's recurrent layers."""
     return mask is not None and mask.shape != positions and mask.T.shape == positions
 
 
 def without_padding(rows: Tensor, positions: torch.Size, mask: Tensor | None) -> Tensor:
-    """(*positions, ...) -> (kept, ...). mask: (examples, positions), true where a token is.
+    """Drop padding rows: (*positions, ...) -> (kept, ...).
 
-    Rows that the mask does not fit (pooled vectors, a table of positions) are all kept.
+    mask: (examples, positions), true for tokens. If its shape does not fit the rows (pooled
+    vectors, a position table), all rows are kept.
     """
     flat = rows.reshape(positions.numel(), *rows.shape[len(positions) :])
     if mask is not None and positions_first(mask, positions):

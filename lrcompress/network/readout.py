@@ -1,4 +1,4 @@
-"""Which outputs of a network count, and how: the tensors, their pooling, their divergence."""
+"""The readout: which outputs of a network are measured, with which pooling and divergence."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ SEVERAL = "weighted-sum"  # the objective of several heads
 
 @dataclass(frozen=True)
 class Readout:
-    """Calling it gives (outputs, weights): (examples, *positions, features), 0 on padding.
+    """The measured outputs of a network, read from its raw output.
 
-    Several heads are packed into one tensor, which `objective` takes apart (weighted_sum.py).
+    A call returns outputs (examples, *positions, features) and weights (examples, *positions),
+    which are 0 on padding. Several heads are packed into one tensor, which `objective` unpacks
+    (weighted_sum.py).
     """
 
     heads: tuple[Head, ...]
     features: tuple[int, ...] = ()  # of each head, where there are several
-    unseen: float = 0.0  # share of the probes whose classes are permuted (see `unseen`)
+    unseen: float = 0.0  # share of the probes whose classes are permuted (see unseen_classes.py)
 
     def __post_init__(self) -> None:
         if not self.heads or (len(self.heads) > 1 and len(self.features) != len(self.heads)):
@@ -59,13 +61,13 @@ class Readout:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What was taken and why, one line for each output."""
+        """One line for each output that says what it was taken for and why."""
         if len(self.heads) == 1:
             return (self.heads[0].line,)
         return tuple(f"{head.line}; weight {head.weight:.3g} in the sum" for head in self.heads)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """v of the outputs' shape, as the objective draws it; for all classes if few were seen."""
+        """Return the objective's probe v, of the outputs' shape; a share `unseen` is permuted."""
         v = self.objective.probe(dense, weights, generator)
         return permuted(v, self.unseen, generator) if self.unseen else v
 
@@ -75,7 +77,7 @@ class Readout:
         return readings[0] if len(readings) == 1 else packed(readings)
 
     def arranged(self, tensor: Tensor) -> Tensor:
-        """A tensor of the only head's form as the head reads it; any other stays as it is."""
+        """Return the tensor as a single head reads it; unchanged if its form does not fit."""
         head = self.heads[0]
         if len(self.heads) > 1 or tensor.dim() != len(head.shape):
             return tensor
@@ -90,9 +92,9 @@ def choose_readout(
     outputs: Sequence[str] = (),
     batch: Batch | None = None,
 ) -> tuple[Readout, tuple[str, ...]]:
-    """The readout of a network by one of its outputs alone, examples first, and what it assumes.
+    """Return a readout chosen from one raw output, examples first, and its assumptions.
 
-    `find_readout` also runs the network, to see more.
+    `find_readout` also runs the network, and so finds out more.
 
     Raises:
         DataError: no floating-point tensor among the outputs, an unknown output or objective.
@@ -111,26 +113,26 @@ def choose_readout(
 
 
 def first_readout(raw: object, *, objective: str, pooling: str | None) -> Readout:
-    """The readout of a profile that was written before profiles held it: the first output."""
+    """Return the readout of an old profile, which does not store it: the first output."""
     tensors = named_outputs(raw)
     name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
     return choose_readout(raw, objective=objective, pooling=pooling, outputs=(name,))[0]
 
 
 def check_objective(objective: str) -> None:
-    """Raises DataError for an objective that no table holds."""
+    """Raise DataError for an unknown objective."""
     if objective != "auto" and objective not in OBJECTIVES:
         known = ", ".join(OBJECTIVES)
         raise DataError(f"objective {objective!r} is unknown; choose auto, {known}")
 
 
 def pooled(head: Head, pooling: str | None, *, named: bool) -> Head:
-    """With the pooling of token embeddings, where it may be those."""
+    """Return the head with `pooling` if its output may be token embeddings."""
     return replace(head, pooling=pooling) if head.name in HIDDEN or not named else head
 
 
 def joined(heads: Sequence[Head], raw: object, batch: Batch) -> Readout:
-    """The readout of some heads, their features counted on one output."""
+    """Return the readout of some heads; their numbers of features are read from `raw`."""
     if len(heads) == 1:
         return Readout(tuple(heads))
     tensors = named_outputs(raw)
@@ -139,6 +141,6 @@ def joined(heads: Sequence[Head], raw: object, batch: Batch) -> Readout:
 
 
 def assumptions(readout: Readout, note: str = "") -> tuple[str, ...]:
-    """What the user should know: what was assumed, and what was left out."""
+    """Lines for the user: what was assumed and what was left out."""
     assumed = tuple(f"assumed: {head.line}" for head in readout.heads if head.assumed)
     return (*assumed, note) if note else assumed

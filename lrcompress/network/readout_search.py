@@ -1,4 +1,4 @@
-"""Running a network on a few batches to see what its outputs are."""
+"""Find a network's readout by running the network on a few batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrcompress.network.output_recognition import Sample, recognise
 from lrcompress.network.outputs import KNOWN, has_name, measured_names, named_outputs
 from lrcompress.network.readout import Readout, assumptions, check_objective, joined, pooled
 
-EXAMPLES = 64  # that are looked at
+EXAMPLES = 64  # most examples that are run
 LARGEST_KEPT = 2**24  # output values: 64 MB
 
 
@@ -43,9 +43,9 @@ def find_readout(
     pooling: str | None = None,
     outputs: Sequence[str] = (),
 ) -> tuple[Readout, tuple[str, ...]]:
-    """What of the network's output is measured and in which divergence, and what that assumes.
+    """Return the readout of a network (outputs and divergences to measure) and its assumptions.
 
-    outputs: names of those to measure; none: all that depend on the input.
+    outputs: names of the outputs to measure; none: all that depend on the input.
 
     Raises:
         DataError: no floating-point output, an unknown output or objective, or a batch that the
@@ -83,7 +83,7 @@ def find_readout(
 
 
 def _known_by_name(names: Sequence[str], seen: Seen, *, named: bool) -> bool:
-    """Hugging Face's own names say all that has to be known, examples first."""
+    """Whether the output has a known Hugging Face name and the usual layout, examples first."""
     (name, *others) = names
     tensor = seen.outputs[name]
     usual = tensor.shape[0] == seen.examples and tensor.dim() <= 3
@@ -91,7 +91,7 @@ def _known_by_name(names: Sequence[str], seen: Seen, *, named: bool) -> bool:
 
 
 def _more(module: nn.Module, batches: Batches, names: Sequence[str], first: Seen) -> list[Seen]:
-    """Other batches, evenly spread: they are sorted by length."""
+    """Run further batches, evenly spread because batches are sorted by length."""
     wanted = min(len(batches) - 1, EXAMPLES // max(first.examples, 1))
     size = sum(tensor.numel() for tensor in first.outputs.values())
     wanted = min(wanted, LARGEST_KEPT // max(size, 1))
@@ -111,7 +111,7 @@ def _run(module: nn.Module, batch: Batch, names: Sequence[str]) -> Seen:
 
 
 def _try(module: nn.Module, batch: Batch, name: str) -> Seen | None:
-    """None where the network takes no batch of another size; the layout is then assumed."""
+    """Run a batch of another size; None where the network rejects it (the layout is assumed)."""
     try:
         return _run(module, batch, [name])
     except DataError:
@@ -129,11 +129,11 @@ class _Layout:
     examples_at: int
     found: bool
     note: str = ""
-    pairs: bool = False  # a value for each pair of examples
+    pairs: bool = False  # the output has a value for each pair of examples
 
 
 def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
-    """The dimension of the examples; where sizes coincide, by running other examples."""
+    """Find the dimension of the examples; equal sizes are told apart by a batch of another size."""
     dims = _sample(name, seen, UNKNOWN, named=False).example_dims()
     if name in KNOWN and 0 in dims:
         return _Layout(0, found=True)
@@ -151,7 +151,10 @@ def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
 
 
 def _of_another_size(batch: Batch) -> Batch | None:
-    """One example less; a single one twice. None where not every input has examples first."""
+    """The batch without its last example, or a single example twice.
+
+    None where not every input has examples first.
+    """
     examples = batch_size(batch)
     if any(value.dim() == 0 or len(value) != examples for value in batch.values()):
         return None
@@ -163,7 +166,7 @@ def _of_another_size(batch: Batch) -> Batch | None:
 def _depending_on_examples(
     names: Sequence[str], layouts: dict[str, _Layout], seen: Sequence[Seen]
 ) -> tuple[str, ...]:
-    """Without constants, such as the places of anchors."""
+    """Drop outputs that are constant over the examples, such as anchor positions."""
     kept = [
         name
         for name in names
@@ -175,8 +178,10 @@ def _depending_on_examples(
 def _without_pairs(
     names: Sequence[str], layouts: dict[str, _Layout]
 ) -> tuple[tuple[str, ...], str]:
-    """Without scores of pairs of examples beside other outputs: their number is that of the batch,
-    and they are products of what the others hold. A note says so."""
+    """Drop outputs with a value for each pair of examples if there are others; also return a note.
+
+    Their size depends on the batch, and they are products of the other outputs.
+    """
     kept = tuple(name for name in names if not layouts[name].pairs)
     left = ", ".join(name for name in names if layouts[name].pairs)
     if not kept or not left:
@@ -201,7 +206,7 @@ def _check_same_examples(heads: Sequence[Head], seen: Sequence[Seen]) -> None:
 
 
 def _normalised(head: Head, heads: int, seen: Sequence[Seen]) -> Head:
-    """Its divergence in units of what lies between two examples, and a fair share of the sum."""
+    """Weight the head by 1 / heads, in units of the mean divergence between two examples."""
     objective, total, pairs = OBJECTIVES[head.objective], 0.0, 0
     for one in seen:
         outputs, weights = head(one.outputs, one.batch)

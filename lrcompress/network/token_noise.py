@@ -1,10 +1,11 @@
-"""Token noise: beside each text of the calibration, itself with most of its tokens drawn anew.
+"""Token noise: copies of the calibration texts in which most tokens are replaced at random.
 
-The dense network is its own teacher, so any sequence of tokens may calibrate. A few hundred texts
-of one kind leave most of a vocabulary unseen, and what nobody has seen looks free to lose; tokens
-drawn from all of it say what the network does there. Measured on all-MiniLM-L6-v2, 512 Bible
-sentences, half of the weights kept: mean cosine on glosses .842 -> .868, on programming text
-.714 -> .746, on other Bible sentences .922 -> .919. It takes twice the time.
+The dense network is its own teacher, so any sequence of tokens can be used for calibration. A few
+hundred texts of one kind leave most of a vocabulary unseen, and unseen tokens seem to cost nothing.
+Tokens drawn from the whole vocabulary show what the network does with them. Measured on
+all-MiniLM-L6-v2, 512 Bible sentences, half of the weights kept: mean cosine on glosses
+.842 -> .868, on programming text .714 -> .746, on other Bible sentences .922 -> .919. It doubles
+the time.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from lrcompress.network.call import call
 IDS = "input_ids"
 MASK = "attention_mask"
 RATE = 0.6  # of the tokens of a text
-SMALLEST_VOCABULARY = 1000  # of bytes or amino acids a text shows every one
+SMALLEST_VOCABULARY = 1000  # a text shows all tokens of a smaller one (bytes, amino acids)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenNoise:
-    """Draws new tokens into texts. `special` (ids in every text) and padding stay."""
+    """Replaces tokens at random; padding and `special` (ids present in every text) stay."""
 
     vocabulary: int
     special: Tensor
@@ -42,7 +43,7 @@ class TokenNoise:
 
 
 def find_noise(module: nn.Module, batches: Batches) -> TokenNoise | None:
-    """The noise that suits the batches; None where they are no text of a vocabulary."""
+    """Return the noise for the batches; None where they are not token ids of a vocabulary."""
     if any(IDS not in batch or batch[IDS].dim() != 2 for batch in batches):
         return None
     vocabulary = _vocabulary(module, batches[0])
@@ -52,9 +53,9 @@ def find_noise(module: nn.Module, batches: Batches) -> TokenNoise | None:
 
 
 def token_noise(module: nn.Module, batches: Batches, *, seed: int) -> Batches | None:
-    """The batches with noise in every text; None where they are no text of a vocabulary.
+    """Return noisy copies of the batches; None where they are not token ids of a vocabulary.
 
-    Tokens that stand in every text (of its beginning, its end) and padding stay.
+    Padding and tokens present in every text (such as its start and end tokens) stay.
     """
     noise = find_noise(module, batches)
     generator = torch.Generator().manual_seed(seed)
@@ -62,7 +63,7 @@ def token_noise(module: nn.Module, batches: Batches, *, seed: int) -> Batches | 
 
 
 def _vocabulary(module: nn.Module, batch: Batch) -> int:
-    """Rows of the embedding that looks up the very ids of a batch; 0 where none does."""
+    """Number of rows of the embedding that looks up the batch's ids; 0 where there is none."""
     found: list[int] = []
 
     def look(layer: nn.Module, arguments: tuple[object, ...]) -> None:
@@ -83,7 +84,7 @@ def _vocabulary(module: nn.Module, batch: Batch) -> int:
 
 
 def _in_every_text(batches: Sequence[Batch]) -> Tensor:
-    """Ids that no text goes without, padding aside."""
+    """Ids present in every text, padding excluded."""
     shared: set[int] | None = None
     for batch in batches:
         for row, ids in enumerate(batch[IDS]):

@@ -1,4 +1,4 @@
-"""Operators whose work no formula counts, told by their names."""
+"""Names of operators that cost FLOPs for which there is no formula."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-# Parts of the names of torch's own operators that tell of products, factorisations or transforms
+# Parts of the names of torch's operators that compute products, factorisations or transforms
 _COSTLY = re.compile(
     r"\w*mm|mv|matmul|linear|bilinear|trilinear|vecdot|conv(\dd|olution)?|rnn|lstm|gru|attention|"
     r"fft|r2c|c2r|c2c|solve|spsolve|cholesky|svd|svdvals|qr|geqrf|orgqr|ormqr|eig\w*|inv|inverse|"
@@ -20,9 +20,9 @@ _TORCHS_OWN = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional")
 
 
 def uncounted(seen: Iterable[Any], known: Iterable[Any]) -> tuple[str, ...]:
-    """Names of the operators among `seen` that cost work and that no formula counts.
+    """Return the names of the operators in `seen` that cost FLOPs and that no formula counts.
 
-    Operators that others have registered are taken to cost work, for nothing is known of them.
+    Operators registered by other libraries are assumed to cost FLOPs: nothing is known of them.
     """
     counted = set(known)
     names = []

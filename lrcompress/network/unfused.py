@@ -1,7 +1,7 @@
-"""Runs networks in torch's plain way: no fused kernels, compiled code or backward hooks.
+"""Run networks without fused kernels, compiled code or backward hooks.
 
 A fused kernel reads the weights of layers that it never calls, and nn.TransformerEncoder feeds it
-nested tensors, which no other code takes. Compiled code is not seen by those who watch. The
+nested tensors, which no other code accepts. Hooks and dispatch modes do not see compiled code. The
 results are the same.
 """
 
@@ -22,10 +22,10 @@ _R = TypeVar("_R")
 
 
 class UnnestedEncoder(nn.TransformerEncoder):
-    """The layers in turn, with nn.TransformerEncoder's output in evaluation.
+    """nn.TransformerEncoder without nested tensors; its output in evaluation mode is the same.
 
-    There torch drops padding from a batch whose masks are aligned to the left, and puts zeros in
-    its place before the last norm. So does this, without nested tensors.
+    In evaluation mode torch drops padding from a batch whose masks are aligned to the left, and
+    sets the padded positions to zero before the last norm. So does this class.
     """
 
     def forward(
@@ -54,7 +54,7 @@ class UnnestedEncoder(nn.TransformerEncoder):
 
 
 def nests_tensors(module: nn.Module) -> bool:
-    """Whether it is an nn.TransformerEncoder that may turn its input into a nested tensor."""
+    """Whether the module is an nn.TransformerEncoder that may use nested tensors."""
     if type(module).forward is not nn.TransformerEncoder.forward or not len(module.layers):  # type: ignore[arg-type]  # a ModuleList
         return False
     own = getattr(vars(module).get("forward"), "__func__", None)
@@ -63,7 +63,7 @@ def nests_tensors(module: nn.Module) -> bool:
 
 
 def without_nesting_(encoder: nn.Module) -> None:
-    """The module stays the same one, hooks and names included, and runs another forward."""
+    """Change the module's class to an `UnnestedEncoder`; hooks and names stay."""
     kind = type(encoder)
     plain = kind is nn.TransformerEncoder
     encoder.__class__ = (
@@ -78,10 +78,10 @@ def with_nesting_(encoder: nn.Module) -> None:
 
 @contextmanager
 def unfused(*modules: nn.Module, compiled: bool = False) -> Iterator[None]:
-    """torch's attention fast path is off meanwhile, and encoders do without nested tensors.
+    """Context without torch's attention fast path and without nested tensors in encoders.
 
-    Backward hooks do not run either: they may change the gradients by which layers are weighed.
-    compiled: whether what was compiled with torch.compile may run so, which a tracer needs.
+    Backward hooks do not run either: they may change the gradients by which layers are weighted.
+    compiled: whether code compiled with torch.compile may run compiled, which a tracer needs.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     encoders = {
@@ -98,7 +98,7 @@ def unfused(*modules: nn.Module, compiled: bool = False) -> Iterator[None]:
             encoder.forward = MethodType(UnnestedEncoder.forward, encoder)
         hooks = [(table, dict(table)) for table in _backward_hooks(modules)]
         for table, _ in hooks:
-            table.clear()  # in place: a layer and its replacement share it
+            table.clear()  # in place, because a layer and its replacement share it
         try:
             yield
         finally:
@@ -116,7 +116,7 @@ def _backward_hooks(modules: Iterable[nn.Module]) -> list[dict[int, Any]]:
 
 
 def runs_unfused(*, compiled: bool = False) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Decorates a verb that runs the modules among its arguments, so that it does so `unfused`."""
+    """Decorator that runs a function with the modules among its arguments `unfused`."""
 
     def decorated(verb: Callable[_P, _R]) -> Callable[_P, _R]:
         @wraps(verb)

@@ -1,4 +1,4 @@
-"""One forward pass, watched: who reads a layer's weight outside of the layer's own forward."""
+"""Find modules that read a layer's weight outside the layer's own forward, in one forward pass."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lrcompress.layers import layer_kind
 from lrcompress.network.agreement import tensors_of
 
-# Operators that take no more of a tensor than its dtype, device or shape
+# Operators that read only a tensor's dtype, device or shape
 _HARMLESS = {"is_same_size", "_has_same_storage_numel", "is_pinned"}
 
 
 @dataclass(eq=False)
 class WeightUse:
-    """By layer, the class of the module whose forward (or hook) reads its parameters."""
+    """Class name of the module whose forward (or hook) reads a layer's parameters, by layer."""
 
     read_by: dict[nn.Module, str] = field(default_factory=dict)
 
     def reason(self, layer: nn.Module) -> str:
-        """Why the layer has to stay as it is; "" if nobody else reads its weight."""
+        """Why the layer must not be replaced; "" if no other module reads its weight."""
         reader = self.read_by.get(layer)
         if reader is None:
             return ""
@@ -39,11 +39,11 @@ class WeightUse:
 
 @contextmanager
 def watch_weights(module: nn.Module) -> Iterator[WeightUse]:
-    """Fills the WeightUse while `module` runs.
+    """Context that fills a WeightUse while `module` runs.
 
-    Any operator counts that takes values of a parameter, or of a view, an alias or a buffer that
-    shares its memory. Hooks of standard layers are no part of their forward: a replacement keeps
-    the hooks, and has no such weight.
+    Every operator counts that reads values of a parameter, or of a view, an alias or a buffer that
+    shares its memory. Hooks of standard layers are not part of their forward: a replacement keeps
+    the hooks but does not have such a weight.
     """
     found = WeightUse()
     running: list[nn.Module] = []
@@ -82,7 +82,7 @@ def watch_weights(module: nn.Module) -> Iterator[WeightUse]:
 
 
 def note_returned(module: nn.Module, raw: object, found: WeightUse) -> None:
-    """Adds the layers whose weight, or a view of it, is among the outputs of the network."""
+    """Add to `found` the layers whose weight, or a view of it, is an output of the network."""
     owners = _owners(module)
     for tensor in tensors_of(raw):
         for layer in _owning(tensor, owners):
@@ -91,7 +91,7 @@ def note_returned(module: nn.Module, raw: object, found: WeightUse) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Owned:
-    """A parameter's stretch of a storage, and the modules that hold it."""
+    """A parameter's byte range in a storage, and the modules that hold it."""
 
     start: int
     stop: int
@@ -120,7 +120,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             changes = bool(getattr(getattr(func, "_schema", None), "is_mutable", False))
             made = set() if changes else {_storage(x) for x in _tensors((result,))}
             for tensor in _tensors((*args, *(kwargs or {}).values())):
-                # A view is no use yet; whoever uses the view has the same memory
+                # Making a view is not a use; an operator that reads the view has the same memory
                 if _storage(tensor) not in made:
                     self._note(tensor)
         return result
@@ -153,7 +153,7 @@ def _owners(module: nn.Module) -> _Owners:
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
             hold(parameter, child)
-        if isinstance(child, nn.MultiheadAttention):  # reads the weights of its projection itself
+        if isinstance(child, nn.MultiheadAttention):  # it reads out_proj's weights itself
             for parameter in child.out_proj.parameters(recurse=False):
                 hold(parameter, child)
     owners: dict[int, list[_Owned]] = defaultdict(list)
@@ -164,7 +164,7 @@ def _owners(module: nn.Module) -> _Owners:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Address of its memory; 0 for tensors that have none of their own."""
+    """Address of the tensor's memory; 0 for tensors without a storage of their own."""
     if tensor.layout is not torch.strided or tensor.is_nested:
         return 0
     try:
@@ -174,7 +174,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """First byte in its storage and the one after its last."""
+    """Byte range of the tensor in its storage: (start, stop)."""
     if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return 0, 0
     start = int(tensor.storage_offset())

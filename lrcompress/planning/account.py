@@ -1,4 +1,4 @@
-"""A budget turned into a number, against the totals of the dense model."""
+"""Conversion of a budget into a numeric limit, from the totals of the dense model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lrcompress.structures import Dense
 @dataclass(frozen=True)
 class Account:
     dense: Totals  # of the whole model
-    fixed: Totals  # of what no plan changes
-    counted_dense: int  # in the budget's kind and scope
+    fixed: Totals  # of the parts that no plan changes
+    counted_dense: int  # cost in the budget's kind and scope, like those below
     counted_fixed: int
     limit: int
 
@@ -27,10 +27,10 @@ class Account:
 def open_account(
     profile: Profile, budget: Budget, options: PlanOptions, skipped: Mapping[str, str]
 ) -> Account:
-    """Count the dense model.
+    """Compute the dense model's totals and the budget's limit.
 
     Raises:
-        PlanError: the profile holds no count of what the budget limits, or only of a part of it.
+        PlanError: the profile does not count what the budget limits, or counts only a part of it.
     """
     if budget.kind in ("flops", "latency") and not profile.examples:
         raise PlanError(

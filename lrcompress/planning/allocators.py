@@ -1,4 +1,4 @@
-"""How a budget is shared out among the layers. An allocator is one file and one row here."""
+"""The allocators, which distribute a budget over the layers. Each is one file and one row here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the compressed model may cost: parameters, FLOPs, bytes or time."""
+"""Budgets: limits on the compressed model's parameters, FLOPs, bytes or latency."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ _FORM: Final = re.compile(
 
 @dataclass(frozen=True)
 class Budget:
-    """At most `amount` of `kind`: a share in (0, 1] of the dense model if `relative`, else a count.
+    """A limit on a cost: a share in (0, 1] of the dense model's if `relative`, else a count.
 
-    Scope "total" counts the whole model, as its file does; "compressible" counts only the weights
+    Scope "total" counts the whole model, like its file; "compressible" counts only the weights
     that may change, as papers do. Bytes are a share of the dense model in the export's precision.
-    Latency is always a share of the dense model's: what a table of measurements says that the
-    layers take, in the FLOPs that dense layers compute in that time.
+    Latency is always a share of the dense model's. It is the layers' time from a table of
+    measurements, expressed as the FLOPs that dense layers compute in that time.
     """
 
     kind: BudgetKind
@@ -76,14 +76,16 @@ class Budget:
             )
 
     def halfway(self, dense: float) -> Budget:
-        """The budget in the middle between this one and all of the dense model, which counts
-        `dense` of the same kind."""
+        """Return the budget halfway between this one and the whole dense model.
+
+        dense: the dense model's cost in the same kind.
+        """
         whole = 1.0 if self.relative else max(dense, self.amount)
         return replace(self, amount=self.amount + (whole - self.amount) / 2)
 
     @classmethod
     def parse(cls, text: str, scope: Scope = "total") -> Budget:
-        """Read what a person types.
+        """Parse a budget typed by a user.
 
         Raises:
             PlanError: not one of the accepted forms, zero, negative, or above 100 %.
@@ -113,15 +115,15 @@ class Budget:
         return cls(cast(BudgetKind, kind), float(number * scale), False, scope)
 
     def limit(self, dense: int) -> int:
-        """Largest cost allowed, when the dense model (in this scope) costs `dense`.
+        """Return the largest allowed cost if the dense model (in this scope) costs `dense`.
 
-        The share is read as the decimal that was typed: 29 % of 100 is 29, not 28.999...
+        The share is taken as the decimal that was typed: 29 % of 100 is 29, not 28.999...
         """
         amount = Fraction(repr(float(self.amount)))
         return floor(amount * dense) if self.relative else floor(amount)
 
     def __str__(self) -> str:
-        """A text that `parse` reads back to an equal budget."""
+        """Format the budget so that `parse` returns an equal one."""
         amount = Decimal(repr(float(self.amount)))
         if self.relative:
             return f"{self.kind}={_plain(amount * 100)}%"
@@ -130,7 +132,7 @@ class Budget:
 
 
 def amount_in_words(kind: BudgetKind, amount: float) -> str:
-    """8400000 parameters as "8.4M parameters"."""
+    """Format an amount with its unit: 8400000 parameters become "8.4M parameters"."""
     unit = _largest_unit(kind, amount)
     scaled = amount / UNITS[kind][unit]
     shown = f"{scaled:.3g}" if scaled < 1000 else f"{scaled:.0f}"

@@ -1,4 +1,4 @@
-"""Loss against cost: what each layer may become, and what each choice costs."""
+"""The possible structures of each layer, with their costs and predicted losses."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from lrcompress.structures import STRUCTURES, Dense, LowRank, Structure
 
 @dataclass(frozen=True)
 class Choice:
-    """One structure in one layer's place. Counts are of the weight; the bias stays as it is."""
+    """One possible structure of a layer. Counts cover only the weight; the bias is unchanged."""
 
     structure: Structure
     loss: float  # predicted, in the metric's unit
     params: int
     flops_per_example: float  # a whole number, so that sums are exact
     bytes: int
-    latency_flops: float = 0.0  # per example, that dense layers compute in this one's time
+    latency_flops: float = 0.0  # FLOPs per example that dense layers compute in its time
 
     def cost(self, kind: BudgetKind) -> int:
         if kind == "params":
@@ -47,10 +47,11 @@ def layer_choices(
     latencies: Latencies | None = None,
     refuse_slower: bool = False,
 ) -> tuple[Choice, ...]:
-    """Every size below break-even of the structures `wanted` whose loss is known, then dense.
+    """Return the `wanted` structures of all sizes below break-even with a known loss, then dense.
 
-    Ranks are multiples (None: `default_ranks`), and at least `min_rank`. With `latencies` each has
-    its time, and if asked for, a structure that measures slower than the dense layer is no choice.
+    Ranks are at least `min_rank` and multiples of `multiple_of` (None: `default_ranks`). With
+    `latencies`, each choice has its latency. `refuse_slower` drops the structures that were
+    measured to be slower than the dense layer.
 
     Raises:
         PlanError: the profile lacks the metric, or the layer's loss is not finite.
@@ -77,14 +78,14 @@ def layer_choices(
     )
 
 
-WIDE, STEP = 256, 8  # features, of a rank
+WIDE, STEP = 256, 8  # smallest width in features, step of the ranks
 
 
 def default_ranks(spec: LayerSpec, smallest: int) -> list[int]:
-    """Up to break-even: of layers that are wide both ways multiples of 8, once there are 8.
+    """Return the ranks up to break-even; in wide layers, only multiples of 8 from 8 on.
 
-    Matrix kernels work in tiles: of MiniLM at half size multiples of 8 take 4 % of the time off,
-    and add 0.07 % to the predicted divergence.
+    A layer is wide if both its dimensions are. Matrix kernels work in tiles: for MiniLM at half
+    size, multiples of 8 save 4 % of the time and add 0.07 % to the predicted divergence.
     """
     wide = min(spec.out_features, spec.in_features) >= WIDE
     return [
@@ -102,13 +103,13 @@ def choice_of(
     bytes_per_param: int = 4,
     latencies: Latencies | None = None,
 ) -> Choice:
-    """What a given structure costs and loses in the layer's place, whoever chose it.
+    """Return a given structure as a choice for the layer, with its cost and predicted loss.
 
-    Of a size that the profile has no curve of, the loss is taken to be low rank's of as many
+    If the profile has no curve for this size, the loss is that of low rank with as many
     parameters (`is_measured` tells which).
 
     Raises:
-        PlanError: the structure cannot stand there, or would hold more than the dense weight.
+        PlanError: the structure cannot replace the layer, or has no fewer parameters than it.
     """
     largest = layer.spec.break_even_rank
     if isinstance(structure, LowRank) and structure.rank > largest:
@@ -136,15 +137,17 @@ def choice_of(
 
 
 def is_measured(layer: LayerProfile, metric: str, structure: Structure) -> bool:
-    """Whether the profile tells what the structure loses in the layer's place."""
+    """Whether the profile gives the structure's loss in this layer, without an estimate."""
     if isinstance(structure, Dense | LowRank):
         return True
     return any(structure in curve for _, curve in _curves(layer, metric))
 
 
 def low_rank_loss(layer: LayerProfile, metric: str, params: int) -> float:
-    """What low rank would lose with at most so many parameters: the removal, where there is none
-    so small; nothing, from the dense weight's size on."""
+    """Return the loss of low rank with at most `params` parameters.
+
+    It is the loss of removing the layer if no rank is so small, and 0 from the dense size on.
+    """
     if params >= layer.spec.weight_params:
         return 0.0
     rank = params // (layer.spec.groups * (layer.spec.out_features + layer.spec.in_features))
@@ -171,7 +174,7 @@ def _choice(
 
 
 def _losses(layer: LayerProfile, metric: str) -> list[float]:
-    """Loss at rank 0, 1, 2, ..., corrected by the layer's trials and never growing with rank."""
+    """Return the losses at rank 0, 1, 2, ..., corrected by the layer's trials, non-increasing."""
     spectrum = layer.spectra.get(metric)
     if spectrum is None:
         known = ", ".join(layer.spectra) or "no metric at all"
@@ -180,7 +183,7 @@ def _losses(layer: LayerProfile, metric: str) -> list[float]:
             "profile again with --data, or choose another --metric"
         )
     losses: list[float] = loss_curve(spectrum).tolist()
-    if not isfinite(losses[0]):  # the sum over all directions, so it sees every one
+    if not isfinite(losses[0]):  # the sum over all directions
         raise PlanError(
             f"{layer.name}: its loss in the metric {metric!r} is not finite; "
             "check the weight and the data, or --exclude the layer"
@@ -192,16 +195,16 @@ def _losses(layer: LayerProfile, metric: str) -> list[float]:
 
 
 def _is_tried(layer: LayerProfile, metric: str) -> bool:
-    """Whether what was measured of the network corrects the layer's losses in that metric."""
+    """Whether measurements of the network correct the layer's losses in that metric."""
     known = bool(layer.trials) or layer.factor != 1.0
     return known and metric == layer.curves_metric and METRICS[metric].needs_outputs
 
 
 def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Structure, float]]]:
-    """By structure's name, the loss of every size within a fitted curve.
+    """Yield each structure's name and the losses of all its sizes within the fitted curve.
 
-    Between two fitted sizes its logarithm is taken to be linear in the parameters. Low rank is what
-    trials were made of: a structure is corrected as the rank that would lose as much.
+    Between two fitted sizes, log(loss) is interpolated linearly in the parameters. Trials measure
+    low rank, so a structure gets the correction of the rank that would lose as much.
     """
     if metric != layer.curves_metric:
         return

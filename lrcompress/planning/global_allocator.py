@@ -1,7 +1,7 @@
-"""The global allocator: the ranks of all layers at once, to proven optimality where it can.
+"""Global allocator: chooses the ranks of all layers jointly, proven optimal where possible.
 
-A relaxation for a bound, a greedy repair for a first allocation, then an exact search among the
-few choices that the remaining gap leaves open.
+A relaxation gives a bound, and a greedy repair gives a first allocation. An exact search then
+covers the few choices that the remaining gap leaves open.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from lrcompress.planning.knapsack_core import solve_core
 from lrcompress.planning.problem import Allocation, Ints, Problem
 from lrcompress.planning.relaxation import Table, relax
 
-# Partial allocations kept: a narrow search closes most of the gap, the wide ones mostly prove it.
+# Partial allocations kept: a narrow search closes most of the gap; wide ones mostly prove it
 WIDTHS = (64, 1024, 8192)
-ROUNDING = 1e-10  # of the summed losses and prices
-GOOD_ENOUGH = (1e-9, 1e-6, 1e-5)  # proven gap, as a share of the loss, that stops before each
+ROUNDING = 1e-10  # relative to the summed losses and prices
+GOOD_ENOUGH = (1e-9, 1e-6, 1e-5)  # relative proven gap at which the search stops before each
 
 
 def allocate_globally(problem: Problem) -> Allocation:
-    """Least total loss within the room, with a proven lower bound."""
+    """Minimise the total loss within the room, with a proven lower bound."""
     if not problem.costs:
         return problem.allocation((), lower_bound=0.0)
     table = Table.of(problem)
     relaxed = relax(table, problem.room)
     chosen = _fill(table, relaxed.chosen, problem.room)
     best = problem.allocation((chosen - table.start).tolist())
-    if relaxed.multiplier == 0.0:  # the room holds every layer's best choice
+    if relaxed.multiplier == 0.0:  # every layer's best choice fits
         return problem.allocation(best.chosen, lower_bound=best.loss)
 
     excess, proven = max(best.loss - relaxed.bound, 0.0), 0.0
@@ -45,7 +45,7 @@ def allocate_globally(problem: Problem) -> Allocation:
 
 
 def _fill(table: Table, chosen: Ints, room: int) -> Ints:
-    """Spend what is left, each time on the single change of a layer that gains most."""
+    """Spend the remaining room greedily, each time on the layer change that gains most."""
     chosen = chosen.copy()
     while True:
         left = room - int(table.cost[chosen].sum())

@@ -1,4 +1,4 @@
-"""Whether a plan saves work as well as what its budget counts."""
+"""Warning for plans that save parameters or bytes but hardly any FLOPs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from lrcompress.planning.budget import Budget
 from lrcompress.planning.totals import Totals
 from lrcompress.profiling.profile import Profile
 
-MUCH_WORK, FEW_PARAMS = 0.85, 0.7  # shares kept
+MUCH_WORK, FEW_PARAMS = 0.85, 0.7  # shares kept of the FLOPs, and of what the budget counts
 
 
 def kept_work(
     profile: Profile, budget: Budget, dense: Totals, kept: Totals, *, counted: float
 ) -> tuple[str, ...]:
-    """A warning for a plan that makes a network smaller and hardly faster.
+    """Return a warning if a plan makes a network smaller but hardly faster.
 
-    counted: share kept of what the budget counts. Convolutions hold their weights late and do
-    their work early, where feature maps are large; embeddings hold weights and do no work.
+    counted: share kept of what the budget counts. Convolutional networks have most weights in
+    late layers and most FLOPs in early ones, where feature maps are large. Embeddings have
+    weights but no FLOPs.
     """
     if budget.kind not in ("params", "bytes") or not profile.examples:
         return ()

@@ -1,15 +1,15 @@
-"""The exact solver behind the global allocator: dynamic programming over the few open choices.
+"""Exact solver of the global allocator: dynamic programming over the few open choices.
 
-The relaxation prices each choice by what it loses above the relaxed optimum, and each unit of
-unspent room by the multiplier w:
+The relaxation prices each choice by its loss above the relaxed optimum, and each unit of unspent
+room by the multiplier w:
 
     loss of an allocation = bound + sum of prices + w * unspent room.
 
-So an allocation better than the best known one uses only choices priced below the open gap, and
-few layers have more than one of those (the core of the knapsack: Balas and Zemel 1980; Pisinger
-1995). Partial allocations are kept as (spent, price) and dropped when another one spends and loses
-no more, or when their best completion is no better than the best known. If too many remain, the
-least promising go; the best completion among those is then the proven bound.
+So an allocation better than the best known one uses only choices priced below the open gap. Few
+layers have more than one of those (the core of the knapsack: Balas and Zemel 1980; Pisinger 1995).
+Partial allocations are kept as (spent, price). One is dropped if another spends and loses no more,
+or if its best completion is no better than the best known allocation. If too many remain, the
+least promising are dropped; the best completion among those is then the proven bound.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import numpy as np
 from lrcompress.planning.problem import Floats, Ints
 from lrcompress.planning.relaxation import Relaxation, Table, lower_hull
 
-MOST_EXTENSIONS = 2_000_000  # of the kept partial allocations by one layer: some 100 MB
+MOST_EXTENSIONS = 2_000_000  # of partial allocations, by one layer: about 100 MB
 
 
 @dataclass(frozen=True, eq=False)
 class CoreSolution:
-    chosen: Ints | None  # rows of the table, one a layer; None if nothing better was found
-    excess: float  # of the best known allocation above the relaxation's bound
+    chosen: Ints | None  # table rows, one per layer; None if nothing better was found
+    excess: float  # loss of the best known allocation above the relaxation's bound
     proven: float  # no allocation has less excess than this
 
 
 @dataclass(frozen=True, eq=False)
 class _OpenLayer:
-    """Choices of one layer relative to the relaxed one, which comes first with shift, price 0."""
+    """Choices of one layer relative to the relaxed one, which is first, with shift and price 0."""
 
     index: int
     rows: Ints
@@ -45,12 +45,12 @@ class _OpenLayer:
 def solve_core(
     table: Table, relaxed: Relaxation, *, room: int, excess: float, width: int
 ) -> CoreSolution:
-    """Search for an allocation with less than `excess`, keeping at most `width` partial ones."""
+    """Search for an allocation of excess below `excess`, keeping at most `width` partial ones."""
     left = room - int(table.cost[relaxed.chosen].sum())
     layers = _open_layers(table, relaxed, excess)
     completion = _Completion(layers, relaxed.multiplier, left)
     spent, price = np.zeros(1, dtype=np.int64), np.zeros(1)
-    trail: list[tuple[Ints, Ints]] = []  # of each partial allocation: its parent, its option
+    trail: list[tuple[Ints, Ints]] = []  # parent and option of each partial allocation
     best, best_at, dropped = excess, None, np.inf
     if relaxed.multiplier * left < excess:  # the relaxed choices alone
         best, best_at = relaxed.multiplier * left, (-1, 0)
@@ -60,7 +60,7 @@ def solve_core(
         price = (price[:, None] + layer.price).ravel()
         promise = price + completion.least(stage, spent)
         kept = _undominated(spent, price, relaxed.multiplier, np.flatnonzero(promise < best))
-        if stage + 1 < len(layers):  # what the next layer extends must fit in memory
+        if stage + 1 < len(layers):  # the next layer's extensions must fit in memory
             width = min(width, max(1, MOST_EXTENSIONS // len(layers[stage + 1].rows)))
         if len(kept) > width:
             ranked = kept[np.argsort(promise[kept], kind="stable")]
@@ -79,7 +79,7 @@ def solve_core(
 
 
 def _open_layers(table: Table, relaxed: Relaxation, excess: float) -> list[_OpenLayer]:
-    """Layers with an affordable alternative, the cheapest alternative first."""
+    """Return the layers with an alternative priced below `excess`, cheapest alternative first."""
     rows = np.flatnonzero(relaxed.reduced < excess)
     base = relaxed.chosen[table.layer[rows]]
     rows = rows[rows != base]
@@ -98,7 +98,7 @@ def _open_layers(table: Table, relaxed: Relaxation, excess: float) -> list[_Open
 
 
 def _undominated(spent: Ints, price: Floats, multiplier: float, among: Ints) -> Ints:
-    """Those that no other one beats in both what it spends and what it loses."""
+    """Drop the partial allocations for which another one spends and loses no more."""
     loss = price[among] - multiplier * spent[among]
     order = np.lexsort((loss, spent[among]))
     best_before = np.minimum.accumulate(np.r_[np.inf, loss[order][:-1]])
@@ -106,10 +106,10 @@ def _undominated(spent: Ints, price: Floats, multiplier: float, among: Ints) -> 
 
 
 class _Completion:
-    """Least price at which the layers of later stages can bring a partial allocation home.
+    """Lower bound on the price of completing a partial allocation with the layers of later stages.
 
-    Their prices are relaxed to convex hulls through the relaxed choice, whose steps away from it,
-    cheapest first, make one convex function of the cost that is still to be added or saved.
+    Their prices are relaxed to convex hulls through the relaxed choice. The hulls' steps away from
+    it, cheapest first, form one convex function of the cost still to be added or saved.
     """
 
     def __init__(self, layers: list[_OpenLayer], multiplier: float, left: int) -> None:
@@ -119,7 +119,7 @@ class _Completion:
         )
 
     def least(self, stage: int, spent: Ints) -> Floats:
-        """For each partial allocation over the stages up to `stage`; infinite if it cannot."""
+        """Return the bound for each partial allocation up to `stage`; infinite if infeasible."""
         (saved, saving), (added, adding) = (
             (np.cumsum(np.r_[0.0, length[later]]), np.cumsum(np.r_[0.0, price[later]]))
             for of_stage, length, price in self._sides
@@ -127,13 +127,13 @@ class _Completion:
         )
         to_add = (self._left - spent).astype(np.float64)
         least = np.interp(to_add, np.r_[-saved[:0:-1], added], np.r_[saving[:0:-1], adding])
-        least += self._multiplier * np.maximum(to_add - added[-1], 0.0)  # stays unspent
+        least += self._multiplier * np.maximum(to_add - added[-1], 0.0)  # unspent room
         least[to_add < -saved[-1]] = np.inf
         return least
 
 
 def _hull_steps(layer: _OpenLayer, sign: int) -> list[tuple[float, float]]:
-    """(length, price) of the hull's steps away from the relaxed choice, on one side of it."""
+    """Return (length, price) of the hull's steps on one side of the relaxed choice."""
     side = layer.shift * sign > 0
     away = sorted(zip(abs(layer.shift[side]).tolist(), layer.price[side].tolist(), strict=True))
     points = [(0.0, 0.0), *away]

@@ -1,8 +1,8 @@
-"""What structures cost in time: latencies over the dense layer's, measured and looked up.
+"""Latencies of structures relative to the dense layer, looked up in a table of measurements.
 
-Multiply-adds are not time: a structure of many small products may save half of them and still be
-slower than the one large product that it replaces. `lrcompress calibrate-latency` measures; a
-table made on one machine of each kind ships with the package.
+Multiply-adds do not determine the time: a structure of many small products may save half of them
+and still be slower than the one large product that it replaces. `lrcompress calibrate-latency`
+measures. The package ships a table that was made on one machine of each kind.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from lrcompress.structures import Dense, LowRank, Structure
 
 SCHEMA_VERSION = 1
 SHIPPED = "latency_table.json"
-NEAREST = 4  # measurements that an estimate is made of
-KEPT_WEIGHT = 2.0  # a doubling of the share kept changes a ratio more than one of rows or size
-TOO_FAR = 6.0  # doublings: beyond it a measurement says nothing
+NEAREST = 4  # measurements per estimate
+KEPT_WEIGHT = 2.0  # doubling the share kept changes a ratio more than doubling rows or size
+TOO_FAR = 6.0  # in doublings; measurements farther away are ignored
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One structure in one form, against the dense layer of the same shape in the same run."""
+    """Latency of one structure in one form, relative to the dense layer in the same run."""
 
     provider: str
-    structure: str  # its type's name
-    blocks: int  # 0 where it has none
-    form: str  # "" where there is only one
+    structure: str  # type name
+    blocks: int  # 0 if it has none
+    form: str  # "" if there is only one
     out_features: int
     in_features: int
     kept: float  # share of the dense weight's parameters
     rows: int
-    ratio: float  # of median latencies, structure over dense
+    ratio: float  # of median latencies, structure / dense
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Estimate:
     ratio: float
 
 
-@dataclass(frozen=True, eq=False)  # so that lookups can be remembered
+@dataclass(frozen=True, eq=False)  # hashed by identity, to cache lookups
 class LatencyTable:
     measurements: tuple[Measurement, ...]
     schema_version: int = SCHEMA_VERSION
@@ -58,8 +58,10 @@ class LatencyTable:
     def best(
         self, structure: Structure, spec: LayerSpec, *, provider: str, rows: int
     ) -> Estimate | None:
-        """The form that is fastest by the nearest measurements; None where nothing near was
-        measured, and for convolutions and embeddings, of which nothing is."""
+        """Return the fastest form, estimated from the nearest measurements.
+
+        None if nothing near was measured, and for convolutions and embeddings (not measured).
+        """
         if isinstance(structure, Dense) or spec.kind not in ("linear", "transposed_linear"):
             return None
         kept = structure.weight_params(spec) / spec.weight_params
@@ -67,12 +69,12 @@ class LatencyTable:
             structure.type_name,
             getattr(structure, "blocks", 0),
             (spec.out_features, spec.in_features),
-            max(round(kept, 3), 0.001),  # few different questions, each answered once
+            max(round(kept, 3), 0.001),  # few different lookups, each cached
             provider=provider,
             rows=rows,
         )
 
-    @cache  # noqa: B019  # a table lives as long as its questions
+    @cache  # noqa: B019  # a table lives as long as its lookups
     def best_form(
         self,
         structure: str,
@@ -83,8 +85,10 @@ class LatencyTable:
         provider: str,
         rows: int,
     ) -> Estimate | None:
-        """Of a structure that keeps the share `kept`. What is blended is the time over that share,
-        which changes little where the time itself follows it."""
+        """Return the fastest form of a structure that keeps the share `kept`.
+
+        Time / share is averaged, since it changes little where the time follows the share.
+        """
         near: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for it in self.measurements:
             if (it.provider, it.structure, it.blocks) == (provider, structure, blocks):
@@ -102,14 +106,14 @@ class LatencyTable:
 
 @dataclass(frozen=True, eq=False)
 class Latencies:
-    """The table, at one provider and number of rows."""
+    """A latency table with a fixed provider and number of rows."""
 
     table: LatencyTable
     provider: str
     rows: int
 
     def ratio(self, structure: Structure, spec: LayerSpec) -> float:
-        """Of the layer's latency to the dense one's; of FLOPs where nothing near was measured."""
+        """Return latency / dense latency, or the ratio of FLOPs if nothing near was measured."""
         best = self.table.best(structure, spec, provider=self.provider, rows=self.rows)
         if best is not None:
             return best.ratio
@@ -117,7 +121,7 @@ class Latencies:
         return structure.flops_per_row(spec) / dense if dense else 1.0
 
     def is_slower(self, structure: Structure, spec: LayerSpec) -> bool:
-        """Than the dense layer, even in its best form; False where nothing near was measured."""
+        """Whether even its best form is slower than dense; False if nothing near was measured."""
         if isinstance(structure, LowRank):
             return False  # two smaller products of the same kind
         best = self.table.best(structure, spec, provider=self.provider, rows=self.rows)
@@ -125,7 +129,7 @@ class Latencies:
 
 
 def _blended(found: list[tuple[float, float]]) -> float:
-    """Mean of the logarithms of the nearest, weighted by the inverse distance."""
+    """Return the geometric mean of the nearest, weighted by the inverse squared distance."""
     nearest = sorted(found)[:NEAREST]
     weights = [1 / (distance + 0.05) ** 2 for distance, _ in nearest]
     total = sum(w * value for w, (_, value) in zip(weights, nearest, strict=True))
@@ -133,16 +137,16 @@ def _blended(found: list[tuple[float, float]]) -> float:
 
 
 def latency_table(path: str = "") -> LatencyTable:
-    """The table in a file of calibrate-latency, or the package's own.
+    """Load a table from a file of calibrate-latency; without a path, the package's own.
 
     Raises:
-        DataError: the file is no table, naming the field.
+        DataError: the file is not a latency table; the message names the field.
     """
     return load_table(Path(path)) if path else shipped_table()
 
 
 def table_digest(path: str) -> str:
-    """sha256 of a file's text; "" for the package's own, which its version tells.
+    """Return the sha256 of a file's text; "" for the package's own, known by its version.
 
     Raises:
         DataError: the file cannot be read.
@@ -151,13 +155,13 @@ def table_digest(path: str) -> str:
 
 
 def shipped_table() -> LatencyTable:
-    """The package's own measurements."""
+    """Load the package's own measurements."""
     text = files("lrcompress.planning").joinpath(SHIPPED).read_text(encoding="utf-8")
     return table_from_json(text, SHIPPED)
 
 
 def load_table(path: Path) -> LatencyTable:
-    """Raises DataError, naming the field, for what is no table."""
+    """Load a table from a file. Raises DataError, naming the field, if it is not one."""
     return table_from_json(_text(path), str(path))
 
 
@@ -169,7 +173,7 @@ def _text(path: Path) -> str:
 
 
 def table_from_json(text: str, where: str) -> LatencyTable:
-    """Raises DataError, naming the field."""
+    """Parse a table. Raises DataError, naming the field."""
     value: dict[str, Any] = parse_object(text, where, DataError)
     if value.get("schema_version") != SCHEMA_VERSION:
         raise DataError(f"{where}: not a latency table of this version; calibrate again")
@@ -184,7 +188,7 @@ def table_from_json(text: str, where: str) -> LatencyTable:
 
 
 def table_to_json(table: LatencyTable, machine: dict[str, Any]) -> str:
-    """One line a measurement; `machine` says where they come from, for people."""
+    """Format a table, one measurement per line; `machine` tells readers where it was made."""
     lines = [
         "  " + json.dumps({**it.__dict__, "kept": round(it.kept, 4), "ratio": round(it.ratio, 4)})
         for it in table.measurements

@@ -1,4 +1,4 @@
-"""What a plan looks up in the table of latencies."""
+"""Latencies that a plan needs, and a warning about layers that get slower."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from lrcompress.profiling.profile import LayerProfile, Profile
 
 
 def latencies_for(profile: Profile, budget: Budget, options: PlanOptions) -> Latencies | None:
-    """None where nobody asks: a budget counts something else, and low rank, which is never slower
-    than what it replaces at its rank, is all there is."""
-    if budget.kind == "latency" or options.latency_table:  # one that is named is read
+    """Return the latencies for a plan; None if the plan needs none.
+
+    It needs none if the budget counts something else and low rank is the only structure: low rank
+    is never slower than the layer that it replaces at its rank.
+    """
+    if budget.kind == "latency" or options.latency_table:  # a given table is always read
         return Latencies(latency_table(options.latency_table), options.provider, options.rows)
     named = set(options.structures or profile.structures) - {"dense", "low_rank"}
     if not named or not set(profile.structures) & named:
@@ -26,7 +29,7 @@ def latencies_for(profile: Profile, budget: Budget, options: PlanOptions) -> Lat
 def slow_layers(
     layers: Sequence[LayerProfile], choices: Sequence[Choice], latencies: Latencies | None
 ) -> tuple[str, ...]:
-    """A warning that names the layers whose structure measures slower than the dense layer."""
+    """Return a warning that names the layers measured to be slower than dense."""
     if latencies is None:
         return ()
     slow = [

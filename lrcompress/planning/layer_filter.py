@@ -1,4 +1,4 @@
-"""Which layers may change: --include and --exclude patterns over dotted names."""
+"""Selection of the layers that may change: --include and --exclude patterns over dotted names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from lrcompress.profiling.profile import Profile
 def reasons_to_skip(
     profile: Profile, include: Sequence[str], exclude: Sequence[str]
 ) -> dict[str, str]:
-    """Name -> why the patterns keep it dense; a layer that may change is absent.
+    """Return layer name -> why the patterns keep it dense; layers that may change are absent.
 
-    A pattern is a glob over the layer's name, or a dotted prefix of it: "encoder.layer.3" takes
+    A pattern is a glob over the layer's name, or a dotted prefix of it: "encoder.layer.3" matches
     everything inside. The names of heads tied to the layer match too.
 
     Raises:
@@ -47,7 +47,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _refuse_unless_harmless(profile: Profile, option: str, pattern: str) -> None:
-    """Excluding what is left alone anyway is harmless; including it cannot be honoured."""
+    """Raise PlanError for a pattern without a match, unless it excludes a layer left alone."""
     for left in profile.left_alone:
         if _matches(pattern, left.name):
             if option == "--exclude":
@@ -64,7 +64,7 @@ def _refuse_unless_harmless(profile: Profile, option: str, pattern: str) -> None
 
 
 def close_names(wanted: str, names: Iterable[str], *, whole: bool = False) -> str:
-    """`did you mean a, b? or ` when names, or their dotted prefixes unless `whole`, come close."""
+    """Return `did you mean a, b? or ` for similar names (or dotted prefixes, unless `whole`)."""
     known = list(dict.fromkeys(names))
     prefixes = {
         ".".join(parts[:end]) for parts in (n.split(".") for n in known)

@@ -1,4 +1,4 @@
-"""What a plan may be told besides its budget."""
+"""Options of a plan besides its budget."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lrcompress.structures import STRUCTURES
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """Patterns are globs over layer names or dotted prefixes of them (see `selection`)."""
+    """Options of a plan. Patterns are globs over layer names, or dotted prefixes of them."""
 
-    allocator: str | None = None  # None: "global" where losses of layers compare, else "uniform"
-    metric: str | None = None  # in which layers are fitted; None: the profile's
-    loss_metric: str | None = None  # whose curves predict the losses; None: `metric`
+    allocator: str | None = None  # None: "global" if layers' losses compare, else "uniform"
+    metric: str | None = None  # of the fits; None: the profile's
+    loss_metric: str | None = None  # of the curves that predict the losses; None: `metric`
     corrections: Mapping[str, float] = field(default_factory=dict)  # layer -> factor on its losses
-    multiple_of: int | None = None  # of every rank; None: see `default_ranks`
+    multiple_of: int | None = None  # step of the ranks; None: see `default_ranks`
     min_rank: int = 1
-    structures: tuple[str, ...] = ()  # that may be used; none: all that the profile has curves of
+    structures: tuple[str, ...] = ()  # allowed ones; empty: all that the profile has curves of
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    provider: str = "cpu"  # that the latencies of structures are looked up for
-    rows: int = 128  # of a layer in one call, for the same
+    provider: str = "cpu"  # for latency lookups
+    rows: int = 128  # of a layer in one call, for latency lookups
     latency_table: str = ""  # a file of calibrate-latency; "": the package's own
     bytes_per_param: int = 4  # in the precision of the export
-    overhead_bytes: int = 0  # of the file beyond its tensors
+    overhead_bytes: int = 0  # of the file besides its tensors
 
     def __post_init__(self) -> None:
         for name, value, least, most in (
@@ -59,10 +59,10 @@ class PlanOptions:
                 raise PlanError(f"the correction of {name} must be positive, not {factor}")
 
     def resolved(self, profile: Profile) -> PlanOptions:
-        """With the metric and the allocator filled in.
+        """Return the options with the metric and the allocator filled in.
 
-        Only a metric that knows the sensitivity of the output puts the losses of all layers in
-        one unit; without it ranks that adapt are worse than uniform ones.
+        Only a metric that uses the sensitivity of the output puts the losses of all layers in one
+        unit. Without it, adaptive ranks are worse than uniform ones.
         """
         metric = self.metric or profile.metric
         if metric not in METRICS:
@@ -73,6 +73,6 @@ class PlanOptions:
 
     @property
     def curves(self) -> str:
-        """The metric whose loss curves predict. Only once resolved."""
+        """The metric whose loss curves predict the losses. Requires resolved options."""
         assert self.metric is not None
         return self.loss_metric or self.metric

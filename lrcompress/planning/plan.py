@@ -1,4 +1,4 @@
-"""The plan: one structure for each layer, and what the whole then costs and loses."""
+"""The plan: one structure for each layer, with the total cost and predicted loss."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Structure
 
 SCHEMA_VERSION = 1
-ROUNDING = 1e-9  # of the losses: a profile's digits once written, and sums in another order
-BUDGET_TOLERANCE = 0.005  # a plan that uses less of its budget than this allows says so
+ROUNDING = 1e-9  # of the losses: the digits of a written profile, and sums in another order
+BUDGET_TOLERANCE = 0.005  # unused share of the budget above which a plan warns
 
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """Counts are of the weight; the bias stays as it is."""
+    """One layer of a plan. Counts cover only the weight; the bias is unchanged."""
 
     name: str
     structure: Structure
@@ -36,7 +36,7 @@ class PlannedLayer:
 
 @dataclass(frozen=True)
 class Plan:
-    """Totals are of the whole model, each shared parameter counted once."""
+    """A plan. Totals cover the whole model and count each shared parameter once."""
 
     model_fingerprint: str
     budget: Budget
@@ -51,8 +51,8 @@ class Plan:
     dense_flops_per_example: float
     bytes: int
     dense_bytes: int
-    cost: int  # what the budget counts: its kind, in its scope
-    limit: int  # at most so much of it
+    cost: int  # in the budget's kind and scope
+    limit: int  # largest cost that the budget allows
     lower_bound: float | None = None  # proven: no plan of the listed choices loses less
     optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
     proven_for: str = ""  # digest of the bound and the allocation problem that it was proven for
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def loss_metric(self) -> str:
-        """The metric whose loss curves predict; `metric` is the one that layers are fitted in."""
+        """The metric whose loss curves predict the losses; `metric` is that of the fits."""
         return self.options.curves
 
     @property
@@ -92,9 +92,9 @@ def assemble(
     proven_for: str = "",
     warnings: tuple[str, ...] = (),
 ) -> Plan:
-    """The plan that stands for one choice for each of the profile's layers, in its order.
+    """Build the plan from one choice for each of the profile's layers, in its order.
 
-    `options` are resolved. A bound is dropped where the plan leaves the budget it was proven for.
+    `options` are resolved. If the plan exceeds the budget, the bound does not apply: it is dropped.
     """
     assert options.metric is not None
     assert options.allocator is not None
@@ -151,13 +151,13 @@ def assemble(
 
 
 def _loss_of_removal(profile: Profile, metric: str) -> float:
-    """Of all layers whose loss is known; one that is excluded may have none."""
+    """Return the removal loss of all layers whose loss is known; an excluded one may have none."""
     known = (x.loss_of_removal(metric) for x in profile.layers if metric in x.spectra)
     return sum(loss for loss in known if isfinite(loss))
 
 
 def _gap(loss: float, bound: float | None, whole: float) -> float | None:
-    """Relative to the bound, or where that is all but zero to a trillionth of the whole loss."""
+    """Return the gap relative to the bound, or to 1e-12 of the whole loss if that is larger."""
     if bound is None:
         return None
     unit = max(bound, 1e-12 * whole)

@@ -1,4 +1,4 @@
-"""The plan verb: from a profile and a budget to one structure for each layer."""
+"""Planning: choose one structure for each layer from a profile and a budget."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
 
 
 def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
-    """A structure that was asked for, but of which the profile has not even one curve."""
+    """Raise PlanError if a requested structure has no loss curve in the profile."""
     free = ("dense", "low_rank")
     measured = {
         points[0].structure.type_name
@@ -100,5 +100,5 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
 
 
 def _spelled(names: Sequence[str]) -> str:
-    """As the command line spells them."""
+    """Format names as the command line spells them."""
     return ", ".join(names).replace("_", "-")

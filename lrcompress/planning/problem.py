@@ -1,4 +1,4 @@
-"""The allocation problem: one choice a layer, least loss, within the room that is left."""
+"""The allocation problem: one choice per layer, with the least total loss within the room."""
 
 from __future__ import annotations
 
@@ -20,23 +20,26 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A multiple-choice knapsack. Within a layer costs rise strictly and losses fall strictly:
-    a choice that another beats in both is gone (a free zero-loss rank beats dense)."""
+    """A multiple-choice knapsack problem.
+
+    Within a layer, costs rise strictly and losses fall strictly: dominated choices are removed (a
+    cheaper rank without loss dominates dense).
+    """
 
     layers: tuple[LayerProfile, ...]
     choices: tuple[tuple[Choice, ...], ...]
     costs: tuple[Ints, ...]
     losses: tuple[Floats, ...]
-    removal_losses: tuple[float, ...]  # what a zero weight would lose
-    room: int  # of the budget, after what cannot change
-    offered: tuple[frozenset[Structure], ...] = ()  # of each layer, those beaten included
+    removal_losses: tuple[float, ...]  # losses of zero weights
+    room: int  # the budget minus the cost of what cannot change
+    offered: tuple[frozenset[Structure], ...] = ()  # per layer, dominated choices included
 
     @property
     def smallest_cost(self) -> int:
         return sum(int(cost[0]) for cost in self.costs)
 
     def offers(self, structures: Mapping[str, Structure]) -> bool:
-        """Whether each layer's structure is one that was to be chosen from."""
+        """Whether each layer's structure is dense or one of its choices."""
         pairs = zip(self.layers, self.offered, strict=True)
         return all(
             isinstance(structures[layer.name], Dense) or structures[layer.name] in offered
@@ -54,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Allocation:
-    """`chosen[l]` is the index into `Problem.choices[l]`."""
+    """A solution; `chosen[l]` is the index into `Problem.choices[l]`."""
 
     chosen: tuple[int, ...]
     loss: float
@@ -74,7 +77,7 @@ def pose(
     kind: BudgetKind,
     room: int,
 ) -> Problem:
-    """The problem over the undominated choices of each layer."""
+    """Build the problem from the undominated choices of each layer."""
     kept: list[tuple[Choice, ...]] = []
     costs: list[Ints] = []
     losses: list[Floats] = []
@@ -94,11 +97,14 @@ def pose(
 
 
 def proof_digest(problem: Problem, bound: float) -> str:
-    """sha256 of a lower bound and of what it was proven for: all choices' costs and losses and the
-    room, which follow from the profile, the budget and the options."""
+    """Return the sha256 of a lower bound and of the problem that it was proven for.
+
+    The problem is given by all costs and losses and the room, which follow from the profile, the
+    budget and the options.
+    """
     digest = hashlib.sha256(f"{bound!r} {problem.room}".encode())
     for layer, cost, loss in zip(problem.layers, problem.costs, problem.losses, strict=True):
         digest.update(layer.name.encode() + b"\0" + cost.tobytes())
-        # Rounded: a profile that was written and read again differs in the last digits
+        # Rounded, since a profile that was written and read differs in the last digits
         digest.update(",".join(f"{value:.9e}" for value in loss).encode())
     return digest.hexdigest()

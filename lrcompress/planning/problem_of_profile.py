@@ -1,4 +1,4 @@
-"""The allocation problem that a profile, a budget and the options pose."""
+"""Builds the allocation problem from a profile, a budget and the options."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def problem_of(
     account: Account,
     latencies: Latencies | None,
 ) -> Problem:
-    """The problem over those layers that may change. `options` are resolved.
+    """Build the problem for the layers that may change. `options` are resolved.
 
     Raises:
         PlanError: a layer's loss is not finite.

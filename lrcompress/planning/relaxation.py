@@ -1,7 +1,7 @@
 """The linear relaxation of the knapsack, solved exactly by one sort.
 
-Its optimum moves along the lower convex hulls of the layers' curves, steepest step first, and
-splits at most one step (Sinha and Zoltners 1979; Dyer 1984; Zemel 1984).
+Its optimum follows the lower convex hulls of the layers' curves, steepest step first, and splits
+at most one step (Sinha and Zoltners 1979; Dyer 1984; Zemel 1984).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lrcompress.planning.problem import Floats, Ints, Problem
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Every choice of every layer, one after another: the vectorised view of a Problem."""
+    """All choices of all layers in one sequence: the vectorised view of a Problem."""
 
     layer: Ints  # of each choice
     cost: Ints
     loss: Floats
-    start: Ints  # of each layer's choices
+    start: Ints  # first row of each layer
 
     @classmethod
     def of(cls, problem: Problem) -> Table:
@@ -39,8 +39,8 @@ class Table:
 class Relaxation:
     chosen: Ints  # rows of the table: the relaxed optimum without its split step
     multiplier: float  # loss per unit of cost at the optimum; 0 if the budget does not bind
-    reduced: Floats  # loss + multiplier * cost of each row, above its layer's least; >= 0
-    bound: float  # least loss of the relaxation: no allocation is below it
+    reduced: Floats  # loss + multiplier * cost of each row, minus its layer's least; >= 0
+    bound: float  # least loss of the relaxation: no allocation loses less
 
 
 def relax(table: Table, room: int) -> Relaxation:
@@ -50,7 +50,7 @@ def relax(table: Table, room: int) -> Relaxation:
     before, after = hull[steps], hull[steps + 1]
     extra = table.cost[after] - table.cost[before]
     steepness = (table.loss[before] - table.loss[after]) / extra
-    order = np.argsort(-steepness, kind="stable")  # equal steps go in the order of the layers
+    order = np.argsort(-steepness, kind="stable")  # ties keep the order of the layers
 
     spent = np.cumsum(extra[order])
     left = room - int(table.cost[table.start].sum())
@@ -66,7 +66,7 @@ def relax(table: Table, room: int) -> Relaxation:
 
 
 def _lower_hulls(table: Table) -> Ints:
-    """Rows on the lower convex hull of their layer, in order."""
+    """Return the rows on the lower convex hull of their layer, in order."""
     hulls = []
     for start, end in pairwise([*table.start.tolist(), len(table.cost)]):
         points = zip(table.cost[start:end].tolist(), table.loss[start:end].tolist(), strict=True)
@@ -75,7 +75,7 @@ def _lower_hulls(table: Table) -> Ints:
 
 
 def lower_hull(points: Iterable[tuple[float, float]]) -> list[int]:
-    """Indices of the strictly convex lower hull of points in rising x, both ends included."""
+    """Return the indices of the strictly convex lower hull of points sorted by x, ends included."""
     hull: list[int] = []
     corners: list[tuple[float, float]] = []
     for index, (x, y) in enumerate(points):

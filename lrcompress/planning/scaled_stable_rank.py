@@ -1,4 +1,4 @@
-"""Ranks in proportion to the scaled stable rank (Cuttlefish, Wang et al. 2023)."""
+"""Allocator with ranks proportional to the scaled stable rank (Cuttlefish, Wang et al. 2023)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lrcompress.profiling.profile import LayerProfile
 
 
 def scaled_stable_rank(problem: Problem) -> Allocation:
-    """rank_l = factor * stable_rank_l * xi_l; one factor for all, dense past break-even.
+    """Set rank_l = factor * stable_rank_l * xi_l; one factor for all, dense past break-even.
 
-    Cuttlefish sets xi = full rank / stable rank at initialisation. With no checkpoint from then,
-    an i.i.d. matrix of the layer's shape stands in for it: see `iid_stable_rank`.
+    Cuttlefish sets xi = full rank / stable rank at initialisation. No checkpoint of that time is
+    available, so an i.i.d. matrix of the layer's shape is used: see `iid_stable_rank`.
     """
     keys = []
     for layer, options in zip(problem.layers, problem.choices, strict=True):
@@ -27,7 +27,7 @@ def scaled_stable_rank(problem: Problem) -> Allocation:
 
 
 def iid_stable_rank(out_features: int, in_features: int) -> float:
-    """||W||_F^2 / s_1^2 of a large i.i.d. matrix: mn / (sqrt m + sqrt n)^2."""
+    """Return ||W||_F^2 / s_1^2 of a large i.i.d. matrix: mn / (sqrt m + sqrt n)^2."""
     return out_features * in_features / (sqrt(out_features) + sqrt(in_features)) ** 2
 
 

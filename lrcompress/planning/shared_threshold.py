@@ -1,5 +1,4 @@
-"""What the rule-of-thumb allocators share: one threshold for all layers, raised until it costs
-what the budget allows."""
+"""Common part of the heuristic allocators: raise one threshold until the budget is spent."""
 
 from __future__ import annotations
 
@@ -11,12 +10,12 @@ from lrcompress.planning.problem import Allocation, Floats, Problem
 
 
 def raise_threshold(problem: Problem, keys: Sequence[Floats]) -> Allocation:
-    """Give each layer its costliest choice whose key is within the threshold.
+    """Give each layer its most expensive choice whose key is within the threshold.
 
-    `keys[l][i]` is the threshold at which layer l takes its choice i; key 0 is not looked at, since
-    every layer starts with its cheapest choice. The steps are taken in the order of their keys,
-    which is exactly raising the threshold; a step that no longer fits stops its layer, and the
-    others use up what is left. Equal keys go in the order of the layers.
+    `keys[l][i]` is the threshold at which layer l takes choice i. Key 0 is ignored, since every
+    layer starts with its cheapest choice. The steps are taken in the order of their keys, which is
+    equivalent to raising the threshold. If a step no longer fits, its layer stops, and the others
+    use the remaining room. Equal keys keep the order of the layers.
     """
     if not keys:
         return problem.allocation(())

@@ -1,4 +1,4 @@
-"""Counting a whole model: what a plan changes, and what stays whatever it does."""
+"""Total costs of a whole model: the parts that a plan changes and the fixed parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrcompress.structures import Dense
 
 @dataclass(frozen=True)
 class Totals:
-    """FLOPs are whole numbers, so that sums do not depend on their order."""
+    """Total costs. FLOPs are whole numbers, so that sums do not depend on their order."""
 
     params: int
     flops_per_example: float
@@ -42,7 +42,7 @@ NOTHING = Totals(0, 0.0, 0, 0.0)
 
 
 def fixed_totals(profile: Profile, *, bytes_per_param: int, overhead_bytes: int) -> Totals:
-    """Everything but the weights of the profile's layers: biases, norms, buffers, attention."""
+    """Return the totals without the profiled weights: biases, norms, buffers, attention."""
     specs = [layer.spec for layer in profile.layers]
     changeable = sum(spec.weight_params for spec in specs)
     flops = sum(
@@ -60,9 +60,9 @@ def fixed_totals(profile: Profile, *, bytes_per_param: int, overhead_bytes: int)
 
 
 def buffer_bytes(profile: Profile) -> int:
-    """What the model stores besides parameters, in the type that it is stored in.
+    """Return the bytes that the model stores besides parameters, in the stored dtype.
 
-    The profile counts both together; the parameters are taken to have the widest type that fits.
+    The profile counts both together. The parameters are assumed to have the widest dtype that fits.
     """
     for width in (8, 4, 2, 1):
         rest = profile.total_bytes - width * profile.total_params

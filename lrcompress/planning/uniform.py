@@ -1,4 +1,4 @@
-"""The same share of its weight for every layer (the allocation of SVD-LLM, Wang et al. 2024)."""
+"""Uniform allocator: every layer keeps the same share of its weight (SVD-LLM, Wang et al. 2024)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrcompress.planning.shared_threshold import raise_threshold
 
 
 def uniform(problem: Problem) -> Allocation:
-    """rank = floor(share * mn / (m + n)) in each layer, dense at share 1; one share for all."""
+    """Set rank = floor(share * mn / (m + n)) in each layer, dense at share 1; one share for all."""
     shares = [
         np.array([choice.params for choice in options], dtype=np.float64) / layer.spec.weight_params
         for layer, options in zip(problem.layers, problem.choices, strict=True)

@@ -1,4 +1,4 @@
-"""What is said of a budget that no plan meets: the smallest that can be met, and what stays."""
+"""The error for a budget that no plan meets: the smallest reachable one, and what cannot change."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def unreachable(
     smallest: int,
     skipped: Mapping[str, str],
 ) -> BudgetError:
-    """smallest: what the least plan costs. skipped: layers that the options keep, and why."""
-    percent = ceil(1000 * smallest / account.counted_dense) / 10  # up, so that it can be asked for
+    """Build the error for a budget that no plan meets.
+
+    smallest: cost of the smallest plan. skipped: layers that the options keep dense, and why.
+    """
+    percent = ceil(1000 * smallest / account.counted_dense) / 10  # rounded up, to be reachable
     steps = ["raise the budget"]
     if options.include or options.exclude:
         steps.append("--include more layers")
@@ -39,7 +42,7 @@ def unreachable(
 
 
 def _stays(profile: Profile, budget: Budget, account: Account, skipped: Mapping[str, str]) -> str:
-    """A clause on the share that no plan changes, and what it is: the most parameters first."""
+    """Return a clause on the share that no plan changes and its parts, most parameters first."""
     if not account.counted_fixed:
         return ""
     share = f"{100 * account.counted_fixed / account.counted_dense:.3g} %"

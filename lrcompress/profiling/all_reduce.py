@@ -1,4 +1,4 @@
-"""One collector out of those of several processes, each of which saw its share of the batches."""
+"""Reduce the collectors of several processes, each of which saw its share of the batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Parts:
-    """What one process holds of one running sum."""
+    """Shapes and count of one running sum in one process."""
 
     shapes: Mapping[str, Shape]
     count: int  # rows, or examples times probes
 
 
 def agree_(collector: Collector) -> None:
-    """Every process comes to know which layers share an input, and whether that may be trusted."""
+    """Synchronise the input groups and their consistency across processes."""
     if world_size() == 1:
         return
     own = (collector.leaders, collector.consistent, collector.without_gradient)
@@ -41,10 +41,10 @@ def agree_(collector: Collector) -> None:
 
 
 def sum_(collector: Collector) -> None:
-    """Every process comes to hold the sums over all batches.
+    """Sum the running sums across processes, so that each holds the sums over all batches.
 
-    Only the order of the float64 sums differs from that of a single process. A layer that the
-    batches of one process never reached adds nothing there.
+    Only the order of the float64 sums differs from that of a single process. A layer that one
+    process's batches never reached contributes zero there.
     """
     if world_size() == 1:
         return
@@ -61,7 +61,7 @@ def sum_(collector: Collector) -> None:
         device = devices[name]
         _sum_second_(joint.inputs, parts.shapes["inputs"], device)
         _sum_second_(joint.outputs, parts.shapes["outputs"], device)
-        if "cross" in parts.shapes:  # lookups have none
+        if "cross" in parts.shapes:  # embedding lookups have none
             joint.cross = _sum(joint.cross, parts.shapes["cross"], device)
             joint.bias = _sum(joint.bias, parts.shapes["bias"], device)
         joint.count = parts.count
@@ -87,7 +87,10 @@ def _shapes(parts: Mapping[str, Tensor | None]) -> dict[str, Shape]:
 
 
 def _everybodys(own: Mapping[str, _Parts]) -> list[tuple[str, _Parts]]:
-    """By name, in the same order everywhere; shapes are the same wherever a sum was begun."""
+    """Gather the parts of all processes by name, in the same order everywhere; counts are added.
+
+    Shapes are the same in every process that has the sum.
+    """
     found: dict[str, _Parts] = {}
     for theirs in gathered(dict(own)):
         for name, parts in theirs.items():
@@ -97,7 +100,7 @@ def _everybodys(own: Mapping[str, _Parts]) -> list[tuple[str, _Parts]]:
 
 
 def _sum_second_(moment: SecondMoment, shape: Shape, device: torch.device) -> None:
-    """shape: (g, k, k), or (g, k) of a diagonal."""
+    """Sum a second moment across processes. shape: (g, k, k), or (g, k) for a diagonal."""
     if len(shape) == 2:
         moment.diagonal = _sum(moment.diagonal, shape, device)
         return
@@ -107,7 +110,7 @@ def _sum_second_(moment: SecondMoment, shape: Shape, device: torch.device) -> No
 
 
 def _sum(own: Tensor | None, shape: Shape, device: torch.device) -> Tensor:
-    """A copy: a lookup's moment, its mean and that of its absolute values are one tensor."""
+    """Sum across processes into a new tensor: the three sums of a lookup share one tensor."""
     if own is None:
         return all_reduce_(torch.zeros(shape, dtype=torch.float64, device=device))
     return all_reduce_(own.clone(memory_format=torch.contiguous_format))

@@ -28,9 +28,10 @@ def collect(
     seed: int,
     step: Step,
 ) -> None:
-    """Fill `collector` from this process's share of the batches. The probes of a batch depend on
-    the seed and its place alone, so a network profiled in several passes (for want of memory) or
-    by several processes sees the same ones.
+    """Fill `collector` from this process's share of the batches.
+
+    The probes of a batch depend only on the seed and on its index, so they are the same in several
+    passes (to save memory) and in several processes.
 
     Raises:
         DataError: a batch does not fit the network's forward.
@@ -47,12 +48,12 @@ def collect(
                     f"the model's output on calibration batch {index} is NaN or infinite; "
                     "check the weights and this batch"
                 )
-            # Where no watched layer reaches the output there is nothing to learn from it
+            # Without requires_grad, no watched layer reaches the output
             if collector.with_sensitivity and outputs.requires_grad:
                 generator = torch.Generator().manual_seed(seed + 7919 * index)
                 with torch.enable_grad():
                     _backpropagate(outputs, weights, readout, probes, generator, collector)
-            del outputs, weights  # logits of a large vocabulary: not beside the next batch's
+            del outputs, weights  # large with a large vocabulary; freed before the next batch
             collector.end_batch()
             step.advance()
 
@@ -60,7 +61,7 @@ def collect(
 def _changes_in_place(
     module: nn.Module, batches: Batches, collector: Collector, readout: Readout
 ) -> bool:
-    """Seen on one example, where the network takes it alone, else on a batch."""
+    """Whether gradients need saved copies, tested on one example or, if that fails, on a batch."""
     first = batches[0]
     for batch in (examples_of(first, 0, 1) if is_divisible(first) else first, first):
         with suppress(DataError):

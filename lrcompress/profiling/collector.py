@@ -1,7 +1,7 @@
-"""Streaming second moments: forward hooks for inputs, backward hooks for sensitivities.
+"""Running second moments: forward hooks for inputs, gradient hooks for sensitivities.
 
-Padding never enters: rows whose attention mask is 0 are dropped. Layers that receive the very same
-tensor share one input moment.
+Padding is excluded: rows whose attention mask is 0 are dropped. Layers that receive the same tensor
+share one input moment.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Watch:
 class Collector:
     """Hooks on the watched modules; `inputs` and `joints` hold their running moments.
 
-    `leaders` says whose input moment a layer shares. It is learnt on the first batch. A network
-    that takes another path later, or that overwrites a layer's input once the layer has read it,
-    makes `consistent` false; without `share_inputs` every layer has its own copy of its input.
+    `leaders` maps a layer to the layer whose input moment it shares, as found on the first batch.
+    `consistent` becomes false if the network takes another path later, or overwrites a layer's
+    input after the layer has read it. Without `share_inputs`, every layer's input is copied.
     """
 
     watches: Sequence[Watch]
@@ -55,7 +55,7 @@ class Collector:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        # First of all hooks: those of the user may change what the layer gave
+        # Prepended, because the user's hooks may change the layer's output
         handles = [
             w.module.register_forward_hook(
                 partial(self._on_forward, w.name), prepend=True, with_kwargs=True
@@ -77,7 +77,7 @@ class Collector:
         self._uses.clear()
 
     def end_probe(self) -> None:
-        """A layer that a forward pass calls more than once has one gradient: its uses add up."""
+        """Add up the uses of layers that are called several times: they have one gradient."""
         for name, uses in self._pending.items():
             module = uses[0][0]
             if len({len(rows) for _, _, rows in uses}) == 1:
@@ -88,7 +88,7 @@ class Collector:
         self._pending.clear()
 
     def end_batch(self) -> None:
-        """Layers that share a moment must have been called equally often."""
+        """Check that layers that share a moment were called equally often."""
         if any(self._uses[name] != self._uses[leader] for name, leader in self.leaders.items()):
             self.consistent = False
 
@@ -111,8 +111,8 @@ class Collector:
             self.without_gradient.add(name)
             return None
         if not output.requires_grad:
-            # Parameters are frozen, so the graph starts here. A clone, not the leaf itself:
-            # the network may go on to change its activations in place.
+            # Parameters are frozen, so the graph starts here. A clone, not the leaf itself,
+            # because the network may change its activations in place.
             output = output.detach().requires_grad_().clone()
         hook = partial(self._on_gradient, name, module, x, _version(x))
         output.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -159,11 +159,11 @@ class Collector:
             joint.add(inputs, rows, full_limit=FULL_MOMENT_LIMIT)
 
     def _by_example(self, rows: Tensor, trailing: int) -> Tensor:
-        """(*positions, ...) -> (examples, positions, ...).
+        """Reshape (*positions, ...) to (examples, positions, ...).
 
-        Positions that do not split evenly (a table of positions shared by the batch, say) count
-        as one example: probes of different examples are independent, so their cross terms are
-        zero on average.
+        Positions that do not split evenly (such as a position table shared by the batch) count as
+        one example. Probes of different examples are independent, so their cross terms are zero on
+        average.
         """
         positions, kept = rows.shape[: rows.dim() - trailing], rows.shape[rows.dim() - trailing :]
         if positions_first(self._mask, positions):
@@ -176,7 +176,7 @@ class Collector:
 
 
 def _identity(module: nn.Module, x: Tensor) -> Hashable:
-    """Equal for two layers that read the same rows: the same memory, unchanged, read alike."""
+    """A key, equal for layers that read the same rows of the same, unchanged memory."""
     reading: Hashable = layer_kind(module) in ("linear", "transposed_linear")
     if isinstance(module, nn.Conv1d | nn.Conv2d):
         reading = (module.kernel_size, module.stride, module.padding, module.dilation)
@@ -187,5 +187,5 @@ def _identity(module: nn.Module, x: Tensor) -> Hashable:
 
 
 def _version(x: Tensor) -> int:
-    """Counts what was written to x in place; tensors of inference mode do not tell."""
+    """Number of in-place changes of x; 0 for inference tensors, which do not count them."""
     return 0 if x.is_inference() else x._version

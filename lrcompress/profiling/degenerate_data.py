@@ -1,7 +1,7 @@
-"""Calibration data that cannot tell what a network does: named, with what that means.
+"""Detect degenerate calibration data, which do not show what a network does.
 
-Divergences on such data are small whatever becomes of the layers, predicted and measured alike, and
-look like a good result.
+On such data, predicted and measured divergences are small however the layers are compressed, which
+looks like a good result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lrcompress.network.call import call
 from lrcompress.network.readout import Readout
 
 LARGEST_REPEATED = 0.5  # share of the examples that others repeat
-SMALLEST_INPUT = 1e-19  # its square is zero in float32 (smallest 1.4e-45), summed or not
-ROUNDING = 1e-5  # of the largest output: what float32 leaves of equal outputs differs less
-ALIKE = 1e-6  # mean divergence between two examples, below which they are one
+SMALLEST_INPUT = 1e-19  # its square, 1e-38, is below the normal range of float32 (1.2e-38)
+ROUNDING = 1e-5  # of the largest output: float32 rounding makes equal outputs differ by less
+ALIKE = 1e-6  # mean divergence between two examples, below which they count as equal
 OUTPUTS_LOOKED_AT = 64  # examples
 CONSTANT_BY_NATURE = (MASK, "token_type_ids", "position_ids")
 
@@ -34,15 +34,14 @@ CONSTANT_BY_NATURE = (MASK, "token_type_ids", "position_ids")
 def degenerate(
     module: nn.Module, batches: Batches, others: Batches, readout: Readout
 ) -> tuple[str, ...]:
-    """Why the calibration batches, and those set aside, show nothing; one plain clause each, none
-    where they do."""
+    """Return clauses that say why calibration and held-out batches are degenerate; empty if not."""
     everything = [*batches, *others]
     told = [*_inputs(everything)] or [*_one_example(everything)]
     return tuple(told or _outputs(module, everything, readout))
 
 
 def repeats(batches: Batches, others: Batches) -> tuple[str, ...]:
-    """A clause where most examples are repeats of others, so that what is set aside is not new."""
+    """Return a clause if most examples are repeats, so that held-out examples are not new."""
     seen = _digests([*batches, *others])
     repeated = len(seen) - len(set(seen))
     if len(set(seen)) < 2 or repeated <= LARGEST_REPEATED * len(seen):
@@ -88,14 +87,14 @@ def _one_example(batches: Batches) -> Iterator[str]:
 
 
 def _digests(batches: Batches) -> list[str]:
-    """Of each example; none where batches cannot be taken apart."""
+    """The digest of each example; empty where batches cannot be split into examples."""
     if not all(map(is_divisible, batches)):
         return []
     return [_digest(batch, row) for batch in batches for row in range(batch_size(batch))]
 
 
 def _digest(batch: Batch, row: int) -> str:
-    """Of one example, padding left out."""
+    """The digest of one example without padding."""
     mask = batch.get(MASK)
     own = {name: value[row] for name, value in batch.items()}
     if mask is not None:
@@ -106,7 +105,7 @@ def _digest(batch: Batch, row: int) -> str:
 
 @torch.no_grad()
 def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> Iterator[str]:
-    """Whether the network tells the examples apart."""
+    """Yield a clause if the network gives the same output for all examples."""
     some = spread_examples(batches, OUTPUTS_LOOKED_AT)
     held: tuple[Tensor, Tensor] | None = None
     largest, spread, apart, pairs = 0.0, 0.0, 0.0, 0
@@ -129,7 +128,7 @@ def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> Iterator[
 
 
 def _features(weights: Tensor, outputs: Tensor) -> Tensor:
-    """The weights with the features' dimension, 1 where outputs are packed."""
+    """The weights with a feature dimension; 1 where outputs are packed."""
     if weights.shape != outputs.shape[:-1]:
         return outputs.new_ones(())
     return weights.unsqueeze(-1)

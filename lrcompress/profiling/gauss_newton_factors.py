@@ -1,10 +1,10 @@
 """Kronecker factors of a layer's Gauss-Newton matrix, from whole-example gradients.
 
 K-FAC's factors (Martens and Grosse 2015) treat the tokens of an example as independent. They are
-not: a change of a weight moves all tokens of a sentence alike, and pooling and attention add these
-moves up. Here the gradient of one example is taken whole, J = sum_t g_t x_t^T, and the input
+not: a weight change has similar effects on all tokens of a sentence, and pooling and attention add
+these effects up. Here the gradient of a whole example is used, J = sum_t g_t x_t^T, and the input
 factor is E[J^T J] = E[sum_tt' x_t (g_t . g_t') x_t'^T]. The output factor stays sum_t g_t g_t^T:
-E[J J^T] concentrates on few directions and was worse wherever it was tried
+E[J J^T] concentrates on few directions and was worse in all experiments
 (benchmarks/results/quality.json).
 """
 
@@ -21,7 +21,7 @@ from lrcompress.profiling.second_moment import SecondMoment
 
 @dataclass
 class GaussNewtonFactors:
-    """Sums over examples and probes of one use of one weight."""
+    """Sums over examples and probes, for one use of one weight."""
 
     inputs: SecondMoment = field(default_factory=SecondMoment)  # sum J^T J
     outputs: SecondMoment = field(default_factory=SecondMoment)  # sum g g^T
@@ -30,7 +30,10 @@ class GaussNewtonFactors:
     count: int = 0  # examples times probes
 
     def add(self, x: Tensor, gradient: Tensor, *, full_limit: int) -> None:
-        """x: (examples, positions, g, n), gradient: (examples, positions, g, m), 0 on padding."""
+        """Add a batch; the gradient is 0 on padding.
+
+        x: (examples, positions, g, n), gradient: (examples, positions, g, m).
+        """
         x = x.detach().to(torch.float32).transpose(1, 2)  # (e, g, t, n)
         gradient = gradient.detach().to(torch.float32).transpose(1, 2)  # (e, g, t, m)
         positions, n = x.shape[-2:]
@@ -49,11 +52,14 @@ class GaussNewtonFactors:
         self.count += x.shape[0]
 
     def add_tokens(self, tokens: Tensor, gradient: Tensor, vocabulary: int) -> None:
-        """Of a lookup. tokens: (examples, positions), gradient: (examples, positions, 1, m)."""
+        """Add a batch of an embedding lookup.
+
+        tokens: (examples, positions), gradient: (examples, positions, 1, m).
+        """
         gradient = gradient.detach().to(torch.float32).squeeze(2)
         examples = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
         keys, where = torch.unique(examples * vocabulary + tokens, return_inverse=True)
-        columns = gradient.new_zeros(len(keys), gradient.shape[-1])  # of J, where not zero
+        columns = gradient.new_zeros(len(keys), gradient.shape[-1])  # nonzero columns of J
         columns.index_add_(0, where.flatten(), gradient.flatten(0, 1))
         diagonal = gradient.new_zeros(vocabulary)
         diagonal.index_add_(0, keys % vocabulary, columns.square().sum(1))
@@ -63,7 +69,7 @@ class GaussNewtonFactors:
         self.count += len(tokens)
 
     def finish(self, examples: int, probes: int) -> Sensitivity | None:
-        """None where the output does not depend on the layer."""
+        """Return the sensitivity; None where the output does not depend on the layer."""
         inputs, outputs = self.inputs.whole(), self.outputs.whole()
         if inputs is None or outputs is None:
             return None
@@ -81,10 +87,10 @@ class GaussNewtonFactors:
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
-    """Accumulated in float64, so that rounding does not grow with the number of batches."""
+    """Accumulate in float64, so that rounding does not grow with the number of batches."""
     return term.to(torch.float64) if total is None else total.add_(term)
 
 
 def _trace(moment: Tensor) -> Tensor:
-    """(g,)."""
+    """Trace of each group: (g,)."""
     return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum(-1)

@@ -1,7 +1,7 @@
-"""Sums over rows, from which second moments are taken.
+"""Running sums over rows, from which second moments are computed.
 
-Products are taken in float32 over one batch and summed in float64, so the rounding of a moment
-does not grow with the number of batches.
+Products are computed in float32 for one batch and summed in float64, so the rounding error of a
+moment does not grow with the number of batches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lrcompress.profiling.second_moment import SecondMoment
 
-FULL_MOMENT_LIMIT = 8192  # features; beyond it (vocabularies) only the diagonal is kept
+FULL_MOMENT_LIMIT = 8192  # features; above it (vocabularies) only the diagonal is kept
 
 
 @dataclass
@@ -27,11 +27,11 @@ class InputMoment:
 
     @property
     def second(self) -> Tensor | None:
-        """(g, k, k), or its diagonal (g, k)."""
+        """The sum of second moments (g, k, k), or its diagonal (g, k)."""
         return self.seconds.whole()
 
     def add(self, rows: Tensor) -> None:
-        """rows: (count, g, k)."""
+        """Add rows: (count, g, k)."""
         count, groups, k = rows.shape
         rows = rows.detach().to(torch.float32)
         if self.first is None or self.absolute is None:
@@ -44,7 +44,7 @@ class InputMoment:
         self.rows += count
 
     def add_tokens(self, tokens: Tensor, vocabulary: int) -> None:
-        """One-hot inputs: the moment is diagonal, and its own mean."""
+        """Add one-hot inputs: their second moment is diagonal and equals their sum."""
         counts = torch.bincount(tokens.flatten(), minlength=vocabulary).to(torch.float64)[None]
         self.seconds.add_diagonal(counts)
         self.first = self.absolute = self.seconds.diagonal

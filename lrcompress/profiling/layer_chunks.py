@@ -1,4 +1,4 @@
-"""Layers in portions whose running moments fit into memory, and the passes that fill them."""
+"""Chunks of layers whose running moments fit in memory, and the passes that fill the moments."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from lrcompress.progress import Progress
 def chunked(
     layers: Sequence[LayerSpec], max_memory: int | None, metric: Metric
 ) -> list[list[LayerSpec]]:
-    """Layers whose running float64 moments fit together; a single one always goes.
+    """Split the layers into chunks whose running float64 moments fit in `max_memory` bytes.
 
-    Counted as if no two layers shared their input, which only a pass can tell.
+    A single layer always forms a chunk. The sizes assume that no two layers share their input,
+    because only a pass shows which do.
     """
     chunks: list[list[LayerSpec]] = [[]]
     held = 0
@@ -54,9 +55,10 @@ def collected(
     progress: Progress,
     name: str,
 ) -> Collector:
-    """One pass; a second, every layer with its own copy of its input, where sharing is unsafe.
+    """Collect the moments of a chunk in one pass over the batches.
 
-    Several processes share the batches out, and each gets the sums over all of them.
+    Where sharing inputs is unsafe, a second pass copies the input of every layer. Several processes
+    share the batches, and each gets the sums over all of them.
     """
     watches = [
         Watch(used, module.get_submodule(used))

@@ -1,4 +1,4 @@
-"""From running sums to the moments of a layer."""
+"""Compute the moments of a layer from running sums."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT
 def take_moments(
     spec: LayerSpec, collector: Collector, *, examples: int, probes: int
 ) -> LayerMoments | None:
-    """The moments of one layer, or None if the calibration data never reached it.
+    """Return the moments of one layer, or None if the calibration data never reached it.
 
-    Its running sensitivity is taken out of the collector: nothing else needs it, and memory does.
+    Its running sensitivity is removed from the collector to free memory.
 
     Raises:
         ModelError: the layer's inputs or gradients are not finite, naming it.
@@ -49,7 +49,7 @@ def take_moments(
 
 
 def _in_float32(sensitivity: Sensitivity) -> Sensitivity:
-    """The sensitivity as it is stored, so that a profile is the same to the bit from the disk."""
+    """Convert to the stored dtype, so that a profile read from disk has the same bits."""
     cross, bias = sensitivity.cross, sensitivity.bias
     return Sensitivity(
         input=sensitivity.input.float(),
@@ -77,8 +77,8 @@ def _with_head(
 ) -> Sensitivity | None:
     """The sensitivity of a weight that is both an embedding and an output head.
 
-    The second-order losses of the two uses add; the sum of their Kronecker products is replaced
-    by the nearest single one. The head multiplies by W^T, so its sides change places.
+    The second-order losses of the two uses add up. The sum of their Kronecker products is replaced
+    by the nearest single one. The head multiplies by W^T, so its two factors are swapped.
     """
     if head is None:
         return embedding
@@ -96,7 +96,7 @@ def _with_head(
 
 
 def _form(moment: Tensor, features: int) -> Tensor:
-    """Full or diagonal as a moment of that many features is held."""
+    """Convert a moment to full or diagonal form, according to its number of features."""
     if features <= FULL_MOMENT_LIMIT and moment.dim() == 2:
         return torch.diag_embed(moment)
     if features > FULL_MOMENT_LIMIT and moment.dim() == 3:
@@ -105,10 +105,10 @@ def _form(moment: Tensor, features: int) -> Tensor:
 
 
 def nearest_kronecker(terms: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """(C, G) with C (x) G nearest to sum_i C_i (x) G_i in the Frobenius norm.
+    """Return (C, G) with C (x) G nearest to sum_i C_i (x) G_i in the Frobenius norm.
 
-    The rearranged sum has rank len(terms) (Van Loan and Pitsianis 1993), so its leading singular
-    pair lies in the spans of the C_i and of the G_i and comes from two small Gram matrices.
+    The rearranged sum has rank len(terms) (Van Loan and Pitsianis 1993). So its leading singular
+    pair lies in the spans of the C_i and of the G_i, and is computed from two small Gram matrices.
     Scaled so that C carries the trace of sum C_i ("per example") and G the rest.
     """
     gram_c = torch.stack([torch.stack([(a * b).sum() for b, _ in terms]) for a, _ in terms])

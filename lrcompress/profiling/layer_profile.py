@@ -1,4 +1,4 @@
-"""The profile of one layer: its spectra in every metric, and what they were made with."""
+"""Compute the profile of one layer: its spectra in every metric and its loss curves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import gram_of_shorter_side, measure, singular_values
 from lrcompress.profiling.structure_curves import CurveStore, structure_curves
 
-SHRINKAGE_PER_FEATURE = 0.25  # times features over rows; benchmarks/quality.py measures it
+SHRINKAGE_PER_FEATURE = 0.25  # times features / rows; measured in benchmarks/quality.py
 LARGEST_SHRINKAGE = 0.5
 
 
@@ -28,7 +28,7 @@ def profile_layer(
     options: ProfileOptions,
     store: CurveStore,
 ) -> tuple[LayerProfile, Whitening]:
-    """The profile, and the whitening of the metric that is the default for planning."""
+    """Return the profile, and the whitening of the metric that is the default for planning."""
     weight = weight_matrix(module.get_submodule(spec.name))
     plain = singular_values(weight)
     if moments is not None or set(options.structures) != {"low_rank"}:
@@ -64,15 +64,15 @@ def profile_layer(
 
 
 def shrinkage_for(spec: LayerSpec, rows: int) -> float:
-    """How far to trust a moment: shrinkage falls with rows per feature."""
+    """Return the shrinkage of a moment, which falls with the number of rows per feature."""
     features = max(spec.out_features, min(spec.in_features, FULL_MOMENT_LIMIT))
     return min(LARGEST_SHRINKAGE, SHRINKAGE_PER_FEATURE * features / max(rows, 1))
 
 
 def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tensor:
-    """From the Gram matrix of the shorter side, five times cheaper than an SVD.
+    """Singular values from the Gram matrix of the shorter side, five times cheaper than an SVD.
 
-    An energy s^2 is right to rounding of the largest one, far below any loss that could matter.
+    Each s^2 is accurate to the rounding of the largest one, far below any relevant loss.
     """
     gram = gram_of_shorter_side(whitening.whiten(weight))
     energies: torch.Tensor = torch.linalg.eigvalsh(gram)
@@ -80,5 +80,5 @@ def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tens
 
 
 def _over_groups(spectrum: torch.Tensor) -> torch.Tensor:
-    """(groups, k) -> (k,): losses add over the groups."""
+    """Root sum square over groups, (groups, k) -> (k,), because losses of groups add up."""
     return spectrum.square().sum(0).sqrt()

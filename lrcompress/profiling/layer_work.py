@@ -1,4 +1,4 @@
-"""What is done layer by layer once the moments are known: spectra, curves and trials."""
+"""The work on each layer once its moments are known: spectra, loss curves and trials."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Task:
 
 @dataclass(eq=False)
 class LayerWork:
-    """Several processes share the layers out; all come to hold every profile in `measured`."""
+    """Profiles layers. Several processes share the layers; each gets all profiles in `measured`."""
 
     module: nn.Module
     options: ProfileOptions
@@ -47,7 +47,11 @@ class LayerWork:
     unexercised: dict[str, str] = field(default_factory=dict)  # name -> why
 
     def run(self, chunk: Sequence[LayerSpec], collector: Collector, step: Step) -> None:
-        """Raises ModelError for moments that are not finite, naming the layer."""
+        """Profile the layers of a chunk.
+
+        Raises:
+            ModelError: moments that are not finite, naming the layer.
+        """
         for portion in portions(alike(chunk, layer_cost)):
             tasks = [task for spec in portion if (task := self._task(spec, collector)) is not None]
             for task, layer in zip(tasks, shared_out(tasks, self._measure), strict=True):
@@ -69,7 +73,7 @@ class LayerWork:
         needs_sensitivity = collector.with_sensitivity
         moments, unexercised = exercised(spec, moments, needs_sensitivity=needs_sensitivity)
         weight = weight_matrix(self.module.get_submodule(spec.name))
-        if unexercised and bool((weight != 0).any()):  # of a zero weight nothing can be lost
+        if unexercised and bool((weight != 0).any()):  # a zero weight has nothing to lose
             self.unexercised[spec.name] = unexercised
         if self.unseen is not None and self.unseen.head == spec.name:
             moments = with_weight_prior(moments, weight, self.unseen.share)
@@ -88,7 +92,7 @@ class LayerWork:
 
 
 def layer_cost(spec: LayerSpec) -> float:
-    """Of one factorisation of the weight, to compare layers by."""
+    """Return the cost of one factorisation of the weight, to compare layers by."""
     sides = spec.out_features, spec.in_features
     return float(spec.groups * sides[0] * sides[1] * min(sides))
 

@@ -1,4 +1,4 @@
-"""What a network holds that no structure applies to: by kind and reason, the largest first."""
+"""Modules to which no structure applies, grouped by kind and reason, the largest first."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol
 from lrcompress.layers import LeftAlone
 from lrcompress.messages import listed
 
-MENTIONED = 0.05  # share of all parameters from which it is worth a warning
-REASONS = 3  # told in a line; the report has them all
+MENTIONED = 0.05  # share of all parameters, above which there is a warning
+REASONS = 3  # groups named in a line; the report lists all
 
 
 class Item(Protocol):
@@ -27,7 +27,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class LeftGroup:
-    """Modules of one kind that stay for one reason."""
+    """Modules of one kind that are left alone for one reason."""
 
     kind: str
     reason: str
@@ -36,14 +36,14 @@ class LeftGroup:
 
     @property
     def label(self) -> str:
-        """ "3 Conv3d a, b and 1 more"."""
+        """A label such as "3 Conv3d a, b and 1 more"."""
         count = f"{len(self.names)} " if len(self.names) > 1 else ""
         named = [name for name in self.names if name]
         return f"{count}{self.kind} {listed(named, most=2)}".strip()
 
 
 def left_alone_groups(items: Iterable[Item]) -> tuple[LeftGroup, ...]:
-    """The most parameters first."""
+    """Group items by kind and reason; the group with the most parameters first."""
     found: dict[tuple[str, str], list[Item]] = defaultdict(list)
     for item in items:
         found[item.kind, item.reason].append(item)
@@ -55,8 +55,10 @@ def left_alone_groups(items: Iterable[Item]) -> tuple[LeftGroup, ...]:
 
 
 def left_alone_warning(left_alone: Sequence[LeftAlone], total_params: int) -> tuple[str, ...]:
-    """Kinds, shares and reasons of the weights that stay, where they are many; norms and biases
-    are not counted."""
+    """Return a warning with kinds, shares and reasons if many weights are left alone.
+
+    Norms and biases are not counted.
+    """
     groups = left_alone_groups(
         replace(item, params=item.matrix_params) for item in left_alone if item.matrix_params
     )
@@ -68,7 +70,7 @@ def left_alone_warning(left_alone: Sequence[LeftAlone], total_params: int) -> tu
 
 
 def left_alone_in_words(groups: Sequence[LeftGroup], whole: int) -> str:
-    """The largest ones in a line, each with its share of `whole` where there are several."""
+    """Describe the largest groups in a line; several groups each get their share of `whole`."""
     several = len(groups) > 1
     told = [
         f"{f'{_share(group.params, whole)} in ' * several}{group.label} ({group.reason})"

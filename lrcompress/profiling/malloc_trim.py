@@ -1,4 +1,4 @@
-"""Freed memory that the C library keeps."""
+"""Release freed memory that the C library keeps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import platform
 
 
 def give_back_freed_memory() -> None:
-    """After a pass over the data the heap is full of gaps where activations were.
+    """Return memory that glibc keeps on the heap to the system.
 
-    glibc keeps them, and what comes next may not fit in them: the whole of them is handed to the
-    system at once (to do so tensor by tensor costs far more time).
+    After a pass over the data, the heap has gaps where activations were, and later tensors may not
+    fit in them. One call after the pass costs far less time than a release for each tensor.
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Where the moments of a profile go: memory by default, the disk if the caller brings a writer."""
+"""Sinks for the moments of a profile: memory by default, or a writer that the caller provides."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lrcompress.metrics import LayerMoments, MomentStore
 
 class MomentSink(Protocol):
     def add(self, name: str, input_group: str, moments: LayerMoments) -> None:
-        """Take one layer's moments; those of its input group may be taken from the first layer."""
+        """Add a layer's moments; the input moments may be those of its group's first layer."""
         ...
 
     def finish(self) -> MomentStore:
-        """All that was added."""
+        """Return all moments that were added."""
         ...
 
 
 class MemorySink:
-    """Keeps everything; layers of one group share the very tensors."""
+    """Keeps all moments in memory; layers of one group share the same tensors."""
 
     def __init__(self) -> None:
         self._layers: dict[str, LayerMoments] = {}

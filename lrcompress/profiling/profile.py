@@ -1,4 +1,4 @@
-"""The profile: what each layer holds, in which norm, and what losing it would cost."""
+"""The profile: spectra of each layer by metric, and the loss of truncating them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lrcompress.profiling.spectrum import RankMeasures, loss_curve
 from lrcompress.structures import Structure
 
 SCHEMA_VERSION = 1
-# A trial may raise a loss without limit, but make a layer cheaper by no more than this: its few
-# examples need not exercise what the layer does.
+# Lower bound of a trial's correction; there is no upper bound. A trial's few examples may not
+# exercise what the layer does.
 SMALLEST_CORRECTION = 1 / 30
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One layer truncated alone: output divergence per example, as modelled and as it came out."""
+    """One layer truncated alone: predicted and measured output divergence per example."""
 
     rank: int
     predicted: float
@@ -32,7 +32,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A structure that was fitted to the layer, and its loss in the profile's own metric."""
+    """A structure that was fitted to the layer, and its loss in the profile's metric."""
 
     structure: Structure
     loss: float
@@ -42,27 +42,27 @@ class CurvePoint:
 class LayerProfile:
     """The measurements of one layer.
 
-    Spectra by metric; those of a grouped layer are root-sum-squares over groups.
+    There is one spectrum per metric; for a grouped layer, it is the root sum square over groups.
     """
 
     spec: LayerSpec
     measures: RankMeasures  # of the plain weight
     spectra: Mapping[str, Tensor]  # metric -> singular values of the whitened weight, float64
     rows_per_example: float  # tokens, patches or pixels that pass through it per example
-    input_group: str  # layers of one group see the same input, and share its moment
+    input_group: str  # layers of one group have the same input and share its moment
     shrinkage: float = 0.0  # of the moments behind the weighted spectra
-    centred: bool = False  # the spectra assume that the bias takes up the mean error
-    trials: tuple[Trial, ...] = ()  # in the profile's own metric, by rank
-    curves: tuple[tuple[CurvePoint, ...], ...] = ()  # of structures that have to be fitted to know
-    curves_metric: str = ""  # the norm in which they were fitted, and of the trials
-    factor: float = 1.0  # on every loss, of a network measured as a whole
+    centred: bool = False  # the spectra assume that the bias compensates the mean error
+    trials: tuple[Trial, ...] = ()  # in the profile's metric, by rank
+    curves: tuple[tuple[CurvePoint, ...], ...] = ()  # of structures without a closed-form loss
+    curves_metric: str = ""  # the metric of the curves and of the trials
+    factor: float = 1.0  # multiplies every loss; measured on the whole network
 
     @property
     def name(self) -> str:
         return self.spec.name
 
     def correction(self, rank: int) -> float:
-        """Measured over predicted loss at `rank`, log-linear between trials, constant beyond."""
+        """Return measured / predicted loss at `rank`: log-linear between trials, else constant."""
         known = [
             (trial.rank, log(trial.measured / trial.predicted))
             for trial in self.trials
@@ -76,18 +76,18 @@ class LayerProfile:
         return self.factor * max(exp(value), SMALLEST_CORRECTION)
 
     def correction_of_loss(self, metric: str, loss: float) -> float:
-        """`correction` at the rank that would lose as much: what a trial of it would have shown."""
+        """Return `correction` at the smallest rank whose loss is at most `loss`."""
         curve = loss_curve(self.spectra[metric])  # descending
         return self.correction(int((curve > loss).sum()))
 
     def loss_of_removal(self, metric: str) -> float:
-        """The loss of a zero weight: the layer's output sensitivity in that metric."""
+        """Return the loss of a zero weight: the layer's output sensitivity in that metric."""
         return float(0.5 * self.spectra[metric].square().sum())
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """Everything that planning and compressing need to know; saved by `storage`."""
+    """All measurements that planning and compressing need; saved by `storage`."""
 
     layers: tuple[LayerProfile, ...]
     left_alone: tuple[LeftAlone, ...]
@@ -96,16 +96,16 @@ class Profile:
     model_fingerprint: str  # sha256 of names, shapes and values of the weights
     data_fingerprint: str  # sha256 of the calibration batches, "" without data
     examples: int
-    tokens: int  # 0 where the data is no text
+    tokens: int  # 0 where the data are not text
     total_params: int
-    total_bytes: int  # parameters and buffers, in the dtype that they are stored in
+    total_bytes: int  # parameters and buffers, in the dtype in which they are stored
     total_flops_per_example: float
     seed: int
     uncounted: tuple[str, ...] = field(default=(), kw_only=True)  # operators missing in the FLOPs
-    structures: tuple[str, ...] = ("low_rank",)  # that were explored
+    structures: tuple[str, ...] = ("low_rank",)  # structures with measured loss curves
     pooling: str | None = None  # of token embeddings, before the divergence
-    degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data show nothing
-    thin: tuple[str, ...] = field(default=(), kw_only=True)  # why they show only a part
+    degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data are degenerate
+    thin: tuple[str, ...] = field(default=(), kw_only=True)  # why the data cover only a part
     readout: Readout | None = None  # what is measured; None without data, and in old profiles
     identity: ModelIdentity | None = None  # of the model; None in old profiles
     warnings: tuple[str, ...] = ()
@@ -119,7 +119,7 @@ class Profile:
         raise KeyError(name)
 
     def corrected(self, factors: Mapping[str, float]) -> Profile:
-        """The profile with every loss of the named layers multiplied."""
+        """Return the profile with each named layer's losses multiplied by its factor."""
         if not factors:
             return self
         layers = (replace(layer, factor=factors.get(layer.name, 1.0)) for layer in self.layers)

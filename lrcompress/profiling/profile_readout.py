@@ -1,4 +1,4 @@
-"""The readout that a profile was measured by, for whoever compares with it."""
+"""The readout that a profile was measured with, for later comparisons."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from lrcompress.profiling.profile import Profile
 
 
 def profile_readout(module: nn.Module, profile: Profile, batches: Batches) -> Readout | None:
-    """The profile's own; of a profile that is too old to hold it, what it was then. None where the
-    profile was made without data."""
+    """Return the readout of a profile; None where the profile was made without data.
+
+    For an old profile that does not store its readout, it is reconstructed.
+    """
     if profile.readout is not None:
         return profile.readout
     if profile.objective == "none":

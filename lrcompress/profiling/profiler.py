@@ -1,4 +1,4 @@
-"""The profile verb: one or more passes over the data, then the spectra of every layer."""
+"""Profile a network: one or more passes over the data, then the spectra of every layer."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ def profile(
     store: CurveStore | None = None,
     judging: Batches | None = None,
 ) -> Profile:
-    """Measure every layer of `module`, which is left as it was.
+    """Measure every layer of `module`, which is not changed.
 
-    Without batches only the plain metric is measured: there is nothing to weigh it with. Several
-    processes (see `distributed`) share the batches and the layers out; each gets the same profile,
-    and its own sink the moments of all layers. `store` keeps the curves of layers that are done.
-    `judging` are examples set aside, on which trials are measured (None: among `batches`).
+    Without batches only the plain metric is measured, because there are no moments. Several
+    processes (see `distributed`) share the batches and the layers. Each gets the same profile, and
+    each sink gets the moments of all layers. `store` keeps the curves of finished layers. `judging`
+    are held-out examples on which trials are measured (None: they are measured on `batches`).
 
     Raises:
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
@@ -96,7 +96,7 @@ def profile(
 
 
 def _check_same(module: nn.Module, batches: Batches | None) -> None:
-    """Raises an error where several processes hold different weights or data."""
+    """Raise ModelError or DataError where several processes hold different weights or data."""
     if world_size() == 1:
         return
     if not same_everywhere(model_fingerprint(module)):
@@ -178,7 +178,7 @@ def _with_data(
         readout = replace(readout, unseen=unseen.share)
         warnings.append(unseen.note)
 
-    # Where nothing could be set aside, the same batches calibrate and judge
+    # Where no example could be held out, the same batches are used for calibration and judging
     others = [x for x in judging or () if not any(x is own for own in batches)]
     useless, repeated = degenerate(module, batches, others, readout), repeats(batches, others)
 
@@ -188,7 +188,7 @@ def _with_data(
     seen = sum(batch_size(batch) for batch in batches)
     warnings += [note] if note else []
     trials = None
-    # Only a metric in the divergence's own unit can be held against a trial
+    # Only a metric in the unit of the divergence can be compared with a trial
     if options.trials and METRICS[metric].needs_outputs:
         trials = plan_trials(module, len(found.layers), judging or batches, readout)
     work = LayerWork(module, options, metric, trials, seen, sink, store, unseen)
@@ -247,14 +247,17 @@ def _with_data(
 def _with_noise(
     module: nn.Module, batches: Batches, readout: Readout, options: ProfileOptions
 ) -> tuple[Batches, str]:
-    """By default where it was measured to help: encoders of text, whose output is an embedding."""
+    """Return the batches with token noise if it is wanted, and a note.
+
+    By default it is added where it was measured to help: text encoders with embedding outputs.
+    """
     wanted = options.token_noise
     if wanted is False or (wanted is None and readout.objective_name != "cosine"):
         return batches, ""
     noisy = token_noise(module, batches, seed=options.seed)
     if noisy is not None:
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
-        return together, ""  # by length, as the batches were
+        return together, ""  # still sorted by length
     return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
 
 
@@ -268,6 +271,6 @@ def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:
 
 
 def _stored_bytes(module: nn.Module) -> int:
-    """Parameters and buffers as they lie in memory, shared ones once."""
+    """Bytes of parameters and buffers in memory; shared ones count once."""
     held = {id(t): t.nbytes for t in (*module.parameters(), *module.buffers())}
     return sum(held.values())

@@ -1,9 +1,9 @@
-"""Which layers may be replaced in this very network, found by running it on an example.
+"""Find the layers that can be replaced in a given network, by running it on an example.
 
-A layer says what it is (`layers`), not what the network around it does with it. So every layer
-gives way, for one pass, to a stand-in that is made as a structure is and computes the same; its
-`weight` has the right dtype and shape and wrong values. Where the network's output changes, the
-network fails, or the stand-in is never called, a layer cannot be replaced.
+A layer's type (`layers`) does not tell what the network does with the layer. So for one pass, every
+layer is replaced by a stand-in that is built like a structure and computes the same. Its `weight`
+has the right dtype and shape but wrong values. A layer cannot be replaced where the network's
+output changes, the network fails, or the stand-in is not called.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from lrcompress.network.call import call, frozen
 from lrcompress.network.weight_use import note_returned, watch_weights
 from lrcompress.profiling.stand_ins import stand_ins
 
-EXAMPLES = 2  # of a batch; more would show nothing new
-SLACK = 10  # stand-ins compute by the same functions as the layers, or nearly so
+EXAMPLES = 2  # of a batch; more would add no information
+SLACK = 10  # stand-ins use nearly the same functions as the layers
 
 
 def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
-    """What `describe` lists, with the layers that this network needs as they are left alone."""
+    """Return `describe(module)`, with the layers that cannot be replaced among those left alone."""
     reasons = reasons_to_stay(module, batch)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
@@ -46,9 +46,9 @@ def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
 
 
 def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
-    """Why layers that `describe` lists cannot be replaced in this network, by name.
+    """Return why layers that `describe` lists cannot be replaced in this network, by name.
 
-    None where the network cannot run on the batch: measuring will say what is wrong with it.
+    Empty where the network cannot run on the batch: profiling will report the error.
     """
     layers = describe(module).layers
     with frozen(module):
@@ -58,13 +58,13 @@ def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
             return {}
         reasons = _read_elsewhere(module, layers, run)
         rest = [spec for spec in layers if spec.name not in reasons]
-        if agree(run(), plain):  # else nothing can be told from a second run
+        if agree(run(), plain):  # else the output differs between runs, and cannot be compared
             reasons |= _needed(module, rest, run, plain)
     return reasons
 
 
 def few_examples(module: nn.Module, batch: Batch) -> Batch:
-    """The first examples of a batch, where the network takes them alone."""
+    """Return the first examples of a batch, or the whole batch if the network needs it."""
     if not batch or batch_size(batch) <= EXAMPLES:
         return batch
     short = {name: tensor[:EXAMPLES] for name, tensor in batch.items()}
@@ -99,7 +99,7 @@ def _read_elsewhere(
 def _needed(
     module: nn.Module, layers: Sequence[LayerSpec], run: Callable[[], object], plain: object
 ) -> dict[str, str]:
-    """The layers that cannot give way, and why: all at once, and one by one where that shows."""
+    """Return why layers cannot be replaced: tested all at once, then one by one if that fails."""
     called = _called(module, layers, run)
     if not _problem(module, layers, run, plain, called):
         return {}
@@ -120,7 +120,7 @@ def _problem(
     plain: object,
     called: Mapping[str, int],
 ) -> str:
-    """What stand-ins for these layers do to the network; "" for nothing."""
+    """Return the problem that stand-ins for these layers cause in the network; "" for none."""
     made = {
         name: (module.get_submodule(name), stand_in)
         for spec in layers
@@ -166,7 +166,7 @@ def _counting(calls: dict[str, int], name: str) -> Callable[[], None]:
 def _called(
     module: nn.Module, layers: Sequence[LayerSpec], run: Callable[[], object]
 ) -> dict[str, int]:
-    """How often each layer computes."""
+    """Return the number of calls of each layer in one run."""
     calls = {name: 0 for spec in layers for name in (spec.name, *spec.tied)}
 
     def counting(name: str) -> Callable[..., None]:

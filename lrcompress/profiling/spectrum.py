@@ -1,4 +1,4 @@
-"""Rank measures of a spectrum: how many directions a weight really uses."""
+"""Rank measures of a spectrum: the number of directions that a weight uses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from math import exp, sqrt
 import torch
 from torch import Tensor
 
-LARGEST_WHOLE_SVD = 2**25  # values of a weight; LAPACK holds two copies of it in float64
+LARGEST_WHOLE_SVD = 2**25  # values of a weight; LAPACK holds two float64 copies of it
 NUMERICAL_RANK_THRESHOLD = 1e-3  # share of the largest singular value
 
 
 @dataclass(frozen=True)
 class RankMeasures:
-    """All computed from singular values s_1 >= s_2 >= ... of one matrix."""
+    """Rank measures, computed from the singular values s_1 >= s_2 >= ... of one matrix."""
 
     stable_rank: float  # ||W||_F^2 / s_1^2
     effective_rank: float  # exp of the entropy of s / sum s (Roy and Vetterli 2007)
@@ -25,10 +25,10 @@ class RankMeasures:
 
 
 def measure(singular_values: Tensor, out_features: int, in_features: int) -> RankMeasures:
-    """Measures of a spectrum in descending order. A zero weight has every measure 0.
+    """Return the rank measures of a descending spectrum. For a zero weight all are 0.
 
-    The noise edge is that of an i.i.d. matrix with the median singular value of this one
-    (Gavish and Donoho 2014): entries that are pure noise stay below it.
+    The noise edge is that of an i.i.d. matrix with the same median singular value (Gavish and
+    Donoho 2014). Singular values of pure noise stay below it.
     """
     s = singular_values.to(torch.float64)
     energy = s.square()
@@ -49,10 +49,10 @@ def measure(singular_values: Tensor, out_features: int, in_features: int) -> Ran
 
 
 def marchenko_pastur_edge(singular_values: Tensor, out_features: int, in_features: int) -> float:
-    """Largest singular value of noise: sigma (sqrt m + sqrt n), sigma from the median."""
+    """Largest singular value of noise: sigma (sqrt m + sqrt n), with sigma from the median."""
     short, long = sorted((out_features, in_features))
     aspect = short / long
-    # quantile: of an even number, torch's median is the lower one, and the edge 1-2 % too low
+    # torch's median of an even count is the lower value, which puts the edge 1-2 % too low
     median = float(singular_values.to(torch.float64).quantile(0.5))
     sigma = median / sqrt(long * _median_of_marchenko_pastur(aspect))
     return sigma * (sqrt(short) + sqrt(long))
@@ -61,7 +61,7 @@ def marchenko_pastur_edge(singular_values: Tensor, out_features: int, in_feature
 def _median_of_marchenko_pastur(aspect: float, points: int = 4096) -> float:
     """Median of the Marchenko-Pastur law with ratio `aspect` <= 1, by quadrature."""
     low, high = (1 - sqrt(aspect)) ** 2, (1 + sqrt(aspect)) ** 2
-    # x = mid - half cos(angle) puts the square-root ends where quadrature is exact
+    # The substitution x = mid - half cos(angle) removes the square-root behaviour at both ends
     angle = (torch.arange(points, dtype=torch.float64) + 0.5) * (torch.pi / points)
     half, mid = (high - low) / 2, (high + low) / 2
     x = mid - half * angle.cos()
@@ -71,10 +71,10 @@ def _median_of_marchenko_pastur(aspect: float, points: int = 4096) -> float:
 
 
 def singular_values(weight: Tensor) -> Tensor:
-    """In descending order, in float64.  (groups, m, n) -> (groups, k)
+    """Return descending singular values in float64: (groups, m, n) -> (groups, k).
 
-    Of a large weight they come from the Gram matrix of its shorter side, summed block by block, so
-    that no copy in float64 is held: right to 1e-8 of the largest, as far as float32 weights tell.
+    For a large weight they come from the Gram matrix of its shorter side, summed block by block to
+    avoid a float64 copy. They are then accurate to 1e-8 of the largest, enough for float32 weights.
     """
     if weight.numel() <= LARGEST_WHOLE_SVD:
         found: Tensor = torch.linalg.svdvals(weight.to(torch.float64))
@@ -90,13 +90,13 @@ def singular_values(weight: Tensor) -> Tensor:
 
 
 def gram_of_shorter_side(matrix: Tensor) -> Tensor:
-    """A A^T or A^T A, whichever is smaller: (..., k, k), its eigenvalues the energies of A."""
+    """Return A A^T or A^T A, the smaller one: (..., k, k). Its eigenvalues are the s_i^2 of A."""
     wide = matrix.shape[-2] <= matrix.shape[-1]
     return matrix @ matrix.mT if wide else matrix.mT @ matrix
 
 
 def loss_curve(singular_values: Tensor) -> Tensor:
-    """Loss of keeping k directions, k = 0..len: 1/2 sum_{i>k} s_i^2."""
+    """Return the loss of keeping k directions, k = 0..len: 1/2 sum_{i>k} s_i^2."""
     energy = singular_values.to(torch.float64).square()
     tails = energy.flip(0).cumsum(0).flip(0)
     return 0.5 * torch.cat([tails, tails.new_zeros(1)])

@@ -1,7 +1,7 @@
-"""Modules made as structures are that compute what a dense layer does, from its own weight.
+"""Stand-ins: modules built like structures that compute a dense layer from its own weight.
 
-They cost no memory. The product is torch's function, not the layer's forward: a forward that
-somebody patched shows as a difference.
+They cost no memory. They call torch's function, not the layer's forward, so that a patched forward
+shows as a difference.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrcompress.structures.factorized import (
     TiedFactorizedHead,
 )
 
-WRONG = -2.0  # factor of the values that whoever reads `weight` gets
+WRONG = -2.0  # factor on the values of a stand-in's `weight`
 
 
 def _nothing() -> None:
@@ -28,7 +28,7 @@ def _nothing() -> None:
 
 
 class StandIn(nn.Module):
-    """`on_call` is called at every forward."""
+    """Base of the stand-ins; `on_call` is called at every forward."""
 
     on_call: Callable[[], None] = staticmethod(_nothing)
 
@@ -82,7 +82,7 @@ class _Product(nn.Module):
         if spec.kind == "transposed_linear":
             weight = nn.Parameter(weight.detach().mT, requires_grad=False)  # a view
         self.weight = weight
-        self.added = [None if spec.kind == "embedding" else layer.bias]  # no parameter of this one
+        self.added = [None if spec.kind == "embedding" else layer.bias]  # not registered here
         self.kind = spec.kind
         self.in_features, self.out_features = spec.in_features, spec.out_features
         if spec.kind == "embedding":
@@ -114,7 +114,7 @@ _CONVOLUTION = (
 
 
 class _Rest(nn.Module):
-    """x, in the place of the other factor, which holds the bias."""
+    """The identity, in place of the other factor, which holds the bias."""
 
     def __init__(self, layer: Any, spec: LayerSpec) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class _Rest(nn.Module):
 
 
 def stand_ins(module: nn.Module, spec: LayerSpec) -> dict[str, StandIn]:
-    """What may take the place of a layer and of the heads tied to it, by name."""
+    """Return stand-ins for a layer and for the heads tied to it, by name."""
     layer = module.get_submodule(spec.name)
     product, rest = cast(Any, _Product(layer, spec)), cast(Any, _Rest(layer, spec))
     if spec.kind in ("linear", "transposed_linear"):

@@ -1,4 +1,4 @@
-"""Loss curves of the structures whose loss no closed form gives: a few fits for each layer."""
+"""Loss curves of structures without a closed-form loss: a few fits for each layer."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ Curves = tuple[tuple[CurvePoint, ...], ...]
 
 
 class CurveStore(Protocol):
-    """Curves of finished layers, so that a killed profile goes on where it stopped."""
+    """Stores the curves of finished layers, so that a killed profile can resume."""
 
     def get(self, layer: LayerProfile) -> Curves | None:
-        """Those of the layer, whose profile has none yet; None if they were fitted in another
-        metric or to moments that have changed since."""
+        """Return the stored curves of a layer, whose profile has none yet.
+
+        None if they were fitted in another metric or to moments that have changed since.
+        """
         ...
 
     def put(self, layer: LayerProfile) -> None: ...
 
 
 class NoCurveStore:
-    """Keeps nothing: a killed profile starts again."""
+    """Stores nothing: a killed profile starts again."""
 
     def get(self, layer: LayerProfile) -> Curves | None:
         return None
@@ -40,10 +42,10 @@ class NoCurveStore:
 def structure_curves(
     weight: Tensor, whitening: Whitening, spec: LayerSpec, structures: Sequence[str]
 ) -> Curves:
-    """One curve for each family of the named structures that suits the layer; none grows with size.
+    """Return one curve for each family of the named structures that suits the layer.
 
-    weight: (groups, m, n). Each fit begins where the next smaller one of its family ended. A
-    family that cannot be fitted has no curve: the planner then does without it.
+    weight: (groups, m, n). Each fit starts from the next smaller one of its family, and losses
+    never grow with size. A family that cannot be fitted has no curve, and the planner ignores it.
     """
     curves = []
     for name in structures:

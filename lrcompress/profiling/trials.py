@@ -1,8 +1,8 @@
-"""Trials: each layer is truncated alone for real, to correct its loss curve.
+"""Trials: measure the truncation of each layer alone, to correct its loss curve.
 
 The curve is a second-order model with a Kronecker-factored Hessian. Truncating one layer at a time
-and running the network tells by how much it is off, and at which ranks. Trials always run: a large
-network is tried on fewer examples and at one rank a layer in place of three.
+and running the network shows the model's error at a few ranks. Trials always run: a large network
+is tried on fewer examples and at one rank per layer instead of three.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from lrcompress.structures import LowRank
 
 SHARES = (0.2, 0.45, 0.85)  # of the break-even rank
 FEWEST_EXAMPLES, EXAMPLES, MOST_EXAMPLES = 4, 16, 64
-CHEAP_FLOPS = 1.5e12  # seconds on two cores: more examples than `EXAMPLES` are taken up to it
+CHEAP_FLOPS = 1.5e12  # seconds on two cores; more than `EXAMPLES` examples are used within it
 AFFORDABLE_FLOPS = 1e13  # a minute or two on two cores
 
 
 @dataclass(frozen=True, eq=False)
 class TrialPlan:
-    """What the trials of all layers have in common."""
+    """The reference outputs and shares of the break-even rank, common to all layers' trials."""
 
     judge: HeldOutDivergence
     shares: tuple[float, ...]  # of the break-even rank
 
 
 def plan_trials(module: nn.Module, layers: int, batches: Batches, readout: Readout) -> TrialPlan:
-    """Trials of so many layers, with as many examples and ranks as can be afforded.
+    """Plan trials of `layers` layers, with as many examples and ranks as are affordable.
 
-    One example and one rank for each layer are the least, whatever they cost.
+    At least one example and one rank per layer are tried, whatever they cost.
     """
     middle = batches[len(batches) // 2]
     flops_per_example = counted_flops(module, middle) / batch_size(middle)
@@ -51,7 +51,7 @@ def plan_trials(module: nn.Module, layers: int, batches: Batches, readout: Reado
 
 
 def affordable_trials(layers: int, flops_per_example: float) -> tuple[tuple[float, ...], int]:
-    """The shares of the break-even rank to try, and on how many examples."""
+    """Return the shares of the break-even rank to try, and the number of examples."""
 
     def examples_within(flops: float, tries: int) -> int:
         return int(flops / max(tries * flops_per_example, 1.0))
@@ -73,7 +73,7 @@ def try_ranks(
     whitening: Whitening,
     trials: TrialPlan,
 ) -> tuple[Trial, ...]:
-    """Predicted and measured divergence of truncating this layer alone; the layer is put back.
+    """Return predicted and measured divergences of truncating one layer, which is then restored.
 
     A layer with tied heads is not tried: its truncation changes two places at once.
     """
@@ -88,7 +88,7 @@ def try_ranks(
     losses = loss_curve(profile.spectra[metric.name])
     whitened = whitening.whiten(weight)
     if not bool(torch.isfinite(whitened).all()):
-        return ()  # compressing will say why, naming the layer
+        return ()  # the compression stage reports the error and the layer
     truncation = Truncation.of(whitened, whitening)
     found = []
     for rank in ranks:
@@ -104,7 +104,7 @@ def try_ranks(
         try:
             measured = trials.judge.divergence(module)
         finally:
-            # the name now refers to the replacement
+            # the name now refers to the replacement, which this replaces by the layer
             replace_(module, spec.name, layer)
         found.append(Trial(rank, float(losses[rank]), measured))
     return tuple(found)

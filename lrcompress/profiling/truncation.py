@@ -1,4 +1,4 @@
-"""A weight cut to any rank in one metric: the work that all ranks share is done once."""
+"""Truncation of a weight to any rank in one metric; work common to all ranks is done once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lrcompress.structures.balance import balanced
 
 @dataclass(frozen=True, eq=False)
 class Truncation:
-    """The best factors of every rank: the first r columns and rows of these.
+    """The best factors of every rank r: the first r columns of `left` and rows of `right`.
 
-    From the Gram matrix of the whitened weight's shorter side, which costs a quarter of an SVD;
-    what it loses are digits of directions 1e8 times weaker than the first.
+    Computed from the Gram matrix of the whitened weight's shorter side, which costs a quarter of an
+    SVD. Only directions 1e8 times weaker than the first lose accuracy.
     """
 
     left: Tensor  # (groups, m, k), the strongest direction first
@@ -26,7 +26,7 @@ class Truncation:
 
     @classmethod
     def of(cls, whitened: Tensor, whitening: Whitening) -> Truncation:
-        """The truncation of the weight that `whitening` whitened: (groups, m', n'), float64."""
+        """Return the truncation of a weight whitened by `whitening`: (groups, m', n'), float64."""
         leading: Tensor = torch.linalg.eigh(gram_of_shorter_side(whitened)).eigenvectors.flip(-1)
         if whitened.shape[-2] <= whitened.shape[-1]:
             left, right = leading, leading.mT @ whitened
@@ -35,12 +35,12 @@ class Truncation:
         return cls(whitening.output.left_inverse(left), whitening.input.right_inverse(right))
 
     def limited(self, rank: int) -> Truncation:
-        """Without the directions beyond `rank`, in float32."""
+        """Return the first `rank` directions, in float32."""
         rank = max(rank, 1)
         return Truncation(self.left[..., :rank].float(), self.right[..., :rank, :].float())
 
     def factors(self, rank: int) -> Factors:
-        """What `LowRank(rank).fit` gives, in float64."""
+        """Return the same factors as `LowRank(rank).fit`, in float64."""
         left, right = self.left[..., :rank], self.right[..., :rank, :]
         return balanced(left.to(torch.float64), right.to(torch.float64))
 

@@ -1,10 +1,9 @@
-"""Layers of which the calibration data show nothing: moments that stand in, and what is said.
+"""Substitute moments and warnings for layers that the calibration data do not exercise.
 
-A layer whose inputs are all zero, or to which only zero gradients come back, loses nothing on the
-data whatever becomes of it. Taken at its word that would cut it to nothing. So what is missing is
-taken from a metric that needs less: inputs of unit variance in place of zero inputs, and the
-layer's own output in place of the network's. Which layers may change is then the same in every
-metric.
+A layer whose inputs or gradients are all zero seems to lose nothing on the data, however it is
+compressed, so a plan would remove it. The missing moments are therefore taken from a metric that
+needs less: inputs of unit variance instead of zero inputs, and the layer's own output instead of
+the network's. The set of layers that may change is then the same in every metric.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from lrcompress.layers import LayerSpec
 from lrcompress.messages import listed
 from lrcompress.metrics import LayerMoments, Sensitivity
 
-CONSTANT = 1e-9  # of the inputs' energy: less than it around the mean is rounding
+CONSTANT = 1e-9  # share of the inputs' energy; a smaller variance is rounding
 ZERO_INPUTS = "its inputs are zero on all calibration data"
 ONE_INPUT = "it gets one and the same input on all calibration data"
 NO_EFFECT = "the measured output does not change with it on the calibration data"
@@ -29,7 +28,7 @@ DOUBTED = 0.1  # share of the compressible weights
 def exercised(
     spec: LayerSpec, moments: LayerMoments, *, needs_sensitivity: bool
 ) -> tuple[LayerMoments, str]:
-    """The moments with what the data do not show filled in, and what that was ("": nothing)."""
+    """Return the moments with missing ones filled in, and why they were missing ("": none were)."""
     per_example = moments.rows / max(moments.examples, 1)
     energy = _trace(moments.input)  # (g,)
     dead = energy <= 0
@@ -51,7 +50,7 @@ def exercised(
 
 
 def unexercised_warning(layers: Mapping[str, str]) -> tuple[str, ...]:
-    """layers: name -> reason. A line for each reason."""
+    """Return one warning line for each reason. layers: name -> reason."""
     lines = []
     for reason in dict.fromkeys(layers.values()):
         names = [name for name, own in layers.items() if own == reason]
@@ -63,7 +62,7 @@ def unexercised_warning(layers: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def unexercised_doubt(layers: Mapping[str, str], specs: Sequence[LayerSpec]) -> tuple[str, ...]:
-    """Where much of the network was not seen at work."""
+    """Return a clause if the data do not exercise a large share of the compressible weights."""
     whole = sum(spec.weight_params for spec in specs)
     unseen = sum(spec.weight_params for spec in specs if spec.name in layers)
     if not whole or unseen < DOUBTED * whole:
@@ -85,9 +84,9 @@ def _is_constant(
 
 
 def _own_output(spec: LayerSpec, moments: LayerMoments, found: Sensitivity | None) -> Sensitivity:
-    """As if the layer's output were the network's: its squared error, a mean over the features.
+    """Sensitivity of the layer's own output: its squared error, averaged over the features.
 
-    The scale is that of the bias's gradient, where there is one.
+    It has the scale of the bias gradient, where there is one.
     """
     per_example = moments.rows / max(moments.examples, 1)
     scale = torch.ones(len(moments.input), dtype=torch.float64, device=moments.input.device)
@@ -108,7 +107,7 @@ def _own_output(spec: LayerSpec, moments: LayerMoments, found: Sensitivity | Non
 
 
 def _with_identity(moment: Tensor, dead: Tensor, scale: float) -> Tensor:
-    """(g, n, n) or diagonal (g, n), with scale I in the groups that are dead."""
+    """Set the moment (g, n, n), or diagonal (g, n), to scale * I in the dead groups."""
     whole = torch.full(moment.shape[-1:], scale, dtype=moment.dtype, device=moment.device)
     if moment.dim() == 3:
         return torch.where(dead[:, None, None], torch.diag(whole), moment)
@@ -116,6 +115,6 @@ def _with_identity(moment: Tensor, dead: Tensor, scale: float) -> Tensor:
 
 
 def _trace(moment: Tensor) -> Tensor:
-    """(g,) in float64."""
+    """Trace of each group in float64: (g,)."""
     wide = moment.to(torch.float64)
     return (wide if wide.dim() == 2 else wide.diagonal(dim1=-2, dim2=-1)).sum(-1)

@@ -1,11 +1,11 @@
 """A prior for the classes of a head that the calibration data do not show.
 
-A head of a hundred classes calibrated with twenty of them keeps only what these need: no example
-moves in the directions of the others, and no probe asks for them. Nothing that is set aside shows
-it either. So a part of all probes has its classes permuted, which asks as much of every class, and
-a part of the second moment of the head's inputs is taken from its weight: in a trained network the
-mean features of a class lie along its row (neural collapse, Papyan et al. 2020), so W^T W stands
-for the inputs that were not seen.
+A head of 100 classes that is calibrated with 20 of them keeps only what these 20 need: no example
+and no probe covers the directions of the others, and held-out examples do not show the loss. So a
+share of the probes has its classes permuted, which weights every class equally. A share of the
+second moment of the head's inputs is computed from its weight: in a trained network the mean
+features of a class lie along its row (neural collapse, Papyan et al. 2020), so W^T W approximates
+the second moment of unseen inputs.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lrcompress.network.batches import Batches, batch_size
 from lrcompress.network.call import call
 from lrcompress.network.readout import Readout
 
-SHARE = 0.5  # of the prior where no class was seen, in proportion where some were
+SHARE = 0.5  # of the prior where no class was seen; proportionally less where some were
 CLASSIFIERS = ("kl", "probabilities")
 FEWEST_CLASSES = 3
-ENOUGH = 50  # examples a class, from which on what is not seen is not there
-TOLERANCE = 1e-4  # of the largest score, within which a layer's output is the network's
+ENOUGH = 50  # examples per class; with as many, unseen classes are assumed not to occur
+TOLERANCE = 1e-4  # of the largest score, within which a layer's output equals the network's
 
 
 @dataclass(frozen=True)
 class UnseenClasses:
-    """How many of a head's classes are the first choice of some calibration example."""
+    """Number of a head's classes that are the first choice for some calibration example."""
 
     seen: int
     classes: int
-    head: str | None  # the layer that gives their scores, if it is one that is known
+    head: str | None  # the layer that computes the scores, if it was found
 
     @property
     def share(self) -> float:
@@ -52,7 +52,10 @@ class UnseenClasses:
 
 @torch.no_grad()
 def unseen_classes(module: nn.Module, batches: Batches, readout: Readout) -> UnseenClasses | None:
-    """None where every class was seen, or there are no classes of whole examples."""
+    """Count the seen classes of a classifier.
+
+    None where every class was seen, or where the outputs are not class scores of whole examples.
+    """
     if readout.objective_name not in CLASSIFIERS:
         return None
     outputs, _ = readout(call(module, batches[0]), batches[0])
@@ -71,7 +74,7 @@ def unseen_classes(module: nn.Module, batches: Batches, readout: Readout) -> Uns
 
 
 def _head(module: nn.Module, batches: Batches, outputs: Tensor) -> str | None:
-    """The Linear layer whose output is the network's, before a softmax at most."""
+    """The Linear layer whose output is the network's output, possibly before a softmax."""
     found: list[str] = []
 
     def look(name: str) -> Callable[..., None]:
@@ -103,9 +106,9 @@ def _is_same(output: Tensor, outputs: Tensor) -> bool:
 
 
 def with_weight_prior(moments: LayerMoments, weight: Tensor, share: float) -> LayerMoments:
-    """The moments of a head with a share of both input factors, by trace, from its own weight.
+    """Return a head's moments; a share (by trace) of both input factors comes from its weight.
 
-    weight: (1, classes, n). The mean row is left out: it moves all scores alike.
+    weight: (1, classes, n). The mean row is subtracted, because it moves all scores equally.
     """
     if moments.input.dim() != 3:
         return moments
@@ -119,7 +122,7 @@ def with_weight_prior(moments: LayerMoments, weight: Tensor, share: float) -> La
 
 
 def _blend(moment: Tensor, prior: Tensor, share: float) -> Tensor:
-    """(1 - share) M + share P at the trace of M; (g, n, n)."""
+    """Return (1 - share) M + share P, with P scaled to the trace of M; (g, n, n)."""
     over, under = (x.diagonal(dim1=-2, dim2=-1).sum(-1) for x in (moment, prior.to(moment)))
     scale = torch.where(under > 0, over / under, 0.0)
     return (1 - share) * moment + share * scale[:, None, None] * prior.to(moment)

@@ -1,4 +1,4 @@
-"""From what the stages exchanged to the report's rows."""
+"""Build the report's rows from the profile and the plan."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lrcompress.reporting.report import Cost, LayerReport, LeftAloneReport, Spec
 from lrcompress.structures import Dense, LowRank, Structure
 from lrcompress.structures.serial import structure_to_json
 
-POINTS = 200  # of a spectrum; more than a plot can show
-HEAD = 64  # of them the largest, one by one
+POINTS = 200  # points kept of a spectrum; more than a plot can show
+HEAD = 64  # of these, the largest singular values, all kept
 
 
 def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...]:
@@ -26,7 +26,7 @@ def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...
 
 
 def left_alone_reports(profile: Profile, plan: Plan | None) -> tuple[LeftAloneReport, ...]:
-    """The most parameters first; layers that the plan keeps for a reason included."""
+    """Return the layers left alone, and those that the plan keeps for a reason, largest first."""
     found = [LeftAloneReport(x.name, x.kind, x.params, x.reason) for x in profile.left_alone]
     for layer in () if plan is None else plan.layers:
         kept = layer.structure
@@ -41,7 +41,7 @@ def dense_cost(profile: Profile) -> Cost:
 
 
 def in_words(structure: Structure) -> str:
-    """ "rank 48", "dense", "blast, rank 48, blocks 4"."""
+    """Describe a structure for people: "rank 48", "dense", "blast, rank 48, blocks 4"."""
     if isinstance(structure, Dense):
         return "dense"
     sizes = {k: v for k, v in structure_to_json(structure).items() if k != "type"}
@@ -81,7 +81,7 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
 
 
 def saved_loss(layer: LayerProfile, metric: str, planned: PlannedLayer) -> float | None:
-    """Share of the loss that the structure saves against low rank of as many parameters."""
+    """Return the share of the loss saved against low rank with as many parameters."""
     if isinstance(planned.structure, Dense | LowRank):
         return None
     lost = low_rank_loss(layer, metric, planned.params)
@@ -100,7 +100,7 @@ def _with_decision(report: LayerReport, planned: PlannedLayer) -> LayerReport:
 
 
 def thinned(metric: str, singular_values: Tensor) -> Spectrum:
-    """At most POINTS singular values, in 5 digits."""
+    """Thin a spectrum to at most POINTS singular values, in 5 digits."""
     values: list[float] = singular_values.tolist()
     index = list(range(len(values)))
     if len(values) > POINTS:

@@ -1,4 +1,4 @@
-"""What the figures were made with. Versions come from metadata, so nothing is imported."""
+"""The environment of a run. Versions come from metadata, so nothing is imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def describe_environment(*, device: str, provider: str, threads: int) -> dict[str, str]:
-    """Label → value, in the order in which a reader wants them."""
+    """Return label → value, in display order."""
     found = {
         "device": device,
         "provider": provider,

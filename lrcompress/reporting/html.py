@@ -1,4 +1,4 @@
-"""report.html: one file that asks the network for nothing."""
+"""report.html: one self-contained file that loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSTALL = "pip install 'lrcompress[report]'"
 
 
 def render_html(report: Report) -> str:
-    """The page, with plotly.js and the data inside.
+    """Render the page, with plotly.js and the data inside.
 
     Raises:
         LrcompressError: plotly is not installed.
@@ -31,12 +31,12 @@ def render_html(report: Report) -> str:
         "data": _inside_script(json.dumps(_printable(to_json(report)), allow_nan=False)),
     }
     text = page.joinpath("page.html").read_text(encoding="utf-8")
-    # One pass: what is put in is not searched for further names.
+    # In one pass, so that inserted text is not searched for placeholders.
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], text)
 
 
 def require_plotly() -> None:
-    """Raises LrcompressError if a report could not be drawn; ask before the long work."""
+    """Raise LrcompressError if a report could not be drawn; call this before the long work."""
     _plotly_js()
 
 
@@ -52,7 +52,7 @@ def _plotly_js() -> str:
 
 
 def _printable(value: Any) -> Any:
-    """The report with nothing in its texts that a page would draw out of its place."""
+    """Return the report with `printable` applied to every text."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -61,5 +61,5 @@ def _printable(value: Any) -> Any:
 
 
 def _inside_script(text: str) -> str:
-    """JSON that cannot end the script element it stands in."""
+    """Escape JSON so that it cannot end the script element that contains it."""
     return text.replace("<", "\\u003c")

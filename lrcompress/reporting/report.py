@@ -1,4 +1,4 @@
-"""The report's data. report.json is this and nothing else; the page is drawn from it."""
+"""The data of a report. report.json contains exactly this; the page is drawn from it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Cost:
     params: int
     bytes: int  # on disk
     flops_per_example: float
-    latency_ms: float | None = None  # once `bench` has run
+    latency_ms: float | None = None  # known after `bench`
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values in one metric, thinned where there are many: `values[k]` is s_index[k]."""
+    """Singular values in one metric, thinned if there are many: `values[k]` is value `index[k]`."""
 
     metric: str
     index: tuple[int, ...]  # from 1
@@ -37,7 +37,7 @@ class Spectrum:
 class LayerReport:
     name: str
     kind: str
-    out_features: int  # per group, as in_features
+    out_features: int  # per group, as is in_features
     in_features: int
     groups: int
     params: int
@@ -51,10 +51,10 @@ class LayerReport:
     sensitivity: float  # loss of a zero weight, in the plan's metric
     spectra: tuple[Spectrum, ...]
     structure: str = ""  # as a person reads it; "" before there is a plan
-    rank: int | None = None  # of low rank
+    rank: int | None = None  # for low rank only
     params_kept: int | None = None
     predicted_loss: float | None = None
-    saved: float | None = None  # share of the loss against low rank of as many parameters
+    saved: float | None = None  # share of the loss, against low rank with as many parameters
     note: str = ""
 
 
@@ -65,8 +65,8 @@ class Divergence:
     where: str  # the data, such as "calibration"
     predicted: float | None  # without a refit; None: the metric's losses are in another unit
     measured: float
-    without_refit: float | None = None  # measured before it; None: no refit changed anything
-    positions: float = 1.0  # of an example that count, on average
+    without_refit: float | None = None  # measured before the refit; None: no refit changed anything
+    positions: float = 1.0  # counted positions per example, on average
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class LeftAloneReport:
 @dataclass(frozen=True)
 class StageTime:
     name: str
-    seconds: float  # in the run that did the work; 0 where that run left no report
+    seconds: float  # in the run that did the work; 0 if that run left no report
     reused: bool  # taken from an earlier run
 
 
@@ -105,7 +105,7 @@ class Report:
     metric: str
     objective: str
     examples: int
-    tokens: int  # 0 where the data is no text
+    tokens: int  # 0 if the data is not text
     before: Cost
     layers: tuple[LayerReport, ...]
     left_alone: tuple[LeftAloneReport, ...]
@@ -115,29 +115,29 @@ class Report:
     allocator: str = ""
     optimality_gap: float | None = None
     divergences: tuple[Divergence, ...] = ()
-    sweep: tuple[SweepPoint, ...] = ()  # the same at other budgets, where it was asked for
+    sweep: tuple[SweepPoint, ...] = ()  # the same at other budgets, if requested
     tried: tuple[Tried, ...] = ()  # plans that were carried out to select one
-    judging_examples: int = 0  # set aside, on which they were measured
-    doubts: tuple[str, ...] = ()  # why the result is not to be trusted, and what to do
-    severe_doubts: tuple[str, ...] = ()  # those of them by which it is known to be bad
+    judging_examples: int = 0  # held-out examples on which they were measured
+    doubts: tuple[str, ...] = ()  # why the result may be wrong, and what to do
+    severe_doubts: tuple[str, ...] = ()  # the doubts that show a bad result
     tuning: TuneReport | None = None
-    readout: tuple[str, ...] = ()  # which outputs were measured, as what and why; a line for each
+    readout: tuple[str, ...] = ()  # the measured outputs, how each is read and why; one line each
     fidelity: dict[str, float] | None = None  # measure → value, dense against compressed
     checks: tuple[CheckReport, ...] = ()
     stages: tuple[StageTime, ...] = ()
     files: tuple[Output, ...] = ()
-    axes: tuple[str, ...] = ()  # for each input of the graph, which axes are free and which not
+    axes: tuple[str, ...] = ()  # for each input of the graph, which axes are dynamic, which fixed
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property
     def left_alone_share(self) -> float:
-        """Of the dense model's parameters."""
+        """Share of the dense model's parameters in layers left alone."""
         return sum(x.params for x in self.left_alone) / max(self.before.params, 1)
 
     @property
     def unit(self) -> str:
-        """Of the divergences, in words."""
+        """The unit of the divergences, in words."""
         words = [f"{self.objective} divergence per example"]
         if self.objective in IN_NATS:
             words.append("in nats")
@@ -148,8 +148,7 @@ class Report:
 
     @property
     def trusted(self) -> bool | None:
-        """Whether the compressed network did what was predicted on examples that chose nothing;
-        None where there were none."""
+        """Whether the network met the prediction on held-out examples; None if there were none."""
         return not self.doubts if self.divergences else None
 
     @property
@@ -161,7 +160,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str, source: Path) -> Report:
-        """Raises DataError, naming the field, if the text is no report of this version."""
+        """Parse a report. Raises DataError, naming the field, if it is not one of this version."""
         data = parse_object(text, str(source), DataError)
         if data.get("schema_version") != SCHEMA_VERSION:
             raise DataError(f"{source}: not a report of this version; rerun the command")

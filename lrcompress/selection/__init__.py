@@ -1,1 +1,1 @@
-"""Plan, measure, plan again: the choice among plans by what the compressed network does."""
+"""Selection among plans by the measured divergence of the compressed network."""

@@ -1,8 +1,8 @@
-"""The ways in which layers are fitted that a default run holds against each other.
+"""The metrics and allocators that a default run compares.
 
-All share the ranks that the profile's corrected loss curves give, except where an allocator is
-named: the loss of truncating a layer, once measured, hardly depends on the metric of the fit, while
-the outputs of the whole network do.
+All use the ranks that follow from the profile's corrected loss curves, unless an allocator is
+named. The measured loss of truncating a layer hardly depends on the metric of the fit, but the
+output of the whole network does.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Candidate:
     name: str
     metric: str
     allocator: str
-    last_resort: bool = False  # tried only where the network does not do what was predicted
+    last_resort: bool = False  # tried only if the prediction does not hold
 
 
 CANDIDATES: tuple[Candidate, ...] = (

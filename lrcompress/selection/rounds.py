@@ -1,11 +1,11 @@
-"""The select verb: plans are carried out, measured on examples set aside, corrected and made again.
+"""Selection: apply plans, measure them on held-out examples, correct the losses, and plan again.
 
-The profile predicts the loss of a plan as the sum of what each layer loses alone. What the whole
-network does differs: errors propagate, and the layers' errors add up or cancel. So the plan is
-carried out and its divergence is measured together with each layer's share of it (`Attribution`).
-A layer whose share is not what was predicted has its loss curve multiplied by the ratio, and the
-plan is made again. Whatever measures best is kept; the first plans differ in the metric of the
-fits, the later ones in the corrections.
+The profile predicts the loss of a plan as the sum of the losses of single layers. The whole
+network behaves differently: errors propagate, and the layers' errors add up or cancel. So the plan
+is applied, and its divergence is measured together with each layer's share of it (`Attribution`).
+If a layer's share differs from the prediction, its loss curve is multiplied by the ratio, and a
+new plan is made. The plan with the lowest measured divergence is kept. The first plans differ in
+the metric of the fits, the later ones in the corrections.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from lrcompress.selection.trial_network import Attribution, TrialNetwork
 
 DEFAULT_OPTIONS = PlanOptions()
 ROUNDS = 3
-DAMPING = 0.7  # exponent of a correction: shares change again once the plan does
-WORTHWHILE = 0.98  # of the divergence: a round that gains less is the last
-MUCH = 0.7  # of the divergence: a round that gains more is worth another one
-PREDICTABLE = 2.0  # measured over predicted, beyond which even the simplest ways are tried
-SMALLEST_SHARE = 0.02  # of an even share: less is noise, and a negative one has no meaning here
-SMALLEST_FACTOR = 1e-3  # of one round; none is too large
+DAMPING = 0.7  # exponent of a correction: a new plan changes the shares again
+WORTHWHILE = 0.98  # of the divergence: a round that improves less is the last
+MUCH = 0.7  # of the divergence: a round that improves more allows another one
+PREDICTABLE = 2.0  # measured / predicted divergence, above which the last resorts are tried
+SMALLEST_SHARE = 0.02  # of an even share: less is noise, and negative shares have no meaning
+SMALLEST_FACTOR = 1e-3  # of one round; there is no upper limit
 FEWEST_EXAMPLES = 4
 AFFORDABLE_FLOPS = 2e13  # of all measurements together: a few minutes on two cores
 PASSES_OF_ATTRIBUTION = 5  # dense, compressed and backward, in forward passes
@@ -49,9 +49,9 @@ PASSES_OF_ATTRIBUTION = 5  # dense, compressed and backward, in forward passes
 
 @dataclass(frozen=True)
 class Tried:
-    """A plan that was carried out. Divergences are per example, in the objective's unit."""
+    """A plan that was applied. Divergences are per example, in the objective's unit."""
 
-    name: str  # of the candidate, or the round
+    name: str  # of the candidate or the round
     metric: str
     allocator: str
     predicted: float
@@ -61,11 +61,11 @@ class Tried:
 
 @dataclass(frozen=True)
 class Selection:
-    """The plan that measured best, and all that were tried."""
+    """The plan with the lowest measured divergence, and all that were tried."""
 
     plan: Plan
     tried: tuple[Tried, ...]
-    examples: int  # set aside, on which all were measured
+    examples: int  # held-out, on which all were measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class _Search:
     def planned(
         self, candidate: Candidate, corrections: Mapping[str, float], *, eased: bool = False
     ) -> Plan:
-        """The candidate's plan under the corrections; `eased`, at half of the compression."""
+        """Make the candidate's plan with the corrections; `eased`: at half of the compression."""
         asked = replace(
             self.options,
             metric=candidate.metric,
@@ -102,13 +102,13 @@ class _Search:
     def made(
         self, name: str, candidate: Candidate, corrections: Mapping[str, float] | None = None
     ) -> _Made:
-        """The candidate's plan under the corrections, carried out and measured."""
+        """Make, apply and measure the candidate's plan with the corrections."""
         planned = self.planned(candidate, corrections or {})
         return _Made(name, planned, self.measured(planned))
 
     @property
     def _dense(self) -> float:
-        """What the dense model counts of the budget's kind."""
+        """The dense model's cost in the budget's kind."""
         if self.budget.kind == "bytes":
             return float(self.profile.total_bytes)
         if self.budget.kind == "params":
@@ -148,11 +148,12 @@ def select(
 ) -> Selection:
     """Choose the plan that diverges least from the dense network on `judging`.
 
-    Those examples should be in none of the profile's moments. `module` is left as it was.
+    Those examples should not be in the profile's moments. `module` is restored.
 
     Raises:
-        PlanError: as `plan`; or the profile was made without data, or in a metric that does not
-            know the output. FitError: a layer cannot be fitted, naming it.
+        PlanError: like `plan`; or the profile was made without data, or in a metric that does not
+            use the output.
+        FitError: a layer cannot be fitted; the message names it.
     """
     if isinstance(budget, str):
         budget = Budget.parse(budget)
@@ -188,8 +189,10 @@ def _try(
     tried: list[_Made],
     advance: Callable[[], None],
 ) -> None:
-    """Add the candidates' plans to `tried`, but for an allocator that cannot meet the budget where
-    another can."""
+    """Add the candidates' plans to `tried`.
+
+    An allocator that cannot meet the budget is skipped if another one can.
+    """
     for candidate in candidates:
         try:
             tried.append(search.made(candidate.name, candidate))
@@ -200,11 +203,11 @@ def _try(
 
 
 def _rounds(search: _Search, tried: list[_Made], rounds: int, advance: Callable[[], None]) -> None:
-    """Add to `tried` the plans that the shares of the best one so far lead to.
+    """Add to `tried` the plans that follow from the shares of the best one so far.
 
-    A network that has broken down is not quadratic in its errors, and its shares may mislead. So
-    the round after one that did not help takes the shares at half of the compression, and the next
-    one half a step. Rounds that help much are not counted, up to as many again.
+    A network that has broken down is not quadratic in its errors, so its shares may mislead. The
+    round after one without improvement takes the shares at half of the compression, and the next
+    one takes half a step. Rounds that improve much are not counted, up to 2 * `rounds` in all.
     """
     ways = [(False, DAMPING), (True, 1.0), (False, DAMPING / 2)]
     failed, left, most = 0, rounds, 2 * rounds
@@ -236,7 +239,7 @@ def _corrections(search: _Search, best: _Made, *, eased: bool, exponent: float) 
 
 
 def corrected(planned: Plan, found: Attribution, *, exponent: float = 1.0) -> dict[str, float]:
-    """Factors on the loss curves of all layers, by which the predictions become the shares.
+    """Return factors on the loss curves of all layers that turn the predictions into the shares.
 
     A dense layer has no share: its factor follows the median of the others.
     """
@@ -255,7 +258,7 @@ def corrected(planned: Plan, found: Attribution, *, exponent: float = 1.0) -> di
 
 
 def _calibrated(search: _Search, best: _Made) -> Plan:
-    """The same plan, predicting what was measured: all curves are multiplied by one factor."""
+    """Return the same plan with all curves scaled by one factor, to predict what was measured."""
     predicted, measured = best.plan.predicted_loss, best.measured
     if not (predicted > 0 and measured > 0 and isfinite(measured)):
         return best.plan
@@ -267,7 +270,7 @@ def _calibrated(search: _Search, best: _Made) -> Plan:
     again = plan(search.profile, search.budget, options)
     if again.structures == best.plan.structures:
         return again
-    # Rounding has chosen between equals anew
+    # Rounding led to another choice between equal plans
     return plan_as(search.profile, search.budget, options, best.plan.structures)
 
 
@@ -287,7 +290,7 @@ def _row(made: _Made, best: _Made) -> Tried:
 
 
 def _affordable(profile: Profile, judging: Batches, rounds: int) -> list[Batch]:
-    """The examples that can be measured in time: all of them, or a few of all lengths."""
+    """Return the examples that can be measured in time: all of them, or a few of all lengths."""
     passes = len(CANDIDATES) + rounds * (1 + PASSES_OF_ATTRIBUTION)
     flops = max(passes * profile.total_flops_per_example, 1.0)
     examples = sum(map(batch_size, judging))

@@ -1,4 +1,4 @@
-"""The network with a plan's structures in place for a moment, to be measured and put back."""
+"""A network to which plans are applied temporarily, to measure them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.truncation import Truncation
 from lrcompress.structures import Dense, LowRank, Structure
 
-LARGEST_HELD = 2**30  # bytes of factors of full rank that are kept between plans
+LARGEST_HELD = 2**30  # bytes of full-rank factors kept between plans
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """How the divergence of a plan is made up of its layers' errors.
+    """The shares of a plan's divergence that its layers' errors cause.
 
-    With e_l the error of layer l and D quadratic in the errors, D = 1/2 e^T H e, the derivative of
-    D by a common scale of e_l is e_l^T H e, cross terms with all other layers included, and half
-    of these derivatives sum to D (Euler). `shares` holds the halves, per example; they sum to D as
-    far as D is quadratic between the dense network and this one.
+    Let e_l be the error of layer l, and let D be quadratic in the errors, D = 1/2 e^T H e. The
+    derivative of D by a common scale of e_l is e_l^T H e, including the cross terms with all other
+    layers. The halves of these derivatives sum to D (Euler). `shares` holds the halves, per
+    example. They sum to D as far as D is quadratic between the dense network and this one.
     """
 
     divergence: float
@@ -41,9 +41,9 @@ class Attribution:
 
 @dataclass(eq=False)
 class TrialNetwork:
-    """Carries out plans on `module`, which is left as it was after each of them.
+    """Applies plans to `module`, and restores it after each of them.
 
-    Structures that have to be fitted by iteration are fitted quickly, as for their loss curves.
+    Structures that are fitted iteratively get a quick fit, as for their loss curves.
     """
 
     module: nn.Module
@@ -53,21 +53,21 @@ class TrialNetwork:
     _fits: dict[tuple[str, str, Structure], FittedLayer] = field(default_factory=dict)
 
     def divergence(self, plan: Plan) -> float:
-        """Mean output divergence per example on the examples of the judge."""
+        """Return the mean output divergence per example, on the examples of the judge."""
         with self._carried_out(plan):
             return self.judge.divergence(self.module)
 
     def attribution(self, plan: Plan) -> Attribution:
-        """The divergence of the plan and each layer's share of it, from one backward pass.
+        """Return the plan's divergence and each layer's share of it, from one backward pass.
 
-        Raises RuntimeError where no gradient can be taken through the network.
+        Raises RuntimeError if no gradient can be taken through the network.
         """
         with self._carried_out(plan) as replacements, frozen(self.module):
             scales = {change.name: torch.zeros((), requires_grad=True) for change in replacements}
             handles = [
                 self.module.get_submodule(change.name).register_forward_hook(
                     _toward_dense(change.original, scales[change.name]),
-                    prepend=True,  # the layer's own hooks come after, for either
+                    prepend=True,  # the layer's own hooks run after it
                     with_kwargs=True,
                 )
                 for change in replacements
@@ -101,7 +101,7 @@ class TrialNetwork:
         return float(total.detach())
 
     def _owner(self, head: str) -> str:
-        """The layer whose factors a tied head shares."""
+        """Return the layer whose factors a tied head shares."""
         return next(layer.name for layer in self.profile.layers if head in layer.spec.tied)
 
     @contextmanager
@@ -141,7 +141,7 @@ class TrialNetwork:
         return self._fits[place]
 
     def _keep(self, key: tuple[str, str], made: Truncation) -> None:
-        """Truncations in another metric go first where there are too many."""
+        """Cache a truncation; if there are too many, drop those in other metrics first."""
         held = sum(truncation.nbytes for truncation in self._truncations.values())
         if held + made.nbytes > LARGEST_HELD:
             others = [other for other in self._truncations if other[0] != key[0]]
@@ -151,7 +151,7 @@ class TrialNetwork:
 
 
 def _toward_dense(dense: nn.Module, scale: Tensor) -> Callable[..., Tensor]:
-    """A forward hook: y + scale (dense(x) - y), so that d/dscale undoes the layer's error."""
+    """Return a forward hook: y + scale (dense(x) - y); increasing scale undoes the error."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
         with torch.no_grad():

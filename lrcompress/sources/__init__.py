@@ -1,3 +1,3 @@
-"""Where models and data come from."""
+"""Loading of models and of calibration data."""
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from lrcompress.sources.huggingface import empty_module
 
 
 def rebuild_empty(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
-    """The module that `reference` names, from config.json in `folder` or from its factory.
+    """Build the module that `reference` names, from config.json in `folder` or from its factory.
 
-    Its weights are arbitrary. held: what the weights hold that are to fill it, compressed.
+    Its weights are arbitrary. held: the size of the compressed weights that will fill it.
 
     Raises:
         ModelError: the config or factory is missing or broken.

@@ -1,4 +1,4 @@
-"""Named inputs: .npz and .safetensors files, and batches that the user's code makes."""
+"""Named inputs: .npz and .safetensors files, and batches made by the user's code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lrcompress.network.batches import Batch
 from lrcompress.sources.forward import check_names, check_token_ids
 from lrcompress.sources.options import DataOptions
 
-MOST_UNPACKED = 2**29  # bytes of a compressed .npz, or so many times its own, if that is more
+MOST_UNPACKED = 2**29  # limit in bytes for an unpacked .npz, or MOST_INFLATED x its size if larger
 MOST_INFLATED = 20
 
 
 def array_batches(path: Path, module: nn.Module, options: DataOptions) -> list[Batch]:
-    """The arrays of a file, one example a row, cut into batches in their order."""
+    """Return the arrays of a file, one example a row, cut into batches in their order."""
     whole = clean(_read(path), module, str(path))
     count = len(next(iter(whole.values())))
     rows = options.draw(range(count))
@@ -35,9 +35,9 @@ def array_batches(path: Path, module: nn.Module, options: DataOptions) -> list[B
 
 
 def made_batches(found: object, module: nn.Module, options: DataOptions, where: str) -> list[Batch]:
-    """The batches of an iterable of dicts, or of a function that returns one.
+    """Return the batches of an iterable of dicts, or of a function that returns one.
 
-    They keep the size that their maker gave them; the first `max_examples` examples are taken.
+    The batches keep their size. Only the first `max_examples` examples are taken.
     """
     batches: list[Batch] = []
     left = options.max_examples
@@ -59,9 +59,9 @@ def made_batches(found: object, module: nn.Module, options: DataOptions, where: 
 
 
 def clean(raw: Mapping[str, object], module: nn.Module, where: str) -> Batch:
-    """Tensors that the module may take: named, one example a row, finite, in its dtypes.
+    """Return tensors that the module can take: named, one example a row, finite, in its dtypes.
 
-    Whole numbers become int64, floating-point ones the dtype of the module's weights.
+    Integers become int64; floating-point numbers get the dtype of the module's weights.
     """
     if not raw:
         raise DataError(f"{where}: holds no arrays; name them as forward's arguments")
@@ -82,7 +82,7 @@ def clean(raw: Mapping[str, object], module: nn.Module, where: str) -> Batch:
 
 
 def _tensor(value: object, floating: torch.dtype, where: str) -> Tensor:
-    if isinstance(value, Tensor) and value.dtype is not torch.uint64:  # numpy knows its maximum
+    if isinstance(value, Tensor) and value.dtype is not torch.uint64:  # numpy has its maximum
         tensor = value.detach().cpu()
     else:
         array = np.asarray(value)
@@ -108,7 +108,7 @@ def _tensor(value: object, floating: torch.dtype, where: str) -> Tensor:
 
 
 def _native(dtype: np.dtype[np.generic]) -> str:
-    """A type that torch knows, whatever the byte order or width of the file's."""
+    """Return a dtype that torch supports, independent of byte order and width in the file."""
     if dtype.kind == "f":
         return f"float{min(dtype.itemsize, 8) * 8}"
     return "bool" if dtype.kind == "b" else "int64"
@@ -135,7 +135,7 @@ def _read(path: Path) -> dict[str, object]:
         raise
     except OSError as cause:
         raise unreadable(path, cause, DataError) from cause
-    except Exception as cause:  # zip, zlib, struct, numpy: each kind of damage has its own class
+    except Exception as cause:  # zip, zlib, struct and numpy each raise their own classes
         raise DataError(
             f"{path}: not a whole .npz of numeric arrays ({one_line(cause)}); "
             "write it with numpy.savez"
@@ -143,7 +143,7 @@ def _read(path: Path) -> dict[str, object]:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raises DataError for a small file that would fill the memory."""
+    """Raise DataError for a small file that would fill the memory when unpacked."""
     with zipfile.ZipFile(path) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
     most = max(MOST_UNPACKED, MOST_INFLATED * path.stat().st_size)
@@ -155,7 +155,7 @@ def _check_unpacked(path: Path) -> None:
 
 
 def _iterate(found: object, where: str) -> Iterator[object]:
-    """The items, with what the user's code raises in one line."""
+    """Yield the items; an exception in the user's code becomes a DataError of one line."""
     try:
         made = found() if callable(found) else found
         if not isinstance(made, Iterable) or isinstance(made, Mapping | str | Tensor):

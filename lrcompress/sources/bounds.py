@@ -1,4 +1,4 @@
-"""Sizes that a configuration asks for, held against the weights before anything is built."""
+"""Checks that a configuration does not describe a far larger model than its weights can fill."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.messages import label
 
 COUNTED = re.compile(r"(layers?|depths?|blocks|stages|experts|labels)$")
-MOST_COUNTED = 2**20  # layers, labels, ...: lists of them are made before any weight is
+MOST_COUNTED = 2**20  # layers, labels, ...: lists of this length are made before any weight
 MODULES_PER_TENSOR, SPARE_MODULES = 64, 4096
 SPARE_NUMBERS = 2**20
-MOST_BUFFERED = 2**28  # numbers that a model makes itself, such as positions
+MOST_BUFFERED = 2**28  # numbers in buffers, which the model computes itself, such as positions
 
 
 @dataclass(frozen=True)
 class Held:
-    """What weight files hold."""
+    """The number of tensors and of values in weight files."""
 
     tensors: int
     numbers: int
 
     @classmethod
     def of_files(cls, paths: list[Path]) -> Held:
-        """By their headers; the files are known to be whole safetensors."""
+        """Count from the headers; the caller has checked that the files are complete."""
         shapes = []
         for path in paths:
             with safe_open(path, framework="pt") as file:
@@ -46,7 +46,7 @@ class Held:
 
 
 def check_counts(config: object, path: Path) -> None:
-    """Raises ModelError for a configuration of more layers or labels than any model has."""
+    """Raise ModelError for a configuration with more layers or labels than any model has."""
     for field, number in _counts(config):
         if number > MOST_COUNTED:
             raise ModelError(
@@ -58,10 +58,10 @@ def check_counts(config: object, path: Path) -> None:
 def check_architecture(
     build: Callable[[], nn.Module], held: Held, where: Path, *, times: int
 ) -> None:
-    """Build the architecture without memory for its weights, and no larger than these could fill.
+    """Build the architecture on the meta device, and stop if the weights could not fill it.
 
-    times: parameters for each number that the weights hold: tied weights and those that a file
-    leaves out need a few; a compressed model's need many.
+    times: parameters allowed per number in the weights. A few are enough for tied weights and
+    for weights that a file leaves out; a compressed model needs many.
 
     Raises:
         ModelError: far more layers or parameters than the weights hold.
@@ -71,13 +71,13 @@ def check_architecture(
             build()
     except LrcompressError:
         raise
-    except Exception:  # it fails again, and is explained, where it is built to be used
+    except Exception:  # building the real model fails again and reports the error
         return
 
 
 @contextmanager
 def _bounded(held: Held, where: Path, times: int) -> Iterator[None]:
-    """Every module, parameter and buffer that is registered meanwhile is counted."""
+    """Count every module, parameter and buffer that is registered inside the block."""
     modules = MODULES_PER_TENSOR * held.tensors + SPARE_MODULES
     numbers = times * held.numbers + SPARE_NUMBERS
     left = {"modules": modules, "parameters": numbers, "buffered numbers": MOST_BUFFERED}
@@ -111,7 +111,7 @@ def _bounded(held: Held, where: Path, times: int) -> Iterator[None]:
 
 
 def _counts(value: Any, field: str = "") -> Iterator[tuple[str, int]]:
-    """Fields whose names say that something is made so many times."""
+    """Yield the fields whose names say how often something is repeated, with their values."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from _counts(item, str(name))

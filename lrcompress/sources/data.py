@@ -37,23 +37,25 @@ ACCEPTED = ".txt, .jsonl, .npz, .safetensors, a folder of images, or pkg.module:
 @dataclass(frozen=True, eq=False)
 class LoadedData:
     batches: list[Batch]
-    warnings: tuple[str, ...] = ()  # what the user should know of them
+    warnings: tuple[str, ...] = ()  # what the user should know about the data
 
 
 log = logging.getLogger(__name__)
 
 
 def load_batches(reference: str, model: LoadedModel, options: DataOptions) -> list[Batch]:
-    """The batches that `reference` names, tried on the model. The same at every call.
+    """Load the batches that `reference` names and try them on the model.
+
+    Every call returns the same batches.
 
     Raises:
-        DataError: nothing there, not readable, empty, not finite, or not what the model takes.
+        DataError: missing, unreadable, empty, not finite, or not what the model takes.
     """
     return load_data(reference, model, options).batches
 
 
 def load_data(reference: str, model: LoadedModel, options: DataOptions) -> LoadedData:
-    """Loads batches as `load_batches` does, with their warnings, which are logged too."""
+    """Load batches as `load_batches` does, and return them with warnings, which are also logged."""
     warnings: tuple[str, ...] = ()
     kind, path = kind_of_data(reference), expanded(reference, DataError)
     if kind == "images":
@@ -73,7 +75,7 @@ def load_data(reference: str, model: LoadedModel, options: DataOptions) -> Loade
 
 
 def kind_of_data(reference: str) -> Kind:
-    """Without reading it, so that a wrong name is told before a model is loaded.
+    """Return the kind of data without reading it, so that a wrong name is found early.
 
     Raises:
         DataError: nothing there, or nothing that could be data.
@@ -81,7 +83,7 @@ def kind_of_data(reference: str) -> Kind:
     path = expanded(reference, DataError)
     try:
         is_folder, exists = path.is_dir(), path.exists()
-    except (OSError, ValueError) as cause:  # NUL in a path
+    except (OSError, ValueError) as cause:  # a NUL character in a path
         raise DataError(f"{reference}: cannot be read ({one_line(cause)}); check it") from cause
     if is_folder:
         return "images"

@@ -1,4 +1,4 @@
-"""Inputs to trace or time a model with where there is no data."""
+"""Example inputs for tracing or timing a model without data."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ TOKENS, PADDED = 16, 5
 
 
 def example_batch(model: LoadedModel) -> Batch:
-    """Two examples of random token ids, the second padded, or of random pixels, or both.
+    """Make two examples of random token ids (the second padded), of random pixels, or of both.
 
-    A run folder says what its model was given, where the configuration does not.
+    If the configuration does not describe the inputs, those recorded in a run folder are used.
 
     Raises:
-        DataError: nothing says what the model takes.
+        DataError: neither source describes the model's inputs.
     """
     names = arguments(model.module).names
     generator = torch.Generator().manual_seed(0)
@@ -52,7 +52,7 @@ def example_batch(model: LoadedModel) -> Batch:
 
 
 def _has_token_types(module: nn.Module) -> bool:
-    """Whether the ids have a table of their own; GPT-2 would add ordinary tokens instead."""
+    """Whether token types have their own embedding; GPT-2 would add ordinary tokens instead."""
     kinds = getattr(getattr(module, "config", None), "type_vocab_size", 0)
     return isinstance(kinds, int) and kinds > 1
 

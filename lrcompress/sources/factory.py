@@ -1,4 +1,4 @@
-"""`pkg.module:name`: the user's own code, imported and called."""
+"""Models and objects given as `pkg.module:name`: the user's own code, imported and called."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 log = logging.getLogger(__name__)
 
-# Factories that the user of this process has named, in an argument or as trusted: a run folder that
-# names one of these asks for nothing new
+# Factories that the user of this process has named as a model or as trusted. A run folder that
+# names one of them needs no further permission.
 _named: set[str] = set()
 
 
@@ -37,8 +37,7 @@ def is_import_reference(text: str) -> bool:
 def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) -> LoadedModel:
     """Call the factory and load the weights, if any, in the module's own dtype.
 
-    Without weights the factory may have loaded its own, which nobody can tell from random ones:
-    a warning says so.
+    Without a weights file, the factory's own weights may be trained or random. A warning says so.
     """
     _named.add(reference)
     module = call_factory(reference)
@@ -54,13 +53,13 @@ def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) ->
 
 
 def permit_factory(reference: str, trusted: str, where: Path) -> None:
-    """Consent to call a factory that a file names, not the user.
+    """Check that the user allows calling a factory that a file names.
 
-    trusted: the factory that the user trusts. One that the user named as a model in this process is
-    trusted too: a run need not be told twice.
+    trusted: the factory that the user trusts. A factory that the user named as a model in this
+    process is trusted too.
 
     Raises:
-        ModelError: neither; calling it, or only importing its module, would run any code.
+        ModelError: neither holds. Importing the factory's module could already run any code.
     """
     if not is_import_reference(reference):
         raise ModelError(
@@ -76,7 +75,7 @@ def permit_factory(reference: str, trusted: str, where: Path) -> None:
 
 
 def call_factory(reference: str) -> nn.Module:
-    """The module that `pkg.module:factory` returns; the same random weights at each call."""
+    """Return the module that `pkg.module:factory` makes, with the same random weights each time."""
     factory = import_object(reference, ModelError)
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ModelError(
@@ -109,7 +108,7 @@ def call_factory(reference: str) -> nn.Module:
 
 
 def import_object(reference: str, error: type[LrcompressError]) -> object:
-    """The object named `pkg.module:name`, looked for in the current directory too."""
+    """Return the object named `pkg.module:name`, also searched for in the current directory."""
     module_name, _, attributes = reference.partition(":")
     with _current_directory_importable():
         try:
@@ -140,8 +139,10 @@ def import_object(reference: str, error: type[LrcompressError]) -> object:
 
 @contextmanager
 def _current_directory_importable() -> Iterator[None]:
-    """First on the path as for `python -m`, then last: the user's `datasets/` must not hide a
-    library's own lazy imports later on."""
+    """Put the current directory first on sys.path, as `python -m` does, and last afterwards.
+
+    Last, so that the user's `datasets/` does not hide a library's own lazy imports later.
+    """
     here = str(Path.cwd())
     added = here not in sys.path
     sys.path.insert(0, here)

@@ -1,4 +1,4 @@
-"""The last step of every load: a module fit to be profiled."""
+"""The last step of loading a model: prepare and check the module for profiling."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def ready_(module: AnyModule, where: Path | str) -> AnyModule:
-    """Eval mode, no gradients, no NaN.
+    """Put the module in eval mode without gradients, and check its weights.
 
     Raises:
-        ModelError: a weight is NaN or infinite, or there are none; or a part is TorchScript.
+        ModelError: a weight is NaN or infinite, there are no weights, or a part is TorchScript.
     """
     for part, child in module.named_modules():
         if isinstance(child, torch.jit.ScriptModule):

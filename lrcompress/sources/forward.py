@@ -1,4 +1,4 @@
-"""What a module's forward takes, and whether the data suits it."""
+"""The arguments of a module's forward, and checks that the data fits them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from lrcompress.sources.steady import check_steady
 class Arguments:
     names: tuple[str, ...]
     required: tuple[str, ...]
-    takes_any: bool  # forward(**inputs) and nothing named
+    takes_any: bool  # forward(**inputs) without named arguments
 
 
 def arguments(module: nn.Module) -> Arguments:
-    """The named tensors that `module.forward` takes."""
+    """Return the named arguments of `module.forward`."""
     parameters = inspect.signature(module.forward).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return Arguments(
@@ -50,7 +50,7 @@ def check_names(names: Iterable[str], module: nn.Module, where: str) -> None:
 
 
 def vocabulary(module: nn.Module) -> int | None:
-    """How many token ids a configured model knows."""
+    """Return the vocabulary size in the model's configuration, if it has one."""
     config: Any = getattr(module, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     size = getattr(text, "vocab_size", None)
@@ -73,14 +73,14 @@ def check_token_ids(ids: Iterable[Tensor], module: nn.Module, where: str) -> Non
 
 @torch.no_grad()
 def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
-    """Run the examples most likely to fail: the longest, and those with the largest ids.
+    """Run the examples most likely to fail: the last (the longest text), and the largest ids.
 
     Raises:
         DataError: forward fails on one of them.
         ModelError: the same input gives another output at each call.
     """
     for batch, row in _extremes(batches):
-        # Copies, which the network may change
+        # Copies, because the network may change its inputs in place
         example = {name: tensor[row : row + 1].clone() for name, tensor in batch.items()}
         try:
             module(**{name: tensor.clone() for name, tensor in example.items()})
@@ -94,11 +94,11 @@ def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
 
 
 def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
-    """The first row of the last batch, and of each whole-numbered input the row of its maximum."""
+    """Return the last batch's first row, and the row with the maximum of each integer input."""
     found = {(len(batches) - 1, 0)}
     whole = [name for name, t in batches[0].items() if not t.is_floating_point()]
     for name in whole:
-        # As int64, since torch finds no maximum in booleans
+        # As int64, because torch has no maximum for booleans
         largest = max(range(len(batches)), key=lambda i: int(batches[i][name].long().max()))
         values = batches[largest][name].long()
         found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))

@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json beside safetensors or torch weights. Nothing is fetched."""
+"""Hugging Face folders: config.json with safetensors or torch weights. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from lrcompress.sources.transformers_access import transformers_for
 log = logging.getLogger(__name__)
 
 NUMBER = re.compile(r"\d+")
-AUTO = "AutoModel"  # and what transformers' other classes begin with that find the model's own code
+AUTO = "AutoModel"  # also the prefix of transformers' other classes that find the model's own code
 
 
 @dataclass(frozen=True)
 class _Report:
-    """Names that the weights lack, and those that the module has no place for."""
+    """Names missing from the weights, and names in the weights unknown to the module."""
 
     missing: list[str]
     unexpected: list[str]
@@ -39,7 +39,7 @@ class _Report:
 def load_folder(
     folder: Path, text: str, *, trust_remote_code: bool, allow_pickle: bool
 ) -> LoadedModel:
-    """The model in float32, of the class that config.json names, with plain attention.
+    """Load the model in float32, as the class that config.json names, with eager attention.
 
     Raises:
         ModelError: transformers is missing, or the folder is incomplete, damaged or unsafe.
@@ -51,7 +51,8 @@ def load_folder(
     module, report = _load(folder, details, state)
     missing = report.missing
     if missing and all("pooler" in name.split(".") for name in missing):
-        # Encoders are often published without the pooling layer that the class would draw at random
+        # Encoders are often published without the pooling layer, which the class would then
+        # initialise at random
         details["add_pooling_layer"] = "false"
         module, report = _load(folder, details, state)
     if report.missing:
@@ -71,9 +72,9 @@ def load_folder(
 
 
 def empty_module(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
-    """The architecture that config.json in `folder` describes; its weights are arbitrary.
+    """Build the architecture that config.json in `folder` describes, with arbitrary weights.
 
-    held: what the weights hold that are to fill it, compressed.
+    held: the size of the compressed weights that will fill it.
     """
     details = reference.details
     path = folder / "config.json"
@@ -96,8 +97,8 @@ def _built(library: Any, folder: Path, details: Mapping[str, str]) -> nn.Module:
 
 
 def _check_size(folder: Path, details: Mapping[str, str], held: Held, *, times: int) -> None:
-    """Raises ModelError for an architecture that is far larger than the weights."""
-    if "remote_code" in details:  # it is trusted, and may do at its first call what it likes
+    """Raise ModelError for an architecture that is far larger than the weights."""
+    if "remote_code" in details:  # trusted code, which may run anything at its first call
         return
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
         path = folder / "config.json"
@@ -105,7 +106,7 @@ def _check_size(folder: Path, details: Mapping[str, str], held: Held, *, times: 
 
 
 def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:
-    """The class to build, in transformers, or the Auto class that finds the model's own code."""
+    """Return the transformers class to build, or the Auto class that finds the model's own code."""
     config = read_json(folder / "config.json", foreign=True)
     check_counts(config, folder / "config.json")
     if config.get("quantization_config"):
@@ -140,7 +141,7 @@ def _class(library: Any, details: Mapping[str, str]) -> Any:
 
 
 def _config(library: Any, folder: Path, details: Mapping[str, str]) -> Any:
-    """As the model's class reads it, so that a folder that loads once loads again as a run."""
+    """Read the configuration as the model's class does, so that a run folder loads the same way."""
     reader = getattr(_class(library, details), "config_class", None) or library.AutoConfig
     return reader.from_pretrained(
         folder, local_files_only=True, trust_remote_code="remote_code" in details
@@ -152,7 +153,7 @@ def _options(details: Mapping[str, str]) -> dict[str, Any]:
     options: dict[str, Any] = {"attn_implementation": "eager"}
     if "add_pooling_layer" in details:
         options["add_pooling_layer"] = False
-    if details.get("architecture", AUTO).startswith(AUTO):  # left open, transformers would ask
+    if details.get("architecture", AUTO).startswith(AUTO):  # if unset, transformers would ask
         options["trust_remote_code"] = "remote_code" in details
     return options
 
@@ -169,7 +170,7 @@ def _load(
             local_files_only=True,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
             **source,
             **_options(details),
         )
@@ -184,11 +185,11 @@ def _load(
 
 
 def _left_out(folder: Path, module: nn.Module, unexpected: list[str]) -> tuple[str, ...]:
-    """A warning of weights that the class has no place for, such as another task's head.
+    """Warn about weights that the class has no place for, such as the head of another task.
 
     Raises:
-        ModelError: they are layers of the kind that it has, or most of the weights: config.json
-            describes a smaller model.
+        ModelError: they are layers of a kind that the class has, or most of the weights. Then
+            config.json describes a smaller model.
     """
     if not unexpected:
         return ()
@@ -209,7 +210,7 @@ def _left_out(folder: Path, module: nn.Module, unexpected: list[str]) -> tuple[s
 
 
 def _drop_cache(module: nn.Module) -> None:
-    """A key-value cache among the outputs would be exported with them."""
+    """Disable the key-value cache, which would otherwise be exported as an output."""
     config: Any = getattr(module, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False

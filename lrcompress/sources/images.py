@@ -1,4 +1,4 @@
-"""A folder of images through the model's own image processor, with Pillow alone."""
+"""Folders of images, prepared by the model's own image processor with Pillow only."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from lrcompress.sources.options import DataOptions
 from lrcompress.sources.sidecar_files import IMAGE_PROCESSOR, holds_any
 from lrcompress.sources.transformers_access import transformers_for
 
-MOST_SLENDER = 256  # times as long as wide; the shorter side is what is resized
+MOST_SLENDER = 256  # largest ratio of long to short side; the shorter side determines resizing
 LARGEST_SIDE = 8192
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def image_batches(folder: Path, model: LoadedModel, options: DataOptions) -> list[Batch]:
-    """Every image under `folder`, in the order of its path; class folders may be nested."""
+    """Load every image under `folder`, sorted by path; class folders may be nested."""
     try:
         found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     except OSError as cause:
@@ -38,7 +38,7 @@ def image_batches(folder: Path, model: LoadedModel, options: DataOptions) -> lis
     batches: list[Batch] = []
     for start in range(0, len(paths), options.examples):
         part = paths[start : start + options.examples]
-        # One at a time: sixteen photographs at their full size need gigabytes
+        # One at a time: 16 photographs at full size need gigabytes
         rows = [_pixels(processor, path, "L" if channels == 1 else "RGB") for path in part]
         if len({row.shape for row in rows}) > 1:
             raise DataError(
@@ -67,14 +67,14 @@ def _processor(model: LoadedModel, folder: Path) -> Any:
 
 
 def _pixels(processor: Any, path: Path, mode: str) -> Any:
-    """As the model takes them: (1, channels, height, width)."""
+    """Return the pixels of one image as the model takes them: (1, channels, height, width)."""
     image = _open(path, mode)
     with transformers_for(f"{path}: the model's image processor", DataError):
         return np.asarray(processor(images=[image], return_tensors="np")["pixel_values"])
 
 
 def _check_sizes(path: Path) -> None:
-    """Raises DataError where every image would be made larger than any model takes."""
+    """Raise DataError if the processor would make images larger than any model takes."""
     if not path.is_file():
         return
     for field, value in read_json(path, DataError, foreign=True).items():
@@ -99,7 +99,7 @@ def _open(path: Path, mode: str) -> Any:
                 return image.convert(mode)
     except DataError:
         raise
-    except Exception as cause:  # each format has its own ways to fail
+    except Exception as cause:  # each format raises its own exceptions
         raise DataError(
             f"{path}: not a readable image ({one_line(cause)}); repair or remove it"
         ) from cause

@@ -1,4 +1,4 @@
-"""Lines of a text file, read as a stream: none of them is held whole that is longer than asked."""
+"""Lines of a text file, read as a stream, so that a line above the limit is never held whole."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import TextIO
 from lrcompress.errors import DataError
 from lrcompress.paths import check_regular
 
-LONGEST_RECORD = 2**26  # characters of a line that cannot be cut
+LONGEST_RECORD = 2**26  # characters in a line that must not be cut
 PORTION = 2**20  # characters read at a time
 ENCODING = "not UTF-8 text; convert the file to UTF-8"
 
 
 def read_lines(path: Path, *, most: int | None) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank, without the blanks around it.
+    """Yield the number and the stripped text of each line that is not blank.
 
-    Lines end with LF, CR LF or CR; a byte-order mark is left out. most: characters after which a
-    line is cut; None: lines are whole.
+    Lines end with LF, CR LF or CR. A byte-order mark is skipped. most: characters after which a
+    line is cut; None: lines are not cut.
 
     Raises:
         DataError: unreadable, another encoding, or a whole line of more than LONGEST_RECORD.
     """
     check_regular(path, DataError)
     try:
-        # What is not UTF-8 arrives as lone surrogates, with the number of its line
+        # Bytes that are not UTF-8 become lone surrogates, so the error can name the line
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             first = 1
             for block in _blocks(file, path, most):
@@ -43,9 +43,9 @@ def read_lines(path: Path, *, most: int | None) -> Iterator[tuple[int, str]]:
 
 
 def _blocks(file: TextIO, path: Path, most: int | None) -> Iterator[str]:
-    """Whole lines, many at a time and without the last one's end; of a long line its beginning."""
+    """Yield blocks of whole lines without the last line's end; a long line gives its beginning."""
     limit = LONGEST_RECORD if most is None else most
-    rest, lines = "", 0  # the line that is not whole yet, and how many came before it
+    rest, lines = "", 0  # the incomplete line, and the number of lines before it
     while block := file.read(PORTION):
         whole, end, last = block.rpartition("\n")
         if end:

@@ -1,4 +1,4 @@
-"""What a loaded model is, and the few words from which its architecture can be rebuilt."""
+"""A loaded model, with the reference from which its architecture can be rebuilt."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lrcompress.network.made_up_inputs import InputRecord
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A module in eval mode whose parameters ask for no gradient."""
+    """A module in eval mode whose parameters have requires_grad off."""
 
     module: nn.Module
     reference: ModelReference
-    companions: tuple[Path, ...] = ()  # config, tokenizer, pooling: carried into a run folder
-    folder: Path | None = None  # where the tokenizer or image processor lies
+    companions: tuple[Path, ...] = ()  # config, tokenizer, pooling: copied into a run folder
+    folder: Path | None = None  # the folder of the tokenizer or image processor
     own_code: bool = False  # whether Python code in that folder may run
-    pooling: Literal["mean", "cls"] | None = None  # how a sentence encoder makes one vector
-    inputs: Mapping[str, InputRecord] = field(default_factory=dict)  # of the run that wrote it
-    warnings: tuple[str, ...] = ()  # what the user should know of where it came from
+    pooling: Literal["mean", "cls"] | None = None  # how a sentence encoder pools its outputs
+    inputs: Mapping[str, InputRecord] = field(default_factory=dict)  # recorded in a run folder
+    warnings: tuple[str, ...] = ()  # what the user should know about the model's source

@@ -31,12 +31,12 @@ def load_model(
     allow_pickle: bool = False,
     trust_factory: str = "",
 ) -> LoadedModel:
-    """The model that `reference` names, on the CPU, in eval mode, with finite weights.
+    """Load the model that `reference` names, on the CPU, in eval mode, with finite weights.
 
     trust_factory: pkg.module:factory that may be called to rebuild the model of a run folder.
 
     Raises:
-        ModelError: nothing there, not readable, unsafe to read, or NaN among the weights.
+        ModelError: missing, unreadable, unsafe to read, or NaN among the weights.
     """
     path = expanded(reference, ModelError)
     try:
@@ -75,7 +75,7 @@ def _from_folder(
         names = {entry.name for entry in folder.iterdir()}
     except OSError as cause:
         raise unreadable(folder, cause) from cause
-    if "adapter_config.json" in names:  # before config.json: transformers would add the adapter
+    if "adapter_config.json" in names:  # before config.json: transformers would load the adapter
         raise ModelError(
             f"{reference}: is an adapter; merge it into its base model (merge_and_unload) and save"
         )

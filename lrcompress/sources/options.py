@@ -1,4 +1,4 @@
-"""How much data to take, in which portions."""
+"""Options for the number, length and batch size of examples."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ EXAMPLES = 16
 class DataOptions:
     """`max_length` counts tokens per example; `max_examples` None takes all.
 
-    `batch_size` counts examples. None: as many texts as hold BATCH_TOKENS tokens with their
-    padding, or EXAMPLES of anything else, so that a pass is worth its overhead and fits in memory.
+    `batch_size` counts examples. If it is None, a batch has EXAMPLES examples; a batch of texts
+    has as many as fit in BATCH_TOKENS tokens with padding. This keeps the overhead per pass low
+    and fits in memory.
     """
 
     batch_size: int | None = None
     max_length: int = 128
     max_examples: int | None = None
-    seed: int = 0  # of the draw that max_examples makes
+    seed: int = 0  # seed for drawing max_examples
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "max_length", "max_examples"):
@@ -37,14 +38,14 @@ class DataOptions:
 
     @property
     def examples(self) -> int:
-        """Examples in a batch, where they are all of one size."""
+        """Number of examples in a batch if all are of one size."""
         return self.batch_size or EXAMPLES
 
     def draw(self, items: Iterable[Item]) -> list[Item]:
-        """At most `max_examples` of the items, any of them equally likely, in their own order.
+        """Draw at most `max_examples` of the items uniformly, keeping their order.
 
-        Files are often sorted, so their head would not stand for them. One pass, and only the
-        drawn are held (Vitter 1985, algorithm R).
+        Files are often sorted, so their first items are not representative. One pass; only the
+        drawn items are held (Vitter 1985, algorithm R).
         """
         if self.max_examples is None:
             return list(items)

@@ -1,4 +1,4 @@
-"""A run folder as a model: the architecture, its replaced layers, and the weights as stored."""
+"""Loading of a run folder: architecture, replaced layers, and the weights as stored."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def is_run_folder(folder: Path) -> bool:
 def load_run(
     folder: Path, text: str, *, trust_remote_code: bool = False, trust_factory: str = ""
 ) -> LoadedModel:
-    """The compressed module, in the dtype of its file, in eval mode.
+    """Load the compressed module in the dtype of its file, in eval mode.
 
-    The folder is data; but the model of a factory is rebuilt by calling that factory, which must
-    be importable and trusted by its name, and code in the folder needs `trust_remote_code`.
+    A factory's model is rebuilt by calling the factory, which must be importable and trusted by
+    its name. Code in the folder needs `trust_remote_code`. Otherwise the folder is only data.
 
     Raises:
         ModelError, PlanError: the folder is incomplete, damaged, edited wrongly or unsafe.
@@ -75,7 +75,7 @@ def load_run(
 
 
 def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
-    """Raises ModelError where the module computes something else than when it was written."""
+    """Raise ModelError if the module computes something else than when it was written."""
     if record.function is None:
         return
     change = function_differs(record.function, module)
@@ -88,7 +88,7 @@ def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
 
 
 def _held(weights: Path) -> Held | None:
-    """What the file holds; None where it is missing, which is told when it is read."""
+    """Return the size of the weights; None if the file is missing, which is reported later."""
     if not weights.is_file():
         return None
     with opened_safetensors(weights):

@@ -1,4 +1,4 @@
-"""The weight files of a Hugging Face folder: found, and checked before anything is built."""
+"""The weight files of a Hugging Face folder, found and checked before anything is built."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 
 
 def folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor] | None, Held]:
-    """The tensors of torch weights, or None for safetensors, whose headers are then checked:
-    transformers reads those itself, without holding them twice. And how much either holds.
+    """Return the tensors of torch weights (None for safetensors), and the size of the weights.
+
+    The headers of safetensors are checked. transformers reads the tensors itself, so that they
+    are not held twice.
 
     Raises:
         ModelError: no weights, a missing or damaged shard, pickled objects.
@@ -49,7 +51,7 @@ def folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor]
 
 
 def _shards(index: Path) -> dict[Path, list[str]]:
-    """Each shard with the tensors that the index expects in it; all must be there."""
+    """Return each shard with the tensors that the index lists for it; all must exist."""
     mapping = read_json(index, foreign=True).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
         raise ModelError(f"{index}: lacks a weight_map of file names; copy or download it again")

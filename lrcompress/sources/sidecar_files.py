@@ -1,4 +1,4 @@
-"""The small files beside the weights of a Hugging Face folder."""
+"""The small files next to the weights in a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -47,14 +47,13 @@ COMPANIONS = (
 
 
 def companions(folder: Path, *, own_code: bool) -> tuple[Path, ...]:
-    """The files that make the weights usable, by full path; the folder's own code if asked."""
+    """Return the paths of the files needed to use the weights; optionally the folder's own code."""
     found = [folder / name for name in COMPANIONS if (folder / name).is_file()]
     return (*found, *(sorted(folder.glob("*.py")) if own_code else ()))
 
 
 def names_own_code(folder: Path) -> bool:
-    """Whether a configuration of the model, its tokenizer or its image processor names classes of
-    the folder's own."""
+    """Whether a configuration (model, tokenizer, image processor) names classes in the folder."""
     paths = (folder / name for name in CONFIGURATIONS)
     return any("auto_map" in read_json(path, foreign=True) for path in paths if path.is_file())
 
@@ -64,7 +63,7 @@ def holds_any(folder: Path | None, names: tuple[str, ...]) -> bool:
 
 
 def pooling(folder: Path) -> Pooling | None:
-    """How sentence-transformers pools this encoder; None where it does not, or in another way."""
+    """Return how sentence-transformers pools this encoder; None if not at all or in another way."""
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return None

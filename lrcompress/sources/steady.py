@@ -1,4 +1,4 @@
-"""Whether a network is one function: the same input gives the same output at each call."""
+"""Check that a network is deterministic: the same input gives the same output at each call."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lrcompress.network.call import call
 from lrcompress.network.outputs import named_outputs
 
 LARGEST_CHANGE = (
-    1e-5  # of an output's largest value; threads that add up in another order make less
+    1e-5  # relative to an output's largest value; another order of summation in threads causes less
 )
 
 
 @torch.no_grad()
 def check_steady(module: nn.Module, example: Batch, where: str) -> None:
-    """Run the example twice more: what is made at the first call alone, such as a table, may be.
+    """Compare two calls, after a first call that may build state such as a table.
 
     Raises:
         ModelError: the outputs differ, or a buffer changes at each call.
@@ -32,7 +32,7 @@ def check_steady(module: nn.Module, example: Batch, where: str) -> None:
             touched = {n: x for n, x in _states(module).items() if before.get(n) != x}
             kept = {n: x.clone() for n, x in module.named_buffers() if n in touched}
             second = _outputs(module, example)
-        except DataError as cause:  # it ran before
+        except DataError as cause:  # the example ran before
             raise ModelError(_unsteady(where, "and with some it fails")) from cause
     change = _largest_change(first, second)
     if change > LARGEST_CHANGE:
@@ -53,7 +53,7 @@ def _unsteady(where: str, how: str) -> str:
 
 
 def _states(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Which tensor each buffer is, and how often it was written to."""
+    """Return the identity of each buffer, and how often it was written to."""
     return {
         name: (id(buffer), 0 if buffer.is_inference() else buffer._version)
         for name, buffer in module.named_buffers()
@@ -61,7 +61,7 @@ def _states(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def _outputs(module: nn.Module, example: Batch) -> dict[str, Tensor]:
-    """Copies of the floating-point outputs; none where there are none."""
+    """Return copies of the floating-point outputs; empty if there are none."""
     raw = call(module, example)
     try:
         return {name: tensor.detach().clone() for name, tensor in named_outputs(raw).items()}

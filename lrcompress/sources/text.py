@@ -1,4 +1,4 @@
-"""Lines of text through the model's own tokenizer."""
+"""Lines of text, tokenized by the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from lrcompress.sources.options import BATCH_TOKENS, DataOptions
 from lrcompress.sources.sidecar_files import TOKENIZER, UNTRUSTED, holds_any
 from lrcompress.sources.transformers_access import transformers_for
 
-# What a tokenizer may give besides the ids, and what stands on a padded position
+# What a tokenizer may return besides the ids, with the value at padded positions
 TOKEN_INPUTS = {"attention_mask": 0, "token_type_ids": 0}
 
 
-# No language comes near it; what is not read would be cut as tokens
+# More than any language needs; further characters would be truncated as tokens anyway
 CHARACTERS_PER_TOKEN = 64
-MOST_CHARACTERS = 2**26  # of all texts: a few GB once they are tokens
-UNKNOWN_SHARE = 0.1  # of the tokens; a tokenizer that suits the text is far below it
+MOST_CHARACTERS = 2**26  # in all texts: a few GB as tokens
+UNKNOWN_SHARE = 0.1  # share of tokens; with a suitable tokenizer it is far lower
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +39,11 @@ class Texts:
 
 
 def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
-    """Examples sorted by length, so that a batch holds little padding; padded on the right.
+    """Tokenize the texts into batches, sorted by length to reduce padding; padded on the right.
 
-    Each line is an example, cut at `max_length` tokens or at what the model can take; before
-    that, so that a long line costs nothing, at CHARACTERS_PER_TOKEN characters for each of them.
+    Each line is an example, cut at `max_length` tokens or at the model's own limit. Before
+    tokenizing, it is cut at CHARACTERS_PER_TOKEN characters per token, so that a long line costs
+    nothing.
     """
     tokenizer = _tokenizer(model, path)
     limit = _limit(tokenizer, model.module, options)
@@ -70,7 +71,7 @@ def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
 def _unknown_words(
     path: Path, tokenizer: Any, lines: Sequence[str], ids: Sequence[Sequence[int]]
 ) -> tuple[str, ...]:
-    """A warning where many tokens are the one for unknown words, with the line that has most."""
+    """Warn if many tokens are the unknown token, quoting the line with the largest share."""
     unknown = tokenizer.unk_token_id
     if not isinstance(unknown, int):
         return ()
@@ -89,7 +90,7 @@ def _unknown_words(
 
 
 def mask_token(model: LoadedModel) -> int | None:
-    """The id of the token that hides others, where the model has a tokenizer that names one."""
+    """Return the id of the mask token if the model's tokenizer has one."""
     if not holds_any(model.folder, TOKENIZER) or model.folder is None:
         return None
     found = _tokenizer(model, model.folder).mask_token_id
@@ -97,10 +98,10 @@ def mask_token(model: LoadedModel) -> int | None:
 
 
 def _examples(path: Path, characters: int, options: DataOptions) -> Iterator[str]:
-    """The lines of a .txt file or the texts of a .jsonl file, each cut at so many characters.
+    """Yield the lines of a .txt file or the texts of a .jsonl file, each cut at `characters`.
 
     Raises:
-        DataError: more in all than can be held.
+        DataError: more characters in all than can be held.
     """
     records = path.suffix == ".jsonl"
     held = 0
@@ -118,7 +119,7 @@ def _examples(path: Path, characters: int, options: DataOptions) -> Iterator[str
 
 
 def _text_of(line: str, where: str) -> str:
-    """The field "text" of a JSON line, else its first text; or the line if it is a text."""
+    """Return the field "text" of a JSON line, else its first text; or the line if it is a text."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as cause:
@@ -151,8 +152,10 @@ def _tokenizer(model: LoadedModel, path: Path) -> Any:
 
 
 def _needs_own_code(folder: Path, transformers: Any) -> bool:
-    """Whether the tokenizer's class is the folder's own; transformers would take another instead
-    that only the model's type suggests."""
+    """Whether the tokenizer's class is in the folder.
+
+    transformers would otherwise take another class, suggested only by the model's type.
+    """
     path = folder / "tokenizer_config.json"
     config = read_json(path, DataError, foreign=True) if path.is_file() else {}
     own, name = config.get("auto_map"), config.get("tokenizer_class")
@@ -162,7 +165,7 @@ def _needs_own_code(folder: Path, transformers: Any) -> bool:
 
 
 def _limit(tokenizer: Any, module: nn.Module, options: DataOptions) -> int:
-    """`max_length`, or the fewer tokens that the tokenizer or the position table allow."""
+    """Return `max_length`, or the smaller limit of the tokenizer or the position table."""
     config: Any = getattr(module, "config", None)
     told = (getattr(tokenizer, "model_max_length", None), _positions(config))
     return min([options.max_length, *(n for n in told if isinstance(n, int) and n > 0)])
@@ -174,7 +177,10 @@ def _positions(config: Any) -> Any:
 
 
 def _pad_id(tokenizer: Any) -> int:
-    """Any id will do where the mask is 0; decoders often have no padding token."""
+    """Return the id for padding; any id works where the mask is 0.
+
+    Decoders often have no padding token.
+    """
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if isinstance(token, int):
             return token
@@ -182,7 +188,7 @@ def _pad_id(tokenizer: Any) -> int:
 
 
 def _portions(order: list[int], ids: list[list[int]], size: int | None) -> Iterator[list[int]]:
-    """`order` is by rising length, so the last example of a portion says how long its rows are."""
+    """Split `order` (by rising length) into batches; the last example sets a batch's row length."""
     part: list[int] = []
     for i in order:
         full = len(part) == size if size else (len(part) + 1) * len(ids[i]) > BATCH_TOKENS

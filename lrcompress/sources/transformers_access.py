@@ -1,4 +1,4 @@
-"""The one door to transformers: imported when needed, kept quiet, its failures in one line."""
+"""Access to transformers: imported when needed, without output, its errors in one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lrcompress.errors import LrcompressError
 from lrcompress.messages import one_line
 from lrcompress.sources.sidecar_files import UNTRUSTED
 
-STDOUT = 1  # the descriptor
+STDOUT = 1  # file descriptor
 
 
 @contextmanager
 def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
-    """The transformers module, for reading `what`.
+    """Provide the transformers module, for reading `what`.
 
     Raises:
         error: transformers is missing, or anything that it raises inside the block.
@@ -37,12 +37,12 @@ def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
             yield transformers
     except LrcompressError:
         raise
-    except ImportError as cause:  # Pillow, sentencepiece, ...: transformers asks for them late
+    except ImportError as cause:  # transformers imports Pillow, sentencepiece, ... only when needed
         raise error(
             f'{what}: {one_line(cause)}; install it (pip install "lrcompress[hf]" brings Pillow)'
         ) from cause
     except Exception as cause:  # of any class, from its own checks to the model's code
-        if "trust_remote_code=True" in str(cause):  # its advice, of no use on a command line
+        if "trust_remote_code=True" in str(cause):  # this advice does not apply to a command line
             raise error(f"{what}: {UNTRUSTED}") from cause
         raise error(
             f"{what}: transformers {transformers.__version__} cannot read it "
@@ -56,11 +56,13 @@ def transformers_for(what: str, error: type[LrcompressError]) -> Iterator[Any]:
 
 @contextmanager
 def _no_native_output() -> Iterator[None]:
-    """Nothing on the process's own stdout: the tokenizers' compiled code writes there, past Python,
-    names that a file gives."""
+    """Silence the process's stdout descriptor.
+
+    The tokenizers' compiled code writes names from a file there, bypassing Python.
+    """
     try:
         kept = os.dup(STDOUT)
-    except OSError:  # it is closed
+    except OSError:  # the descriptor is closed
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)

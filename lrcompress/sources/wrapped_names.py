@@ -1,4 +1,4 @@
-"""Weights saved from a wrapped model: DataParallel and torch.compile put their names before all."""
+"""Names of weights saved from a wrapped model: DataParallel and torch.compile add a prefix."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ PREFIXES = ("module.", "_orig_mod.")
 
 
 def unwrapped(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The tensors under the names that they had in the model that was wrapped.
+    """Return the tensors under the names that they had in the model before it was wrapped.
 
-    They stay as they are where the module is wrapped itself, or has a child of such a name.
+    The names are kept if the module is wrapped itself, or has a child of such a name.
     """
     children = {f"{name}." for name, _ in module.named_children()}
-    for _ in range(len(PREFIXES)):  # compiled and then spread over devices, or the other way round
+    for _ in range(len(PREFIXES)):  # compiled, then DataParallel, or the other way round
         for prefix in set(PREFIXES) - children:
             if state and all(name.startswith(prefix) for name in state):
                 state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}

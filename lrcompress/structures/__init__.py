@@ -1,4 +1,4 @@
-"""What can stand in a layer's place. A structure is one file and one row of STRUCTURES."""
+"""Structures that can replace a layer. Each structure is one file and one row of STRUCTURES."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STRUCTURES: dict[str, type[Structure]] = {
     "kronecker": Kronecker,
 }
 
-# What `--structures auto` tries.
+# The structures that `--structures auto` tries.
 AUTO: tuple[str, ...] = tuple(
     name for name, it in STRUCTURES.items() if it.tried_unasked and name != "dense"
 )

@@ -1,4 +1,4 @@
-"""Two factors of equal size, whatever made them."""
+"""Balancing of the scales of two factors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from lrcompress.structures.structure import Factors
 
 
 def balanced(left: Tensor, right: Tensor) -> Factors:
-    """The same product, split at the square roots of its own singular values.
+    """Refactor the product of two factors, with the square roots of its singular values in each.
 
-    Undoing a whitening multiplies by inverse roots, so the raw factors may be large where their
-    product is not, and lose digits to cancellation in float32 and range in float16.
+    Undoing a whitening multiplies by inverse roots, so the raw factors may be much larger than
+    their product. They would lose digits to cancellation in float32 and range in float16.
     """
     q_left, r_left = torch.linalg.qr(left)
     q_right, r_right = torch.linalg.qr(right.mT)

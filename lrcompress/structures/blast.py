@@ -1,7 +1,7 @@
-"""BLAST: blocks of one rank, whose factors are shared along rows and columns of blocks.
+"""BLAST: blocks of equal rank whose factors are shared along rows and columns of blocks.
 
-W_ij = U_i diag(s_ij) V_j^T over a grid of blocks (Lee, Kwon, Qu, Kim, NeurIPS 2024). Low rank is
-the case s = 1; block-diagonal and Monarch-like matrices are others.
+W_ij = U_i diag(s_ij) V_j^T over a grid of blocks (Lee, Kwon, Qu, Kim, NeurIPS 2024). Special cases
+are low rank (s = 1), block-diagonal and Monarch-like matrices.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from lrcompress.structures.blast_fit.weighted import FULL, QUICK, fit_weighted
 from lrcompress.structures.blast_module import BlastLinear
 from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
-FITS = ("als", "precgd")  # alternating least squares; the published one, for comparison
+FITS = ("als", "precgd")  # alternating least squares; the published fit, for comparison
 
-_FAMILIES = (4, 8)  # blocks
-_KEPT = (0.25, 0.4, 0.6, 0.85)  # of the dense weight's parameters
-_SMALLEST_BLOCK = 16  # below it U, s and V are all alike in size and little is shared
+_FAMILIES = (4, 8)  # numbers of blocks
+_KEPT = (0.25, 0.4, 0.6, 0.85)  # shares of the dense weight's parameters
+_SMALLEST_BLOCK = 16  # in smaller blocks s is about as large as U and V, and little is shared
 
 
 @dataclass(frozen=True)
 class Blast(Structure):
-    """`blocks` rows of blocks and `blocks_in` columns (0: as many).
+    """A grid of `blocks` rows and `blocks_in` columns of blocks (0: as many as rows).
 
-    Sizes that the blocks do not divide are padded; the padding is stored, and counted.
+    Sizes that the blocks do not divide are padded. The padding is stored and counted.
     """
 
     rank: int
@@ -86,7 +86,7 @@ class Blast(Structure):
         start: Factors | None = None,
     ) -> Factors:
         b_out, b_in = self.grid
-        if self.fit_by == "precgd":  # as published: plain, whatever the metric
+        if self.fit_by == "precgd":  # as published: ignores the metric
             sweeps = SWEEPS // 3 if quick else SWEEPS
             return _named(
                 fit_precgd(weight, rank=self.rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps)

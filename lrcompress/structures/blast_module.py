@@ -1,4 +1,4 @@
-"""A linear layer of BLAST factors, in forms that run at different speed and compute the same."""
+"""A linear layer of BLAST factors, in equivalent forms that differ in speed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from lrcompress.structures.factorized import _bias, _parameter
 class BlastLinear(nn.Module):
     """y_i = U_i sum_j s_ij * (V_j^T x_j);  U: (b_out, p, r)  s: (b_out, b_in, r)  V: (b_in, q, r).
 
-    `form`, one of FORMS, says how the sum over j is computed and which way the rows lie:
+    `form`, one of FORMS, selects how the sum over j is computed and the memory layout of the rows:
 
-    columns    a product with s, batched over r: z is (r, j, rows), so that rows stay together, and
-               so do they in the outputs up to the last transposition.
-    matmuls    the same, but for the outputs: each block of them as it will lie in the end, which
-               costs less where rows and outputs are many.
-    broadcast  (i, j, rows, r) multiplied and summed: no small products, but b_out times the middle
-               in memory. The fastest for a single row, and for two blocks.
+    columns    a product with s, batched over r. z is (r, j, rows), so rows are contiguous; they
+               stay so in the outputs until the last transposition.
+    matmuls    the same up to the outputs, whose blocks are computed in their final layout. This
+               costs less if there are many rows and outputs.
+    broadcast  (i, j, rows, r) multiplied and summed: no small products, but b_out times the memory
+               for the intermediate result. The fastest for a single row, and for two blocks.
     """
 
     FORMS: ClassVar[tuple[str, ...]] = ("columns", "matmuls", "broadcast")
-    type_name: ClassVar[str] = "blast"  # as the structure's
+    type_name: ClassVar[str] = "blast"  # same as the structure's
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class BlastLinear(nn.Module):
         bias: nn.Parameter | None,
         sizes: tuple[int, int],
     ) -> None:
-        """sizes: (out_features, in_features), at most those of all blocks."""
+        """sizes: (out_features, in_features), without padding."""
         super().__init__()
         self.left, self.diag, self.right, self.bias = left, diag, right, bias
         self.out_features, self.in_features = sizes
@@ -45,7 +45,7 @@ class BlastLinear(nn.Module):
     def like(
         cls, layer: nn.Module, factors: BlastFactors, sizes: tuple[int, int], bias: Tensor | None
     ) -> Self:
-        """In the layer's dtype, device and need of gradients; from factors of a single weight."""
+        """Build from one weight's factors, with the layer's dtype, device and requires_grad."""
         weight = layer.weight
         assert isinstance(weight, Tensor)
         left, diag, right = (
@@ -82,5 +82,5 @@ class BlastLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
     def _side_by_side(self, blocks: Tensor) -> Tensor:
-        """(b_out, rows, p) -> (rows, m)"""
+        """Concatenate the blocks' features: (b_out, rows, p) -> (rows, m)."""
         return blocks.transpose(0, 1).flatten(1)[:, : self.out_features]

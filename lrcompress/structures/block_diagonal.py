@@ -2,13 +2,14 @@
 
 W = blockdiag(D_1 .. D_b) + U V;  D: (b, p, q)  U: (m, r)  V: (r, n)
 
-The blocks free the low-rank part from matching what stands where they do, which is worth more than
-the rank that they cost once half of the weight is kept. With a `chunk` the low-rank part is stored
-as Interpolative does, in r^2 numbers less.
+The low-rank part need not match the weight where the blocks are. Once half of the weight is kept,
+this is worth more than the rank that the blocks cost. With a `chunk` the low-rank part is stored as
+in Interpolative, which saves r^2 scalars.
 
-Fitted by alternation: given V, the rows i of (U, D) are a linear least-squares problem with basis
-[V; S_i], S_i the selection of block i's columns, solved exactly for one block row after the other
-(a full G couples them); then U alone, whose solution no G changes; then the same for the columns.
+Fitted by alternation. Given V, the rows i of (U, D) are a linear least-squares problem with basis
+[V; S_i], where S_i selects block i's columns. It is solved exactly for one block row after another
+(a full G couples them); then for U alone, whose solution does not depend on G; then the same for
+the columns.
 """
 
 from __future__ import annotations
@@ -39,18 +40,18 @@ from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.solve import cholesky, pcg, rows_solved
 from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
-_STEPS = 200  # of conjugate gradients for blocks alone
-# What loss curves are fitted of, on layers of MiniLM: 16 blocks lose less than 8 or 32 up to three
+_STEPS = 200  # of conjugate gradients, if there are only blocks
+# Sizes fitted for loss curves. On MiniLM's layers 16 blocks lose less than 8 or 32 up to three
 # quarters of the weight. Below two fifths low rank is as good.
 _BLOCKS, _KEPT = 16, (0.4, 0.55, 0.7, 0.85)
-_SMALLEST = 128  # features of a layer from which they are
+_SMALLEST = 128  # fewest features of a layer for which loss curves are fitted
 
 
 @dataclass(frozen=True)
 class BlockDiagonal(Structure):
-    """`blocks` blocks on the diagonal and a low-rank part of `rank`, which may be 0.
+    """`blocks` blocks on the diagonal plus a low-rank part of `rank`, which may be 0.
 
-    chunk: of Interpolative's features, which the low-rank part then is; 0: two plain factors.
+    chunk: if not 0, the low-rank part is stored as Interpolative with this chunk; 0: two factors.
     """
 
     rank: int
@@ -100,7 +101,7 @@ class BlockDiagonal(Structure):
         problem = Blocked.of(weight, whitening, self.blocks)
         parts = self._start(problem, weight, whitening, spec, start)
         turned = spec.out_features < spec.in_features
-        if turned:  # so that products with the larger moment are few
+        if turned:  # fewer products with the larger moment
             problem, parts = problem.mT, _turned(parts)
         if self.rank == 0:
             parts = (parts[0], parts[1], _only_blocks(problem))
@@ -118,7 +119,7 @@ class BlockDiagonal(Structure):
         spec: LayerSpec,
         start: Factors | None,
     ) -> Parts:
-        """Scaled and padded (U, V, D): the given ones, and the best low-rank rest beside them."""
+        """Scaled and padded (U, V, D): those of `start`, extended by a low-rank fit of the rest."""
         m, n, (p, q) = spec.out_features, spec.in_features, self._block(spec)
         blocks = weight.new_zeros(self.blocks, p, q, dtype=torch.float64)
         left, right = blocks.new_zeros(m, 0), blocks.new_zeros(0, n)
@@ -190,7 +191,7 @@ class BlockDiagonal(Structure):
 
 
 def _product(factors: Factors, spec: LayerSpec) -> tuple[Tensor, Tensor] | None:
-    """U and V of the low-rank part, however it is stored."""
+    """U and V of the low-rank part in either storage form; None without one."""
     if "left" in factors:
         return factors["left"][0], factors["right"][0]
     if "kept" in factors:
@@ -221,7 +222,7 @@ def _sweep(problem: Blocked, parts: Parts) -> tuple[Parts, float]:
 
 
 def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
-    """u, d: of one block row after the other, then u of all; in place, as is the residual."""
+    """Update u and d block row by block row, then all of u; changes u, d and residual in place."""
     right, rank = residual.right, len(v)
     seen = right.after(v)  # V C: (r, n)
     gram = seen @ v.mT
@@ -248,7 +249,7 @@ def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
 
 
 def _grams(gram: Tensor, seen: Tensor, right: Side) -> Tensor:
-    """[V; S_i] C [V; S_i]^T of every block: (b, r + q, r + q)."""
+    """Return [V; S_i] C [V; S_i]^T for each block: (b, r + q, r + q)."""
     cross = seen.reshape(len(seen), right.blocks, -1).transpose(0, 1)  # (b, r, q)
     if right.gram is None:
         own = torch.eye(right.size).to(gram).expand(right.blocks, -1, -1)
@@ -259,16 +260,16 @@ def _grams(gram: Tensor, seen: Tensor, right: Side) -> Tensor:
 
 
 def _only_blocks(problem: Blocked) -> Tensor:
-    """D alone: sum_j G_ij D_j C_ji = [G W C]_ii, linear in D."""
+    """Solve for D without a low-rank part: sum_j G_ij D_j C_ji = [G W C]_ii, linear in D."""
     left, right = problem.left, problem.right
     rhs = diagonal_blocks(left.before(right.after(problem.weight)), left.blocks)
-    if left.gram is None or right.gram is None:  # the blocks are apart
+    if left.gram is None or right.gram is None:  # the blocks are not coupled
         return _by_blocks(left, right, rhs)
     g = left.gram.reshape(left.blocks, left.size, left.blocks, left.size).transpose(1, 2)
     c = right.gram.reshape(right.blocks, right.size, right.blocks, right.size).transpose(1, 2)
 
     def applied(d: Tensor) -> Tensor:
-        return (g @ d @ c.transpose(0, 1)).sum(1)  # over j of G_ij D_j C_ji
+        return (g @ d @ c.transpose(0, 1)).sum(1)  # sum over j of G_ij D_j C_ji
 
     return pcg(
         applied,
@@ -281,7 +282,7 @@ def _only_blocks(problem: Blocked) -> Tensor:
 
 
 def _by_blocks(left: Side, right: Side, x: Tensor) -> Tensor:
-    """G_ii^-1 x_i C_ii^-1."""
+    """Return G_ii^-1 x_i C_ii^-1."""
     if left.roots is not None:
         x = torch.cholesky_solve(x, left.roots)
     if right.roots is not None:

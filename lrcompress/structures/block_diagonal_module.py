@@ -1,4 +1,4 @@
-"""The module of a block-diagonal matrix with a low-rank one beside it."""
+"""The module of a block-diagonal matrix plus a low-rank one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.structures.factorized import _bias, _parameter
 class BlockDiagonalLinear(nn.Module):
     """y = blockdiag(D_1 .. D_b) x + rest(x) + bias;  block_weight: (b, q, p), every D_i^T.
 
-    Stored as it is multiplied: a transposed constant would not be found again in a graph.
+    Stored in the layout of the product: a transposed constant would not be recognised in the graph.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class BlockDiagonalLinear(nn.Module):
         bias: Tensor | None,
         features: tuple[int, int],
     ) -> Self:
-        """blocks: (b, p, q)  rest: what is added to them, without a bias."""
+        """blocks: (b, p, q)  rest: the module added to them, without a bias."""
         weight = layer.weight
         assert isinstance(weight, Tensor)
         return cls(_parameter(blocks.mT, weight), rest, _bias(bias, layer), features)

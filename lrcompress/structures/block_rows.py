@@ -1,8 +1,8 @@
 """Fits that alternate over block rows and block columns of a weight, in any metric.
 
-The metric is brought to unit diagonals first: a diagonal metric then is the plain one, and damping
-of a full one treats strong and weak features alike. A weight that blocks do not divide is padded
-with features that are zero and of unit weight; they stay zero.
+The metric is first scaled to unit diagonals. A diagonal metric becomes the plain one, and damping
+of a full metric treats strong and weak features alike. A weight that the blocks do not divide is
+padded with zero features of unit weight, which stay zero.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root
 from lrcompress.structures.solve import cholesky
 
-_LARGE = 2**15  # scalars of a weight from which sweeps are in float32: twice as fast
+_LARGE = 2**15  # scalars of a weight from which sweeps use float32, which is twice as fast
 _SWEEPS, _QUICK_SWEEPS = 40, 8
-_QUICK_WORK = 2**31  # multiply-adds of a point of a loss curve, which may take fewer sweeps
-_FLAT = 5e-4  # a sweep that gains less of the loss, twice in a row, ends a fit
+_QUICK_WORK = 2**31  # multiply-adds for a point of a loss curve; limits its sweeps
+_FLAT = 5e-4  # two sweeps in a row that gain a smaller share of the loss end the fit
 
 Parts = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """The moment of one side's features, of unit diagonal, in blocks; gram None: the identity."""
+    """The unit-diagonal moment of one side's features, in blocks; gram None: the identity."""
 
     gram: Tensor | None  # (k, k)
-    scale: Tensor  # (k,): the features' own, divided out
+    scale: Tensor  # (k,): the features' scales, divided out
     blocks: int
     roots: Tensor | None  # (blocks, size, size): Cholesky factors of the diagonal blocks
 
@@ -60,11 +60,11 @@ class Side:
         return slice(i * self.size, (i + 1) * self.size)
 
     def before(self, x: Tensor) -> Tensor:
-        """gram x."""
+        """Return gram x."""
         return x if self.gram is None else self.gram @ x
 
     def after(self, x: Tensor) -> Tensor:
-        """x gram."""
+        """Return x gram."""
         return x if self.gram is None else x @ self.gram
 
     def to(self, dtype: torch.dtype) -> Side:
@@ -75,7 +75,7 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Blocked:
-    """A weight (m, n) and its metric: loss(E) = 1/2 tr(G E C E^T), G and C of unit diagonal."""
+    """A weight (m, n) and its metric: loss(E) = 1/2 tr(G E C E^T); G and C have unit diagonal."""
 
     weight: Tensor
     left: Side
@@ -125,10 +125,10 @@ _UNIT_MOMENTS: WeakKeyDictionary[Root, tuple[Tensor | None, Tensor | None]] = We
 
 
 def _unit_moment(root: Root) -> tuple[Tensor | None, Tensor | None]:
-    """Scale of the features and their moment of unit diagonal; None for ones, and the identity.
+    """Scale of the features (None: ones) and their unit-diagonal moment (None: the identity).
 
-    Remembered while its root lives: a curve's fits share one, and forming it costs more than half
-    a fit of the curve where features are many.
+    Cached while the root exists: the fits of a loss curve share one, and with many features it
+    costs more than half a fit of the curve.
     """
     if root in _UNIT_MOMENTS:
         return _UNIT_MOMENTS[root]
@@ -145,7 +145,7 @@ def _unit_moment(root: Root) -> tuple[Tensor | None, Tensor | None]:
 
 
 class Residual:
-    """E = W - W^ and its image E C, kept current while block rows of W^ change."""
+    """E = W - W^ and its image E C, kept up to date while block rows of W^ change."""
 
     def __init__(self, error: Tensor, left: Side, right: Side) -> None:
         self.error, self.left, self.right = error, left, right
@@ -154,7 +154,7 @@ class Residual:
             self.image = error.clone()
 
     def force(self, i: int) -> Tensor:
-        """G_ii^-1 [G E C]_i: (p, n), the pull on block row i."""
+        """Return G_ii^-1 [G E C]_i: (p, n), the descent direction for block row i."""
         rows = self.left.rows(i)
         if self.left.gram is None or self.left.roots is None:
             return self.image[rows]
@@ -168,14 +168,14 @@ class Residual:
 
 
 def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
-    """(b p, b q) -> (b, p, q), a view."""
+    """Return a view of the diagonal blocks: (b p, b q) -> (b, p, q)."""
     p, q = matrix.shape[0] // blocks, matrix.shape[1] // blocks
     cells = matrix.view(blocks, p, blocks, q)
     return cells.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
 
 
 def block_diagonal(blocks: Tensor) -> Tensor:
-    """(b, p, q) -> (b p, b q)."""
+    """Assemble a block-diagonal matrix: (b, p, q) -> (b p, b q)."""
     count, p, q = blocks.shape
     whole = blocks.new_zeros(count * p, count * q)
     diagonal_blocks(whole, count).copy_(blocks)
@@ -190,7 +190,7 @@ def alternate(
     *,
     quick: bool,
 ) -> Parts:
-    """Accelerated sweeps in the dtype that suits the size; the loss does not grow."""
+    """Run accelerated sweeps in the dtype that suits the size; the loss does not grow."""
     coarse = problem.to(problem.sweeping_dtype())
     begun = tuple(x.to(coarse.weight.dtype) for x in parts)
     loss = coarse.loss(error(coarse.weight, begun))
@@ -198,16 +198,16 @@ def alternate(
     found = tuple(x.to(problem.weight.dtype) for x in swept)
     if quick or coarse.weight.dtype == problem.weight.dtype:
         return found
-    # Rounding to float32 may have cost more than the sweeps have gained
+    # Rounding to float32 may cost more than the sweeps gained
     return min(parts, found, key=lambda x: problem.loss(error(problem.weight, x)))
 
 
 def accelerated(
     sweep: Callable[[Parts], tuple[Parts, float]], parts: Parts, loss: float, sweeps: int
 ) -> Parts:
-    """Nesterov's extrapolation of a monotone sweep, begun anew whenever it loses ground.
+    """Nesterov's extrapolation of a monotone sweep, restarted whenever the loss grows.
 
-    Ends early once sweeps gain little. The loss never grows from that of `parts`.
+    Ends early once sweeps gain little. The loss never exceeds that of `parts`.
     """
     before, momentum, flat = parts, 1.0, 0
     for _ in range(sweeps):
@@ -217,7 +217,7 @@ def accelerated(
             tuple(x + ahead * (x - y) for x, y in zip(parts, before, strict=True))
         )
         if not reached <= loss:
-            if ahead == 0:  # rounding: nothing is left to gain
+            if ahead == 0:  # a plain sweep failed: only rounding is left
                 break
             following = 1.0
             found, reached = sweep(parts)

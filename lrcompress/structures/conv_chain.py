@@ -1,7 +1,7 @@
-"""A convolution as a chain of smaller ones, never forming the dense kernel in its forward.
+"""A convolution as a chain of smaller ones; forward never forms the dense kernel.
 
-The stages of a chain share out the layer's kernel axes: each axis, with its stride, padding and
-dilation, belongs to one stage, so paddings of any mode commute with the other stages.
+Each kernel axis of the layer, with its stride, padding and dilation, belongs to one stage, so
+paddings of any mode commute with the other stages.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from lrcompress.structures.factorized import _bias, _parameter
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """kernel: (out, in/groups, *kernel), 1 along the axes that are another stage's.
+    """One convolution; kernel: (out, in/groups, *kernel), of size 1 along other stages' axes.
 
-    Fewer input channels than the stage before gives make it grouped.
+    It is grouped if its kernel has fewer input channels than the previous stage has outputs.
     """
 
     kernel: Tensor
-    axes: tuple[int, ...] = ()  # of the layer's kernel that are this stage's
+    axes: tuple[int, ...] = ()  # kernel axes of the layer that this stage handles
 
 
 def composed(kernels: Iterable[Tensor]) -> Tensor:
-    """The kernel (m, c, *kernel) of convolutions (out, in/groups, *kernel) one after another.
+    """The kernel (m, c, *kernel) of a chain of convolutions (out, in/groups, *kernel).
 
     Along each axis at most one of them is longer than 1, so kernels multiply position by position.
     """
@@ -48,10 +48,10 @@ def _positions_first(kernel: Tensor) -> Tensor:
 
 
 class ConvChain(nn.Module):
-    """y = last(... first(x)), without activations in between; the last stage has the bias."""
+    """A chain y = last(... first(x)) without activations; the last stage has the bias."""
 
     def __init__(self, stages: Sequence[nn.Conv1d | nn.Conv2d], layer: nn.Module) -> None:
-        """`layer`: what it stands for, which is asked for its sizes and not kept."""
+        """`layer`: the replaced layer, read for its sizes and not kept."""
         super().__init__()
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
         self.stages = nn.Sequential(*stages)
@@ -91,7 +91,7 @@ class ConvChain(nn.Module):
 def _convolution(
     layer: nn.Conv1d | nn.Conv2d, stage: Stage, channels: int, bias: Tensor | None
 ) -> nn.Conv1d | nn.Conv2d:
-    """One stage, made on meta so that nothing is drawn in vain."""
+    """Build one stage, on the meta device, so that nothing is initialised."""
     make = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
 
     def own(values: Sequence[int], otherwise: int) -> tuple[int, ...]:

@@ -3,9 +3,9 @@
 y = A * (X2 * (X1 * (B * x))) + b;  B: (r, c, 1, 1)  X1: (r, 1, kh, 1)  X2: (r, 1, 1, kw)
 A: (m, r, 1, 1)
 
-A 1x1 convolution, one depthwise convolution for each kernel axis with that axis's stride, padding
-and dilation, and a 1x1 convolution. The start is TensorLy's PARAFAC of the kernel whitened in each
-mode; `cp_fit` improves it in the true metric.
+The module is a 1x1 convolution, one depthwise convolution for each kernel axis with that axis's
+stride, padding and dilation, and a 1x1 convolution. The fit starts from TensorLy's PARAFAC of the
+kernel whitened in each mode; `cp_fit` improves it in the true metric.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lrcompress.structures.structure import Factors, Structure
 from lrcompress.structures.two_stage import TwoStageFit
 
 SHARES = (0.15, 0.3, 0.45, 0.6)  # of the dense weight, for a loss curve
-_AFFORDABLE = 2**31  # multiplications of all terms by an input moment: seconds of a quick fit
+_AFFORDABLE = 2**31  # most multiplications of all terms by an input moment: seconds per quick fit
 
 
 @dataclass(frozen=True)
 class CP(Structure):
-    """`rank` terms."""
+    """A sum of `rank` separable terms."""
 
     rank: int
     type_name: ClassVar[str] = "cp"
@@ -56,7 +56,7 @@ class CP(Structure):
         return self.rank * sum(_modes(spec))
 
     def flops_per_row(self, spec: LayerSpec) -> int:
-        """Each stage leaves one axis less at the size of the input."""
+        """Each stage reduces one more axis from the size of the input to that of the output."""
         out, channels, *kernel = _modes(spec)
         per_term = channels * prod(spec.stride) + out
         for axis, size in enumerate(kernel):
@@ -88,7 +88,7 @@ class CP(Structure):
         return self._factors(terms, whitening, spec)
 
     def _factors(self, terms: Terms, whitening: Whitening, spec: LayerSpec) -> Factors:
-        """As kernels, each term's scale spread evenly over its factors."""
+        """Convert terms to kernels, with each term's scale spread evenly over its factors."""
         outputs = whitening.output.left_inverse(terms.outputs[None])[0].mT  # (r, m)
         rows = (terms.channels, *terms.axes, outputs)
         norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in rows])  # (factors, r)
@@ -144,18 +144,18 @@ class CP(Structure):
 
 
 def _modes(spec: LayerSpec) -> tuple[int, ...]:
-    """m, c and the kernel's axes."""
+    """The sizes (m, c, *kernel)."""
     return (spec.out_features, spec.in_features // prod(spec.kernel), *spec.kernel)
 
 
 def _largest_rank(spec: LayerSpec) -> int:
-    """A full SVD across channels at each kernel position: enough for any kernel."""
+    """The rank of a full SVD across channels at each kernel position, exact for any kernel."""
     out, channels, *kernel = _modes(spec)
     return prod(kernel) * min(out, channels)
 
 
 def _terms(factors: Mapping[str, Tensor], whitening: Whitening) -> Terms:
-    """The terms that the kernels of `factors` are."""
+    """Convert the kernels of `factors` to terms."""
     last = factors["last"].flatten(1).double()  # (m, r)
     axes = sorted(name for name in factors if name.startswith("axis"))
     return Terms(

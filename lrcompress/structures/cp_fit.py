@@ -1,9 +1,9 @@
 """Alternating least squares for a CP kernel in a layer's metric.
 
-W[o, (a, b)] = sum_r A[o, r] B[r, a] z[r, b] with z[r, b] a product over the kernel's axes, one
-factor X: (r, k) for each. Outputs are whitened, so G stands in A alone; with the input moment C
-each factor but B has small normal equations, solved exactly, and B a few steps of conjugate
-gradients. No step loses more than it found.
+W[o, (a, b)] = sum_r A[o, r] B[r, a] z[r, b], where z[r, b] is a product over the kernel's axes,
+with one factor X: (r, k) for each. Outputs are whitened, so G affects A only. With the input moment
+C, each factor except B has small normal equations, which are solved exactly; B takes a few steps of
+conjugate gradients. No step increases the loss.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lrcompress.structures.modes import times
 from lrcompress.structures.solve import solve_spd
 from lrcompress.structures.two_stage import TwoStageFit, first_stage_step
 
-_ROUNDING = 1e-14  # of the weight's own loss
+_ROUNDING = 1e-14  # relative to the weight's squared norm in the metric
 _SETTLED = 1e-4  # share of the loss that a sweep must gain for another to follow
 
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    """r terms: outputs (m, r), whitened; channels (r, c); axes (r, k) for each kernel axis."""
+    """r terms: whitened outputs (m, r); channels (r, c); axes (r, k) for each kernel axis."""
 
     outputs: Tensor
     channels: Tensor
@@ -32,16 +32,16 @@ class Terms:
 
     @property
     def positions(self) -> Tensor:
-        """z: (r, prod k)."""
+        """The products z over the kernel axes: (r, prod k)."""
         return _outer(self.axes)
 
     @property
     def inputs(self) -> Tensor:
-        """Rows over the layer's inputs: (r, c prod k)."""
+        """The terms as rows over the layer's inputs: (r, c prod k)."""
         return _outer((self.channels, *self.axes))
 
     def normalised(self) -> Terms:
-        """All scale in the outputs."""
+        """The same terms with all scale in the outputs."""
         norms = [torch.linalg.vector_norm(x, dim=1) for x in (self.channels, *self.axes)]
         scale = torch.stack(norms).prod(0)
         unit = [
@@ -51,7 +51,7 @@ class Terms:
         return Terms(self.outputs * scale, unit[0], tuple(unit[1:]))
 
     def beyond(self, before: Terms, by: float) -> Terms:
-        """As far again, times `by`, as the way here from `before`."""
+        """Extrapolate: self + by (self - before)."""
         return Terms(
             torch.lerp(self.outputs, before.outputs, -by),
             torch.lerp(self.channels, before.channels, -by),
@@ -68,14 +68,14 @@ class Terms:
 
 class CpFit:
     def __init__(self, problem: TwoStageFit) -> None:
-        """`problem`: the weight in its metric, its inner inputs all kernel positions."""
+        """`problem`: the weight in its metric; its inner inputs are all kernel positions."""
         self.problem = problem
 
     def fit(self, candidates: list[Terms], *, sweeps: int, steps: int) -> Terms:
-        """From the best of the candidates, once each has the outputs that suit its inputs best.
+        """Solve for the best outputs of each candidate and improve the best candidate by sweeps.
 
-        Sweeps start ahead of where the last one ended, in its direction, further each time until
-        one loses (Nesterov's momentum with restarts; Mitchell, Ye and De Sterck 2020).
+        Sweeps use Nesterov's momentum, which grows until the loss grows and then restarts
+        (Mitchell, Ye and De Sterck 2020).
         """
         best, loss = min((self._best_outputs(x) for x in candidates), key=lambda fitted: fitted[1])
         before, ahead = best, 0
@@ -96,7 +96,7 @@ class CpFit:
         return best
 
     def _best_outputs(self, terms: Terms) -> tuple[Terms, float]:
-        """The outputs that suit the inputs best, and the loss."""
+        """Return the terms with the best outputs for their inputs, and the loss."""
         terms = terms.normalised()
         inputs = terms.inputs
         gram = times(inputs, self.problem.gram) @ inputs.mT
@@ -124,7 +124,7 @@ class CpFit:
     def _best_axis(
         self, terms: Terms, axis: int, overlap: Tensor, rows: Tensor, pulled: Tensor
     ) -> Terms:
-        """The exact best factor of one kernel axis, i, given the rest, j."""
+        """Solve exactly for the factor of one kernel axis (index i), given the others (index j)."""
         rank, size = terms.axes[axis].shape
         shape = [x.shape[1] for x in terms.axes]
         ones = torch.ones_like(terms.axes[axis][:, :1])
@@ -132,7 +132,7 @@ class CpFit:
         ahead = prod(shape[:axis])
 
         def by_axis(x: Tensor, at: int) -> Tensor:
-            """b at dimension `at` as i and, behind it, j."""
+            """Split b at dimension `at` into i, followed by j."""
             x = x.reshape(*x.shape[:at], ahead, size, -1, *x.shape[at + 1 :])
             return x.transpose(at, at + 1).flatten(at + 1, at + 2)
 
@@ -150,7 +150,7 @@ class CpFit:
 
 
 def _outer(rows: tuple[Tensor, ...]) -> Tensor:
-    """Row by row, the outer product of (r, k1), (r, k2), ...: (r, k1 k2 ...)."""
+    """The row-wise outer product of (r, k1), (r, k2), ...: (r, k1 k2 ...)."""
     product, *rest = rows
     for row in rest:
         product = (product.unsqueeze(-1) * row.unsqueeze(-2)).flatten(1)

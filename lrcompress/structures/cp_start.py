@@ -1,7 +1,7 @@
-"""Where a CP fit starts: TensorLy's PARAFAC of the kernel with each input mode whitened.
+"""The start of a CP fit: TensorLy's PARAFAC of the kernel with each input mode whitened.
 
-PARAFAC itself starts from singular vectors across the channels, taken position by position in the
-principal basis of each kernel axis: the r largest of all. Of full rank they are already exact.
+PARAFAC itself starts from singular vectors across the channels, computed at each position in the
+principal basis of the kernel axes. The r largest of all are taken; at full rank they are exact.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lrcompress.structures.modes import along, separable
 from lrcompress.structures.tensorly_access import torch_backend
 from lrcompress.structures.two_stage import TwoStageFit
 
-_RIDGE = 1e-9  # of a tensor of norm 1: what keeps PARAFAC's systems solvable at any rank
-_SWEEPS = 4  # of PARAFAC; more are better spent in the true metric
+_RIDGE = 1e-9  # for a tensor of norm 1; keeps PARAFAC's systems solvable at any rank
+_SWEEPS = 4  # of PARAFAC; sweeps in the true metric gain more
 
 
 def cp_starts(kernel: Tensor, problem: TwoStageFit, rank: int) -> list[Terms]:
-    """Terms for `kernel` (m, c, *kernel), its outputs whitened: before PARAFAC and after it."""
+    """Terms for `kernel` (m, c, *kernel) with whitened outputs, before and after PARAFAC."""
     roots = _mode_roots(problem, tuple(kernel.shape[2:]))
     for mode, root in enumerate(roots, start=1):
         kernel = along(kernel, mode, root.right)
@@ -35,10 +35,10 @@ def cp_starts(kernel: Tensor, problem: TwoStageFit, rank: int) -> list[Terms]:
 
 
 def _by_position(kernel: Tensor, rank: int) -> list[Tensor]:
-    """One factor (size, r) for each mode."""
+    """Return one factor (size, r) for each mode, from SVDs position by position."""
     axes = range(2, kernel.dim())
     bases = [torch.linalg.svd(kernel.movedim(a, 0).flatten(1), full_matrices=False).U for a in axes]
-    for axis, basis in zip(axes, bases, strict=True):  # into the principal positions of the axis
+    for axis, basis in zip(axes, bases, strict=True):  # to the principal basis of the axis
         kernel = (kernel.movedim(axis, -1) @ basis).movedim(-1, axis)
     slices = kernel.permute(*axes, 0, 1)  # (*positions, m, c)
     u, s, vt = torch.linalg.svd(slices, full_matrices=False)
@@ -74,7 +74,7 @@ def _unwhitened(factors: list[Tensor], roots: list[Root], norm: Tensor) -> Terms
 
 
 def _mode_roots(problem: TwoStageFit, kernel: tuple[int, ...]) -> list[Root]:
-    """Of the input channels and of each kernel axis, as if the input moment were their product."""
+    """Roots for the input channels and each kernel axis, as if the input moment were separable."""
     over, rest = separable(problem.gram, problem.outer, problem.inner, like=problem.half)
     roots = [root_of(over[None])]
     for axis, size in enumerate(kernel):

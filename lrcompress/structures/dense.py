@@ -1,4 +1,4 @@
-"""Leave the layer alone."""
+"""The structure that leaves the layer unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.structures.structure import Factors, Structure
 
 @dataclass(frozen=True)
 class Dense(Structure):
-    """y = W x. `reason` says why, where it was not simply the best choice."""
+    """The unchanged layer, y = W x. `reason` says why, unless it was simply the best choice."""
 
     reason: str = ""
     type_name: ClassVar[str] = "dense"

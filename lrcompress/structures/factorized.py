@@ -1,9 +1,9 @@
-"""Modules that compute a product of factors without ever forming the dense weight.
+"""Modules that compute a product of factors without forming the dense weight.
 
-Each is made of plain torch layers, so adapters, optimisers and exporters see what they know. The
-`weight` property forms the dense matrix for code that reads a layer's dtype or shape; no forward
-here uses it (ONNX Runtime would fold a product of constants back to the dense weight). Forwards
-name their argument as torch's layers do, and the sizes of the replaced layer can be asked for.
+They consist of standard torch layers, which adapters, optimisers and exporters support. The
+`weight` property forms the dense matrix for code that reads a layer's dtype or shape. No forward
+uses it (ONNX Runtime would fold a product of constants back to the dense weight). Forward arguments
+and size attributes have the names of the replaced torch layer's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
 
 
 def _bias(values: Tensor | None, layer: nn.Module) -> nn.Parameter | None:
-    """Apart from the layer's own bias in memory; one that is gained takes after the weight."""
+    """A copy of `values` like the layer's bias; a new bias has the weight's dtype and device."""
     if values is None:
         return None
     like = layer.weight if layer.bias is None else layer.bias
@@ -32,7 +32,7 @@ def _bias(values: Tensor | None, layer: nn.Module) -> nn.Parameter | None:
 
 
 def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """An nn.Linear of the given parameters, built on the meta device so that none is drawn."""
+    """An nn.Linear of the given parameters, built on the meta device to skip initialisation."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = weight
     if bias is not None:
@@ -41,7 +41,7 @@ def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
 
 
 class FactorizedLinear(nn.Module):
-    """y = up(down(x));  down: (r, n)  up: (m, r)."""
+    """A low-rank linear layer, y = up(down(x));  down: (r, n)  up: (m, r)."""
 
     def __init__(self, down: nn.Linear, up: nn.Linear) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class FactorizedLinear(nn.Module):
 
 
 class FactorizedEmbedding(nn.Module):
-    """y = up(codes[token]);  codes: (vocabulary, r)  up: (m, r)."""
+    """A low-rank embedding, y = up(codes[token]);  codes: (vocabulary, r)  up: (m, r)."""
 
     def __init__(self, codes: nn.Embedding, up: nn.Linear) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class FactorizedEmbedding(nn.Module):
 
 
 class TiedFactorizedHead(nn.Module):
-    """Logits from a factorized embedding's own factors: y = codes (up^T x) + b."""
+    """An output head that shares a factorized embedding's factors: y = codes (up^T x) + b."""
 
     def __init__(self, embedding: FactorizedEmbedding, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class TiedFactorizedHead(nn.Module):
 
 
 class FactorizedConv(nn.Module):
-    """y = up(down(x)): a convolution to r channels a group, then a 1x1 convolution.
+    """A low-rank convolution, y = up(down(x)): one to r channels per group, then a 1x1 one.
 
     down: (groups * r, in/groups, *kernel)  up: (groups * m, r, 1...).
     """

@@ -1,12 +1,12 @@
 """Interpolative: a low-rank weight stored as some of its own columns (or rows) and a mixing matrix.
 
-W = L [I T] P^T;  L: (m, r)  T: (r, n - r), where n <= m;  else W = P [I; T] R with rows kept.
+W = L [I T] P^T;  L: (m, r)  T: (r, n - r), if n <= m;  else W = P [I; T] R, where rows are kept.
 
-Two factors of rank r hold r^2 numbers that say nothing, since U V = (U M)(M^-1 V) for every M.
-Choosing M so that one factor contains the identity saves them: r (m + n - r) parameters, so every
-rank below min(m, n) is smaller than the dense weight, and for the same size the rank is higher.
-The weight is exactly LowRank's of that rank; so is its loss. (Interpolative decomposition: Cheng,
-Gimbutas, Martinsson, Rokhlin 2005.)
+Two factors of rank r hold r^2 redundant scalars, since U V = (U M)(M^-1 V) for every invertible M.
+Choosing M so that one factor contains the identity saves them, which leaves r (m + n - r)
+parameters. So every rank below min(m, n) is smaller than the dense weight, and the rank is higher
+at the same size. The weight and its loss are exactly those of LowRank at this rank. (Interpolative
+decomposition: Cheng, Gimbutas, Martinsson, Rokhlin 2005.)
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from lrcompress.structures.interpolative_module import interpolated_inputs, inte
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
-# Entries of T, features scaled to equal power: rounding of the kept features grows by about this.
-# Chunks of eight gave up to 13 on MiniLM; far above, the kept chunks do not span the weight.
+# Largest entry of T with features scaled to equal power. It amplifies rounding by about this
+# factor. Chunks of eight gave up to 13 on MiniLM; far above, the chunks do not span the weight.
 _LARGEST_MIX = 1e3
-_SMALLEST_POWER = 1e-3  # of a feature, as a share of the mean: dead ones must not divide by zero
-_KEPT = (0.25, 0.4, 0.55, 0.7, 0.85)  # of the dense weight, fitted for loss curves
+_SMALLEST_POWER = 1e-3  # of a feature, relative to the mean; avoids division by zero
+_KEPT = (0.25, 0.4, 0.55, 0.7, 0.85)  # shares of the dense weight fitted for loss curves
 
 
 @dataclass(frozen=True)
 class Interpolative(Structure):
-    """`rank` features are kept, whole chunks of `chunk` neighbours; the rest are mixed from them.
+    """`rank` features are kept, in chunks of `chunk` neighbours; the rest are mixed from them.
 
-    The features are inputs where there are no more of them than outputs, else outputs.
+    The features are the inputs if there are at most as many as outputs, else the outputs.
     """
 
     rank: int
@@ -76,10 +76,10 @@ class Interpolative(Structure):
         return self.store(low_rank["left"][0], low_rank["right"][0], whitening, spec)
 
     def store(self, left: Tensor, right: Tensor, whitening: Whitening, spec: LayerSpec) -> Factors:
-        """Factors whose product is left right;  left: (m, r)  right: (r, n).
+        """Convert the product left @ right to factors;  left: (m, r)  right: (r, n).
 
         Raises:
-            FitError: no chunks of features span it.
+            FitError: no chunks of features span the product.
         """
         if not _keeps_inputs(spec):
             outer, mix, kept = self._interpolate(right.mT, left.mT, None)
@@ -91,7 +91,7 @@ class Interpolative(Structure):
     def _interpolate(
         self, outer: Tensor, basis: Tensor, power: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """outer basis = columns [I T] P^T;  basis: (r, k)  power of its features: (k,)."""
+        """Factor outer basis = columns [I T] P^T;  basis: (r, k)  power, of its features: (k,)."""
         scale = basis.new_ones(basis.shape[1])
         if power is not None and float(power.sum()) > 0:
             scale = power.clamp_min(_SMALLEST_POWER * float(power.mean())).sqrt()
@@ -112,7 +112,7 @@ class Interpolative(Structure):
         return (left @ right)[None]
 
     def product(self, factors: Factors, spec: LayerSpec) -> tuple[Tensor, Tensor]:
-        """(m, r) and (r, n), one of which holds the identity."""
+        """Return the factors (m, r) and (r, n), one of which contains the identity."""
         outer = factors["outer"]
         eye = torch.eye(self.rank, dtype=outer.dtype, device=outer.device)
         inverse = _order(factors["kept"]).argsort()
@@ -163,18 +163,18 @@ def _diagonal(gram: Tensor) -> Tensor:
 
 
 def _named(outer: Tensor, mix: Tensor, kept: Tensor) -> Factors:
-    """`kept` marks features by 1: a number that every dtype holds exactly."""
+    """Name the factors. `kept` marks kept features by 1, which every dtype represents exactly."""
     named = {"outer": outer, "kept": kept}
     return {**named, "mix": mix} if mix.numel() else named
 
 
 def _order(kept: Tensor) -> Tensor:
-    """Features, the kept ones first, each part in its own order."""
+    """Indices of the features, the kept ones first; both parts in ascending order."""
     return torch.argsort(kept, descending=True, stable=True)
 
 
 def _independent_chunks(q: Tensor, rank: int, chunk: int) -> Tensor:
-    """Marks the chunks of rows of q (k, r) whose volume grows most, one chunk after the other."""
+    """Greedily mark chunks of rows of q (k, r), each time the one that adds the largest volume."""
     rows = q.reshape(-1, chunk, q.shape[-1])  # (k / chunk, chunk, r)
     marks = q.new_zeros(rows.shape[0])
     for _ in range(rank // chunk):

@@ -1,7 +1,7 @@
-"""Modules that mix most of their features out of the kept ones; none forms the dense weight.
+"""Modules that compute features as mixtures of the kept ones, without forming the dense weight.
 
-Features move in chunks of neighbours: a gather of single features costs ONNX Runtime on a CPU more
-than the product that it saves, one of eight at a time a tenth of it.
+Features are gathered in chunks of neighbours. On a CPU, ONNX Runtime's gather of single features
+costs more than the product that it saves; a gather of chunks of eight costs a tenth of it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from lrcompress.structures.factorized import _bias, _parameter, linear_of
 
 
 def _chunks(input: Tensor, chosen: Tensor, chunk: int) -> Tensor:
-    """The chosen chunks of the last axis, side by side."""
+    """Concatenate the chosen chunks of the last axis."""
     chunks = input.reshape(*input.shape[:-1], input.shape[-1] // chunk, chunk)
     return chunks.index_select(-2, chosen).flatten(-2)
 
 
 class InterpolatedInputs(nn.Module):
-    """y = up(x_kept + mix(x_rest));  mix: (r, n - r)  up: (m, r)."""
+    """A linear layer y = up(x_kept + mix(x_rest));  mix: (r, n - r)  up: (m, r)."""
 
     kept: Tensor
     rest: Tensor
 
     def __init__(self, mix: nn.Linear | None, up: nn.Linear, order: Tensor, chunk: int) -> None:
-        """order: chunks of the inputs, the kept ones first."""
+        """order: chunk indices of the inputs, the kept ones first."""
         super().__init__()
         self.mix, self.up, self.chunk = mix, up, chunk
         self.in_features, self.out_features = order.numel() * chunk, up.out_features
@@ -52,7 +52,7 @@ class InterpolatedInputs(nn.Module):
 
 
 class InterpolatedOutputs(nn.Module):
-    """y = [z, mix(z)] in its own order, z = down(x);  down: (r, n)  mix: (m - r, r)."""
+    """A linear layer y = [z, mix(z)], reordered, z = down(x);  down: (r, n)  mix: (m - r, r)."""
 
     order: Tensor
 
@@ -64,7 +64,7 @@ class InterpolatedOutputs(nn.Module):
         chunk: int,
         bias: nn.Parameter | None,
     ) -> None:
-        """order: of every chunk of the outputs, its place among the kept ones and the rest."""
+        """order: for each chunk of the outputs, its index in [kept chunks, other chunks]."""
         super().__init__()
         self.down, self.mix, self.chunk, self.bias = down, mix, chunk, bias
         self.in_features, self.out_features = down.in_features, order.numel() * chunk
@@ -86,7 +86,7 @@ class InterpolatedOutputs(nn.Module):
 def interpolated_inputs(
     layer: nn.Module, up: Tensor, mix: Tensor | None, order: Tensor, chunk: int, bias: Tensor | None
 ) -> InterpolatedInputs:
-    """In the layer's dtype, device and need of gradients."""
+    """Build the module with the layer's dtype, device and requires_grad."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     inner = None if mix is None else linear_of(_parameter(mix, weight), None)
@@ -102,7 +102,7 @@ def interpolated_outputs(
     chunk: int,
     bias: Tensor | None,
 ) -> InterpolatedOutputs:
-    """The same, for the form that mixes outputs."""
+    """Like `interpolated_inputs`, for the form that mixes outputs."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     inner = None if mix is None else linear_of(_parameter(mix, weight), None)

@@ -2,11 +2,11 @@
 
 W = sum_k A_k (x) B_k;  A: (K, m1, n1)  B: (K, m2, n2)
 
-Rearranged, so that each block of W is a row, the sum is a matrix of rank K (Van Loan, Pitsianis
-1993): its truncated SVD is the best fit in the plain metric, and in one whose moments are Kronecker
-products themselves. Any other metric is fitted from the better of two starts, the plain one and
-that of the nearest such moments, by alternating least squares: A given B by conjugate gradients,
-preconditioned by those moments, then B given A.
+If W is rearranged so that each block is a row, the sum is a matrix of rank K (Van Loan, Pitsianis
+1993). Its truncated SVD is the best fit in the plain metric, and in a metric whose moments are
+Kronecker products. In any other metric the fit starts from the better of two: the plain fit and the
+fit for the nearest Kronecker-product moments. Alternating least squares follows: A given B by
+conjugate gradients, preconditioned by those moments, then B given A.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from lrcompress.structures.kronecker_fit import KroneckerFit, Split, restored
 from lrcompress.structures.kronecker_module import KroneckerLinear
 from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
-_KEPT = (0.03, 0.1, 0.25)  # of the dense weight's parameters
+_KEPT = (0.03, 0.1, 0.25)  # shares of the dense weight's parameters
 
 
-# Left out of what is tried unasked. On MiniLM's layers (two-sided metric) near-square factors pay
-# at 3 % of the weight's parameters, .87 of low rank's loss, where they already need half of the
-# dense operations; at 30 % they lose 1.6 times as much, with five times the dense operations.
+# Not tried by default. On MiniLM's layers (two-sided metric), near-square factors with 3 % of the
+# weight's parameters have .87 of low rank's loss but need half of the dense operations. With 30 %
+# they have 1.6 times low rank's loss and need five times the dense operations.
 @dataclass(frozen=True)
 class Kronecker(Structure):
-    """`rank` terms; A is (rows, columns), near the roots of the weight's sizes where they are 0."""
+    """`rank` terms; A is (rows, columns). Sizes of 0 are set near the roots of the weight's."""
 
     rank: int
     rows: int = 0
@@ -112,6 +112,6 @@ class Kronecker(Structure):
 
 
 def _near_root(features: int) -> int:
-    """A divisor near the root, or the root itself where padding is the smaller evil."""
+    """A divisor of `features` at or below its root, or the root, with padding, if none is close."""
     root = isqrt(features)
     return next((x for x in range(root, root // 2, -1) if features % x == 0), root)

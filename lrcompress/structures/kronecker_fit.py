@@ -1,4 +1,4 @@
-"""The fit of a sum of Kronecker products in any metric; the mathematics is told in kronecker.py."""
+"""The fit of a sum of Kronecker products in any metric; kronecker.py describes the method."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lrcompress.metrics.root import Root
 from lrcompress.structures.solve import cholesky, pcg, rows_solved
 
 _STEPS = 8  # of conjugate gradients for one factor
-_POWER_STEPS = 20  # towards the nearest Kronecker product of a moment; any near one will do
-_SMALLEST = 1e-6  # eigenvalue of such a moment, as a share of its largest: it is only a guide
+_POWER_STEPS = 20  # towards the Kronecker product nearest to a moment; an approximation suffices
+_SMALLEST = 1e-6  # eigenvalue floor of such a moment, relative to its largest; need not be exact
 
 Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Sizes of A (m1, n1) and B (m2, n2); the weight is padded to (m1 m2, n1 n2)."""
+    """The sizes of A (m1, n1) and B (m2, n2). The weight is padded to (m1 m2, n1 n2)."""
 
     m1: int
     m2: int
@@ -31,7 +31,7 @@ class Split:
 
 
 def rearranged(matrix: Tensor, split: Split) -> Tensor:
-    """(m1 m2, n1 n2) -> (m1 n1, m2 n2): A (x) B becomes vec(A) vec(B)^T."""
+    """Rearrange (m1 m2, n1 n2) -> (m1 n1, m2 n2): A (x) B becomes vec(A) vec(B)^T."""
     cells = matrix.reshape(split.m1, split.m2, split.n1, split.n2)
     return cells.transpose(1, 2).reshape(split.m1 * split.n1, split.m2 * split.n2)
 
@@ -44,9 +44,9 @@ def restored(matrix: Tensor, split: Split) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """A moment of padded features, and roots of the Kronecker product near it."""
+    """A moment of padded features, and roots of its nearest Kronecker product."""
 
-    gram: Tensor | None  # (k, k), or a diagonal one (k,); padding weighs nothing
+    gram: Tensor | None  # (k, k), or (k,) if diagonal; padding has weight zero
     first: Tensor  # (k1, k1): S1 with moment ~ (S1^T S1) (x) (S2^T S2)
     second: Tensor
 
@@ -67,7 +67,7 @@ class Moment:
         return cls(padded, *(_root(x) for x in _nearest_product(padded, first, second)))
 
     def times(self, x: Tensor) -> Tensor:
-        """moment x."""
+        """Return moment x."""
         if self.gram is None:
             return x
         return self.gram[:, None] * x if self.gram.dim() == 1 else self.gram @ x
@@ -98,7 +98,7 @@ class KroneckerFit:
         return cls(padded, left, right, split)
 
     def weighed(self, x: Tensor) -> Tensor:
-        """G X C."""
+        """Return G X C."""
         return self.right.times(self.left.times(x).mT).mT
 
     def error(self, pair: Pair) -> Tensor:
@@ -109,7 +109,7 @@ class KroneckerFit:
         return 0.5 * float((error * self.weighed(error)).sum())
 
     def best(self, rank: int, given: Pair | None, *, sweeps: int) -> Pair:
-        """The best of the starts, and alternation from there while the loss falls."""
+        """Alternate from the best of the starts while the loss falls."""
         plain = self.plain_terms(self.weight, rank)
         if self.left.gram is None and self.right.gram is None:
             return plain
@@ -133,7 +133,7 @@ class KroneckerFit:
         return left, (half[:, None] * vt[:rank]).reshape(-1, split.m2, split.n2)
 
     def whitened_terms(self, matrix: Tensor, rank: int) -> Pair:
-        """The best terms, were the moments the Kronecker products near them."""
+        """The best terms for moments replaced by their nearest Kronecker products."""
         rows, columns = (torch.kron(x.first, x.second) for x in (self.left, self.right))
         left, right = self.plain_terms(rows @ matrix @ columns.mT, rank)
         return (
@@ -142,7 +142,7 @@ class KroneckerFit:
         )
 
     def extended(self, given: Pair, rank: int) -> Pair:
-        """The given terms, and more of no weight where they would lower the loss most."""
+        """Add terms with A = 0 to the given ones; their B is the fit of the residual."""
         left, right = (x.to(self.weight) for x in given)
         missing = rank - len(left)
         if missing == 0:
@@ -160,7 +160,7 @@ class KroneckerFit:
     def _solved(
         self, free: Tensor, fixed: Tensor, own: Pair, other: Pair, *, turned: bool
     ) -> Tensor:
-        """The factors `free` (K, p, q) that are best beside the `fixed` ones."""
+        """Solve for the factors `free` (K, p, q), given the `fixed` ones."""
         basis = fixed.flatten(1)  # (K, p' q')
         seen = (other[0] @ fixed @ other[1].mT).flatten(1)
         terms = cholesky(seen @ seen.mT)
@@ -190,14 +190,14 @@ class KroneckerFit:
 
 
 def _unwhitened(terms: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """S^-1 X T^-T."""
+    """Return S^-1 X T^-T."""
     halfway: Tensor = torch.linalg.solve(rows, terms)
     done: Tensor = torch.linalg.solve(columns, halfway.mT)
     return done.mT
 
 
 def _root(moment: Tensor) -> Tensor:
-    """Symmetric S with S S = moment, its small eigenvalues lifted."""
+    """Symmetric S with S S = moment, with small eigenvalues raised to a floor."""
     values, vectors = torch.linalg.eigh(moment)
     values = values.clamp_min(_SMALLEST * float(values[-1].clamp_min(1e-300)))
     root: Tensor = (vectors * values.sqrt()) @ vectors.mT
@@ -205,7 +205,7 @@ def _root(moment: Tensor) -> Tensor:
 
 
 def _nearest_product(gram: Tensor, first: int, second: int) -> Pair:
-    """M1, M2 with M1 (x) M2 nearest to gram: the leading singular pair of its rearrangement."""
+    """M1, M2 with M1 (x) M2 nearest to gram: the leading singular pair of the rearranged gram."""
     diagonal = gram.dim() == 1
     cells = (
         gram.reshape(first, second)

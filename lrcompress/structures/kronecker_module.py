@@ -1,4 +1,4 @@
-"""The module of a sum of Kronecker products: two products, the second of which sums the terms."""
+"""The module of a sum of Kronecker products: two products, of which the second sums the terms."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lrcompress.structures.structure import Factors
 
 
 class KroneckerLinear(nn.Module):
-    """Y = sum_k A_k X B_k^T + bias, x and y read as matrices, X: (n1, n2)  Y: (m1, m2).
+    """Y = sum_k A_k X B_k^T + bias, with x and y as matrices X: (n1, n2)  Y: (m1, m2).
 
-    right_weight: (n2, K m2), [B_1^T .. B_K^T]  left_weight: (m1, n1 K), A in its second axis by k.
+    right_weight: (n2, K m2), [B_1^T .. B_K^T]  left_weight: (m1, n1 K), all A_k with k fastest.
     """
 
     def __init__(

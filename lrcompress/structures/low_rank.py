@@ -2,8 +2,8 @@
 
 y = U (V x) + b;  U: (groups, m, r)  V: (groups, r, n)
 
-With A = G^1/2 W C^1/2 = P S Q^T the best rank-r weight in the metric is
-G^-1/2 [A]_r C^-1/2 and its loss 1/2 sum_{i>r} s_i^2 (Eckart-Young in the whitened space).
+With A = G^1/2 W C^1/2 = P S Q^T, the best rank-r weight in the metric is G^-1/2 [A]_r C^-1/2. Its
+loss is 1/2 sum_{i>r} s_i^2 (Eckart-Young in the whitened space).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lrcompress.structures.structure import Factors, Structure
 
 @dataclass(frozen=True)
 class LowRank(Structure):
-    """Two factors of `rank` columns; convolutions keep their kernel in the first."""
+    """Two factors of rank `rank`; the first factor of a convolution holds its kernel."""
 
     rank: int
     type_name: ClassVar[str] = "low_rank"
@@ -64,7 +64,7 @@ class LowRank(Structure):
         p, s, qt = torch.linalg.svd(whitened, full_matrices=False)
         left = whitening.output.left_inverse(p[..., : self.rank] * s[..., None, : self.rank])
         right = whitening.input.right_inverse(qt[..., : self.rank, :])
-        del whitened, qt  # a vocabulary is wide, and balancing makes copies of its own
+        del whitened, qt  # large for a vocabulary, and balancing makes copies
         return balanced(left, right)
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:

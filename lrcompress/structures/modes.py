@@ -1,4 +1,4 @@
-"""Moments over features that are numbered by several indices, one mode for each."""
+"""Helpers for tensors and moments whose features have several indices (modes)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def along(tensor: Tensor, mode: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """`tensor` with its vectors along one mode changed, as rows (1, rows, k): `Root.right`, say."""
+    """Apply `change`, such as `Root.right`, to the vectors along one mode, as rows (1, rows, k)."""
     rows = tensor.movedim(mode, -1)
     return change(rows.reshape(1, -1, rows.shape[-1])).reshape(rows.shape).movedim(-1, mode)
 
 
 def times(x: Tensor, gram: Tensor | None) -> Tensor:
-    """x C for x: (rows, n) and a gram of a layer of one group, as `Root.gram` gives it."""
+    """Return x C for x: (rows, n) and the `Root.gram` C of a layer with one group."""
     if gram is None:
         return x
     return x * gram if gram.dim() == 2 else x @ gram[0]
@@ -24,7 +24,7 @@ def times(x: Tensor, gram: Tensor | None) -> Tensor:
 def separable(
     gram: Tensor | None, outer: int, inner: int, *, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """C_a (a, a) and C_b (b, b) whose Kronecker product has the partial traces of C."""
+    """Return C_a (a, a) and C_b (b, b) whose Kronecker product has the partial traces of C."""
     if gram is None:
         over, under = (
             torch.eye(size, dtype=like.dtype, device=like.device) for size in (outer, inner)

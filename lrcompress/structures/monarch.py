@@ -1,11 +1,12 @@
-"""Monarch: every block of a b x b grid has its own low rank (Dao et al. 2022, generalised).
+"""Monarch: a b x b grid of blocks, each of low rank (Dao et al. 2022, generalised).
 
 W_ij = L_ij R_ij;  L: (b, b, p, r)  R: (b, b, r, q), first axes i, j
 
-Two batched products with a transpose between. In a plain or diagonal metric the truncated SVD of
-each block is the best fit; a full one couples the blocks, and alternating least squares goes on
-from there: given R, block row i is linear in [L_i1 .. L_ib] with basis K_i = diag(R_i1 .. R_ib),
-and is solved exactly by K_i C K_i^T, one block row after the other; then the block columns.
+The module is two batched products with a transpose between them. In a plain or diagonal metric the
+truncated SVD of each block is the best fit. A full metric couples the blocks, and alternating least
+squares continues from there: given R, block row i is linear in [L_i1 .. L_ib] with basis
+K_i = diag(R_i1 .. R_ib), and is solved exactly by K_i C K_i^T, one block row after another. The
+block columns follow in the same way.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from lrcompress.structures.monarch_module import MonarchLinear
 from lrcompress.structures.solve import cholesky, rows_solved
 from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
 
-# What loss curves are fitted of. On layers of MiniLM four blocks lose up to half less than low rank
-# of the same size where outputs are summed up next (the last layer's), 5 to 20 % less for values
-# below half of the weight, and more than it for queries and keys; eight blocks do not do better.
+# Sizes fitted for loss curves. On MiniLM's layers, compared to low rank of the same size, four
+# blocks lose up to half less where outputs are summed next (the last layer's), and 5 to 20 % less
+# for values below half of the weight. They lose more for queries and keys. Eight are not better.
 _BLOCKS, _KEPT = 4, (0.15, 0.3, 0.45, 0.6)
-_SMALLEST = 128  # features of a layer from which they are
+_SMALLEST = 128  # fewest features of a layer for which loss curves are fitted
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,15 @@ class Monarch(Structure):
         if problem.plain:
             return _unscaled(problem, parts)
         turned = spec.out_features < spec.in_features
-        if turned:  # so that products with the larger moment are few
+        if turned:  # fewer products with the larger moment
             problem, parts = problem.mT, _turned(parts)
         parts = alternate(problem, parts, _sweep, _error, quick=quick)
         return _unscaled(problem.mT, _turned(parts)) if turned else _unscaled(problem, parts)
 
     def _start(self, problem: Blocked, start: Factors | None) -> Parts:
-        """The best blocks of a metric without its off-diagonal blocks, or `start` if it is better.
+        """The best blocks for the block-diagonal part of the metric, or `start` if it is better.
 
-        Components that `start` lacks begin along the steepest descent, where L is still zero.
+        Components that `start` lacks get R from the steepest descent, and L = 0.
         """
         own = _best_blocks(problem, _cells(problem.weight, self.blocks), self.rank)
         blocks, p, q = self.blocks, problem.left.size, problem.right.size
@@ -138,7 +139,7 @@ class Monarch(Structure):
 
 
 def _packed(left: Tensor, right: Tensor) -> Factors:
-    """left: (b, p, b r), a row of blocks side by side  right: (b, b r, q), a column of them."""
+    """Pack to left: (b, p, b r), a row of blocks each, and right: (b, b r, q), a column each."""
     return {
         "left": left.transpose(1, 2).flatten(2),
         "right": right.transpose(0, 1).flatten(1, 2),
@@ -146,7 +147,7 @@ def _packed(left: Tensor, right: Tensor) -> Factors:
 
 
 def _unpacked(factors: Factors) -> Parts:
-    """(b, b, p, r), (b, b, r, q)."""
+    """Return L: (b, b, p, r) and R: (b, b, r, q)."""
     left, right = factors["left"], factors["right"]
     blocks, p, _ = left.shape
     return (
@@ -174,7 +175,7 @@ def _turned(parts: Parts) -> Parts:
 
 
 def _cells(matrix: Tensor, blocks: int) -> Tensor:
-    """(b p, b q) -> (b, b, p, q)."""
+    """Split into blocks: (b p, b q) -> (b, b, p, q)."""
     p, q = matrix.shape[0] // blocks, matrix.shape[1] // blocks
     return matrix.reshape(blocks, p, blocks, q).transpose(1, 2)
 
@@ -189,7 +190,7 @@ def _error(weight: Tensor, parts: Parts) -> Tensor:
 
 
 def _best_blocks(problem: Blocked, cells: Tensor, rank: int) -> Parts:
-    """Truncated SVD of every block, whitened by the diagonal blocks of the metric."""
+    """Truncated SVD of each block, whitened by the diagonal blocks of the metric."""
     rows, columns = problem.left.roots, problem.right.roots
     if rows is not None:
         cells = rows.mT[:, None] @ cells
@@ -206,7 +207,7 @@ def _best_blocks(problem: Blocked, cells: Tensor, rank: int) -> Parts:
 
 
 def _by_diagonal_blocks(problem: Blocked, cells: Tensor) -> Tensor:
-    """G_ii^-1 X_ij C_jj^-1: what the blocks would change by, were each alone."""
+    """Return G_ii^-1 X_ij C_jj^-1: the change of each block if the others were fixed."""
     if problem.left.roots is not None:
         cells = torch.cholesky_solve(cells, problem.left.roots[:, None])
     if problem.right.roots is not None:
@@ -225,7 +226,7 @@ def _sweep(problem: Blocked, parts: Parts) -> tuple[Parts, float]:
 
 
 def _fit_rows(residual: Residual, left: Tensor, right: Tensor) -> None:
-    """L of one block row after the other; in place, as is the residual."""
+    """Update L one block row after another; changes L and the residual in place."""
     side, (blocks, _, r, q) = residual.right, right.shape
     by_rows = None if side.gram is None else side.gram.reshape(blocks, q, -1)
     for i in range(blocks):
@@ -241,6 +242,6 @@ def _fit_rows(residual: Residual, left: Tensor, right: Tensor) -> None:
 
 
 def _onto(x: Tensor, basis: Tensor) -> Tensor:
-    """x K^T for K = diag(basis);  x: (rows, b q)  basis: (b, r, q) -> (rows, b r)."""
+    """Return x K^T for K = diag(basis);  x: (rows, b q)  basis: (b, r, q) -> (rows, b r)."""
     cells = x.reshape(len(x), len(basis), -1).transpose(0, 1) @ basis.mT  # (b, rows, r)
     return cells.transpose(0, 1).flatten(1)

@@ -1,4 +1,4 @@
-"""The module of a Monarch matrix: two batched products with a transpose between."""
+"""The module of a Monarch matrix: two batched products with a transpose between them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lrcompress.structures.structure import Factors
 class MonarchLinear(nn.Module):
     """y_i = sum_j L_ij R_ij x_j + bias_i.
 
-    right_weight: (b, q, b r), [R_1j^T .. R_bj^T] of every j  left_weight: (b, b r, p), of every i.
-    Stored as they are multiplied: a transposed constant would not be found again in a graph.
+    right_weight: (b, q, b r), [R_1j^T .. R_bj^T] for each j  left_weight: (b, b r, p), for each i.
+    Stored in the layout of the product: a transposed constant would not be recognised in the graph.
     """
 
     def __init__(

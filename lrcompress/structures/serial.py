@@ -12,9 +12,9 @@ from lrcompress.structures import STRUCTURES, Structure
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
-    """The type's name, its sizes, and whatever else is not at its default.
+    """Return the type's name, the sizes, and all other fields that are not at their default.
 
-    A size that defaults to 0 follows from the others, and is told where it does not.
+    A size whose default is 0 is derived from the others; it is included only if it is set.
     """
     assert dataclasses.is_dataclass(structure)
     defaults = {f.name: f.default for f in dataclasses.fields(structure)}
@@ -27,9 +27,9 @@ def structure_to_json(structure: Structure) -> dict[str, Any]:
 
 
 def structure_from_json(value: object, layer: str) -> Structure:
-    """The structure that `value` describes, of the layer named `layer`.
+    """Read the structure of the layer named `layer` from JSON.
 
-    Whether it fits the layer is `Structure.check`'s to say.
+    `Structure.check` decides whether it fits the layer.
 
     Raises:
         PlanError: an unknown type, a missing or unknown field, a field of another type.

@@ -1,8 +1,8 @@
-"""Positive semi-definite systems of alternating fits, solved so that no step ever loses ground.
+"""Solvers for the positive semi-definite systems of alternating fits; no step increases the loss.
 
-A Gram matrix of factors may be singular (dead inputs, repeated columns), and its solution then is
-not unique. `solve_spd` damps it and, given where the fit stands, solves for the step from there:
-with x' = x + (M + e I)^-1 (b - M x) the quadratic 1/2 x.Mx - b.x cannot grow, whatever e >= 0.
+A Gram matrix of factors may be singular (dead inputs, repeated columns); its solution is then not
+unique. `solve_spd` damps it and solves for the step from the current point: with
+x' = x + (M + e I)^-1 (b - M x) the quadratic 1/2 x.Mx - b.x cannot grow, for any e >= 0.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lrcompress.errors import FitError
 
 _GROWTH = 30.0
 _ATTEMPTS = 6
-_ROUNDING = 1.0  # of a Gram matrix, in units of its size times the epsilon of its dtype
+_ROUNDING = 1.0  # first damping, in units of the matrix size times the dtype's epsilon
 
 
 def solve_spd(gram: Tensor, rhs: Tensor, start: Tensor | None = None) -> Tensor:
-    """x with gram x = rhs, as a step from `start` (zero where none is given).
+    """Solve gram x = rhs for x, as a step from `start` (default: zero).
 
-    gram: (..., k, k)  rhs, start, x: (..., k, columns). Leading axes are separate systems, each
-    damped no more than its own Cholesky factorisation needs, relative to its mean diagonal.
+    gram: (..., k, k)  rhs, start, x: (..., k, columns). Leading axes are separate systems. Each is
+    damped as little as its Cholesky factorisation needs, relative to its mean diagonal.
 
     Raises:
         FitError: a system is not finite.
@@ -34,9 +34,9 @@ def solve_spd(gram: Tensor, rhs: Tensor, start: Tensor | None = None) -> Tensor:
 
 
 def cholesky(gram: Tensor) -> Tensor:
-    """Lower Cholesky factor of gram + e I, with the smallest tried e that gives one.
+    """Lower Cholesky factor of gram + e I, for the smallest tried e that works.
 
-    For systems that are solved many times (torch.cholesky_solve). Zero is damped as I would be.
+    For systems that are solved many times (torch.cholesky_solve). A zero matrix is damped like I.
 
     Raises:
         FitError: the matrix is not finite.
@@ -58,9 +58,9 @@ def cholesky(gram: Tensor) -> Tensor:
 
 
 def rows_solved(rows: Tensor, factor: Tensor) -> Tensor:
-    """X with X L L^T = rows. rows, X: (..., count, k), factor: L (..., k, k).
+    """Solve X L L^T = rows for X. rows, X: (..., count, k), factor: L (..., k, k).
 
-    On the CPU in half the time of torch.cholesky_solve on the transposes.
+    On the CPU it takes half the time of torch.cholesky_solve on the transposes.
     """
     half = torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False)
     solved: Tensor = torch.linalg.solve_triangular(factor, half, upper=False, left=False)
@@ -68,7 +68,7 @@ def rows_solved(rows: Tensor, factor: Tensor) -> Tensor:
 
 
 def _cholesky_of_eigenvalues(gram: Tensor, scale: Tensor) -> Tensor:
-    """For what is not positive by more than rounding: negative eigenvalues are lifted."""
+    """Cholesky factor of an indefinite matrix, with its eigenvalues raised to a small floor."""
     values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
     floor = scale.unsqueeze(-1) * torch.finfo(gram.dtype).eps ** 0.5
     root = vectors * values.clamp_min(floor).sqrt().unsqueeze(-2)
@@ -87,12 +87,13 @@ def pcg(
     batch_axes: int = 0,
     tolerance: float = 0.0,
 ) -> Tensor:
-    """x with apply(x) = rhs after at most `steps` of preconditioned conjugate gradients.
+    """Solve apply(x) = rhs by at most `steps` of preconditioned conjugate gradients.
 
-    Tensors of one shape; the first `batch_axes` axes number separate systems. `apply` is linear,
-    symmetric and positive semi-definite, and so is `precondition`, roughly its inverse. A system
-    stops when its residual, in the preconditioner's norm, is `tolerance` of that of `rhs`, or its
-    curvature is lost in rounding. The quadratic 1/2 x.apply(x) - rhs.x never grows from `start`.
+    All tensors have one shape; the first `batch_axes` axes index separate systems. `apply` is
+    linear, symmetric and positive semi-definite, and so is `precondition`, roughly its inverse. A
+    system stops when its residual, in the preconditioner's norm, is `tolerance` times that of
+    `rhs`, or when its curvature is within rounding. The quadratic 1/2 x.apply(x) - rhs.x never
+    exceeds its value at `start`.
     """
     axes = tuple(range(batch_axes, rhs.dim()))
 

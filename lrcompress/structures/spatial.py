@@ -2,10 +2,11 @@
 
 y = H * (V * x) + b;  V: (r, c, kh, 1)  H: (m, r, 1, kw)
 
-Rows (height) with their stride, padding and dilation belong to the first, columns to the second.
-For the plain metric the best pair is the truncated SVD of the kernel rearranged as (c kh) x (m kw);
-in another metric it is the start, whitened as if the input moment were separable, and both parts
-are improved in the true metric (`two_stage`). LowRank is the other way: across channels.
+Rows (height) with their stride, padding and dilation belong to the first convolution, columns to
+the second. In the plain metric the best pair is the truncated SVD of the kernel rearranged as
+(c kh) x (m kw). In any other metric the fit starts from this SVD, whitened as if the input moment
+were separable, and improves both parts in the true metric (`two_stage`). LowRank factors across
+channels instead.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class SpatialLowRank(Structure):
         return self.rank * (_tall(spec) + _wide(spec))
 
     def flops_per_row(self, spec: LayerSpec) -> int:
-        """The first convolution keeps every column of the input."""
+        """The first convolution is computed at every column of the input."""
         return 2 * self.rank * (_tall(spec) * spec.stride[1] + _wide(spec))
 
     def fit(
@@ -79,7 +80,7 @@ class SpatialLowRank(Structure):
         }
 
     def _separable_svd(self, problem: TwoStageFit) -> Tensor:
-        """The first stage (r, c kh) of the truncated SVD in the separably whitened space."""
+        """The first stage (r, c kh) from the truncated SVD in the separably whitened space."""
         over, under = problem.separable_roots()
         kernel = problem.by_pairs(problem.half)  # (m, c kh, kw)
         kernel = over.right(under.right(kernel).mT)  # (m, kw, c kh)
@@ -109,7 +110,7 @@ class SpatialLowRank(Structure):
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         if spec.kind not in cls.kinds or spec.groups != 1 or min(spec.kernel) == 1:
-            return ()  # along one axis alone it is LowRank
+            return ()  # along a single axis it equals LowRank
         per_rank = _tall(spec) + _wide(spec)
         ranks = {max(1, round(share * spec.weight_params / per_rank)) for share in SHARES}
         family = tuple(
@@ -121,12 +122,12 @@ class SpatialLowRank(Structure):
 
 
 def _tall(spec: LayerSpec) -> int:
-    """c kh: what one of the first kernels holds."""
+    """c kh: scalars in one output channel of the first kernel."""
     return spec.in_features // spec.kernel[1]
 
 
 def _wide(spec: LayerSpec) -> int:
-    """m kw: what the second kernel holds of one channel."""
+    """m kw: scalars in one input channel of the second kernel."""
     return spec.out_features * spec.kernel[1]
 
 

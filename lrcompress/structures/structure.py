@@ -1,4 +1,4 @@
-"""The contract of a structure: a hashable value that says what stands in a layer's place."""
+"""The interface of a structure: a hashable value that describes the replacement of a layer."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ LINEAR_KINDS: frozenset[Kind] = frozenset(("linear", "transposed_linear"))
 class Structure(ABC):
     """A frozen dataclass whose fields are the sizes of the factors."""
 
-    type_name: ClassVar[str]  # in plan.json and in the STRUCTURES table
-    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # of layers that it can stand in for
-    tried_unasked: ClassVar[bool] = True  # by --structures auto
-    # Some of its work is done on the pixels of the input. flops_per_row takes them for the output's
-    # times the stride; padding makes the true number differ by the border.
+    type_name: ClassVar[str]  # name in plan.json and in the STRUCTURES table
+    kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # kinds of layers that it can replace
+    tried_unasked: ClassVar[bool] = True  # whether --structures auto tries it
+    # Whether some of its work is done at input pixels. flops_per_row takes their number as that of
+    # output pixels times the stride; with padding, the true number differs by the border.
     counts_input_pixels: ClassVar[bool] = False
 
     def check(self, spec: LayerSpec) -> None:
-        """Raise PlanError, naming the layer, if the structure cannot stand in its place."""
+        """Raise PlanError, naming the layer, if the structure cannot replace the layer."""
         if spec.kind not in self.kinds:
             kinds = ", ".join(sorted(self.kinds))
             raise PlanError(
@@ -44,7 +44,7 @@ class Structure(ABC):
         self.check_sizes(spec)
 
     def _check_whole(self, spec: LayerSpec) -> None:
-        """Every size is a whole number, and none that no weight of this layer could have."""
+        """Raise PlanError unless every size is an integer from 0 to the weight's parameters."""
         assert is_dataclass(self)
         for field in fields(self):
             value = getattr(self, field.name)
@@ -63,11 +63,11 @@ class Structure(ABC):
 
     @abstractmethod
     def check_sizes(self, spec: LayerSpec) -> None:
-        """The same, for a layer of the right kind."""
+        """Raise PlanError if the sizes do not fit the layer, whose kind is already checked."""
 
     @abstractmethod
     def weight_params(self, spec: LayerSpec) -> int:
-        """Scalars in the factors, without the bias; a tied weight counts once."""
+        """Number of scalars in the factors, without the bias; a tied weight counts once."""
 
     @abstractmethod
     def flops_per_row(self, spec: LayerSpec) -> int:
@@ -83,10 +83,10 @@ class Structure(ABC):
         quick: bool = False,
         start: Factors | None = None,
     ) -> Factors:
-        """Best factors for `weight` (groups, m, n) in the whitened Frobenius norm.
+        """Fit factors to `weight` (groups, m, n) in the whitened Frobenius norm.
 
-        Deterministic. An iterative fit does fewer sweeps when `quick` (a point of a loss curve),
-        and may begin at `start`: factors of this structure or of a smaller one of its family.
+        The fit is deterministic. An iterative fit does fewer sweeps if `quick` (a point of a loss
+        curve). It may begin at `start`: factors of this structure or a smaller one of its family.
 
         Raises:
             FitError: the weight or its whitening is not finite.
@@ -94,30 +94,30 @@ class Structure(ABC):
 
     @abstractmethod
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        """The weight that the factors stand for: (groups, m, n)."""
+        """Return the dense weight of the factors: (groups, m, n)."""
 
     @abstractmethod
     def build(
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
-        """The module that takes the layer's place: its dtype, device, mode, need of gradients."""
+        """Build the replacement, with the layer's dtype, device, mode and requires_grad."""
 
     @abstractmethod
     def empty_factors(self, spec: LayerSpec) -> Factors:
-        """Zero factors of the right shapes, to be filled from a file."""
+        """Return zero factors of the right shapes, to be filled from a file."""
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         """Structures to fit for the loss curves of a layer, each family from small to large.
 
-        None where the loss curve has a closed form, or the structure does not suit the layer.
+        Empty if the loss curve has a closed form or the structure does not suit the layer.
         """
         return ()
 
     def between(self, larger: Structure) -> tuple[Structure, ...]:
-        """Structures of sizes between this one and the next of its family, without both.
+        """Structures with sizes strictly between this one and `larger`, the next of its family.
 
-        Their losses are interpolated. By default every rank, where nothing else differs.
+        Their losses are interpolated. By default all ranks between, if the other fields are equal.
         """
         if not hasattr(self, "rank") or type(larger) is not type(self):
             return ()

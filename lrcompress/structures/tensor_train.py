@@ -1,10 +1,10 @@
 """Tensor train: an embedding's table as a product of small cores (Khrulkov et al. 2019).
 
-y = X1[i1] X2[i2] (X3[i3]);  X: (r, v, d, r')  for a token with the digits i in base (v1, v2, v3)
+y = X1[i1] X2[i2] (X3[i3]);  X: (r, v, d, r')  for a token with digits i in the base (v1, v2, v3)
 
-The vocabulary is padded to v1 v2 (v3), features are d1 d2 (d3) exactly. Nothing is looked up in
-the table itself: integer divisions give the digits, one row of each core is gathered, and batched
-products join them.
+The vocabulary is padded to v1 v2 (v3); the features are d1 d2 (d3) exactly. The table itself is
+never formed for a lookup. Integer divisions give the digits, one row of each core is gathered, and
+batched products join the rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARES = (0.05, 0.15, 0.3, 0.5)  # of the dense table, for a loss curve
 
 @dataclass(frozen=True)
 class TensorTrain(Structure):
-    """`cores` of them, with `rank` between neighbours or what their sizes allow, if less."""
+    """`cores` cores of rank `rank` between neighbours, or of the largest rank their sizes allow."""
 
     rank: int
     cores: int = 2
@@ -67,7 +67,7 @@ class TensorTrain(Structure):
         return sum(prod(core) for core in self.shape(spec).cores)
 
     def flops_per_row(self, spec: LayerSpec) -> int:
-        """Of the products that join the cores' rows, from the left."""
+        """Operations of the products that join the cores' rows, from the left."""
         (_, _, width, _), *rest = self.shape(spec).cores
         total = 0
         for before, _, d, after in rest:
@@ -103,7 +103,7 @@ class TensorTrain(Structure):
     def _rest(
         self, problem: TensorTrainFit, held: list[Tensor], more: tuple[int, ...]
     ) -> list[Tensor] | None:
-        """Cores of what `held` misses, if every rank has grown."""
+        """Cores for the residual of `held`, or None unless every rank has grown."""
         if min(more) == 0:
             return None
         missing = problem.target - product(held)[0, : len(problem.target), :, 0]
@@ -127,7 +127,7 @@ class TensorTrain(Structure):
         if spec.kind not in cls.kinds or spec.tied:
             return ()
         family: list[Self] = []
-        for share in SHARES:  # of two cores: a third loses more at equal parameters
+        for share in SHARES:  # two cores: a third loses more at equal parameters
             structure = cls.holding(share, spec)
             if structure is not None and structure not in family:
                 family.append(structure)
@@ -135,7 +135,7 @@ class TensorTrain(Structure):
 
     @classmethod
     def holding(cls, share: float, spec: LayerSpec, cores: int = 2) -> Self | None:
-        """The largest that holds no more than that share of the table, if there is one."""
+        """The largest structure with at most `share` of the table's parameters, or None."""
         ranks = range(1, max(_largest_ranks(spec, cores)) + 1)
         most = share * spec.weight_params
         rank = bisect_right(ranks, most, key=lambda r: cls(r, cores).weight_params(spec))
@@ -170,7 +170,7 @@ def factors_of(size: int, count: int) -> tuple[int, ...]:
 
 
 def _largest_ranks(spec: LayerSpec, cores: int) -> tuple[int, ...]:
-    """Between neighbours: the shorter side of the unfolding there."""
+    """The largest rank between each pair of cores: the shorter side of the unfolding there."""
     tokens = padded_factors(spec.in_features, cores)
     features = factors_of(spec.out_features, cores)
     left = [prod(tokens[:k]) * prod(features[:k]) for k in range(1, cores)]

@@ -3,10 +3,9 @@
 E[(i1 .. ik), (j1 .. jk)] = X1[i1, j1] X2[i2, j2] ... Xk[ik, jk], a product of matrices;
 X: (r, v, d, r') with r = 1 before the first core and r' = 1 after the last.
 
-From a start (`tensor_train_start`) one core after another is improved in the true metric, the
-others orthonormal: linear least squares by conjugate gradients. Their preconditioner takes token
-frequencies and output sensitivities for products over the modes. No sweep loses more than the one
-before.
+From a start (`tensor_train_start`), one core after another is improved in the true metric while the
+others are orthonormal: linear least squares by conjugate gradients. The preconditioner treats token
+frequencies and output sensitivities as products over the modes. No sweep increases the loss.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from lrcompress.metrics import Whitening
 from lrcompress.structures.modes import separable, times
 from lrcompress.structures.solve import cholesky, pcg
 
-_ROUNDING = 1e-14  # of the table's own loss
-_SMALL = 2**20  # scalars; a larger table is fitted in float32, whose rounding no fit comes near
+_ROUNDING = 1e-14  # relative to the loss of a zero table
+_SMALL = 2**20  # scalars; a larger table is fitted in float32, as its error is far above rounding
 _SETTLED = 1e-3  # share of the loss that a sweep must gain for another to follow
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A table (prod tokens, prod features), tokens padded; `ranks` between the cores."""
+    """The modes of a table (prod tokens, prod features), padded, and the ranks between cores."""
 
     tokens: tuple[int, ...]
     features: tuple[int, ...]
@@ -45,7 +44,7 @@ class Shape:
 
 
 def product(cores: list[Tensor]) -> Tensor:
-    """Neighbouring cores multiplied: (r, prod v, prod d, r')."""
+    """Multiply neighbouring cores: (r, prod v, prod d, r')."""
     whole = cores[0]
     for core in cores[1:]:
         first, rows, columns, _ = whole.shape
@@ -57,7 +56,7 @@ def product(cores: list[Tensor]) -> Tensor:
 
 
 def right_orthonormal(cores: list[Tensor]) -> list[Tensor]:
-    """The same table, all cores behind the first with orthonormal rows (r, v d r')."""
+    """Cores of the same table, all but the first with orthonormal rows (r, v d r')."""
     cores = list(cores)
     for k in range(len(cores) - 1, 0, -1):
         q, r = torch.linalg.qr(cores[k].flatten(1).mT)
@@ -68,7 +67,7 @@ def right_orthonormal(cores: list[Tensor]) -> list[Tensor]:
 
 class TensorTrainFit:
     def __init__(self, weight: Tensor, whitening: Whitening, shape: Shape) -> None:
-        """weight: (1, m, n), the transposed table of n tokens without padding."""
+        """`weight`: (1, m, n), the transposed table of n tokens without padding."""
         self.shape = shape
         dtype = torch.float64 if weight.numel() <= _SMALL else torch.float32
         self.target = weight[0].mT.to(dtype).contiguous()
@@ -102,7 +101,7 @@ class TensorTrainFit:
         return 0.5 * float((missing * self._weighed(missing)).sum())
 
     def _modes(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Per mode, frequencies (v,) and sensitivities (d, d) as if they were products."""
+        """Frequencies (v,) and sensitivities (d, d) of each mode, as if they were products."""
         tokens, like = self.shape.tokens, self.target
         counts = torch.zeros(prod(tokens), dtype=like.dtype, device=like.device)
         diagonal = torch.ones_like(like[:, 0]) if self.inputs is None else self.inputs[0]
@@ -119,11 +118,11 @@ class TensorTrainFit:
         return frequencies, sensitivities
 
     def _weighed(self, table: Tensor) -> Tensor:
-        """C E G for E: (n, m)."""
+        """Return C E G for E: (n, m)."""
         return times(times(table.mT, self.inputs).mT, self.outputs)
 
     def _sweep(self, cores: list[Tensor], steps: int) -> list[Tensor]:
-        """Each core in turn, those before it made orthonormal as it passes."""
+        """Improve each core in turn, and make it orthonormal before the next."""
         cores, last = list(cores), len(cores) - 1
         for k in range(len(cores)):
             cores[k] = self._core(cores, k, steps)
@@ -181,7 +180,7 @@ class TensorTrainFit:
         return precondition
 
     def _gram(self, part: Tensor, modes: range) -> Tensor:
-        """Of the columns of `part` (v, d, r) over some modes, in their separable metric: (r, r)."""
+        """Gram matrix (r, r) of the columns of `part` (v, d, r), in the modes' separable metric."""
         counts, sensitivity = part.new_ones(1), part.new_ones(1, 1)
         for mode in modes:
             counts = torch.kron(counts, self.frequencies[mode])

@@ -1,4 +1,4 @@
-"""An embedding whose table is a tensor train, looked up without ever forming the table."""
+"""An embedding whose table is a tensor train; lookups do not form the table."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from lrcompress.structures.factorized import _parameter
 
 
 class TensorTrainEmbedding(nn.Module):
-    """y = X1[i1] X2[i2] ... Xk[ik] for the digits i of a token in the mixed base (v1, ..., vk).
+    """A tensor-train embedding, y = X1[i1] X2[i2] ... Xk[ik].
 
-    cores: (v, r d r') each, an embedding of its digit; y: (..., d1 ... dk).
+    The i are the digits of a token in the mixed base (v1, ..., vk). cores: (v, r d r') each, an
+    embedding of one digit; y: (..., d1 ... dk).
     """
 
     def __init__(
         self, cores: list[nn.Embedding], bonds: tuple[int, ...], layer: nn.Embedding
     ) -> None:
-        """bonds: the ranks before, between and behind the cores; `layer`: what it stands for."""
+        """bonds: the ranks before, between and after the cores; `layer`: the replaced layer."""
         super().__init__()
         self.cores = nn.ModuleList(cores)
         self.bonds = bonds
@@ -62,7 +63,7 @@ class TensorTrainEmbedding(nn.Module):
         return rows.reshape(*input.shape, self.embedding_dim)
 
     def _rows(self, digits: list[Tensor]) -> Tensor:
-        """digits: (rows,) each; (rows, d1 ... dk)."""
+        """Look up the rows of the given digits, (rows,) each: (rows, d1 ... dk)."""
         first, *rest = zip(self._tables, digits, self.bonds[1:], strict=True)
         core, digit, after = first
         rows = core(digit).reshape(-1, core.embedding_dim // after, after)  # (rows, d1, r)

@@ -1,4 +1,4 @@
-"""Where a tensor-train fit starts: TensorLy's TT-SVD of the table with each mode whitened."""
+"""The start of a tensor-train fit: TensorLy's TT-SVD of the table with each mode whitened."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lrcompress.structures.modes import along
 from lrcompress.structures.tensor_train_fit import Shape, TensorTrainFit
 from lrcompress.structures.tensorly_access import torch_backend
 
-_LARGEST_FULL_SVD = 1024  # of an unfolding's shorter side; a randomised one starts a fit as well
+_LARGEST_FULL_SVD = 1024  # shorter side of an unfolding; a randomised SVD is as good a start
 
 
 def whitened_tt_svd(table: Tensor, fit: TensorTrainFit, ranks: tuple[int, ...]) -> list[Tensor]:
-    """Cores of those ranks for the table (n, m) of unpadded tokens."""
+    """Cores of the given ranks for a table (n, m) without padding."""
     tokens, features = fit.shape.tokens, fit.shape.features
     padded = table.new_zeros(prod(tokens), table.shape[1])
     padded[: len(table)] = table
@@ -40,7 +40,7 @@ def whitened_tt_svd(table: Tensor, fit: TensorTrainFit, ranks: tuple[int, ...]) 
 
 
 def joined(held: list[Tensor], added: list[Tensor] | None, shape: Shape) -> list[Tensor]:
-    """Cores of larger ranks that stand for the sum of both tables; zero in the ranks left over."""
+    """Cores of the larger ranks for the sum of both tables; remaining ranks are zero."""
     cores = []
     for k, size in enumerate(shape.cores):
         core = held[k].new_zeros(size)

@@ -1,4 +1,4 @@
-"""TensorLy with torch tensors, for the length of one call: a user's own backend stays as it was."""
+"""TensorLy with the torch backend inside a context; the user's own backend is not changed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextmanager
 def torch_backend() -> Iterator[Any]:
-    """TensorLy itself, imported here so that the library loads without it."""
+    """Yield TensorLy with the torch backend. Imported here: the library loads without it."""
     import tensorly
 
     with tensorly.backend_context("pytorch", local_threadsafe=True):

@@ -2,10 +2,10 @@
 
 y = U * (core * (V * x)) + b;  V: (q, c, 1, 1)  core: (p, q, kh, kw)  U: (m, p, 1, 1)
 
-Two 1x1 convolutions around a smaller one with the layer's own stride, padding and dilation. The
-start is TensorLy's partial Tucker of the kernel whitened in all modes, as if the input moment were
-a Kronecker product of channels and positions; from there both parts are improved in the true
-metric (`two_stage`).
+The module is two 1x1 convolutions around a smaller one with the layer's stride, padding and
+dilation. The fit starts from TensorLy's partial Tucker of the kernel whitened in all modes, as if
+the input moment were a Kronecker product of channels and positions. Both parts are then improved in
+the true metric (`two_stage`).
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Tucker2(Structure):
             candidates.append(extended(start["first"].flatten(1).double(), first, self.rank_in))
         fitted = problem.fit(candidates, self.rank_out, sweeps=sweeps, steps=steps)
         last = whitening.output.left_inverse(fitted.basis[None])[0]
-        # All scale in the core: undoing a whitening may leave it in a factor that is large alone
+        # Put all scale in the core: undoing a whitening may leave a factor much too large
         q, r = torch.linalg.qr(last)
         flat = (fitted.first, r @ fitted.core, q)
         names = ("first", "core", "last")
@@ -117,7 +117,7 @@ class Tucker2(Structure):
         over, under = problem.separable_roots()
         kernel = problem.by_pairs(problem.half)  # (m, c, positions)
         kernel = over.right(under.right(kernel).mT).mT
-        if not bool(kernel.any()):  # nothing to decompose, and TensorLy would divide by its norm
+        if not bool(kernel.any()):  # TensorLy would divide by its norm, which is zero
             return torch.eye(self.rank_in, problem.outer, dtype=kernel.dtype, device=kernel.device)
         with torch_backend() as tensorly:
             ranks = [self.rank_out, self.rank_in]
@@ -146,11 +146,11 @@ class Tucker2(Structure):
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
-        """One, in which both ranks keep the same share of their channels."""
+        """One family, in which both ranks keep the same share of their channels."""
         if spec.kind not in cls.kinds or spec.groups != 1 or prod(spec.kernel) == 1:
             return ()
         if spec.in_features == prod(spec.kernel):
-            return ()  # of one input channel: LowRank with a stage to spare
+            return ()  # one input channel: LowRank with a redundant stage
         family: list[Self] = []
         for share in SHARES:
             structure = cls.holding(share, spec)
@@ -160,8 +160,10 @@ class Tucker2(Structure):
 
     @classmethod
     def holding(cls, share: float, spec: LayerSpec) -> Self:
-        """About that share of the weight's scalars, with the same part f of its channels kept on
-        both sides: f (m^2 + c^2) + f^2 m n = share of m n."""
+        """The structure with about `share` of the weight's scalars.
+
+        Both sides keep the same part f of their channels: f (m^2 + c^2) + f^2 m n = share m n.
+        """
         positions = prod(spec.kernel)
         out, channels = spec.out_features, spec.in_features // positions
         linear, square = out**2 + channels**2, spec.weight_params
@@ -171,7 +173,7 @@ class Tucker2(Structure):
         return cls(rank_out, min(rank_in, rank_out * positions))
 
     def between(self, larger: Structure) -> tuple[Structure, ...]:
-        """Every output rank, and the input rank on the line between the two."""
+        """All output ranks between, each with the input rank interpolated linearly."""
         if not isinstance(larger, Tucker2) or larger.rank_out <= self.rank_out:
             return ()
         slope = (larger.rank_in - self.rank_in) / (larger.rank_out - self.rank_out)

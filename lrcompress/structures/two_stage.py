@@ -1,14 +1,14 @@
 """Fit of a weight in two stages, W[o, (a, b)] = sum_q T[o, q, b] V[q, a], in a layer's metric.
 
-The inputs are numbered by pairs (a, b), b fastest. The first stage V: (q, a) sees the inputs a of
-each b alone; the second T: (m, q b) of rank p or less mixes what it gives. Tucker-2 of a kernel is
-one (a: channels, b: all kernel positions), a separable kernel is another (a: channels and rows,
-b: columns, any p).
+The inputs are indexed by pairs (a, b), b fastest. The first stage V: (q, a) is applied to the
+inputs a of each b separately. The second stage T: (m, q b), of rank p or less, mixes its outputs.
+Examples are Tucker-2 of a kernel (a: channels, b: all kernel positions) and a separable kernel
+(a: channels and rows, b: columns, any p).
 
-The loss 1/2 tr(G dW C dW^T) falls by two alternating steps:
+Two alternating steps lower the loss 1/2 tr(G dW C dW^T):
   T given V   reduced-rank regression, the exact optimum (Izenman 1975): G^1/2 W C^1/2 projected on
               the rows of D = (V (x) I_b) C^1/2, then truncated to rank p
-  V given T   linear least squares by preconditioned conjugate gradients; its span alone matters
+  V given T   linear least squares by preconditioned conjugate gradients; only V's span matters
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from lrcompress.structures.solve import cholesky, pcg, rows_solved
 
 @dataclass(frozen=True, eq=False)
 class TwoStages:
-    """The product of both stages is G^-1/2 basis core (first (x) I_b)."""
+    """Fitted stages, whose product is G^-1/2 basis core (first (x) I_b)."""
 
     first: Tensor  # V: (q, a), orthonormal rows
     basis: Tensor  # (m, p), orthonormal columns in the whitened outputs
@@ -36,7 +36,7 @@ class TwoStages:
 
 
 class TwoStageFit:
-    """One weight (1, m, a b) in one metric; `inner` is the number of b."""
+    """The fit of one weight (1, m, a b) in one metric; `inner` is the size of index b."""
 
     def __init__(self, weight: Tensor, whitening: Whitening, inner: int) -> None:
         self.inner, self.whitening = inner, whitening
@@ -52,11 +52,11 @@ class TwoStageFit:
         return self.half.shape[1] // self.inner
 
     def by_pairs(self, rows: Tensor) -> Tensor:
-        """(rows, a b) -> (rows, a, b), or of any number of a."""
+        """Reshape (rows, a b) -> (rows, a, b), for any size of a."""
         return rows.reshape(len(rows), -1, self.inner)
 
     def fit(self, candidates: list[Tensor], rank: int, *, sweeps: int, steps: int) -> TwoStages:
-        """From the best of the first stages proposed; no sweep loses more than the one before."""
+        """Alternate from the best of the candidate first stages; no sweep increases the loss."""
         starts = (self.second_stage(_orthonormal(first), rank) for first in candidates)
         best = min(starts, key=lambda fitted: fitted.loss)
         for _ in range(sweeps):
@@ -71,7 +71,7 @@ class TwoStageFit:
         return best
 
     def second_stage(self, first: Tensor, rank: int) -> TwoStages:
-        """The best second stage of that rank for the first one."""
+        """Compute the best second stage of rank `rank` for the given first stage."""
         gram = self._seen(first)  # D D^T: (q b, q b)
         paired = torch.tensordot(self.by_pairs(self.paired), first, dims=([1], [1]))
         paired = paired.mT.flatten(1)  # G^1/2 W C^1/2 D^T: (m, q b)
@@ -88,13 +88,13 @@ class TwoStageFit:
         return TwoStages(first, basis, core, 0.5 * max(0.0, float(self.total - explained)))
 
     def _seen(self, first: Tensor) -> Tensor:
-        """(V (x) I_b) C (V (x) I_b)^T: (q b, q b)."""
+        """Return (V (x) I_b) C (V (x) I_b)^T: (q b, q b)."""
         size = len(first) * self.inner
         pairs = self.weighted_rows(first).reshape(size, self.outer, self.inner).mT @ first.mT
         return pairs.mT.reshape(size, size)  # from (q b, b', q')
 
     def weighted_rows(self, first: Tensor) -> Tensor:
-        """(V (x) I_b) C without a pass over C for every b: (q, b, n)."""
+        """Return (V (x) I_b) C, computed without a pass over C for each b: (q, b, n)."""
         if self.gram is not None and self.gram.dim() == 3:
             rows = first @ self.gram[0].reshape(self.outer, -1)
         else:
@@ -106,7 +106,7 @@ class TwoStageFit:
         return first_stage_step(now.first, core, now.basis.mT @ self.half, self.gram, steps)
 
     def separable_roots(self) -> tuple[Root, Root]:
-        """Roots of the factors of C ~ C_a (x) C_b that its partial traces give."""
+        """Roots of C_a and C_b in C ~ C_a (x) C_b, which come from the partial traces of C."""
         over, under = separable(self.gram, self.outer, self.inner, like=self.half)
         return root_of(over[None]), root_of(under[None])
 
@@ -117,9 +117,10 @@ _SETTLED = 1e-5  # share of the loss that a sweep must gain for another to follo
 def first_stage_step(
     first: Tensor, core: Tensor, target: Tensor, gram: Tensor | None, steps: int
 ) -> Tensor:
-    """V with sum_q core[p, q, b] V[q, a] nearer to target[p, (a, b)] in the input metric.
+    """Improve V so that sum_q core[p, q, b] V[q, a] approaches target[p, (a, b)].
 
-    first: (q, a)  core: (p, q, b)  target: (p, a b), both in outputs whose metric is the identity.
+    The norm is the input metric. first: V (q, a)  core: (p, q, b)  target: (p, a b). The outputs of
+    core and target are in a basis whose metric is the identity.
     """
     p, q, inner = core.shape
     outer = first.shape[1]
@@ -145,7 +146,7 @@ def first_stage_step(
 
 
 def extended(first: Tensor, by: Tensor, rank: int) -> Tensor:
-    """The rows of `first` and, up to `rank` rows, what the rows of `by` add to their span."""
+    """Orthonormal rows: the span of `first`, extended to `rank` rows by the rows of `by`."""
     return _orthonormal(torch.cat([first, by]))[:rank]
 
 

@@ -16,6 +16,8 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from adversarial import shapes
@@ -469,6 +471,19 @@ def test_ranges_are_found_from_trials(takes, own: int, found: AxisRange) -> None
 )
 def test_an_axis_that_hardly_moves_is_fixed(takes) -> None:
     assert isinstance(find_range(lambda n: None if takes(n) else "no", 16), str)
+
+
+RANGES = st.builds(
+    AxisRange,
+    least=st.integers(1, 20),
+    most=st.none() | st.integers(20, 60),
+    step=st.integers(1, 12),
+)
+
+
+@given(RANGES, RANGES, st.integers(1, 80))
+def test_an_intersection_holds_what_both_ranges_hold(a: AxisRange, b: AxisRange, size: int) -> None:
+    assert (size in a.intersection(b)) == (size in a and size in b)
 
 
 # ---- bench and the command line -------------------------------------------------------------

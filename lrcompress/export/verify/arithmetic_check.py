@@ -1,10 +1,9 @@
-"""The check of what a graph computes, apart from how it rounds: graph and network in float64.
+"""Compare graph and network in float64, to separate errors of the graph from rounding.
 
-In float32 an error of a graph hides behind the rounding of its arithmetic, and the more so the
-worse the network's condition is. In float64 what remains are the constants that the exporter
-computed and stored in the file's precision (a scale, a table of angles), and what their rounding
-may do is measured. So a bias that was dropped, another epsilon, an exchanged pair of weights show,
-however little they do.
+In float32 the rounding of the arithmetic hides errors of a graph, especially if the network is
+ill-conditioned. In float64 only the rounding of constants remains that the exporter computed and
+stored in the file's precision (a scale, a table of angles). Its effect is measured. So a missing
+bias, a wrong epsilon or a swapped pair of weights is found, even if its effect is small.
 """
 
 from __future__ import annotations
@@ -28,27 +27,28 @@ from lrcompress.export.verify.result import Check, Subject
 from lrcompress.messages import label, one_line
 from lrcompress.network.batches import Batch
 
-_CONSTANTS = 16 * UNIT_ROUNDOFF["fp32"]  # what constants in float32 may put an output off by
-_TRIALS = 2  # of constants that are off by their rounding, in half precision
-_MOST_FLOPS = 2 * 10**10  # of the shapes that are evaluated: a few seconds of one core in float64
-_MOST_POSITIONS = 64  # of a shape: rows and lengths beyond it add nothing here
-_MOST_CASES = 4  # padding on the left is the fourth
+_CONSTANTS = 16 * UNIT_ROUNDOFF["fp32"]  # error allowed for the rounding of float32 constants
+_TRIALS = 2  # random perturbations of the constants, in half precision
+_MOST_FLOPS = 2 * 10**10  # over all evaluated shapes: a few seconds on one core in float64
+_MOST_POSITIONS = 64  # batch x length of a shape: larger shapes add nothing here
+_MOST_CASES = 4  # the fourth has left padding
 _NAME = "arithmetic"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How far the graph is from its network in float64, beside what float32 alone does."""
+    """The result of the check in float64, and the error that float32 arithmetic alone causes."""
 
     check: Check
-    rounding: float = 0.0  # largest error of the graph in float32, evaluated without ONNX Runtime
+    rounding: float = 0.0  # largest error of the graph in float32 by ONNX's reference evaluator
 
 
 def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -> Evaluation:
-    """Largest error of the graph in float64, over the smaller ones of the shapes.
+    """Check the largest error of the graph in float64, over the smaller shapes.
 
-    agreed: how near the file as it runs is to its network; None if it is not near. Where it is and
-        the two evaluations are further apart, that in float64 is at fault, and nothing is said.
+    agreed: the error within which the file, run by ONNX Runtime, agrees with its network; None if
+        it does not agree. If the error in float64 exceeds twice that, the float64 evaluation is
+        at fault, and the check does not run.
     """
     reference = comparison.reference
     wide = reference.double
@@ -64,7 +64,7 @@ def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -
         graph = EvaluatedGraph(subject.graph, subject.path.parent, wide=True)
         found = [_errors(graph, wide, comparison, drawn) for drawn in draws]
         rounding = _constants_rounding(subject, graph, comparison, draws)
-    except Exception as error:  # of onnx's reference implementation, which lacks some operators
+    except Exception as error:  # onnx's reference implementation lacks some operators
         return _not_run(f"the graph cannot be evaluated in float64 ({one_line(error)})")
     own = max(one.own for one in found)
     allowed = max(_CONSTANTS, 2 * own, 2 * rounding)
@@ -83,7 +83,7 @@ def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -
 def _constants_rounding(
     subject: Subject, graph: EvaluatedGraph, comparison: Comparison, draws: Sequence[Batch]
 ) -> float:
-    """Largest change of an output when the graph's own constants are off by their rounding."""
+    """Return the largest change of an output when the computed constants vary by their rounding."""
     rounded = comparison.reference.rounded
     if rounded is None:
         return 0.0
@@ -110,14 +110,17 @@ def _feed(comparison: Comparison, drawn: Batch) -> dict[str, NDArray[Any]]:
 
 
 def _single(subject: Subject, comparison: Comparison, wide: Double, draws: list[Batch]) -> float:
-    """Of the graph in float32 as another implementation rounds it: torch sums some operators in
-    float64 of which ONNX Runtime's are float32."""
+    """Return the error of the graph in float32, evaluated by ONNX's reference implementation.
+
+    It shows another rounding than torch, which sums some operators in float64 that ONNX Runtime
+    sums in float32.
+    """
     if subject.precision != "fp32":
         return 0.0
     try:
         graph = EvaluatedGraph(subject.graph, subject.path.parent, wide=False)
         return max(_errors(graph, wide, comparison, drawn).error for drawn in draws)
-    except Exception:  # as above; it only widens a tolerance
+    except Exception:  # as above; the result only widens a tolerance
         return 0.0
 
 
@@ -128,7 +131,7 @@ def _draws(comparison: Comparison) -> list[Batch]:
         drawn = draw(comparison.batch, case, comparison.fixed, generator)
         for graph_name, argument in comparison.arguments.items():
             name = comparison.wiring.inputs[graph_name]
-            if drawn[name].is_floating_point():  # in the graph's dtype, for both
+            if drawn[name].is_floating_point():  # both get values in the graph's dtype
                 drawn[name] = torch.from_numpy(fed(drawn[name], argument)).float()
         made.append(drawn)
     return made
@@ -146,7 +149,7 @@ def _flops(comparison: Comparison, draws: Sequence[Batch]) -> int:
 class _Errors:
     error: float  # of the graph
     own: float  # of the network in float32
-    where: str  # the output that is furthest off
+    where: str  # output with the largest error
 
 
 def _errors(graph: EvaluatedGraph, wide: Double, comparison: Comparison, drawn: Batch) -> _Errors:
@@ -167,7 +170,7 @@ def _errors(graph: EvaluatedGraph, wide: Double, comparison: Comparison, drawn: 
 
 
 def _error(got: NDArray[Any] | Tensor, wanted: Tensor, drawn: Batch) -> float:
-    """Raises ValueError where the two cannot be compared."""
+    """Return row_error; raise ValueError if the two cannot be compared."""
     found = row_error(got, wanted, drawn)
     if isinstance(found, str):
         raise ValueError(f"it {found}")

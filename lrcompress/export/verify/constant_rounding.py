@@ -1,9 +1,9 @@
-"""What the rounding of a graph's own constants may do to its outputs.
+"""Perturb the constants that an exporter computed, to bound the effect of their rounding.
 
-In half precision a graph holds the weights of the network, rounded as the network's own are, and a
+In half precision a graph holds the network's weights, rounded like those of the reference, and a
 few constants that the exporter computed: a scale, a table of angles, a kernel with a norm folded
-in. Only those are rounded otherwise than the network's. With each of them off by its rounding, the
-graph says by itself how far from its network it may be; where there is none, not at all.
+into it. Only these are rounded differently from the reference. Perturbing each by its rounding
+gives the error that the graph may have. Without such constants it may have none.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from lrcompress.export.verify.result import Subject
 from lrcompress.export.verify.tensor_matching import ROUNDING, Constants, Target, precision_of_dtype
 from lrcompress.graph.stored_constants import Stored, stored_constants
 
-# Values that were meant, not rounded: 1 - mask, x / 2. Of bfloat16's every 16th value is a whole
-# number or a half by chance, so that no others can be told from those that were computed
+# Exact values, not rounded ones: 1 - mask, x / 2. Other exact values cannot be recognised, because
+# every 16th value of bfloat16 is an integer or a half by chance
 _MEANT = (0.0, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 
 
 def computed_constants(subject: Subject, module: nn.Module) -> tuple[Stored, ...]:
-    """The floating-point constants that are none of the network's tensors to the bit.
+    """Return the floating-point constants that equal none of the network's tensors.
 
-    module: the network with its weights rounded to the precision of the graph.
+    module: the network with its weights rounded to the graph's precision.
     """
     tensors = (*module.named_parameters(), *module.named_buffers())
     targets = [Target(name, t.detach(), roundings=0) for name, t in tensors if t.numel()]
@@ -38,7 +38,7 @@ def computed_constants(subject: Subject, module: nn.Module) -> tuple[Stored, ...
 def off_by_rounding(
     constants: tuple[Stored, ...], generator: np.random.Generator
 ) -> Mapping[str, NDArray[Any]]:
-    """The constants by name, each value up or down by what rounding may have done to it."""
+    """Return the constants by name, with each value moved up or down by its possible rounding."""
     return {one.name: _off(one, generator) for one in constants}
 
 

@@ -1,8 +1,9 @@
-"""Are the factors still there? ONNX Runtime folds a product of constants back to the dense weight.
+"""Check that the optimised graph keeps the factors.
 
-Weights are recognised by value, in either orientation, so that layers of equal shape are never
-taken for one another; a factor that a fusion has changed (a scale folded in, a convolution's
-channels padded into blocks) is then recognised by its shape among what is left.
+ONNX Runtime may fold a product of constants back into the dense weight. Weights are recognised by
+value, in either orientation, so layers of equal shape are not confused. A factor that a fusion has
+changed (a scale folded in, a convolution's channels padded into blocks) is then recognised by its
+shape among the remaining weights.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ _STRUCTURES = "lrcompress.structures."
 
 @dataclass(frozen=True, eq=False)
 class StructuredLayer:
-    """A layer that stands for a dense weight without holding it."""
+    """A layer that represents a dense weight by factors."""
 
     name: str
     dense_shape: Shape
-    factors: tuple[Tensor, ...]  # two or more axes each
+    factors: tuple[Tensor, ...]  # each has two or more axes
 
 
 @dataclass(frozen=True)
 class FactorReport:
-    layers: int  # an embedding and the heads that are tied to it are one
-    factors: int  # distinct ones; a factor shared by two layers is one
-    missing: tuple[str, ...]  # layers of which a factor is not in the graph
-    folded: tuple[str, ...]  # layers whose dense weight's shape is there without a cause
-    unused: tuple[str, ...] = ()  # layers on which no output depends: not looked for
-    constant: tuple[str, ...] = ()  # layers that read no input: computed when the file is opened
+    layers: int  # an embedding and the heads tied to it count as one
+    factors: int  # distinct ones; a factor shared by two layers counts once
+    missing: tuple[str, ...]  # layers with a factor that is not in the graph
+    folded: tuple[str, ...]  # layers whose dense shape occurs in the graph without explanation
+    unused: tuple[str, ...] = ()  # layers that no output depends on; not checked
+    constant: tuple[str, ...] = ()  # layers that read no input; computed when the file is opened
 
     @property
     def kept(self) -> bool:
@@ -52,7 +53,7 @@ class FactorReport:
 
 
 def structured_layers(module: nn.Module) -> tuple[StructuredLayer, ...]:
-    """The layers of `module` made by a structure."""
+    """Return the layers of `module` that are modules of a structure."""
     return tuple(
         StructuredLayer(
             name,
@@ -64,13 +65,14 @@ def structured_layers(module: nn.Module) -> tuple[StructuredLayer, ...]:
 
 
 def _dense_shapes(module: nn.Module) -> dict[str, Shape]:
-    """Told by the contract of structures/: their modules form the dense weight in a property.
+    """Return the dense shape of each structured layer.
 
-    On the meta device it has a shape and no values, so nothing is computed.
+    Modules in structures/ have a property `weight`, the dense weight. It is evaluated on the meta
+    device, where it has a shape but no values.
     """
     empty = copy_structure(module, lambda _, tensor: tensor.to("meta"))
     found: dict[str, Shape] = {}
-    for name, part in empty.named_modules():  # a module before those within it
+    for name, part in empty.named_modules():  # parents come before their children
         if (
             any(base.__module__.startswith(_STRUCTURES) for base in type(part).__mro__)
             and isinstance(getattr(type(part), "weight", None), property)
@@ -86,10 +88,10 @@ def factors_kept(
     layers: tuple[StructuredLayer, ...],
     precision: str,
 ) -> FactorReport:
-    """Compare the weights of an optimised graph with the module that it came from.
+    """Compare the weights of an optimised graph with the module that it was exported from.
 
-    initializers: its floating-point weights of two or more axes.
-    precision: what the graph computes in; the module's weights are rounded to it first.
+    initializers: the graph's floating-point weights with two or more axes.
+    precision: precision of the graph; the module's weights are rounded to it first.
     """
     dtype = TORCH_DTYPES[precision]
     keys = {id(tensor): content_key(rounded(tensor, dtype)) for tensor in _matrices(module)}
@@ -105,7 +107,7 @@ def factors_kept(
             altered[shape] -= 1
         else:
             missing.add(key)
-    # A dense weight of the module that a fusion has changed has a cause; any other has not.
+    # An altered weight is explained if it has the shape of a dense weight that is no longer found.
     for key, own_shape in own.items():
         if key not in found and key not in factors:
             altered[shape_key(own_shape)] -= 1
@@ -124,7 +126,7 @@ def _matrices(module: nn.Module) -> Iterable[Tensor]:
 
 
 def factors_check(subject: Subject) -> Check:
-    """The graph after all of ONNX Runtime's optimisations still multiplies by the factors."""
+    """Check that the graph still contains the factors after all of ONNX Runtime's optimisations."""
     if subject.module is None:
         return Check("factors", "graph", None, "no reference network was given")
     structured = structured_layers(subject.module)

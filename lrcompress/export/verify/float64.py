@@ -1,4 +1,4 @@
-"""A network and a graph in float64, where rounding is too small to hide an error behind."""
+"""Evaluate a network and a graph in float64, where rounding is too small to hide errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MOST_PARAMETERS = 2**27  # 1 GB in float64, for the network and for the graph
 
 @dataclass(frozen=True, eq=False)
 class Double:
-    """The network in float64, or why it is not there."""
+    """The network in float64, or the reason why it is not available."""
 
     module: nn.Module | None
     reason: str = ""
@@ -37,7 +37,7 @@ class Double:
 
 
 def double(module: nn.Module, example: Batch) -> Double:
-    """A copy in float64, tried once on the example: some networks insist on float32."""
+    """Copy the network to float64 and run it once on the example: some networks require float32."""
     parameters = sum(p.numel() for p in module.parameters())
     if parameters > MOST_PARAMETERS:
         return Double(None, f"{parameters:,} parameters are above {MOST_PARAMETERS:,}")
@@ -58,9 +58,9 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class EvaluatedGraph:
-    """A graph evaluated by ONNX's own reference implementation, in float64 or as it is.
+    """A graph evaluated by ONNX's reference implementation, in float64 or in its own dtypes.
 
-    Raises whatever that raises for a graph that it cannot evaluate.
+    Passes on any exception that the implementation raises for a graph that it cannot evaluate.
     """
 
     def __init__(self, graph: onnx.ModelProto, folder: Path, *, wide: bool) -> None:
@@ -71,7 +71,7 @@ class EvaluatedGraph:
         model = read_graph(graph, folder)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         self.wide = wide
-        self.constants = _taken_out_(model)  # fed as inputs: no copy within the evaluator
+        self.constants = _taken_out_(model)  # fed as inputs, so that the evaluator holds no copy
         if wide:
             narrow = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
             widen_(model, narrow, ir.DataType.DOUBLE)
@@ -83,7 +83,7 @@ class EvaluatedGraph:
         feed: Mapping[str, NDArray[Any]],
         constants: Mapping[str, NDArray[Any]] = MappingProxyType({}),
     ) -> dict[str, NDArray[Any]]:
-        """Outputs by name. constants: values in place of those that the graph holds."""
+        """Return the outputs by name. constants: replacements for constants of the graph."""
         feed = {**feed, **self.constants, **constants}
         if self.wide:
             feed = {n: a.astype(np.float64) if a.dtype.kind == "f" else a for n, a in feed.items()}
@@ -92,7 +92,7 @@ class EvaluatedGraph:
 
 
 def _taken_out_(model: Any) -> dict[str, NDArray[Any]]:
-    """The fractions among the initializers, which become inputs of the graph."""
+    """Turn the floating-point initializers into graph inputs and return their values."""
     taken = {}
     for name, value in list(model.graph.initializers.items()):
         if value.const_value is not None and value.const_value.dtype.is_floating_point():
@@ -105,16 +105,16 @@ def _taken_out_(model: Any) -> dict[str, NDArray[Any]]:
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:
-    """A copy of what cannot be written to, such as a mapped file: torch would warn of it."""
+    """Convert to torch, copying read-only arrays such as mapped files, for which torch warns."""
     return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def _fast_operators() -> list[Any]:
-    """torch's kernels in place of loops in Python."""
+    """Return implementations by torch of operators that are Python loops in onnx."""
     from onnx.reference.ops.op_conv import Conv as PlainConv
     from onnx.reference.ops.op_erf import Erf as PlainErf
 
-    class Erf(PlainErf):  # type: ignore[misc]  # onnx gives these no types
+    class Erf(PlainErf):  # type: ignore[misc]  # onnx has no types for these
         def _run(self, x: NDArray[Any]) -> tuple[NDArray[Any]]:
             return (torch.erf(_tensor(x)).numpy(),)
 

@@ -1,4 +1,4 @@
-"""Checks of a file by itself: its form, its kernels, its placement, its size."""
+"""Checks of a file: well-formedness, CUDA kernels, placement, budget."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.
 
 
 def readable(path: Path) -> onnx.ModelProto:
-    """The graph without its external data.
+    """Load the graph without its external data.
 
     Raises:
-        ModelError: there is no such file, or it is no ONNX graph.
+        ModelError: the file does not exist, or it is not an ONNX graph.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such ONNX file; check the path")
     try:
         graph = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's DecodeError, or the system's
+    except Exception as error:  # protobuf's DecodeError, or an OSError
         raise ModelError(
             f"{path}: not a readable ONNX file (truncated or corrupt?); export it again"
         ) from error
@@ -55,7 +55,7 @@ def well_formed(subject: Subject) -> Check:
 def kernels(subject: Subject) -> Check:
     try:
         missing = missing_kernels(subject.graph, subject.precision)
-    except ModelError as error:  # the session opens it all the same: see parity
+    except ModelError as error:  # a session may still open the file; the parity check tells
         unknown = None if subject.provider == "cpu" else False
         return Check("kernels", "graph", unknown, f"not known: {error}")
     numbers = {"missing": [str(kernel) for kernel in missing]}
@@ -110,11 +110,11 @@ def budget(subject: Subject, promised: BudgetFacts) -> Check:
 
 
 def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
-    """Floating-point weights in the file. Stored constants of the arithmetic are none.
+    """Count the floating-point parameters in the file, without other stored constants.
 
-    Our own files keep the network's names, which tell its parameters from all else; in others,
-    and those of another network, only single numbers and the network's buffers (positions,
-    frequencies) are left out.
+    Our own files keep the network's names, which identify its parameters. In files of other
+    exporters or of another network, all weights count except single numbers and the network's
+    buffers (positions, frequencies).
     """
     weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
     if module is not None and graph.producer_name == PRODUCER:

@@ -1,9 +1,9 @@
-"""The check of a graph's inputs and outputs by name, number and order.
+"""Check the names, number and order of a graph's inputs and outputs.
 
-A file of ours has exactly the network's outputs, in their order. One from another exporter may
-leave out by-products (a pooler's output) or add what the network lacks (a pooled embedding): then
-nothing says whether those are right, so the check is not passed, nor failed. The network's main
-output has to be there in any case.
+Our own files must have exactly the network's outputs, in the same order. A file from another
+exporter may omit secondary outputs (a pooler's) or add outputs that the network lacks (a pooled
+embedding). Those cannot be verified, so the check neither passes nor fails. The network's main
+output is always required.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def interface(graph: onnx.ModelProto, wiring: Wiring) -> Check:
 
 
 def main_output(names: tuple[str, ...]) -> str:
-    """Of a network's outputs, by the names that the field knows, else the first result."""
+    """Return the main output: the first with a standard name, else the first non-auxiliary one."""
     known = [name for name in KNOWN if name in names]
     results = [name for name in names if name not in AUXILIARY]
     return (known or results or list(names))[0]

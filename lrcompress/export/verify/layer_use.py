@@ -1,6 +1,6 @@
-"""Which layers a graph of a network can hold: those whose result depends on an input and matters.
+"""Find the layers that a graph can contain: they depend on an input, and an output on them.
 
-A pooler whose output nobody returns is not in the graph. One that reads constants only (the
+A pooler whose output is not returned is not in the graph. A layer that reads only constants (the
 embedding of a fixed number of positions) is computed when the file is opened.
 """
 
@@ -18,15 +18,15 @@ from lrcompress.export.parity_inputs import Case, draw
 from lrcompress.network.batches import Batch
 from lrcompress.network.in_place import with_copies_if_needed
 
-_CASES = (Case(1, 3), Case(2, 2))  # two sizes: what stays the same is a constant
-_OWN_SHAPES = (Case(1, None), Case(2, None))  # of a network whose length is fixed
+_CASES = (Case(1, 3), Case(2, 2))  # an input that is equal in both sizes is a constant
+_OWN_SHAPES = (Case(1, None), Case(2, None))  # for a network with a fixed length
 
 
 @dataclass(frozen=True)
 class LayerUse:
     used: frozenset[str]
     unused: tuple[str, ...]  # no output depends on them
-    constant: tuple[str, ...]  # their input is always the same
+    constant: tuple[str, ...]  # their input never changes
 
 
 @dataclass
@@ -36,7 +36,7 @@ class _Seen:
 
 
 def layer_use(module: nn.Module, names: Iterable[str], batch: Batch) -> LayerUse:
-    """Run the network on two draws and follow its outputs back to the layers called `names`."""
+    """Run the network on two draws and trace its outputs back to the layers called `names`."""
     names = tuple(names)
     runs = _runs(module, names, batch)
     matters = runs[0][1]
@@ -50,7 +50,7 @@ def layer_use(module: nn.Module, names: Iterable[str], batch: Batch) -> LayerUse
 
 
 def _runs(module: nn.Module, names: tuple[str, ...], batch: Batch) -> list[tuple[_Seen, set[str]]]:
-    """On two draws; with the example's own sizes where the network takes no others."""
+    """Run the network on two draws, with the example's sizes if it accepts no others."""
     rows = Case(len(next(iter(batch.values()))), None)
     for cases in (_CASES, _OWN_SHAPES):
         generator = torch.Generator().manual_seed(0)
@@ -63,14 +63,14 @@ def _runs(module: nn.Module, names: tuple[str, ...], batch: Batch) -> list[tuple
 
 
 def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_Seen, set[str]]:
-    """What the layers saw, and which of them the outputs depend on."""
+    """Return the inputs and outputs of the layers, and the layers that the outputs depend on."""
     seen = _Seen()
 
     def note(name: str) -> Any:
         def hook(
             _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> Tensor:
-            # Copies: the network may go on to change its activations in place
+            # Copies, because the network may later change its activations in place
             seen.inputs[name] = (
                 (inputs[0] if inputs else next(iter(named.values()))).detach().clone()
             )
@@ -93,9 +93,9 @@ def _watched(module: nn.Module, names: tuple[str, ...], batch: Batch) -> tuple[_
 
 
 def _reached(seen: _Seen, raw: object) -> set[str]:
-    """The layers that some output depends on."""
+    """Return the names of the layers that any output depends on."""
     ends = [output.sum() for output in named_outputs(raw).values() if output.requires_grad]
-    if not ends:  # its forward turns gradients off: all that is known is which layers it calls
+    if not ends:  # the forward turns gradients off, so only the called layers are known
         return set(seen.outputs)
     total = torch.stack([end.double() for end in ends]).sum()
     called = list(seen.outputs)

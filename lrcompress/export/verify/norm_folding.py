@@ -1,7 +1,7 @@
 """Kernels with a batch norm folded into them: y = g (W x + b - mean) / sqrt(var + eps) + beta.
 
-An exporter stores W g / sqrt(var + eps) and the bias that goes with it, and neither of the
-network's own tensors.
+An exporter stores W g / sqrt(var + eps) and the corresponding bias instead of the network's own
+tensors.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lrcompress.export.verify.tensor_matching import Target
 
-_ROUNDINGS = 4  # of the root, the quotient, the product and the stored value
+_ROUNDINGS = 4  # of the root, the quotient, the product, and the stored value
 
 
 @dataclass(frozen=True, eq=False)
 class FoldedNorm:
-    """What a layer and the norm after it become."""
+    """The weight and bias of a layer with the following norm folded in."""
 
     weight: Target
     bias: Target
@@ -27,9 +27,9 @@ class FoldedNorm:
 
 
 def folded_norms(module: nn.Module, weight: str, dtype: torch.dtype) -> Iterator[FoldedNorm]:
-    """What the weight of that name would become with each norm of the network that fits it.
+    """Yield the result of folding each norm of matching size into the weight of that name.
 
-    dtype: of the file; the network's tensors are rounded to it before one is folded into another.
+    dtype: dtype of the file; the network's tensors are rounded to it before folding.
     """
     owner, _, last = weight.rpartition(".")
     if last != "weight":
@@ -40,7 +40,7 @@ def folded_norms(module: nn.Module, weight: str, dtype: torch.dtype) -> Iterator
         variance, mean = getattr(norm, "running_var", None), getattr(norm, "running_mean", None)
         if not isinstance(variance, Tensor) or not isinstance(mean, Tensor):
             continue
-        for axis in range(min(values.dim(), 2)):  # a transposed convolution has its outputs second
+        for axis in range(min(values.dim(), 2)):  # axis 1: outputs of a transposed convolution
             fits = bias is None or len(bias) == len(variance)
             if fits and values.shape[axis] == len(variance):
                 yield _folded(name, norm, weight, axis, layer, dtype)

@@ -1,16 +1,16 @@
-"""Does the file compute what the network computes? Row by row, on shapes it was not traced with.
+"""Compare the outputs of file and network row by row, on shapes it was not traced with.
 
 The error of an output is that of its worst row (a token's vector, an image's scores) relative to
-the root mean square of the rows. Rounding is random, so an error grows with the square root of
-what it passes through: with unit roundoff u, d products in the graph, each of inner size <= k,
+the root mean square of the rows. Rounding errors are random, so they grow with the square root of
+their number: with unit roundoff u and d products in the graph, each of inner size <= k,
 
     fp32  4 u sqrt(d k)    half precisions  4 u sqrt(d), as products accumulate in float32
 
-The factor 4 covers the worst of many rows. The outputs of a network of ill condition are further
-off, whoever computes them. So they are held against the network in float64, and the file is also
-allowed eight times the error of torch's own float32, and in half precision four times the error
-that rounding the weights alone makes in torch. What hides behind that is found by comparing values
-and by evaluating the graph in float64 (values_check.py, arithmetic_check.py).
+The factor 4 covers the worst of many rows. An ill-conditioned network has larger errors in any
+implementation. So outputs are compared with the network in float64, and the file is also allowed
+eight times the error of torch's float32, and in half precision four times the error that rounding
+only the weights causes in torch. Errors hidden by that are found by comparing values and by
+evaluating the graph in float64 (value_check.py, arithmetic_check.py).
 """
 
 from __future__ import annotations
@@ -56,15 +56,17 @@ def tolerance(precision: str, products: int, inner: int) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a file is held against: the network in float32, and what tells rounding from error."""
+    """The network that a file is compared with, in float32, in float64 and with rounded weights."""
 
     module: nn.Module  # in evaluation mode, float32
     double: Double
-    rounded: nn.Module | None  # with its weights rounded to the file's precision; None in float32
+    rounded: nn.Module | None  # with weights rounded to the file's precision; None for float32
 
     def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """As exactly as they are known, and in float32. What is no fraction is of float32, and so
-        is what overflows it."""
+        """Return the outputs in float64 where available, and in float32.
+
+        Integer outputs, and values that are not finite in float32, are those of float32 in both.
+        """
         with torch.no_grad():
             single = named_outputs(self.module(**copied(batch)))
         if self.double.module is None:
@@ -83,9 +85,9 @@ class Reference:
 class ParityResult:
     errors: Mapping[str, float]  # worst row of each output, over all cases
     cases: tuple[str, ...]  # shapes that were run
-    rounding: float  # worst row when torch rounds the weights and nothing else
-    own: float  # worst row of torch's float32 against float64; 0 where it was not computed
-    broken: str | None  # a case that ended in NaN, another shape, or an error
+    rounding: float  # worst row of torch when only the weights are rounded
+    own: float  # worst row of torch's float32 against float64; 0 if it was not computed
+    broken: str | None  # the first case that gave NaN, a different shape, or an error
 
     @property
     def worst(self) -> float:
@@ -94,7 +96,7 @@ class ParityResult:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A file that is open, beside its network, and the shapes to run both on."""
+    """An open file, its network, and the shapes to run both on."""
 
     session: Session
     reference: Reference
@@ -109,7 +111,7 @@ class Comparison:
 
     @property
     def fixed(self) -> dict[str, dict[int, int]]:
-        """Axes whose size the graph prescribes: input of the network -> axis -> size."""
+        """Axes whose size the graph fixes: input of the network -> axis -> size."""
         return {
             self.wiring.inputs[name]: {a: n for a, n in enumerate(arg.shape) if isinstance(n, int)}
             for name, arg in self.arguments.items()
@@ -117,10 +119,11 @@ class Comparison:
 
 
 def compare(comparison: Comparison) -> ParityResult:
-    """Run both on a draw of each shape.
+    """Run file and network on a draw of each shape and return their differences.
 
     Raises:
-        VerifyError: the graph's fixed axes ask for more input than is made up.
+        VerifyError: the graph's fixed axes require a larger input than is generated, or an input
+            has a dtype that cannot be fed.
     """
     session, reference, wiring = comparison.session, comparison.reference, comparison.wiring
     generator = torch.Generator().manual_seed(comparison.seed)
@@ -139,7 +142,7 @@ def compare(comparison: Comparison) -> ParityResult:
         feed = {name: fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
         try:
             got = dict(zip(wiring.outputs, session.run(list(wiring.outputs), feed), strict=True))
-        except Exception as error:  # ONNX Runtime's share no base below Exception
+        except Exception as error:  # ONNX Runtime's errors share no base below Exception
             return result(f"shape {shape}: {one_line(error, 300)}")
         exact, single = reference.outputs(drawn)
         with torch.no_grad():
@@ -169,7 +172,7 @@ def _refuse_huge(comparison: Comparison, fixed: Mapping[str, Mapping[int, int]])
 
 
 def shape_of(batch: Batch, case: Case | None = None) -> str:
-    """Rows, the longest sequence if there is one, and the sizes of other axes that vary."""
+    """Describe a batch: its rows, its longest sequence if any, and other axes that vary."""
     rows = next(iter(batch.values())).shape[0] if batch else 0
     lengths = [t.shape[1] for t in batch.values() if t.dim() == 2 and not t.is_floating_point()]
     others = {
@@ -191,14 +194,17 @@ def fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
 
 
 def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float | str:
-    """Worst row's error; padding does not count, except that it may not turn into NaN."""
+    """Return the worst row's error, or why the outputs cannot be compared.
+
+    Padding is ignored, except that it must not become NaN.
+    """
     theirs, ours = torch.as_tensor(got), wanted.detach().cpu()
     if theirs.shape != ours.shape:
         return f"has shape {tuple(theirs.shape)} where the network gives {tuple(ours.shape)}"
     if ours.dim() < 2:
         theirs, ours = theirs.reshape(-1, 1), ours.reshape(-1, 1)
     masks = [t for name, t in batch.items() if name.endswith(MASK) and t.shape == ours.shape[:2]]
-    mask = masks[-1].bool() if masks and ours.dim() == 3 else None  # a decoder's comes last
+    mask = masks[-1].bool() if masks and ours.dim() == 3 else None  # a decoder's mask is last
     worst = total = 0.0
     rows = 0
     for index in range(len(ours)):  # one example at a time: logits in float64 are large

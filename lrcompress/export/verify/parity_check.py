@@ -1,4 +1,4 @@
-"""The checks that a file computes what its network computes: as it runs, and in float64."""
+"""The checks that a file computes the same as its network: in ONNX Runtime, and in float64."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lrcompress.graph.upcast import upcast
 from lrcompress.scratch import scratch_folder
 
 _PRODUCTS = ("MatMul", "Gemm", "Conv", "Attention", "FusedMatMul", "FusedGemm", "Einsum")
-_OWN_ROUNDING = 8  # times torch's float32 error: worst of few rows against worst of few rows
-_RIGHT_ROUNDING = 16  # times any float32 error, of a graph that is right in float64
+_OWN_ROUNDING = 8  # allowed multiple of torch's float32 error; both are maxima over few rows
+_RIGHT_ROUNDING = 16  # allowed multiple of any float32 error for a graph that is right in float64
 
 
 def parity(
     subject: Subject, shapes: Sequence[Case] | None, seed: int, limit: float | None
 ) -> tuple[Check, ...]:
-    """Which tensor is which, outputs against the network's over shapes, and which shapes ran."""
+    """Run the checks interface, parity, arithmetic and shapes; only parity if they cannot run."""
     if subject.module is None or subject.batch is None:
         return (Check("parity", "numeric", None, "no reference network was given"),)
     if subject.precision == "bf16" and subject.provider == "cpu":
@@ -75,8 +75,10 @@ def _checks(
 
 
 def _numeric(subject: Subject, comparison: Comparison, limit: float | None) -> tuple[Check, Check]:
-    """As it runs, and in float64. A graph that is right in float64 is off by rounding alone, so
-    that one may be further from its network than any other."""
+    """Check parity in ONNX Runtime and arithmetic in float64.
+
+    The errors of a graph that is right in float64 are rounding errors, so a wider bound applies.
+    """
     result = compare(comparison)
     bound = tolerance(subject.precision, *_depth(subject.graph))
     bound = max(bound, 4 * result.rounding, _OWN_ROUNDING * result.own)
@@ -116,7 +118,7 @@ def _parity(result: ParityResult, bound: float, seed: int, *, unknown: bool) -> 
 
 
 def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
-    """Products in the graph, and the largest inner size that a stored weight gives one."""
+    """Return the number of products in the graph, and their largest inner size by the weights."""
     products = sum(node.op_type in _PRODUCTS for node in graph.graph.node)
     read_by_rows = {n.input[0] for n in graph.graph.node if n.op_type == "Gather"}
     inner = 1
@@ -139,10 +141,10 @@ def _free_axes(subject: Subject, session: Session, wiring: Wiring) -> FreeAxes:
 
 
 def _longest(subject: Subject) -> int | None:
-    """Positions that the network takes: noted by our exporter, or in its configuration."""
+    """Return the longest sequence that the network accepts, by our metadata or its config."""
     known = known_axes(subject.metadata).get(SEQUENCE)
     if known is not None and known.range.most is not None:
         return known.range.most
     config = getattr(subject.module, "config", None)
     positions = getattr(config, "max_position_embeddings", None)
-    return positions - 2 if isinstance(positions, int) else None  # some tables start at two
+    return positions - 2 if isinstance(positions, int) else None  # some tables start at row two

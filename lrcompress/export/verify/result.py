@@ -1,4 +1,4 @@
-"""What a check says, and what it is made of."""
+"""The result of a check, and the subject of the checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 5  # names listed in a message; the rest are counted
 
 @dataclass(frozen=True)
 class Check:
-    """passed is None where the check could not run; detail then says why."""
+    """The result of one check. passed is None if it could not decide; detail then says why."""
 
     name: str
     kind: Kind
@@ -31,7 +31,7 @@ class Check:
 
 @dataclass(frozen=True)
 class BudgetFacts:
-    """What the file may hold at most; None where nothing was promised."""
+    """The limits on the file's parameters and bytes; None: no limit."""
 
     params: int | None = None
     bytes: int | None = None
@@ -43,7 +43,7 @@ NO_BUDGET = BudgetFacts()
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A file and what it is held against."""
+    """A file and the network that it is compared with."""
 
     path: Path
     graph: onnx.ModelProto  # without external data
@@ -54,7 +54,7 @@ class Subject:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the file tells of itself."""
+        """The metadata entries of the file."""
         return {entry.key: entry.value for entry in self.graph.metadata_props}
 
 

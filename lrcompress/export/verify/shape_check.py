@@ -1,4 +1,4 @@
-"""The check of which sizes a graph was run in: what its fixed axes exclude is not claimed."""
+"""Check whether a graph accepts the batch sizes and lengths that its network accepts."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NAME = "shapes"
 
 
 def shapes_check(subject: Subject, comparison: Comparison) -> Check:
-    """Whether every batch and length that the network takes is one that the graph takes.
+    """Check whether the graph fixes a batch or length for which the network accepts other sizes.
 
-    Only these are tried: axes of an image, say, keep the example's sizes in both.
+    Other axes, such as those of an image, are not tried.
     """
     bad = malformed(subject.metadata)
     check = _check(subject, comparison)
@@ -34,7 +34,7 @@ def _check(subject: Subject, comparison: Comparison) -> Check:
     assert subject.module is not None
     meant = fixed_axes(subject.metadata) or {}
     names = {theirs: ours for ours, theirs in comparison.wiring.inputs.items()}
-    narrow: list[tuple[int, str]] = []  # axis, and where it is
+    narrow: list[tuple[int, str]] = []  # axis, and its description
     asked: list[tuple[int, str]] = []
     for name, axes in comparison.fixed.items():
         sequence = comparison.batch[name].dim() == 2
@@ -57,7 +57,7 @@ def _check(subject: Subject, comparison: Comparison) -> Check:
 
 
 def _takes_another(module: nn.Module, comparison: Comparison, axis: int) -> bool:
-    """Whether the network runs with one row, or one position, more than the graph prescribes."""
+    """Whether the network runs with one more row, or one more or fewer positions, than fixed."""
     fixed = comparison.fixed
     rows = next((axes[0] for axes in fixed.values() if 0 in axes), 2)
     lengths = [axes[1] for name, axes in fixed.items() if 1 in axes]
@@ -76,6 +76,6 @@ def _runs(module: nn.Module, batch: Batch) -> bool:
     try:
         with torch.no_grad():
             module(**copied(batch))
-    except Exception:  # the network's own code, at a size that it may refuse
+    except Exception:  # the network's own code, which may refuse the size
         return False
     return True

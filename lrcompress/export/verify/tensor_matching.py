@@ -1,9 +1,9 @@
-"""Which stored constant is which tensor of the network, and whether the two are equal in value.
+"""Match the stored constants of a graph with the network's tensors, and compare their values.
 
-A tensor is looked for under its name in a file that keeps the network's names, else by its values:
-in every order of its axes and in any shape. Equal means equal up to rounding to the dtype that it
-is stored in. A stored tensor that is near one of the network's and equal to none was changed. One
-that resembles nothing (an optimiser computed it from several) is reported as not found.
+In a file that keeps the network's names, a tensor is looked up by name. Otherwise it is looked up
+by its values, in every order of its axes and in any shape. Equal means equal up to rounding to the
+stored dtype. A stored tensor that is near one of the network's but equals none was changed. A
+network tensor that resembles no constant (an optimiser merged it with others) counts as absent.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.graph.stored_constants import Order, Stored, probe_places
 from lrcompress.messages import label
 
-# Twice the unit roundoff: the rounding of the file, and that of whoever made the value
+# Twice the unit roundoff: the rounding of the file, and that of the computation of the value
 ROUNDING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
 _PRECISIONS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
-_SMALLEST = {"fp32": 2.0**-126, "fp16": 1.01e-7, "bf16": 2.0**-126}  # below it, rounding is to zero
-_NEAR = 0.1  # of its root mean square: further apart, two tensors have nothing to do with another
-_MOST = 0.75  # of the values of a tensor that was changed in places are as they were, or nearly
-_FEW = 16  # a tensor of fewer values may be near another by chance
+_SMALLEST = {"fp32": 2.0**-126, "fp16": 1.01e-7, "bf16": 2.0**-126}  # below: flushed to zero
+_NEAR = 0.1  # of the tensor's scale: tensors that differ by more are unrelated
+_MOST = 0.75  # share of nearly equal values by which a changed tensor is recognised
+_FEW = 16  # a tensor with fewer values may be near another by chance
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """A tensor that the graph should hold, of float32 or of whole numbers, on the CPU."""
+    """A tensor that the graph should contain: float32 or integers, on the CPU."""
 
     name: str
     values: Tensor
-    roundings: int = 1  # of a tensor that was computed: how often each value was rounded
-    extra: float = 0.0  # and what that may add where its terms cancel
+    roundings: int = 1  # number of roundings of each value, for a computed tensor
+    extra: float = 0.0  # additional absolute error, where terms may cancel
 
     @property
     def size(self) -> int:
@@ -54,10 +54,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Difference:
-    tensor: str  # of the network
-    stored: str  # of the graph
-    error: float  # largest difference, of its root mean square; infinite: another's values
-    row: int  # of the tensor's first axis, where it is largest
+    tensor: str  # name in the network
+    stored: str  # name in the graph
+    error: float  # largest difference, relative to the root mean square; inf: another's values
+    row: int  # index on the tensor's first axis of the largest difference
 
     def __str__(self) -> str:
         if self.error == inf:
@@ -74,16 +74,16 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    found: Mapping[str, Stored]  # tensors that are stored as they are
+    found: Mapping[str, Stored]  # tensors that are stored unchanged
     differing: tuple[Difference, ...]
     absent: tuple[str, ...]
 
 
 class Constants:
-    """The constants of a graph, to be looked up by value.
+    """The constants of a graph, for lookup by name and by value.
 
-    names: constants that are known to hold the parameter of that name, of which a file may have
-        several copies (as it is, and transposed); empty where names say nothing.
+    names: for each parameter, the constants that hold it by name, possibly several copies (plain
+        and transposed); empty if the file does not keep the network's names.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Constants:
             else:
                 closed.add(id(near[1]))
                 changed.append(near)
-        for target in targets:  # a copy of a tensor that is stored as it is elsewhere
+        for target in targets:  # a changed copy of a tensor that is also stored unchanged
             if target.name in found:
                 near = self._unnamed_nearest(target, closed)
                 if near is not None:
@@ -141,12 +141,12 @@ class Constants:
         return Matches(found, tuple(difference for difference, _ in changed), tuple(absent))
 
     def look_up(self, target: Target) -> Stored | Difference | None:
-        """By value alone: the constant that equals it, else how the nearest one differs."""
+        """Look up by value only: return the equal constant, or how the nearest one differs."""
         near = self._nearest(target, set())
         return self._equal(target) or (None if near is None else near[0])
 
     def unlike(self, targets: Iterable[Target]) -> tuple[Stored, ...]:
-        """The floating-point constants that equal none of the targets."""
+        """Return the floating-point constants that equal none of the targets."""
         by_size: dict[int, list[Target]] = defaultdict(list)
         for target in targets:
             if target.values.is_floating_point():
@@ -170,7 +170,7 @@ class Constants:
         return (one for one in self.by_size.get(target.size, ()) if one.whole == whole)
 
     def _difference(self, target: Target, one: Stored) -> Difference | None:
-        """From a constant that should hold it; None if it does."""
+        """Return how a constant that should hold the target differs; None if it is equal."""
         if one.size != target.size or one.whole == target.values.is_floating_point():
             return Difference(target.name, one.name, inf, 0)
         distances = np.abs(one.probes - target.probe())  # (orders, probes)
@@ -183,18 +183,21 @@ class Constants:
         return one in self._of_its_kind(target) and bool(_is_near(target.probe(), one).any())
 
     def _copy(self, one: Stored, equal: Stored | None) -> bool:
-        """Whether it should be a copy of the constant that equals its parameter."""
+        """Whether `one` should be a copy of `equal`, which holds the parameter of its name."""
         return equal is not None and (one.size, one.whole) == (equal.size, equal.whole)
 
     def _unnamed_nearest(
         self, target: Target, closed: set[int]
     ) -> tuple[Difference, Stored] | None:
-        """A file that keeps names holds what it has of a tensor under its name: what only resembles
-        it there was computed by the tracer."""
+        """Return the nearest constant, but None if the file keeps names.
+
+        In such a file a constant that resembles a tensor but does not have its name was computed
+        by the tracer.
+        """
         return None if self.names else self._nearest(target, closed)
 
     def _nearest(self, target: Target, closed: set[int]) -> tuple[Difference, Stored] | None:
-        """The constant that resembles it and is not known to be another tensor."""
+        """Return a constant not in `closed` that resembles the target, and the difference."""
         if target.size < _FEW:
             return None
         probe = target.probe()
@@ -221,7 +224,7 @@ class Constants:
         return allowed + max(target.extra, *(_SMALLEST[name] for name in names))
 
     def _compare(self, target: Target, one: Stored, order: Order) -> Difference | None:
-        """Every value; None if all are equal but for their rounding."""
+        """Compare every value; return None if all are equal up to rounding."""
         flat = target.values.reshape(-1)
         start, worst, place, total = 0, 0.0, -1, 0.0
         for theirs in one.chunks(order):
@@ -245,22 +248,22 @@ class Constants:
 
 
 def precision_of_dtype(dtype: str) -> str:
-    """Of a stored constant's dtype, as onnx_ir names it in lower case."""
+    """Return the precision ("fp32", ...) of a dtype in onnx_ir's naming, in lower case."""
     return _PRECISIONS[dtype]
 
 
 def _is_near(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:
-    """By most of its values, so that a few wild ones do not hide which tensor it was."""
+    """Whether the median difference is small, for each order of axes; outliers do not matter."""
     scale = sqrt(float(np.square(probe).mean()))
     near: NDArray[np.bool_] = np.median(np.abs(one.probes - probe), axis=1) <= _NEAR * scale
     return near & (scale > 0)
 
 
 def _is_alike(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:
-    """Whether it resembles a constant that no name connects with it, value by value.
+    """Whether most values are nearly equal, for each order of axes, when names do not match.
 
-    Held against each value and against how much they vary: weights of two norms are all near one,
-    and a multiple of a tensor is near it wherever that is near zero.
+    Differences must be small relative to each value and to the standard deviation. The weights of
+    any two norms are near one, and a multiple of a tensor is near it where the tensor is near zero.
     """
     allowed = _NEAR * np.minimum(np.abs(probe), probe.std())
     alike: NDArray[np.bool_] = (np.abs(one.probes - probe) <= allowed).mean(axis=1) >= _MOST

@@ -1,4 +1,4 @@
-"""Which parameters and buffers of a network its outputs depend on, from one run on an example."""
+"""Find the parameters and buffers that a network's outputs depend on, by a run on an example."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lrcompress.network.batches import Batch
 
 
 def tensors_used(module: nn.Module, batch: Batch) -> frozenset[int] | None:
-    """The ids of the floating-point parameters and buffers that reach an output.
+    """Return the id() of each floating-point parameter and buffer that an output depends on.
 
-    Only the graph of the backward pass is walked; no gradient is computed. None if the network's
-    own code turns gradients off, so that nothing is known.
+    The autograd graph is traversed; no gradient is computed. None if that is impossible: the
+    network's code turns gradients off, or its forward raises RuntimeError.
     """
     tensors = [
         tensor
@@ -29,7 +29,7 @@ def tensors_used(module: nn.Module, batch: Batch) -> frozenset[int] | None:
         with torch.enable_grad():
             outputs = named_outputs(module(**copied(batch))).values()
         reached = _leaves(outputs)
-    except RuntimeError:  # it writes into a buffer in place
+    except RuntimeError:  # for example an in-place write into a buffer
         reached = None
     finally:
         for tensor, before in zip(tensors, asked, strict=True):

@@ -1,8 +1,8 @@
-"""The check that the graph holds the network's own numbers: every factor, table, bias and norm.
+"""Check that the graph contains the network's values: every factor, table, bias and norm.
 
-Parity sees a wrong weight only through the outputs, on the inputs that were drawn: not the row of a
-table that no input asked for, nor a small error in an inner layer. The graph is taken as it was
-written, before ONNX Runtime fuses anything, so that equal weights are equal numbers.
+Parity sees a wrong weight only through the outputs for the drawn inputs. It misses a table row that
+no input reads, or a small error in an inner layer. The graph is examined as written, before ONNX
+Runtime fuses anything, so that equal weights have equal values.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.graph.stored_constants import Stored, stored_constants
 
 _EPSILONS = ("eps", "variance_epsilon", "epsilon")
-_DEFAULT_EPSILON = 1e-5  # of ONNX, where a node names none
-_SINGLE = 2.0**-22  # attributes are float32
+_DEFAULT_EPSILON = 1e-5  # ONNX's default for the attribute
+_SINGLE = 2.0**-22  # relative tolerance, because attributes are float32
 
 
 @dataclass(frozen=True)
 class ValueReport:
-    found: int  # tensors that the graph holds as the network does
+    found: int  # tensors that are stored unchanged
     differing: tuple[Difference, ...]
-    absent: tuple[str, ...]  # tensors that outputs depend on and that are not stored as they are
-    absent_factors: tuple[str, ...]  # those among them that are a structure's factors
-    epsilons: tuple[str, ...]  # norms whose epsilon is another's
+    absent: tuple[str, ...]  # tensors that outputs depend on but that were not found
+    absent_factors: tuple[str, ...]  # such tensors that are factors of a structure
+    epsilons: tuple[str, ...]  # norms with a wrong epsilon or axis
 
 
 def values_check(subject: Subject) -> Check:
-    """Every tensor of the network that an output depends on, against the constants of the graph."""
+    """Compare every tensor that an output depends on with the constants of the graph."""
     if subject.module is None or subject.batch is None:
         return Check("values", "numeric", None, "no reference network was given")
     report = compare_values(subject)
@@ -94,7 +94,7 @@ def compare_values(subject: Subject) -> ValueReport:
     absent = [n for n in matches.absent if n not in folds.absorbed | buffers]
     absent = [n for n in absent if not _changes_nothing(tensors[n])]
     if any(id(tensors[n]) in factors for n in absent):
-        # What a layer makes of a constant (relative positions, say) may be stored in its place
+        # The graph may store a layer's output for a constant input (say, relative positions)
         use = layer_use(module, (layer.name for layer in layers), batch)
         open_ = [layer for layer in layers if layer.name not in use.constant]
         factors = {id(f) for layer in open_ for f in layer.factors}
@@ -115,7 +115,7 @@ class _Folds:
 
 
 def _folded(module: nn.Module, constants: Constants, matches: Matches) -> _Folds:
-    """Weights that are not stored as they are, looked for with a norm folded into them."""
+    """Look for weights that are not stored unchanged, with a norm folded into them."""
     found: dict[str, Stored] = {}
     differing: list[Difference] = []
     absorbed: set[str] = set()
@@ -141,20 +141,22 @@ def _folded(module: nn.Module, constants: Constants, matches: Matches) -> _Folds
 
 
 def _counts(tensor: Tensor, used: frozenset[int] | None) -> bool:
-    """Whether it may be in the graph. Of whole numbers nothing tells: they have no gradient."""
+    """Whether to look for the tensor. Use of integer tensors is unknown: they have no gradient."""
     if not tensor.is_floating_point():
         return tensor.dtype in (torch.int64, torch.int32)
     return used is None or id(tensor) in used
 
 
 def _changes_nothing(tensor: Tensor) -> bool:
-    """A bias of zeros or a scale of ones: an exporter leaves it out."""
+    """Whether it may be a bias of zeros or a scale of ones, which an exporter omits."""
     return bool((tensor == 0).all() or (tensor == 1).all())
 
 
 def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, list[Stored]]:
-    """The constants that our exporter named after a parameter, under one name of several that are
-    tied; as it is before transposed."""
+    """Return the constants that our exporter named after each parameter, plain before transposed.
+
+    Tied parameters are listed under their first name.
+    """
     first: dict[int, str] = {}
     names = {name: first.setdefault(id(t), name) for name, t in _tensors(module)}
     found: dict[str, list[Stored]] = {}
@@ -166,14 +168,17 @@ def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, list[Stor
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers, tied ones under each of their names."""
+    """Yield parameters and buffers, tied ones under each of their names."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
 
 def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:
-    """Norm nodes whose epsilon is that of none of the norms that have their weight, and those that
-    are over other axes than their weight has."""
+    """Return errors of norm nodes, which are found by their weight.
+
+    A node is wrong if no norm with that weight has its epsilon, or if it normalises other axes than
+    its weight has.
+    """
     owners: dict[int, list[tuple[str, float]]] = {}
     nodes: dict[int, Any] = {}
     for name, stored in found.items():
@@ -197,7 +202,10 @@ def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:
 
 
 def _over_last_axes(node: Any) -> bool:
-    """ONNX Runtime fuses an Add into a layer norm without a look at its axis."""
+    """Whether a layer norm covers exactly the axes of its weight.
+
+    ONNX Runtime fuses an Add into a layer norm without checking its axis.
+    """
     axis, rank = node.attributes.get("axis"), node.inputs[0].shape
     if node.op_type != "LayerNormalization" or axis is None or rank is None:
         return True

@@ -1,7 +1,7 @@
-"""Prove an ONNX file: well formed, equal to its network, still factorised, placed, and in budget.
+"""Verify an ONNX file: well-formed, equal to its network, still factorised, placed, in budget.
 
-Every check says what it found in numbers. One that could not run says why and counts neither as
-passed nor as failed.
+Every check reports its findings in numbers. A check that could not run says why and counts as
+neither passed nor failed.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _PRECISIONS = {
 class VerifyOptions:
     provider: ProviderName = "cpu"
     budget: BudgetFacts = NO_BUDGET
-    shapes: tuple[Case, ...] | None = None  # None: a spread around the example's own
-    tolerance: float | None = None  # of the outputs' scale; None: see export/verify/parity.py
+    shapes: tuple[Case, ...] | None = None  # None: various shapes around the example's own
+    tolerance: float | None = None  # relative to the outputs; None: see export/verify/parity.py
     seed: int = 0
 
 
@@ -83,22 +83,22 @@ def verify(
     batch: Batch | None = None,
     options: VerifyOptions | None = None,
 ) -> VerifyReport:
-    """Hold the file at `path` against the network it should compute.
+    """Check the file at `path` against the network that it should compute.
 
-    The file may come from any exporter. Without a module only the file itself is examined.
+    The file may come from any exporter. Without a module only the file itself is checked.
 
     Raises:
-        ModelError: the file, or the weights beside it, cannot be read.
-        VerifyError: the network fails on the batch, so that nothing can be compared.
+        ModelError: the file, or its external data, cannot be read.
+        VerifyError: the network fails on the batch, or a batch is missing.
     """
     options = options or VerifyOptions()
     path = Path(path)
     graph = readable(path)
-    file_bytes(path)  # names missing external data before anything stumbles over it
+    file_bytes(path)  # reports missing external data before other code fails on it
     if module is not None and not batch:
         raise VerifyError("a reference network needs example inputs to run on; give data")
     reference = cast_copy(module, "fp32") if module is not None else None
-    if batch is not None:  # the reference computes in float32, whatever the network does
+    if batch is not None:  # the reference computes in float32
         batch = {n: t.float() if t.is_floating_point() else t for n, t in batch.items()}
     subject = Subject(path, graph, precision_of(graph), options.provider, reference, batch)
     formed = well_formed(subject)
@@ -121,7 +121,7 @@ def verify(
 
 
 def precision_of(graph: onnx.ModelProto) -> str:
-    """The dtype that most of its weights are in; fp32 without any."""
+    """Return the precision of most of the weights; fp32 if there are none."""
     held: Counter[str] = Counter()
     for tensor in graph.graph.initializer:
         if tensor.data_type in _PRECISIONS:

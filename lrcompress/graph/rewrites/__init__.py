@@ -1,4 +1,4 @@
-"""Edits of an exported graph: one a file, applied in the order of REWRITES."""
+"""Rewrites of an exported graph, one per module, applied in the order of REWRITES."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""x * (1 / sqrt(v)) as x / sqrt(v), the form of an RMS norm that ONNX Runtime fuses."""
+"""Rewrite x * (1 / sqrt(v)) as x / sqrt(v), the form of an RMS norm that ONNX Runtime fuses."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Drop what the tracer noted about itself: stack traces with this machine's paths, mostly.
+"""Remove the tracer's metadata, mostly stack traces with paths of this machine.
 
-In a small model these notes outweigh the parameters.
+In a small model it is larger than the parameters.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Give weights the names that the network knows them by.
+"""Rename weights to the network's names.
 
-The tracer knows a parameter as `module.<name>`, and one that it stored transposed for a MatMul as
-`val_76`; they become `<name>` and `<name>.T`. One of more axes that it stored in another order, or
-with axes of one, becomes `<name>.reordered`.
+The tracer names a parameter `module.<name>`, and one stored transposed for a MatMul `val_76`. They
+become `<name>` and `<name>.T`. A parameter with more than two axes that is stored in another order,
+or with additional axes of size one, becomes `<name>.reordered`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from lrcompress.graph.rewrites.rewrite import RewriteResult
 
-WRAPPER = "module."  # where NamedForward keeps the network
+WRAPPER = "module."  # the attribute of NamedForward that holds the network
 TRANSPOSED, REORDERED = ".T", ".reordered"
 _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
@@ -29,7 +29,7 @@ def name_weights_(model: Any) -> RewriteResult:
         parameters = [source for source in sources if source.startswith(WRAPPER)]
         if axes == 2 and parameters and len(sources) == 1:
             new = parameters[0].removeprefix(WRAPPER) + TRANSPOSED
-        elif axes > 2 and len(parameters) == 1:  # beside it, at most the axes of an Unsqueeze
+        elif axes > 2 and len(parameters) == 1:  # another source can be the axes of an Unsqueeze
             new = parameters[0].removeprefix(WRAPPER) + REORDERED
         if new.endswith((TRANSPOSED, REORDERED)) and not _may_be(
             value, initializers, parameters[0]
@@ -43,15 +43,15 @@ def name_weights_(model: Any) -> RewriteResult:
         if new in taken:
             continue
         taken.add(new)
-        initializers[old].name = new  # the graph's table follows
+        initializers[old].name = new  # this updates the keys of `initializers`
         changes += 1
     return RewriteResult("name_weights", changes)
 
 
 def _may_be(value: Any, initializers: Any, parameter: str) -> bool:
-    """Whether it holds the parameter's values, which can be told where those are there too.
+    """Whether the value may hold the parameter's values; known only if the parameter is stored too.
 
-    The tracer computes constants from one parameter in advance: 1 - p beside p is no copy of it.
+    The tracer precomputes constants from a single parameter p: 1 - p is not a copy of it.
     """
     if parameter not in initializers:
         return True
@@ -60,5 +60,5 @@ def _may_be(value: Any, initializers: Any, parameter: str) -> bool:
 
 
 def parameter_name(name: str) -> str:
-    """Of the parameter that a weight of the file is, in whatever order."""
+    """Return the name of the parameter that a stored weight holds, in any order of its axes."""
     return name.removesuffix(TRANSPOSED).removesuffix(REORDERED)

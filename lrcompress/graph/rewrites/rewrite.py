@@ -1,4 +1,4 @@
-"""The contract of a rewrite: it edits a graph in place and says what it changed."""
+"""The interface of a rewrite, which edits a graph in place and reports its changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 class RewriteResult:
     name: str
     changes: int  # nodes or initializers that were edited
-    note: str = ""  # what the user should know of it
+    note: str = ""  # for the user
 
     @property
     def changed(self) -> bool:
@@ -19,13 +19,13 @@ class RewriteResult:
 
 
 class Rewrite(Protocol):
-    """A function of an onnx_ir.Model. The graph computes the same numbers before and after."""
+    """A function that edits an onnx_ir.Model. The graph still computes the same numbers."""
 
     def __call__(self, model: Any, /) -> RewriteResult: ...
 
 
 def apply_rewrites_(model: Any, rewrites: Iterable[Rewrite]) -> tuple[RewriteResult, ...]:
-    """Apply them in order; then drop what nothing uses and sort the nodes."""
+    """Apply the rewrites in order, then remove unused and duplicate nodes and sort the rest."""
     import onnx_ir.passes.common as passes
 
     results = tuple(rewrite(model) for rewrite in rewrites)

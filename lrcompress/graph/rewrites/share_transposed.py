@@ -1,7 +1,7 @@
-"""Store a weight once that the tracer stored twice, the second time transposed.
+"""Share a weight that the tracer stored twice, plain and transposed.
 
 A tied output head multiplies by the transpose of the embedding. ONNX Runtime transposes constants
-when it opens the file, so the shared form costs nothing at run time.
+when it opens the file, so sharing costs nothing at run time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def share_transposed_(model: Any) -> RewriteResult:
 
 
 def _may_go(copy: Any, kept: Any) -> bool:
-    """Lookups read rows, so the copy that a Gather reads is the one to keep."""
+    """Whether the copy can be removed. A copy that a Gather reads is kept, as lookups read rows."""
     if copy is kept or copy.is_graph_output() or not copy.uses() or not kept.uses():
         return False
     return all(user.op_type != "Gather" for user, _ in copy.uses())
@@ -51,5 +51,5 @@ def _transposes(kept: Any, copy: Any) -> bool:
     if kept.dtype != copy.dtype:
         return False
     a, b = kept.const_value.numpy(), copy.const_value.numpy().T
-    # one row tells most pairs apart without comparing them whole
+    # Comparing one row first avoids most full comparisons
     return bool(np.array_equal(a[0], b[0])) and bool(np.array_equal(a, b))

@@ -1,8 +1,8 @@
-"""Reshape by a constant where the sizes that vary stay in place.
+"""Make the target of a Reshape constant where the variable sizes keep their axes.
 
-(batch, sequence, 384) -> (batch, sequence, 12, 32) needs no sizes gathered at run time: 0 keeps
-the input's size and one -1 is inferred, so [0, 0, 12, 32] does. Without the Shape, Gather and
-Concat nodes nothing of it is left to the CPU beside a GPU.
+(batch, sequence, 384) -> (batch, sequence, 12, 32) needs no sizes computed at run time: in the
+target [0, 0, 12, 32] each 0 keeps the input's size, and one -1 could be inferred. Without the
+Shape, Gather and Concat nodes no part of it runs on the CPU when a GPU is used.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def static_reshapes_(model: Any) -> RewriteResult:
         constant.outputs[0].shape = ir.Shape([len(sizes)])
         node.graph.insert_before(node, constant)
         node.replace_input_with(1, constant.outputs[0])
-        node.attributes.pop("allowzero", None)  # 0 keeps a size
+        node.attributes.pop("allowzero", None)  # by default 0 keeps a size
         changes += 1
     return RewriteResult("static_reshapes", changes)
 
 
 def _constant_sizes(source: list[Any], result: list[Any]) -> list[int] | None:
-    """Sizes by which a Reshape gets from shape to shape, or None if they vary."""
+    """Return a constant target for a Reshape from `source` to `result`, or None."""
     sizes: list[int] = []
     for axis, size in enumerate(result):
         if isinstance(size, int):
@@ -54,5 +54,5 @@ def _constant_sizes(source: list[Any], result: list[Any]) -> list[int] | None:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Both the same named size; two unknown sizes are never the same."""
+    """Whether both are the same named size; two unknown sizes are never the same."""
     return not isinstance(b, int) and a.value is not None and a.value == b.value

@@ -1,8 +1,8 @@
-"""Take out masks that allow everything: vision models make one for their patches, text models
-where they are given none. Such a mask adds 0 to every score and multiplies every result by 1.
+"""Remove masks that allow everything.
 
-Only what grows from a constant of truth values is followed, so no weight is ever touched, be it
-zero or one.
+Vision models create one for their patches, text models if they are given none. Such a mask adds 0
+to every score and multiplies every result by 1. Only values computed from a boolean constant are
+followed, so no weight is ever removed, even if it is zero or one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CASTS = ("Cast", "CastLike")
 
 
 def trivial_masks_(model: Any) -> RewriteResult:
-    known: dict[int, float] = {}  # id of a value -> the one number that it is filled with
+    known: dict[int, float] = {}  # id of a value -> the number in all of its elements
     for value in model.graph.initializers.values():
         if value.dtype.name == "BOOL" and value.const_value.size > 0:
             entries = value.const_value.numpy()
@@ -46,7 +46,7 @@ def _filled_with(node: Any, known: dict[int, float]) -> float | None:
 
 
 def _skipped_(node: Any, known: dict[int, float]) -> bool:
-    """Let users of x + 0 or x * 1 read x, where that has the sum's shape."""
+    """Replace x + 0 or x * 1 by x if the shapes are equal; return whether that was done."""
     neutral = 0.0 if node.op_type == "Add" else 1.0
     result = node.outputs[0]
     for index, other in enumerate(node.inputs):

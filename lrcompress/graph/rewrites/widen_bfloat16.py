@@ -1,8 +1,8 @@
-"""Float32 around operators that have no bfloat16 kernel: convolutions before opset 22, norms and
-pooling of image networks, interpolation.
+"""Run operators without a bfloat16 kernel in float32.
 
-Their weights stay stored in bfloat16; ONNX Runtime widens them once, when it opens the file. Where
-one such operator follows another, what flows between them stays float32.
+These are convolutions before opset 22, norms and pooling of image networks, and interpolation.
+Their weights are stored in bfloat16; ONNX Runtime converts them once, when it opens the file.
+Activations between two such operators stay float32.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lrcompress.graph.rewrites.rewrite import RewriteResult
 
 
 def widen_bfloat16_(model: Any) -> RewriteResult:
-    widened: dict[tuple[Any, Any], Any] = {}  # graph and bfloat16 value -> the same in float32
+    widened: dict[tuple[Any, Any], Any] = {}  # graph and bfloat16 value -> float32 value
     chosen = [node for node in model.graph.all_nodes() if _lacks_kernel(node, model)]
     for node in chosen:
         _widen_(node, widened)
@@ -37,7 +37,7 @@ def _widen_(node: Any, widened: dict[tuple[Any, Any], Any]) -> None:
             widened[node.graph, value] = cast.outputs[0]
         node.replace_input_with(index, widened[node.graph, value])
     for value in node.outputs:
-        # Some values come without a type: the chosen operators all give what they take
+        # Untyped outputs are bfloat16 too: the chosen operators return the dtype of their inputs
         if value.dtype not in (ir.DataType.BFLOAT16, None):
             continue
         name = value.name
@@ -59,7 +59,7 @@ def _cast(value: Any, dtype: Any, name: str) -> Any:
 
 
 def _lacks_kernel(node: Any, model: Any) -> bool:
-    """Whether the CUDA provider runs the node in float32 and not in bfloat16."""
+    """Whether the CUDA provider can run the node in float32 but not in bfloat16."""
     import onnx_ir as ir
 
     from lrcompress.graph.kernels import why_missing

@@ -1,10 +1,10 @@
-"""How far apart two outputs of a network are, and random probes of that curvature. One objective
-is one file and one row of OBJECTIVES.
+"""Objectives: divergences between two outputs of a network, and random probes of their curvature.
 
-Each divergence D(f, g) vanishes with its gradient at g = f, so its Hessian there is all that a
-small change sees; for a softmax or a sigmoid it is averaged over finite changes (smoothing.py). A
-probe v has E[v v^T] = that Hessian, hence E[(v^T J)^T (v^T J)] is the Gauss-Newton
-matrix: one backward pass, no labels (Martens 2020, sec. 9).
+Each objective is one file and one row of OBJECTIVES. A divergence D(f, g) and its gradient vanish
+at g = f, so only its Hessian there matters for a small change. For a softmax or a sigmoid the
+Hessian is averaged over finite changes (smoothing.py). A probe v has E[v v^T] = that Hessian, so
+E[(v^T J)^T (v^T J)] is the Gauss-Newton matrix: one backward pass, no labels (Martens 2020,
+sec. 9).
 """
 
 from __future__ import annotations

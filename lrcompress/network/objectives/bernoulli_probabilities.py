@@ -1,4 +1,4 @@
-"""Probabilities of yes or no, as a sigmoid gives them, each feature on its own."""
+"""Objective for independent binary probabilities, such as the output of a sigmoid."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lrcompress.network.objectives.smoothing import sigmoid_probe
 
 
 class BernoulliProbabilities(Objective):
-    """D = sum over features of KL(p || q) in nats between probabilities of yes or no.
+    """D = sum over features of KL(p || q) in nats between binary probabilities.
 
-    Hessian diag(1 / (p + FLOOR) + 1 / (1 - p + FLOOR)), which is 1 / (p (1 - p)) but bounded:
-    through the sigmoid's derivative it is the curvature that the logits have under `bernoulli`,
-    whose probes are taken to what the logits are here.
+    Hessian diag(1 / (p + FLOOR) + 1 / (1 - p + FLOOR)), which is 1 / (p (1 - p)) but bounded.
+    Multiplied by the sigmoid's derivative on both sides, it is the Hessian of `bernoulli` by the
+    logits. So `bernoulli` probes are drawn and multiplied by the logit's derivative by p.
     """
 
     name = "bernoulli-probabilities"
@@ -34,6 +34,6 @@ class BernoulliProbabilities(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """Compares whether each feature's probability is above one half."""
+        """Compare whether each feature's probability is above one half."""
         same = ((dense > 0.5) == (other > 0.5)).to(weights.dtype) * weights.unsqueeze(-1)
         return float(same.sum()), float(weights.sum()) * dense.shape[-1]

@@ -13,8 +13,8 @@ from lrcompress.network.objectives.smoothing import softmax_probe
 class KullbackLeibler(Objective):
     """KL(softmax f || softmax g) in nats, for logits f and g.
 
-    Hessian diag(p) - p p^T with p = softmax f; probes of its mean over finite changes of f
-    (`smoothing`).
+    Hessian diag(p) - p p^T with p = softmax f. Probes are drawn from its mean over finite changes
+    of f (`smoothing`).
     """
 
     name = "kl"
@@ -31,6 +31,6 @@ class KullbackLeibler(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """Compares the class of the largest score of each position."""
+        """Compare the class with the largest score at each position."""
         same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
         return float(same.sum()), float(weights.sum())

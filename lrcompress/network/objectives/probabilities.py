@@ -1,4 +1,4 @@
-"""Probabilities of classes that exclude each other, as a softmax gives them."""
+"""Objective for probabilities of mutually exclusive classes, such as the output of a softmax."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch import Tensor
 from lrcompress.network.objectives.objective import Objective, per_example, relative_entropy
 from lrcompress.network.objectives.smoothing import softmax_probe
 
-FLOOR = 1e-7  # float32 holds 1 + FLOOR, and softmax gives little below it
+FLOOR = 1e-7  # 1 + FLOOR differs from 1 in float32, and a softmax rarely returns less
 
 
 class Probabilities(Objective):
     """D = KL(p || q) in nats for probabilities that sum to one over the features.
 
-    Hessian diag(1 / (p + FLOOR)) - 1 1^T on the simplex: through the softmax's Jacobian it is the
-    curvature that the logits log p have under `kl`, whose probes are taken. FLOOR bounds it where a
-    probability is 0.
+    Hessian diag(1 / (p + FLOOR)) - 1 1^T on the simplex. Multiplied by the softmax's Jacobian on
+    both sides, it is the Hessian of `kl` by the logits log p, whose probes are used. FLOOR bounds
+    it where a probability is 0.
     """
 
     name = "probabilities"
@@ -32,6 +32,6 @@ class Probabilities(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """Compares the most probable class of each position."""
+        """Compare the most probable class at each position."""
         same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
         return float(same.sum()), float(weights.sum())

@@ -1,11 +1,10 @@
-"""Probes of a curvature that holds for finite changes of logits.
+"""Probes of a smoothed Hessian that describes finite changes of logits.
 
-Where a softmax or a sigmoid is certain, the Hessian of the Kullback-Leibler divergence all but
-vanishes, although a finite change of the logits is not free there. A Gaussian change
+Where a softmax or a sigmoid saturates, the Hessian of the Kullback-Leibler divergence almost
+vanishes, although a finite change of the logits there has a cost. A Gaussian change
 d ~ N(0, s^2 I) of the logits f costs exactly E[D] = 1/2 s^2 tr(H_s), where H_s is the mean of the
 Hessian over f + sqrt(t) s z with z ~ N(0, I) and t uniform on [0, 1]: the expectation of D obeys
-the heat equation in s^2. The probes are drawn from H_s, with s as large as the spread of the
-logits.
+the heat equation in s^2. The probes are drawn from H_s, with s equal to the spread of the logits.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from torch.nn import functional
 
 from lrcompress.network.objectives.objective import gaussian
 
-SMOOTHING = 1.0  # s over the spread; measured in benchmarks/unseen.py
-DEEPEST = 100.0  # nats below the likeliest class: what is masked out has no spread
-ROWS = 128  # positions whose probes are drawn at a time: over a vocabulary every copy is large
+SMOOTHING = 1.0  # s divided by the spread; measured in benchmarks/unseen.py
+DEEPEST = 100.0  # clamp, nats below the likeliest class: masked scores must not set the spread
+ROWS = 128  # positions whose probes are drawn at a time, to limit memory for large vocabularies
 
 
 def softmax_probe(logits: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    """v ~ N(0, diag(q) - q q^T) with q = softmax(f + sqrt(t) s z), 0 on padding.
+    """Return v ~ N(0, diag(q) - q q^T) with q = softmax(f + sqrt(t) s z), 0 on padding.
 
     logits f: (*positions, classes), weights: (*positions). The spread is the root mean square of
     the centred logits.
@@ -40,10 +39,11 @@ def softmax_probe(logits: Tensor, weights: Tensor, generator: torch.Generator) -
 
 
 def sigmoid_probe(logits: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-    """v ~ N(0, diag(p (1 - p))) with p = sigmoid(f + sqrt(t) s z), 0 on padding.
+    """Return v ~ N(0, diag(p (1 - p))) with p = sigmoid(f + sqrt(t) s z), 0 on padding.
 
-    logits f: (*positions, features), weights: (*positions). Logits (f, 0) of two classes have a
-    spread of |f| / 2 and a difference that moves by sqrt(2) of it, which is the s taken here.
+    logits f: (*positions, features), weights: (*positions). A binary logit f is equivalent to two
+    class logits (f, 0), with a spread of |f| / 2; their difference moves by sqrt(2) times the
+    spread, which is s here.
     """
     counted = logits[weights > 0].float().clamp(-DEEPEST, DEEPEST)
     spread = float(counted.square().mean().sqrt()) / sqrt(2) if counted.numel() else 0.0
@@ -53,7 +53,7 @@ def sigmoid_probe(logits: Tensor, weights: Tensor, generator: torch.Generator) -
 
 
 def _moved(logits: Tensor, scale: float, generator: torch.Generator) -> Tensor:
-    """f + sqrt(t) s z, with one t for each position."""
+    """Return f + sqrt(t) s z, with one t for each position."""
     if scale == 0.0:
         return logits
     time = torch.rand((*logits.shape[:-1], 1), generator=generator).sqrt() * scale

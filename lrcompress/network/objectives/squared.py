@@ -1,4 +1,4 @@
-"""Half the squared distance, for outputs of any other kind."""
+"""Half the squared distance, for all other kinds of outputs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrcompress.network.objectives.objective import Objective
 
 
 class Squared(Objective):
-    """D = 1/2 |f - g|^2 per output feature's scale of one, for anything else."""
+    """D = 1/2 |f - g|^2, with every output feature at a scale of one; for all other outputs."""
 
     name = "squared"
 

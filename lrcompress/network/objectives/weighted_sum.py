@@ -1,8 +1,8 @@
-"""The weighted sum of several outputs' divergences, over outputs that are packed into one tensor.
+"""The weighted sum of several outputs' divergences, on outputs that are packed into one tensor.
 
-Heads may have any shapes, and as many positions as the batch has. So a packed tensor is
-(examples, heads + values): its first columns say how many positions each head has, and the heads'
-values follow, each flattened. Its weights are the heads' weights, one after another.
+Heads may have any shapes, and their numbers of positions depend on the batch. A packed tensor is
+(examples, heads + values): its first columns hold the number of positions of each head, followed
+by the flattened values of each head. Its weights are the concatenated weights of the heads.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ class Part:
 
 
 def packed(readings: Sequence[Reading]) -> Reading:
-    """Several heads' outputs and weights as one tensor each; in float32 at least, which holds the
-    counts of up to 2^24 positions."""
+    """Pack several heads' outputs and weights into one tensor each.
+
+    The dtype is at least float32, which represents counts of up to 2^24 positions.
+    """
     examples = len(readings[0][0])
     dtype = torch.promote_types(readings[0][0].dtype, torch.float32)
     positions = [float(weights[0].numel()) for _, weights in readings]
@@ -53,7 +55,7 @@ class WeightedSum(Objective):
         return total
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
-        """Heads are drawn independently, so their cross terms are zero on average."""
+        """Return packed probes, drawn independently per head: cross terms average to zero."""
         drawn = [
             part.weight**0.5 * part.objective.probe(f, w, generator).reshape(len(f), -1)
             for part, (f, w) in zip(self.parts, self._heads(dense, weights), strict=True)
@@ -64,7 +66,7 @@ class WeightedSum(Objective):
     def agreement(
         self, dense: Tensor, other: Tensor, weights: Tensor
     ) -> tuple[float, float] | None:
-        """Over the heads that choose something."""
+        """Return the agreement, summed over the heads that make choices."""
         pairs = zip(
             self.parts, self._heads(dense, weights), self._heads(other, weights), strict=True
         )
@@ -75,7 +77,7 @@ class WeightedSum(Objective):
         return sum(agreed for agreed, _ in counts), sum(positions for _, positions in counts)
 
     def _heads(self, outputs: Tensor, weights: Tensor) -> list[Reading]:
-        """Each head's (examples, positions, features) and (examples, positions)."""
+        """Unpack each head's (examples, positions, features) and (examples, positions)."""
         count = len(self.parts)
         positions = [int(value) for value in outputs[0, :count].tolist()]
         sizes = [n * part.features for n, part in zip(positions, self.parts, strict=True)]

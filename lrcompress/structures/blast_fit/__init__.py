@@ -1,1 +1,1 @@
-"""Fits of a BLAST weight: plain, weighted, and the published one for comparison."""
+"""Fits of a BLAST weight: plain, weighted, and the published method for comparison."""

@@ -1,10 +1,10 @@
-"""One half of an alternating sweep: U of a BLAST weight, and s, for given V.
+"""One half of an alternating sweep: solve for U of a BLAST weight, and improve s, for given V.
 
-Every row i of blocks is then a problem of its own, with U_i and s_i1 ... s_ib unknown:
+Each row i of blocks is then a separate problem, with U_i and s_i1 ... s_ib unknown:
     U_i  = [sum_j Y_ij diag(s_ij)] [sum_j (s_ij s_ij^T) * (V_j^T V_j)]^-1
     s_ij = [(U_i^T U_i) * (V_j^T V_j)]^-1 diag(U_i^T Y_ij)           with Y_ij = W_ij V_j
-(* is elementwise). Both share Y, one product with the dense weight. The other half is the same
-function on the transposed weight and factors.
+(* is elementwise). Both use the same Y, one product with the dense weight. The other half of the
+sweep is the same function on the transposed weight and factors.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from torch import Tensor
 from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.solve import pcg, rows_solved, solve_spd
 
-# Rows of blocks are worked on together up to so many numbers, or a quarter of the weight's: fewer
-# is slow (many small operations), more would be many times the weight's memory.
+# Rows of blocks are processed together up to this many scalars, or a quarter of the weight's. Fewer
+# is slow (many small operations); more would take many times the weight's memory.
 _AT_ONCE = 1 << 20
 
-# Up to so many, more steps for s gain nothing, as U and V move next.
+# Up to this many blocks, more steps for s gain nothing, as U and V change next.
 _FEW_BLOCKS = 64
 
-# Of each number on a Gram matrix's diagonal, in units of the dtype's epsilon, so that the scales of
-# the components do not matter: enough for Cholesky where they differ from each other at all. What
-# is singular goes to `solve_spd`.
+# Ridge relative to each diagonal entry of a Gram matrix, in units of the dtype's epsilon: scales of
+# the components do not matter. It suffices for Cholesky unless components coincide. Singular
+# systems go to `solve_spd`.
 _RIDGE = 8.0
 
 
 @dataclass(frozen=True, eq=False)
 class Half:
-    """U (batch, b_out, p, r) and s (batch, b_out, b_in, r) as just solved for.
+    """The result of half a sweep: U (batch, b_out, p, r) and s (batch, b_out, b_in, r).
 
-    `gain` (batch,) is ||W||^2 - ||W - W_hat||^2: it falls out of the normal equations.
+    `gain` (batch,) is ||W||^2 - ||W - W_hat||^2, computed from the normal equations.
     """
 
     left: Tensor
@@ -43,7 +43,7 @@ class Half:
 
 
 def solve_left(weight: Tensor, factors: BlastFactors, gram: Tensor) -> Tensor:
-    """The best U. weight: (batch, b_out p, b_in q), whole blocks; it may be a transposed view.
+    """Solve for the best U. weight: (batch, b_out p, b_in q), padded; may be a transposed view.
 
     gram: `grams(factors.right)`, (batch, b_in, r, r).
     """
@@ -56,9 +56,9 @@ def solve_left(weight: Tensor, factors: BlastFactors, gram: Tensor) -> Tensor:
 
 
 def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor | None) -> Half:
-    """s improved by a step or two of conjugate gradients, and then the best U.
+    """Improve s by one or two steps of conjugate gradients, then solve for the best U.
 
-    left_gram: `grams(factors.left)`, (batch, b_out, r, r), if it is at hand.
+    left_gram: `grams(factors.left)`, (batch, b_out, r, r), or None to compute it.
     """
     gram = grams(factors.right)
     left, diag = torch.empty_like(factors.left), factors.diag.clone()
@@ -77,19 +77,19 @@ def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor
 
 
 def worth_keeping(gram: Tensor, weight: Tensor) -> bool:
-    """Whether a Gram matrix may stay for the other half of a sweep, where it is needed again."""
+    """Whether a Gram matrix is small enough to keep for the other half of a sweep."""
     return gram.numel() <= _limit(weight)
 
 
 def row_chunks(weight: Tensor, factors: BlastFactors) -> list[slice]:
-    """Rows of blocks, as many at once as memory and caches like."""
+    """Split the rows of blocks into chunks that suit memory and caches."""
     batch, b_out, p, rank = factors.left.shape
     row = batch * factors.right.shape[1] * rank * max(p, rank)  # numbers
     return _chunks(b_out, _limit(weight) // row)
 
 
 def _column_chunks(weight: Tensor, factors: BlastFactors, rows: slice) -> list[slice]:
-    """Columns of blocks: of a large weight, one row's systems for s are too many at once."""
+    """Split the columns of blocks: for a large weight, one row's systems for s are too large."""
     system = factors.left.shape[0] * (rows.stop - rows.start) * factors.rank**2  # numbers
     return _chunks(factors.right.shape[1], _limit(weight) // system)
 
@@ -104,7 +104,7 @@ def _chunks(count: int, at_once: int) -> list[slice]:
 
 
 def grams(factor: Tensor) -> Tensor:
-    """V_j^T V_j: (..., q, r) -> (..., r, r)."""
+    """Gram matrices V_j^T V_j: (..., q, r) -> (..., r, r)."""
     products: Tensor = factor.mT @ factor
     return products
 
@@ -116,7 +116,7 @@ def right_products(weight: Tensor, factors: BlastFactors, rows: slice) -> Tensor
     chosen = weight[:, rows.start * p : rows.stop * p]  # (batch, rows p, b_in q)
     out = chosen.new_empty(batch, b_in, chosen.shape[1], rank)
     for index in range(batch):
-        # a strided view; the whole batch in one product would copy the weight
+        # a strided view; one product for the whole batch would copy the weight
         blocks = chosen[index].view(-1, b_in, q).transpose(0, 1)  # (b_in, rows p, q)
         torch.bmm(blocks, factors.right[index], out=out[index])
     return out.view(batch, b_in, -1, p, rank)
@@ -125,8 +125,8 @@ def right_products(weight: Tensor, factors: BlastFactors, rows: slice) -> Tensor
 def left_systems(products: Tensor, diag: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     """Normal equations U_i H_i = R_i: (batch, rows, r, r) and (batch, rows, p, r).
 
-    diag: (batch, rows, b_in, r), gram: (batch, b_in, r, r). Column after column of blocks: what is
-    summed stays in the cache, and nothing as large as `products` is made.
+    diag: (batch, rows, b_in, r), gram: (batch, b_in, r, r). Summed over one column of blocks at a
+    time, so that the sums stay in the cache and no temporary is as large as `products`.
     """
     batch, b_in, rows, p, rank = products.shape
     systems = diag.new_zeros(batch, rows, rank, rank)
@@ -141,7 +141,7 @@ def left_systems(products: Tensor, diag: Tensor, gram: Tensor) -> tuple[Tensor, 
 def diag_systems(
     products: Tensor, left: Tensor, left_gram: Tensor, gram: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Normal equations of every s_ij: (batch, rows, b_in, r, r) and (batch, rows, b_in, r)."""
+    """Normal equations of each s_ij: (batch, rows, b_in, r, r) and (batch, rows, b_in, r)."""
     systems = left_gram.unsqueeze(2) * gram.unsqueeze(1)
     columns = [(products[:, j] * left).sum(2) for j in range(products.shape[1])]
     return systems, torch.stack(columns, 2)
@@ -161,8 +161,10 @@ def _improved_diag(systems: Tensor, rhs: Tensor, diag: Tensor, steps: int) -> Te
 
 
 def _solved(systems: Tensor, rhs: Tensor, left: Tensor, gain_: Tensor | None = None) -> Tensor:
-    """U with U_i H_i = R_i. What it explains of ||W||^2 is added to `gain_`, (batch,): the sum of
-    U * (2 R - U H)."""
+    """Solve U_i H_i = R_i for U.
+
+    The explained part of ||W||^2, the sum of U * (2 R - U H), is added to `gain_`, (batch,).
+    """
     diagonal = systems.diagonal(dim1=-2, dim2=-1)
     ridge = diagonal * (_RIDGE * torch.finfo(left.dtype).eps) + (diagonal == 0)
     diagonal.add_(ridge)

@@ -1,9 +1,9 @@
-"""A second moment as BLAST sees it: roots of its diagonal blocks, and what couples the blocks.
+"""A second moment split for BLAST: roots of its diagonal blocks, and the coupling of the blocks.
 
-Blocks keep their structure under any product with a block-diagonal matrix. So with M_jj = R_j R_j^T
-the weight is fitted as W blkdiag(R), its factors as R_j^T V_j, and the moment that is left,
-blkdiag(R)^-1 M blkdiag(R)^-T, has identities on its diagonal: alternating steps then need no solve
-with the moment, and where nothing is left beside the identities the fit is a plain one.
+A product with a block-diagonal matrix keeps the BLAST structure. So with M_jj = R_j R_j^T the
+weight is fitted as W blkdiag(R) and its factors as R_j^T V_j. The remaining moment,
+blkdiag(R)^-1 M blkdiag(R)^-T, has identity blocks on its diagonal, so alternating steps need no
+solve with the moment. If it is the identity, the fit is a plain one.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lrcompress.errors import FitError
 from lrcompress.metrics.root import RELATIVE_FLOOR, Root
 from lrcompress.structures.blast_fit.factors import block_length
 
-_UNCOUPLED = 1e-9  # of the identity: the rounding of moments stored in float32 is above it
+_UNCOUPLED = 1e-9  # relative to the identity; below the rounding of moments stored in float32
 
 
 @dataclass(frozen=True, eq=False)
 class BlockMetric:
-    """Of the features of one group, padded to whole blocks.
+    """The metric of one group's features, padded to whole blocks.
 
-    root: R (b, q, q), or that of a diagonal moment (b, q), or None for the identity; in float64.
-    inverse: R^-1 likewise, a pseudo-inverse where features are dead.
-    coupling: (b q, b q) with identity blocks on its diagonal; None where blocks are not coupled.
+    root: R (b, q, q), or (b, q) for a diagonal moment, or None for the identity; in float64.
+    inverse: R^-1 in the same form, a pseudo-inverse where features are dead.
+    coupling: (b q, b q) with identity blocks on its diagonal; None if blocks are not coupled.
     """
 
     root: Tensor | None = None
@@ -36,18 +36,18 @@ class BlockMetric:
     coupling: Tensor | None = None
 
     def whiten(self, columns: Tensor) -> Tensor:
-        """R_j^T X_j for X: (b, q, k)."""
+        """Return R_j^T X_j for X: (b, q, k)."""
         return _transposed_times(self.root, columns)
 
     def unwhiten(self, columns: Tensor) -> Tensor:
-        """R_j^-T Y_j for Y: (b, q, k)."""
+        """Return R_j^-T Y_j for Y: (b, q, k)."""
         return _transposed_times(self.inverse, columns)
 
 
 def block_metric(
     root: Root, group: int, size: int, blocks: int, coupling_dtype: torch.dtype
 ) -> BlockMetric:
-    """Of the moment whose root this is; size: its features, without padding."""
+    """Compute the block metric of the moment of `root`; size: its features, without padding."""
     key = group, blocks, coupling_dtype
     latest = _LATEST.get(root)
     if latest is not None and latest[0] == key:
@@ -63,14 +63,14 @@ def block_metric(
     return metric
 
 
-# A loss curve takes several fits in one metric, and this is a good part of a short fit's time.
+# Cache: a loss curve needs several fits in one metric, and this is a large part of a short fit.
 _LATEST: WeakKeyDictionary[Root, tuple[tuple[int, int, torch.dtype], BlockMetric]] = (
     WeakKeyDictionary()
 )
 
 
 def _padded(gram: Tensor, padding: int) -> Tensor:
-    """Features of padding weigh as much as others do, and nothing couples them."""
+    """Pad a moment: padding features get the mean weight and no coupling."""
     if padding == 0:
         return gram
     wide = functional.pad(gram, (0, padding) * gram.dim())
@@ -81,7 +81,7 @@ def _padded(gram: Tensor, padding: int) -> Tensor:
 
 
 def _decomposed(gram: Tensor, blocks: int, coupling_dtype: torch.dtype) -> BlockMetric:
-    """gram: (b q, b q) or diagonal (b q,)."""
+    """Split a moment, gram: (b q, b q) or diagonal (b q,)."""
     if gram.dim() == 1:
         root = gram.sqrt().view(blocks, -1)
         return BlockMetric(root, torch.where(root > 0, root.reciprocal(), 0.0))
@@ -99,7 +99,7 @@ def _decomposed(gram: Tensor, blocks: int, coupling_dtype: torch.dtype) -> Block
 
 
 def _roots(blocks: Tensor) -> tuple[Tensor, Tensor]:
-    """R with R R^T = M and its (pseudo-)inverse, for M: (b, q, q)."""
+    """Return R with R R^T = M and its (pseudo-)inverse, for M: (b, q, q)."""
     root, failed = torch.linalg.cholesky_ex(blocks)
     pivots = root.diagonal(dim1=1, dim2=2).square()
     safe = pivots.amin(1) > RELATIVE_FLOOR * blocks.diagonal(dim1=1, dim2=2).amax(1)

@@ -1,12 +1,11 @@
-"""Half a sweep of the weighted fit: the left factors of a BLAST weight, one row of blocks after
-the other.
+"""Half a sweep of the weighted fit: update the left factors of a BLAST weight row by row of blocks.
 
-The loss is 1/2 tr(E^T G E C) of E = W - W_hat, where G and C have identities as diagonal blocks
+The loss is 1/2 tr(E^T G E C) with E = W - W_hat, where G and C have identity diagonal blocks
 (`BlockMetric`). With the others fixed, row i of blocks has the minimum
     U_i += (G_i E) C K_i^T (K_i C K_i^T)^-1,    K_i = [diag(s_i1) V_1^T ... diag(s_ib) V_b^T]
-and s_i takes a step along its block-Jacobi direction, exact in length. G E is never a product with
+and s_i takes a step of optimal length along its block-Jacobi direction. G E needs no product with
 the dense weight: G W is known, and block ij of G W_hat is [sum_k G_ik U_k diag(s_kj)] V_j^T. The
-other half is the same function on everything transposed.
+other half of the sweep is the same function on the transposed problem.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import Tensor
 from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.solve import cholesky
 
-_RIDGE = 8.0  # of a Gram matrix scaled to a diagonal of ones, in units of the dtype's epsilon
+_RIDGE = 8.0  # for a Gram matrix scaled to unit diagonal, in units of the dtype's epsilon
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ class Coupled:
         return Coupled(self.inner, self.outer, self.products[::-1])
 
     def loss(self, factors: BlastFactors) -> float:
-        """tr(E^T G E C) = <G E, E C>. factors: of a single weight."""
+        """Return tr(E^T G E C) = <G E, E C>. factors: those of a single weight."""
         p, q = factors.left.shape[2], factors.right.shape[2]
         pulls = [
             _pull(self.products[0], self.outer, factors, i) for i in range(factors.left.shape[1])
@@ -59,7 +58,7 @@ class Coupled:
 
 
 def improve_rows_(problem: Coupled, factors: BlastFactors, *, with_diag: bool) -> None:
-    """Lower the loss over U, and s if asked for, in place. factors: of a single weight."""
+    """Lower the loss over U, and s if `with_diag`, in place. factors: those of a single weight."""
     inner = problem.inner
     left, diag, right = factors.left[0], factors.diag[0], factors.right[0]
     p, rank = left.shape[1:]
@@ -88,7 +87,7 @@ def improve_rows_(problem: Coupled, factors: BlastFactors, *, with_diag: bool) -
 
 
 def _pull(product: Tensor, outer: Tensor | None, factors: BlastFactors, i: int) -> Tensor:
-    """Row i of blocks of G E: (p, n). product: G W."""
+    """Return row i of blocks of G E: (p, n). product: G W."""
     left, diag, right = factors.left[0], factors.diag[0], factors.right[0]
     p, q = left.shape[1], right.shape[1]
     rows = slice(i * p, (i + 1) * p)
@@ -103,19 +102,19 @@ def _pull(product: Tensor, outer: Tensor | None, factors: BlastFactors, i: int) 
 
 
 def _slope(back: Tensor, right: Tensor, images: Tensor | None) -> Tensor:
-    """diag(V_j^T C_j X) for X = E^T G_i^T U_i (n, r): (b_in, r). images: those of `_images`."""
+    """Return diag(V_j^T C_j X) for X = E^T G_i^T U_i (n, r): (b_in, r). images: from `_images`."""
     if images is None:
         return (back.view_as(right) * right).sum(1)
     return torch.stack([(image * back).sum(0) for image in images])
 
 
 def _row(right: Tensor, diag: Tensor) -> Tensor:
-    """The blocks V_j diag(s_j) below each other: (b_in q, r)."""
+    """Stack the blocks V_j diag(s_j): (b_in q, r)."""
     return (right * diag.unsqueeze(1)).flatten(0, 1)
 
 
 def _images(inner: Tensor, right: Tensor) -> Tensor:
-    """C_j V_j, columns j of C: (b_in, b_in q, r)."""
+    """Return C_j V_j, with C_j the block column j of C: (b_in, b_in q, r)."""
     b_in, q, rank = right.shape
     out = right.new_empty(b_in, b_in * q, rank)
     for j in range(b_in):
@@ -124,7 +123,7 @@ def _images(inner: Tensor, right: Tensor) -> Tensor:
 
 
 def _weighted_sum(images: Tensor, diag: Tensor) -> Tensor:
-    """sum_j images_j diag(s_j): (n, r)."""
+    """Return sum_j images_j diag(s_j): (n, r)."""
     total = images[0] * diag[0]
     for image, scale in zip(images[1:], diag[1:], strict=True):
         total.addcmul_(image, scale)
@@ -132,9 +131,9 @@ def _weighted_sum(images: Tensor, diag: Tensor) -> Tensor:
 
 
 def _solve(gram: Tensor, rhs: Tensor) -> Tensor:
-    """gram^-1 rhs, damped a little; gram: (..., r, r). A step, so damping only shortens it.
+    """Return gram^-1 rhs, slightly damped; gram: (..., r, r). Damping only shortens the step.
 
-    Columns of factors may differ in size by orders of magnitude: they are scaled to one first.
+    Factor columns may differ in size by orders of magnitude, so they are first scaled to one.
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt().unsqueeze(-1)

@@ -1,8 +1,8 @@
-"""Weights that are BLAST matrices: out of the local minima that alternating fits end in.
+"""Exact recovery of weights that are BLAST matrices, from local minima of alternating fits.
 
-There most blocks are right, and what is wrong sits in a few rows and columns of blocks. Drawing
-those anew and going on finds the exact factors within a few attempts, where a whole fresh start
-does so one time in three.
+In such a minimum most blocks are right; the error is in a few rows and columns of blocks. Redrawing
+these and continuing finds the exact factors within a few attempts. A completely new start succeeds
+one time in three.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from lrcompress.structures.blast_fit.spectral_start import drawn
 from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, until_flat
 
 _ATTEMPTS = 24
-_FAILURES = 8  # in a row: it was no BLAST matrix after all
-_SWEEPS = 40  # of an attempt
-_FINISH = 200  # sweeps down to rounding
-_FOUND = 1e-14  # of the weight's square: an error of 1e-7
+_FAILURES = 8  # in a row, after which the weight is taken not to be a BLAST matrix
+_SWEEPS = 40  # per attempt
+_FINISH = 200  # final sweeps, down to rounding
+_FOUND = 1e-14  # relative to the weight's square: an error of 1e-7
 _SUSPECT = 2.0  # times the mean loss of a row or column of blocks
 
 
 def looks_exact(loss: Tensor, spectral_loss: Tensor, kept: float) -> Tensor:
-    """Whether float32 sweeps ended nearer than other weights do: (batch,).
+    """Whether the loss of float32 sweeps is so low that the weight looks like BLAST: (batch,).
 
-    loss, spectral_loss: of the fit and of the truncated SVD of its rank, in units of the weight's
-    square; kept: parameters, as a share of the weight's. A trained weight at half its parameters
-    has .65 to .9 of the SVD's error, at 85 % .26 to .8; a BLAST matrix in a local minimum up to .4
-    at any rank.
+    loss, spectral_loss: those of the fit and of the truncated SVD of its rank, in units of the
+    weight's square. kept: parameters, as a share of the weight's. The error of a trained weight is
+    .65 to .9 of the SVD's at half its parameters and .26 to .8 at 85 %. That of a BLAST matrix in a
+    local minimum is up to .4 at any rank.
     """
     error = 0.6 * max(0.0, 1 - kept)
     return (loss < error**2 * spectral_loss) | (loss < 1e-6)
 
 
 def recover(weight: Tensor, factors: BlastFactors, generator: torch.Generator) -> Sweep:
-    """The exact factors of one weight (1, b_out p, b_in q) of norm 1, if they are found.
+    """Search for the exact factors of one weight (1, b_out p, b_in q) of norm 1.
 
-    In float64: the loss is the difference of two numbers near 1, and its root is the error.
+    Works in float64: the loss is the difference of two numbers near 1, and its root is the error.
     """
     best = until_flat(alternate(weight, factors), _SWEEPS, worthwhile=1e-2)
     failures = 0
@@ -57,9 +57,10 @@ def recover(weight: Tensor, factors: BlastFactors, generator: torch.Generator) -
 def _redrawn(
     weight: Tensor, factors: BlastFactors, failures: int, generator: torch.Generator
 ) -> BlastFactors:
-    """Random s in some rows of blocks (their U follows from it), random s and V in some columns.
+    """Redraw s in some rows of blocks (their U follows), and s and V in some columns.
 
-    In those that have more than their share of the loss; after failures in as many more, by chance.
+    These are the rows and columns with more than their share of the loss. After failures, as many
+    more are chosen at random.
     """
     losses = block_losses(weight, factors)[0]  # (b_out, b_in)
     b_out, b_in, rank = factors.diag.shape[1:]

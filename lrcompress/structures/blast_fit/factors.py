@@ -1,4 +1,4 @@
-"""The factors of a BLAST weight, and the blocks that they stand for.
+"""The factors of a BLAST weight, and conversion between a weight and its blocks.
 
 W_ij ~ U_i diag(s_ij) V_j^T over a grid of b_out x b_in blocks (Lee, Kwon, Qu, Kim, NeurIPS 2024,
 eq. 1). A weight that the grid does not divide is padded with zeros at its far edges.
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 @dataclass(frozen=True, eq=False)
 class BlastFactors:
-    """Of several weights of one shape: layers fitted at once, or the groups of one."""
+    """The factors of several weights of one shape: layers fitted together, or groups of a layer."""
 
     left: Tensor  # U: (batch, b_out, p, r)
     diag: Tensor  # s: (batch, b_out, b_in, r)
@@ -31,11 +31,11 @@ class BlastFactors:
         return BlastFactors(self.right, self.diag.transpose(1, 2), self.left)
 
     def dense(self, m: int, n: int) -> Tensor:
-        """The weights without their padding: (batch, m, n)."""
+        """Return the weights without padding: (batch, m, n)."""
         batch, b_out, p, rank = self.left.shape
         b_in, q = self.right.shape[1:3]
-        # (batch, b_out, b_in, q, r), one row of blocks after the other: all at once would take
-        # r / p times the memory of the weight
+        # One row of blocks at a time: (batch, b_out, b_in, q, r) would take r / p times the memory
+        # of the weight
         weight = self.left.new_empty(batch, b_out * p, b_in * q)
         for i in range(b_out):
             scaled = self.right * self.diag[:, i, :, None]  # (batch, b_in, q, r)
@@ -44,11 +44,11 @@ class BlastFactors:
         return weight[:, :m, :n]
 
     def balanced(self) -> BlastFactors:
-        """The same weights; for each rank index s has mean square one, and every column of U and V
-        one norm.
+        """Factors of the same weights whose scales are balanced for each rank index.
 
-        The three scales are free up to their product, and an alternating fit leaves them anywhere:
-        a factor that is large where the product is not would lose range in float16.
+        s has mean square one, and all columns of U and V have one norm. Only the product of the
+        three scales is determined, and an alternating fit leaves them arbitrary. A factor that is
+        large where the product is not would lose range in float16.
         """
         left, right = (_norms(f) for f in (self.left, self.right))  # (batch, b, 1, r)
         diag = self.diag * left * right.transpose(1, 2)  # (batch, b_out, b_in, r)
@@ -65,12 +65,12 @@ class BlastFactors:
 
 
 def block_length(length: int, blocks: int) -> int:
-    """Rows or columns of a block, padding included."""
+    """Number of rows or columns of a block, with padding."""
     return -(-length // blocks)
 
 
 def blocks_of(weight: Tensor, b_out: int, b_in: int) -> Tensor:
-    """(batch, m, n) -> (batch, b_out, b_in, p, q), with zeros beyond m and n."""
+    """Split weights into blocks: (batch, m, n) -> (batch, b_out, b_in, p, q), zero-padded."""
     batch, m, n = weight.shape
     p, q = block_length(m, b_out), block_length(n, b_in)
     padded = functional.pad(weight, (0, b_in * q - n, 0, b_out * p - m))
@@ -89,5 +89,5 @@ def _norms(factor: Tensor) -> Tensor:
 
 
 def _positive(size: Tensor) -> Tensor:
-    """With one where there is nothing to divide."""
+    """Replace zeros by one, for use as a divisor."""
     return torch.where(size > 0, size, torch.ones_like(size))

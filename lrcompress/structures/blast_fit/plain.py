@@ -1,4 +1,4 @@
-"""The plain fit of BLAST weights: least ||W - W_hat||_F."""
+"""The plain fit of BLAST weights, which minimises ||W - W_hat||_F."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lrcompress.structures.blast_fit.spectral_start import extended, spectral_lo
 from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, chosen, until_flat
 from lrcompress.structures.blast_fit.unit_norm import norms, padded, scaled
 
-_WORTHWHILE = 1e-4  # of the loss in five sweeps; trained weights gain a hundred times that at 40
-_SMALL = 64 * 64  # numbers of a weight that is fitted in float64, which costs nothing there
+_WORTHWHILE = 1e-4  # share of the loss per five sweeps; trained weights gain 100 times that at 40
+_SMALL = 64 * 64  # scalars of a weight up to which float64 costs nothing extra
 
 
 @torch.no_grad()
@@ -27,12 +27,12 @@ def fit_plain(
     start: BlastFactors | None = None,
     generator: torch.Generator | None = None,
 ) -> BlastFactors:
-    """BLAST factors near weights (batch, m, n) of one shape; in their dtype, on their device.
+    """Fit BLAST factors to weights (batch, m, n) of one shape, in their dtype, on their device.
 
-    The work is done in float32, whose rounding is far below the error of a trained weight; for one
-    that turns out to be a BLAST matrix, in float64 and down to its rounding. `start`: factors of
+    The work is done in float32, whose rounding is far below the error of a trained weight. A weight
+    that turns out to be a BLAST matrix is fitted in float64, down to rounding. `start`: factors of
     this rank or less; the result is no further from the weight than they are. `generator`: on the
-    CPU; without one the fit is the same every time.
+    CPU; without one the fit is deterministic.
 
     Raises:
         FitError: the weight is not finite.
@@ -50,7 +50,7 @@ def fit_plain(
     kept = _kept(begun)
     sweeping = alternate(unit, begun)
     if start is None:
-        del begun  # nothing that is behind the sweeps, and it is half as large as the weight
+        del begun  # frees memory during the sweeps: it is half as large as the weight
     found = until_flat(sweeping, sweeps, worthwhile=_WORTHWHILE)
     if start is not None:
         found = chosen(found.loss < begun_loss, found, Sweep(begun, begun_loss))
@@ -68,7 +68,7 @@ def _item(factors: BlastFactors, one: slice) -> BlastFactors:
 
 
 def _kept(factors: BlastFactors) -> float:
-    """Parameters, as a share of the (padded) weight's."""
+    """Number of parameters, as a share of the (padded) weight's."""
     numbers = sum(f[0].numel() for f in (factors.left, factors.diag, factors.right))
     dense = factors.left.shape[1:3].numel() * factors.right.shape[1:3].numel()
     return numbers / dense

@@ -1,7 +1,7 @@
 """The published fit of BLAST weights, for comparison: preconditioned gradient descent.
 
 Lee, Kwon, Qu, Kim, "BLAST: Block-Level Adaptive Structured Matrices for Efficient Deep Neural
-Network Inference" (NeurIPS 2024), Algorithm 2. From a small random start, U, V and s in turn move
+Network Inference" (NeurIPS 2024), Algorithm 2. From a small random start, U, V and s in turn step
 against their gradient, preconditioned by the inverse of the Gram matrix of the other two:
     U_i  -= eta (U_i H_i - R_i) (H_i + delta I)^-1          with H, R of the normal equations
 where eta falls linearly from 1 to 0 and delta = delta_0 sqrt(loss).
@@ -24,9 +24,9 @@ from lrcompress.structures.blast_fit.unit_norm import norms, padded, scaled
 from lrcompress.structures.solve import cholesky
 
 SWEEPS = 300
-# Of the unit norm; what ends best on trained weights: 1e-1 a twentieth worse, less no better.
+# Relative to the unit norm. Best on trained weights: 1e-1 is 5 % worse, smaller is no better.
 _DELTA = 3e-4
-_SPREAD = 3e-3  # of U and V at the start
+_SPREAD = 3e-3  # standard deviation of U and V at the start
 
 
 @torch.no_grad()
@@ -39,9 +39,9 @@ def fit_precgd(
     sweeps: int = SWEEPS,
     generator: torch.Generator | None = None,
 ) -> BlastFactors:
-    """BLAST factors near weights (batch, m, n) of one shape; in their dtype, on their device.
+    """Fit BLAST factors to weights (batch, m, n) of one shape, in their dtype, on their device.
 
-    In float32, as `fit_plain`. `generator`: on the CPU; without one, the same start every time.
+    Works in float32, as `fit_plain`. `generator`: on the CPU; without one the start is fixed.
 
     Raises:
         FitError: the weight is not finite.
@@ -57,7 +57,7 @@ def fit_precgd(
 def random_start(
     weight: Tensor, b_out: int, b_in: int, rank: int, generator: torch.Generator
 ) -> BlastFactors:
-    """U and V normal and small, s uniform in [0, 1): the paper's start."""
+    """The paper's random start: U and V normal and small, s uniform in [0, 1)."""
     batch, m, n = weight.shape
     left = _SPREAD * torch.randn(batch, b_out, m // b_out, rank, generator=generator)
     right = _SPREAD * torch.randn(batch, b_in, n // b_in, rank, generator=generator)
@@ -82,7 +82,7 @@ def _descend(weight: Tensor, factors: BlastFactors, sweeps: int) -> BlastFactors
 def _half(
     weight: Tensor, factors: BlastFactors, step: float, delta: Tensor, *, move_diag: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """U after its step, s after its own if it moves, and ||W||^2 - loss just before that."""
+    """Return U after its step, s (after its step if `move_diag`), and ||W||^2 - loss before it."""
     gram = grams(factors.right)
     lefts, diags, gain = [], [], torch.zeros_like(delta)
     for rows in row_chunks(weight, factors):
@@ -104,7 +104,7 @@ def _half(
 
 
 def _damped(systems: Tensor, delta: Tensor) -> Tensor:
-    """Cholesky factor of H + delta I; systems: (batch, ..., r, r), delta: (batch,)."""
+    """Return a Cholesky factor of H + delta I; systems: (batch, ..., r, r), delta: (batch,)."""
     eye = torch.eye(systems.shape[-1], dtype=systems.dtype, device=systems.device)
     damped = systems + delta.reshape(-1, *[1] * (systems.dim() - 1)) * eye
     factor, failed = torch.linalg.cholesky_ex(damped)

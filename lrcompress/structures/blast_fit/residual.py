@@ -1,4 +1,4 @@
-"""How far BLAST factors are from a weight, block by block."""
+"""Residuals and losses of BLAST factors against a weight, block by block."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def residual(weight: Tensor, factors: BlastFactors) -> Tensor:
 
 
 def _residual_block(weight: Tensor, factors: BlastFactors, index: int, i: int, j: int) -> Tensor:
-    """A block at a time: a row of them would be as large as a quarter of the weight, twice over."""
+    """The residual of one block. A row of blocks would take half of the weight's memory."""
     left, right = factors.left[index, i], factors.right[index, j]  # (p, r), (q, r)
     p, q = left.shape[0], right.shape[0]
     block = weight[index, i * p : (i + 1) * p, j * q : (j + 1) * q]

@@ -1,4 +1,4 @@
-"""Where a plain fit begins: at the truncated SVD, which is the BLAST weight with s = 1."""
+"""The start of a plain fit: the truncated SVD, which is a BLAST weight with s = 1."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.blast_fit.residual import residual
 
-_ITERATIONS = 3  # of the subspace; the sweeps that follow mend what it leaves open
+_ITERATIONS = 3  # of the subspace; the sweeps that follow correct the remaining error
 
 
 def spectral_start(
@@ -16,8 +16,8 @@ def spectral_start(
 ) -> BlastFactors:
     """Truncated SVD of (batch, b_out p, b_in q), by subspace iteration (Halko et al. 2011, 4.4).
 
-    In the basis of singular vectors: from another basis of the same subspace the sweeps lose half
-    their worth. Where the rank is beyond the weight's, V and s are random and U is zero.
+    The basis is that of the singular vectors: sweeps from another basis of the same subspace gain
+    half as much. For ranks beyond the weight's own, V and s are random and U is zero.
     """
     batch, m, n = weight.shape
     if m < n:  # the smaller side is cheaper to iterate on
@@ -40,7 +40,7 @@ def spectral_start(
 
 
 def spectral_loss(weight: Tensor, start: BlastFactors) -> Tensor:
-    """||W - W_hat||^2 of what `spectral_start` gave, whose components are orthogonal: (batch,)."""
+    """||W - W_hat||^2 of a `spectral_start`, whose components are orthogonal: (batch,)."""
     captured = start.left.square().sum((1, 2)) * start.right.square().sum((1, 2))  # (batch, r)
     return (weight.square().sum((1, 2)) - captured.sum(1)).clamp_min(0)
 
@@ -48,7 +48,7 @@ def spectral_loss(weight: Tensor, start: BlastFactors) -> Tensor:
 def extended(
     weight: Tensor, factors: BlastFactors, rank: int, generator: torch.Generator
 ) -> BlastFactors:
-    """Of that rank: what is left of the weight gets the start of its own."""
+    """Extend factors to `rank`; the added columns are the `spectral_start` of the residual."""
     more = rank - factors.rank
     if more == 0:
         return factors
@@ -62,5 +62,5 @@ def extended(
 
 
 def drawn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal numbers, on the generator's device first: the same wherever the weight lies."""
+    """Draw normal numbers on the generator's device, so that they do not depend on the weight's."""
     return torch.randn(shape, generator=generator, device=generator.device).to(like)

@@ -1,4 +1,4 @@
-"""Accelerated alternating least squares: sweeps over U, s and V that never lose ground."""
+"""Accelerated alternating least squares: sweeps over U, s and V whose best loss never grows."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from lrcompress.structures.blast_fit.alternating import (
 )
 from lrcompress.structures.blast_fit.factors import BlastFactors
 
-# The SVD is nearly a saddle, which the first sweeps leave slowly: momentum of 3, 3/2, 1 there saves
-# two to four sweeps of thirty.
+# The SVD is nearly a saddle point, which the first sweeps leave slowly. A momentum of 3, 3/2, 1
+# there saves two to four sweeps of thirty.
 _HASTE = 3.0
 
 
 @dataclass(frozen=True, eq=False)
 class Sweep:
-    """`loss` (batch,): squared Frobenius distance of the factors to the weight."""
+    """Factors after a sweep. `loss` (batch,): squared Frobenius distance to the weight."""
 
     factors: BlastFactors
     loss: Tensor
 
 
 def alternate(weight: Tensor, start: BlastFactors) -> Iterator[Sweep]:
-    """The best factors after each sweep, without end. weight: (batch, b_out p, b_in q).
+    """Yield the best factors after each sweep, endlessly. weight: (batch, b_out p, b_in q).
 
-    A sweep solves for U, improves s, and solves for V: two products with the weight. U is forgotten
-    by the next one, so s and V alone are extrapolated, as Nesterov does (Mitchell, Ye, De Sterck
-    2020, for the CP decomposition). A weight whose sweep lost ground goes back to its best factors
-    and begins to gather momentum anew.
+    A sweep solves for U, improves s, and solves for V: two products with the weight. The next sweep
+    does not use U, so only s and V are extrapolated, with Nesterov momentum (Mitchell, Ye,
+    De Sterck 2020, for the CP decomposition). If a weight's loss grows, it returns to its best
+    factors and restarts its momentum.
     """
     total = weight.square().sum((1, 2))
     best = _sweep(weight, start, total)
-    del start  # half as large as the weight
+    del start  # frees memory: half as large as the weight
     yield best
     point = best.factors
-    gaining = torch.zeros_like(total)  # sweeps in a row that gained
+    gaining = torch.zeros_like(total)  # consecutive sweeps that gained
     for count in itertools.count(1):
         new = _sweep(weight, point, total)
         gained = new.loss <= best.loss
@@ -59,8 +59,10 @@ def alternate(weight: Tensor, start: BlastFactors) -> Iterator[Sweep]:
 def until_flat(
     sweeps: Iterator[Sweep], limit: int, *, worthwhile: float, patience: int = 5
 ) -> Sweep:
-    """After at most `limit` sweeps; fewer once no loss falls by the share `worthwhile` of itself
-    over `patience` sweeps."""
+    """Run at most `limit` sweeps and return the last.
+
+    Stops early if no loss falls by the relative amount `worthwhile` over `patience` sweeps.
+    """
     last = next(sweeps)
     mark = last.loss
     for count, last in enumerate(itertools.islice(sweeps, limit - 1), 1):
@@ -72,7 +74,7 @@ def until_flat(
 
 
 def chosen(first: Tensor, a: Sweep, b: Sweep) -> Sweep:
-    """Of each weight `a` where `first` (batch,) says so, otherwise `b`."""
+    """Choose `a` for each weight where `first` (batch,) is true, else `b`."""
     mask = first[:, None, None, None]
     return Sweep(
         BlastFactors(
@@ -88,7 +90,7 @@ def _sweep(weight: Tensor, point: BlastFactors, total: Tensor) -> Sweep:
     gram = grams(point.right)
     left = solve_left(weight, point, gram)
     kept = gram if worth_keeping(gram, weight) else None
-    del gram  # half as large as the weight, for eight blocks
+    del gram  # frees memory: half as large as the weight, for eight blocks
     point = BlastFactors(left, point.diag, point.right)
     half = solve_left_and_diag(weight.mT, point.transposed, kept)
     factors = BlastFactors(half.left, half.diag, left).transposed

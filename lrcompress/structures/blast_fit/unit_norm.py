@@ -1,4 +1,4 @@
-"""Weights of Frobenius norm 1, in the dtype of a fit and padded to whole blocks."""
+"""Scaling of weights to Frobenius norm 1, in the dtype of a fit, with padding to whole blocks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 
 
 def norms(weight: Tensor) -> Tensor:
-    """Frobenius norms of weights (batch, m, n), or 1 where that is zero: (batch, 1, 1).
+    """Frobenius norms of weights (batch, m, n), with 1 in place of zero: (batch, 1, 1).
 
-    In float32 or wider: float16 holds no norm of a large weight.
+    Computed in float32 or wider: float16 cannot hold the norm of a large weight.
 
     Raises:
         FitError: the weight is not finite.
@@ -29,7 +29,7 @@ def norms(weight: Tensor) -> Tensor:
 def padded(
     weight: Tensor, norm: Tensor, blocks_out: int, blocks_in: int, dtype: torch.dtype
 ) -> Tensor:
-    """weight / norm with zeros up to whole blocks: (batch, b_out p, b_in q)."""
+    """Return weight / norm, padded with zeros to whole blocks: (batch, b_out p, b_in q)."""
     batch, m, n = weight.shape
     height, width = block_length(m, blocks_out), block_length(n, blocks_in)
     out = torch.zeros(
@@ -40,6 +40,6 @@ def padded(
 
 
 def scaled(factors: BlastFactors, scale: Tensor) -> BlastFactors:
-    """Factors of the weight times a scale (batch, 1, 1), half of it in U and half in V."""
+    """Scale the weight of the factors by `scale` (batch, 1, 1), split evenly over U and V."""
     root = scale.sqrt().unsqueeze(-1)
     return BlastFactors(factors.left * root, factors.diag, factors.right * root)

@@ -1,8 +1,9 @@
-"""The weighted fit of BLAST weights: least 1/2 tr(G dW C dW^T).
+"""The weighted fit of BLAST weights, which minimises 1/2 tr(G dW C dW^T).
 
-Block-diagonal parts of G and C are taken into the weight (`block_metric`), which leaves a plain fit
-with couplings. It begins as one, at a fifth of the cost of a coupled sweep; alternating sweeps with
-momentum follow. One in the full metric alone from the start needs two to three times the time.
+Block-diagonal parts of G and C are absorbed into the weight (`block_metric`), which leaves a plain
+fit with couplings. The fit begins with plain sweeps, at a fifth of the cost of a coupled sweep.
+Coupled alternating sweeps with momentum follow. Coupled sweeps alone take two to three times as
+long.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ from lrcompress.structures.blast_fit.coupled_rows import Coupled, improve_rows_
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.plain import fit_plain
 
-_SMALL = 64 * 64  # numbers of a weight that is fitted in float64, which costs nothing there
-_MOMENTUM = 0.9  # one that grows as Nesterov's gains a little at first, and comes to a halt later
-_CHECKED = 5  # sweeps between looks at the loss, which costs a third of a sweep
-_WORTHWHILE = 2e-3  # of the loss between two looks
+_SMALL = 64 * 64  # scalars of a weight up to which float64 costs nothing extra
+_MOMENTUM = 0.9  # a growing one, as Nesterov's, gains slightly at first but stalls later
+_CHECKED = 5  # sweeps between evaluations of the loss, which cost a third of a sweep
+_WORTHWHILE = 2e-3  # share of the loss to gain between two evaluations
 
 
 @dataclass(frozen=True)
 class Effort:
-    """Sweeps at most."""
+    """Maximum numbers of sweeps."""
 
-    plain: int  # before the coupled ones of a cold start
+    plain: int  # before the coupled ones, unless a start of full rank is given
     coupled: int
-    uncoupled: int  # where the metric couples no blocks, and the plain fit is all
+    uncoupled: int  # of a plain fit, if the metric couples no blocks
 
 
 QUICK = Effort(plain=20, coupled=8, uncoupled=20)
@@ -52,10 +53,10 @@ def fit_weighted(
     effort: Effort = FULL,
     start: BlastFactors | None = None,
 ) -> BlastFactors:
-    """BLAST factors near weights (groups, m, n) in the norm of their whitening; in float64.
+    """Fit BLAST factors to weights (groups, m, n) in the whitened norm; returns float64.
 
-    grid: rows and columns of blocks. start: factors of this rank or less, of the same grid; the
-    result loses no more than they do.
+    grid: numbers of block rows and block columns. start: factors of this rank or less and of the
+    same grid; the loss of the result is at most theirs.
 
     Raises:
         FitError: the weight or its whitening is not finite.
@@ -77,7 +78,7 @@ def _fit_group(
     effort: Effort,
     start: BlastFactors | None,
 ) -> BlastFactors:
-    """weight: (1, m, n)"""
+    """Fit one group; weight: (1, m, n)."""
     dtype = torch.float64 if weight.numel() <= _SMALL else torch.float32
     outer = block_metric(whitening.output, group, weight.shape[1], grid[0], dtype)
     inner = block_metric(whitening.input, group, weight.shape[2], grid[1], dtype)
@@ -94,7 +95,7 @@ def _fit_group(
         )
     else:
         size = torch.linalg.vector_norm(target).clamp_min(torch.finfo(target.dtype).tiny)
-        target = (target / size).to(dtype)  # of norm one: no range of float32 is lost
+        target = (target / size).to(dtype)  # norm 1, which suits the range of float32
         start = None if start is None else _times(start, 1 / size).to(target)
         begun = _begun(target, rank, grid, effort.plain, start)
         problem = Coupled.of(target[0], outer.coupling, inner.coupling)
@@ -108,10 +109,10 @@ def _fit_group(
 def _begun(
     target: Tensor, rank: int, grid: tuple[int, int], sweeps: int, start: BlastFactors | None
 ) -> BlastFactors:
-    """Where coupled sweeps begin: at a plain fit, which itself begins at `start` if there is one.
+    """Return the start of the coupled sweeps: a plain fit, which begins at `start` if given.
 
-    A start of the full rank is no worse than that already. One with columns to add needs the plain
-    sweeps as much as none: new columns are low rank, and it takes many sweeps to make use of s.
+    A start of full rank is used as it is. A start of lower rank needs the plain sweeps: the added
+    columns begin as low rank, and many sweeps are needed to make use of s.
     """
     if start is not None and start.rank == rank:
         return start
@@ -122,9 +123,9 @@ def _begun(
 
 
 def _sweeps(problem: Coupled, begun: BlastFactors, sweeps: int) -> BlastFactors:
-    """U, s and V are extrapolated together, as Nesterov does."""
+    """Run coupled sweeps that extrapolate U, s and V together, with momentum."""
     m, n = problem.products[0].shape
-    diag_with_rows = n <= m  # s costs least beside the smaller moment
+    diag_with_rows = n <= m  # s is cheapest with the smaller moment
     last, point = _copied(begun), _copied(begun)
     best, best_loss, gaining, restarted = begun, float("inf"), 0, False
     for sweep in range(1, sweeps + 1):
@@ -142,19 +143,19 @@ def _sweeps(problem: Coupled, begun: BlastFactors, sweeps: int) -> BlastFactors:
                 break
         elif restarted:
             break
-        else:  # without momentum no sweep loses ground
+        else:  # restart: without momentum the loss does not grow
             last, point, gaining, restarted = _copied(best), _copied(best), 0, True
     return best
 
 
 def _extrapolate_(last: BlastFactors, new: BlastFactors, momentum: float) -> None:
-    """`last` becomes new + momentum (new - last)."""
+    """Set `last` to new + momentum (new - last), in place."""
     for before, after in zip(_parts(last), _parts(new), strict=True):
         torch.lerp(before, after, 1 + momentum, out=before)
 
 
 def _no_worse(problem: Coupled, found: BlastFactors, start: BlastFactors) -> BlastFactors:
-    """`start`, with columns of zeros, where the fit lost more than it."""
+    """Return `found`, or `start` padded with zero columns if its loss is lower."""
     if problem.loss(found) <= problem.loss(start):
         return found
     more = found.rank - start.rank
@@ -164,7 +165,7 @@ def _no_worse(problem: Coupled, found: BlastFactors, start: BlastFactors) -> Bla
 def _whitened(
     weight: Tensor, outer: BlockMetric, inner: BlockMetric, grid: tuple[int, int]
 ) -> Tensor:
-    """(1, m, n) -> (1, b_out p, b_in q) with the roots of the diagonal blocks on both sides."""
+    """Apply the roots of the diagonal blocks on both sides: (1, m, n) -> (1, b_out p, b_in q)."""
     m, n = weight.shape[1:]
     p, q = block_length(m, grid[0]), block_length(n, grid[1])
     padded = functional.pad(weight, (0, grid[1] * q - n, 0, grid[0] * p - m))[0]
@@ -174,7 +175,7 @@ def _whitened(
 
 
 def _mapped(factors: BlastFactors, left: _Map, right: _Map) -> BlastFactors:
-    """U and V mapped, of a single weight."""
+    """Apply `left` to U and `right` to V of a single weight."""
     return BlastFactors(left(factors.left[0])[None], factors.diag, right(factors.right[0])[None])
 
 

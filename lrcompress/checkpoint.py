@@ -1,0 +1,84 @@
+"""What a killed run resumes from: entries of JSON values and tensors, each one file of a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lrcompress.atomic import write_atomically
+from lrcompress.errors import DataError, LrcompressError
+from lrcompress.fingerprint import name_digest
+from lrcompress.json_dataclasses import parse_object
+
+_VALUES = "values"
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """JSON values and tensors under one name."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class CheckpointStore(Protocol):
+    """Entries by kind and name, such as ("factors", "encoder.layer.0.output")."""
+
+    def get(self, kind: str, name: str = "") -> Entry | None:
+        """Return an entry that was put; None if there is none that can be read."""
+        ...
+
+    def put(self, kind: str, name: str, entry: Entry) -> None:
+        """Replace an entry."""
+        ...
+
+
+class NoCheckpoints:
+    """A store that keeps nothing: a killed run starts again."""
+
+    def get(self, kind: str, name: str = "") -> Entry | None:
+        return None
+
+    def put(self, kind: str, name: str, entry: Entry) -> None:
+        pass
+
+
+class CheckpointFolder:
+    """A store with one safetensors file for each entry, which is renamed into place when complete.
+
+    The caller names the folder after everything that the entries depend on: model, data, options.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, kind: str, name: str = "") -> Entry | None:
+        path = self.path(kind, name)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                values = parse_object(file.metadata()[_VALUES], str(path), DataError)
+                # Copies with memory of their own: rounding of products depends on the alignment
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, LrcompressError, LookupError, TypeError):
+            return None  # damaged by whatever stopped the run: the work is done again
+        return Entry(values, tensors)
+
+    def put(self, kind: str, name: str, entry: Entry) -> None:
+        """Raises LrcompressError where the disk is full or read-only."""
+        # Copies: safetensors refuses tensors that share memory, and views of larger ones
+        whole = {key: value.detach().cpu().clone().contiguous() for key, value in entry.tensors.items()}
+        metadata = {_VALUES: json.dumps(dict(entry.values))}
+        write_atomically(self.path(kind, name), lambda part: save_file(whole, part, metadata))
+
+    def path(self, kind: str, name: str = "") -> Path:
+        """Return the file of an entry. Names of layers may hold what no file name can."""
+        return self.folder / f"{kind}{f'-{name_digest(name)}' if name else ''}.safetensors"
