@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import RESULTS, describe_machine, this_command
-from benchmarks.structure_sections import latency, plain, weighted
+from benchmarks.structure_sections import kronecker, latency, plain, weighted
 from benchmarks.structure_sections.request import Request, Row
 from benchmarks.structure_sections.trained import TRAINED
 
@@ -28,6 +28,7 @@ SECTIONS: dict[str, Callable[[Request], Row]] = {
     "plain": plain.run,
     "weighted": weighted.run,
     "latency": latency.run,
+    "kronecker": kronecker.run,
 }
 
 

@@ -75,7 +75,7 @@ class CheckpointFolder:
     def put(self, kind: str, name: str, entry: Entry) -> None:
         """Raises LrcompressError where the disk is full or read-only."""
         # Copies: safetensors refuses tensors that share memory, and views of larger ones
-        whole = {key: value.detach().cpu().clone().contiguous() for key, value in entry.tensors.items()}
+        whole = {name: t.detach().cpu().clone().contiguous() for name, t in entry.tensors.items()}
         metadata = {_VALUES: json.dumps(dict(entry.values))}
         write_atomically(self.path(kind, name), lambda part: save_file(whole, part, metadata))
 

@@ -17,14 +17,14 @@ import transformers
 from networks import Function, feature_batches, token_batches
 from torch import Tensor, nn
 
+from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.compression import fit
-from lrcompress.compression.checkpoint import FolderStore
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
 from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
 from lrcompress.compression.report import CompressReport
 from lrcompress.compression.sweep import sweep
-from lrcompress.errors import FitError, ModelError, PlanError
+from lrcompress.errors import FitError, LrcompressError, ModelError, PlanError
 from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.formats.run_json import ModelReference
 from lrcompress.layers import describe
@@ -364,7 +364,7 @@ def run(folder: Path, data: list[Batch]) -> dict[str, Tensor]:
     """Compress the same network into the folder; the state of what came out."""
     module = attention()
     found = profile(module, data)
-    store = FolderStore(folder)
+    store = CheckpointFolder(folder)
     compress_(module, plan(found, "70%"), found, batches=data, options=NO_REFIT, store=store)
     return module.state_dict()
 
@@ -422,23 +422,24 @@ def test_a_damaged_checkpoint_is_fitted_again(
 
 
 def test_names_that_no_file_may_have_are_kept_apart(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path)
+    store = CheckpointFolder(tmp_path)
     names = ["a/b", "a.b", "../a", "a" * 400, "ä\x00"]
     for value, name in enumerate(names):
-        store.put(name, {"left": torch.full((2,), float(value))})
+        store.put("factors", name, Entry(tensors={"left": torch.full((2,), float(value))}))
     for value, name in enumerate(names):
-        held = store.get(name)
+        held = store.get("factors", name)
         assert held is not None
-        assert torch.equal(held["left"], torch.full((2,), float(value)))
-    assert store.get("b") is None
+        assert torch.equal(held.tensors["left"], torch.full((2,), float(value)))
+    assert store.get("factors", "b") is None
     assert {path.parent for path in tmp_path.rglob("*.safetensors")} == {tmp_path}
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(FitError, match="a file is where a folder should be") as refusal:
-        FolderStore(blocked / "work").put("layer", {"left": torch.zeros(2)})
+    entry = Entry(tensors={"left": torch.zeros(2)})
+    with pytest.raises(LrcompressError, match="a file is where a folder should be") as refusal:
+        CheckpointFolder(blocked / "work").put("factors", "layer", entry)
     assert "\n" not in str(refusal.value)
 
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrcompress.formats.curves_json import CurveFolder
+from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.profiling import layer_profile as profiling_layer
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.profiler import profile
 from lrcompress.profiling.structure_curves import Curves, structure_curves
 
@@ -25,11 +24,11 @@ class Killed(Exception):
     pass
 
 
-class Dying(CurveFolder):
+class Dying(CheckpointFolder):
     """Ends the profile once two layers are done."""
 
-    def put(self, layer: LayerProfile) -> None:
-        super().put(layer)
+    def put(self, kind: str, name: str, entry: Entry) -> None:
+        super().put(kind, name, entry)
         if len(list(self.folder.iterdir())) == 2:
             raise Killed
 
@@ -69,7 +68,7 @@ def test_a_killed_profile_fits_only_what_was_not_done(
     with pytest.raises(Killed):
         profile(network, batches, OPTIONS, store=Dying(tmp_path))
     fitted.clear()
-    resumed = profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    resumed = profile(network, batches, OPTIONS, store=CheckpointFolder(tmp_path))
     assert fitted == ["3"]
     for whole, other in zip(unbroken.layers, resumed.layers, strict=True):
         assert whole.curves
@@ -80,13 +79,13 @@ def test_curves_of_another_forward_are_fitted_again(
     network: nn.Module, batches: list[dict[str, torch.Tensor]], fitted: list[str], tmp_path: Path
 ) -> None:
     """The same weights, so that the run's key tells nothing."""
-    profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    profile(network, batches, OPTIONS, store=CheckpointFolder(tmp_path))
     assert isinstance(network, nn.Sequential)
     network[1] = nn.Tanh()
     fitted.clear()
     fresh = profile(network, batches, OPTIONS)
     fitted.clear()
-    resumed = profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    resumed = profile(network, batches, OPTIONS, store=CheckpointFolder(tmp_path))
     assert fitted == ["0", "2", "3"]
     assert [layer.curves for layer in resumed.layers] == [layer.curves for layer in fresh.layers]
 
@@ -94,20 +93,22 @@ def test_curves_of_another_forward_are_fitted_again(
 def test_a_damaged_file_is_fitted_again(
     network: nn.Module, batches: list[dict[str, torch.Tensor]], fitted: list[str], tmp_path: Path
 ) -> None:
-    profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    profile(network, batches, OPTIONS, store=CheckpointFolder(tmp_path))
     fitted.clear()
-    whole = {path: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
-    start = next(iter(whole.values())).split('"curves"')[0]
-    texts = ["", start + '"curves": []}', '{"curves": 3}']
-    for path, text in zip(whole, texts, strict=True):
-        path.write_text(text, encoding="utf-8")
-    profile(network, batches, OPTIONS, store=CurveFolder(tmp_path))
+    whole = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    store = CheckpointFolder(tmp_path)
+    held = store.get("curves", "0")
+    assert held is not None
+    store.path("curves", "0").write_bytes(b"")
+    store.put("curves", "2", Entry({**held.values, "curves": []}))
+    store.put("curves", "3", Entry({"curves": 3}))
+    profile(network, batches, OPTIONS, store=store)
     assert sorted(fitted) == ["0", "2", "3"]
-    assert {path: path.read_text(encoding="utf-8") for path in whole} == whole
+    assert {path: path.read_bytes() for path in whole} == whole
 
 
 def test_layers_without_curves_leave_no_file(
     network: nn.Module, batches: list[dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    profile(network, batches, ProfileOptions(), store=CurveFolder(tmp_path))
+    profile(network, batches, ProfileOptions(), store=CheckpointFolder(tmp_path))
     assert not list(tmp_path.iterdir())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import small_network
 import torch
 from torch import Tensor, nn
 
+from lrcompress.checkpoint import CheckpointFolder
 from lrcompress.errors import PlanError
 from lrcompress.network.batches import Batch
 from lrcompress.network.held_out_divergence import held_out_divergence
@@ -18,8 +20,7 @@ from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
-from lrcompress.selection.rounds import Selection, corrected, select
-from lrcompress.selection.store import plan_digest
+from lrcompress.selection.rounds import Selection, corrected, plan_digest, select
 from lrcompress.selection.trial_network import TrialNetwork
 from lrcompress.structures import Dense, LowRank
 
@@ -137,18 +138,12 @@ def test_a_certain_network_keeps_its_choices_at_least_as_well_as_the_simple_metr
         assert network.divergence(selection.plan) <= network.divergence(simple) * (1 + 1e-6)
 
 
-def test_a_stopped_selection_goes_on_and_ends_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_selection_goes_on_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, found, judging = certain_network()
-    held: dict[str, dict[str, float]] = {}
-
-    class Store:
-        def get(self, key: str) -> dict[str, float] | None:
-            return held.get(key)
-
-        def put(self, key: str, values: dict[str, float]) -> None:
-            held[key] = dict(values)
-
-    whole = selected(module, found, judging, store=Store())
+    store = CheckpointFolder(tmp_path)
+    whole = selected(module, found, judging, store=store)
     measured = []
     original = TrialNetwork.divergence
     monkeypatch.setattr(
@@ -156,12 +151,11 @@ def test_a_stopped_selection_goes_on_and_ends_the_same(monkeypatch: pytest.Monke
         "divergence",
         lambda self, planned: measured.append(planned) or original(self, planned),
     )
-    again = selected(module, found, judging, store=Store())
+    again = selected(module, found, judging, store=store)
     assert again == whole
     assert not measured
-    lost = plan_digest(whole.plan)
-    del held[lost]
-    assert selected(module, found, judging, store=Store()).plan == whole.plan
+    store.path("measured", plan_digest(whole.plan)).unlink()
+    assert selected(module, found, judging, store=store).plan == whole.plan
     assert len(measured) == 1
 
 

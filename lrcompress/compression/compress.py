@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lrcompress.compression.checkpoint import FactorStore, NoStore
+from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Measured, measure_both
 from lrcompress.compression.refit import Target
@@ -40,7 +40,8 @@ class CompressOptions:
 
 
 DEFAULTS = CompressOptions()
-NO_STORE = NoStore()
+NO_CHECKPOINTS = NoCheckpoints()
+FACTORS = "factors"  # kind of the entries in the store
 
 
 @runs_unfused()
@@ -52,7 +53,7 @@ def compress_(
     batches: Batches | None = None,
     options: CompressOptions = DEFAULTS,
     progress: Progress = SILENT,
-    store: FactorStore = NO_STORE,
+    store: CheckpointStore = NO_CHECKPOINTS,
     judging: Batches | None = None,
     confirming: Batches | None = None,
 ) -> CompressReport:
@@ -133,7 +134,7 @@ def _fitted(
     tasks: Sequence[_Task],
     plan: Plan,
     profile: Profile,
-    store: FactorStore,
+    store: CheckpointStore,
     step: Step,
 ) -> dict[str, Factors]:
     """Return the factors, bias and loss of each layer.
@@ -144,9 +145,9 @@ def _fitted(
 
     def fit(task: _Task) -> tuple[Factors, bool]:
         name = task.layer.name
-        held = store.get(name)
-        if held is not None:
-            return held, False
+        entry = store.get(FACTORS, name)
+        if entry is not None:
+            return dict(entry.tensors), False
         original, moments = module.get_submodule(name), profile.moments.get(name)
         fitted = fit_layer(task.layer, original, task.planned.structure, plan.metric, moments)
         held = {**fitted.factors, LOSS: torch.tensor(fitted.loss, dtype=torch.float64)}
@@ -156,7 +157,7 @@ def _fitted(
     order = alike(tasks, lambda task: layer_cost(task.layer.spec))
     for task, (held, is_new) in zip(order, in_turns(order, fit), strict=True):
         if is_new and is_main():
-            store.put(task.layer.name, held)
+            store.put(FACTORS, task.layer.name, Entry(tensors=held))
         found[task.layer.name] = held
         step.advance()
     return found

@@ -33,7 +33,7 @@ class AxisRange:
         return size
 
     def intersection(self, other: AxisRange) -> AxisRange:
-        """Return the sizes that both ranges accept; `least` is above `most` where there are none."""
+        """Return the sizes that both ranges accept; none if `least` is above `most`."""
         step = lcm(self.step, other.step)
         least = -(-max(self.least, other.least) // step) * step
         ends = [end for end in (self.most, other.most) if end is not None]

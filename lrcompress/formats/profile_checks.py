@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lrcompress.errors import DataError
-from lrcompress.formats.curves_json import AGAIN
 from lrcompress.formats.moments import DiskMoments
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label
+from lrcompress.profiling.curves_json import AGAIN
 
 MOST_ROWS = 1e15  # measuring more would take years
 MOST_TIMES = 1e100  # largest ratio of measured to predicted; larger ones overflow in products

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
-from lrcompress.formats.curves_json import AGAIN, curves_from_json, curves_to_json
 from lrcompress.formats.files import read_json, write_json, write_tensors
 from lrcompress.formats.moments import (
     PROFILE_NAME,
@@ -28,6 +27,7 @@ from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.messages import label, shown
 from lrcompress.metrics import METRICS
 from lrcompress.network.identity import check_identity
+from lrcompress.profiling.curves_json import AGAIN, curves_from_json, curves_to_json
 from lrcompress.profiling.profile import SCHEMA_VERSION, LayerProfile, Profile
 from lrcompress.profiling.spectrum import RankMeasures
 

@@ -7,13 +7,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from lrcompress.checkpoint import CheckpointStore
 from lrcompress.layers import LayerSpec, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
+from lrcompress.profiling.curves_json import kept_curves
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import gram_of_shorter_side, measure, singular_values
-from lrcompress.profiling.structure_curves import CurveStore, structure_curves
+from lrcompress.profiling.structure_curves import structure_curves
 
 SHRINKAGE_PER_FEATURE = 0.25  # times features / rows; measured in benchmarks/quality.py
 LARGEST_SHRINKAGE = 0.5
@@ -26,7 +28,7 @@ def profile_layer(
     group: str,
     rows_per_example: float,
     options: ProfileOptions,
-    store: CurveStore,
+    store: CheckpointStore,
 ) -> tuple[LayerProfile, Whitening]:
     """Return the profile, and the whitening of the metric that is the default for planning."""
     weight = weight_matrix(module.get_submodule(spec.name))
@@ -57,7 +59,7 @@ def profile_layer(
         centred=centred,
         curves_metric=fitted_in,
     )
-    curves = store.get(profiled)
+    curves = kept_curves(store, profiled)
     if curves is None:
         curves = structure_curves(weight, default, spec, options.structures)
     return replace(profiled, curves=curves), default

@@ -7,16 +7,17 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from lrcompress.checkpoint import CheckpointStore
 from lrcompress.distributed import alike, is_main, portions, shared_out
 from lrcompress.layers import LayerSpec, LeftAlone, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments
 from lrcompress.profiling.collector import Collector
+from lrcompress.profiling.curves_json import keep_curves
 from lrcompress.profiling.layer_moments import take_moments
 from lrcompress.profiling.layer_profile import profile_layer
 from lrcompress.profiling.moment_sink import MomentSink
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
-from lrcompress.profiling.structure_curves import CurveStore
 from lrcompress.profiling.trials import TrialPlan, try_ranks
 from lrcompress.profiling.unexercised_layers import exercised
 from lrcompress.profiling.unseen_classes import UnseenClasses, with_weight_prior
@@ -40,7 +41,7 @@ class LayerWork:
     trials: TrialPlan | None
     examples: int
     sink: MomentSink
-    store: CurveStore
+    store: CheckpointStore
     unseen: UnseenClasses | None = None
     measured: dict[str, LayerProfile] = field(default_factory=dict)
     missed: dict[str, LeftAlone] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class LayerWork:
             for task, layer in zip(tasks, shared_out(tasks, self._measure), strict=True):
                 self.measured[layer.name] = layer
                 if is_main():
-                    self.store.put(layer)
+                    keep_curves(self.store, layer)
                 self.sink.add(layer.name, task.group, task.moments)
             step.advance(len(portion))
 

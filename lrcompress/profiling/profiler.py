@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from lrcompress.checkpoint import CheckpointStore, NoCheckpoints
 from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
@@ -26,6 +27,7 @@ from lrcompress.network.readout import Readout
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import token_noise
 from lrcompress.network.unfused import runs_unfused
+from lrcompress.profiling.curves_json import keep_curves
 from lrcompress.profiling.degenerate_data import degenerate, repeats
 from lrcompress.profiling.layer_chunks import chunked, collected
 from lrcompress.profiling.layer_profile import profile_layer
@@ -36,7 +38,6 @@ from lrcompress.profiling.moment_sink import MemorySink, MomentSink
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.replaceable_layers import replaceable_layers
-from lrcompress.profiling.structure_curves import CurveStore, NoCurveStore
 from lrcompress.profiling.trials import plan_trials
 from lrcompress.profiling.unexercised_layers import unexercised_doubt, unexercised_warning
 from lrcompress.profiling.unseen_classes import unseen_classes
@@ -55,7 +56,7 @@ def profile(
     options: ProfileOptions = DEFAULTS,
     progress: Progress = SILENT,
     sink: MomentSink | None = None,
-    store: CurveStore | None = None,
+    store: CheckpointStore | None = None,
     judging: Batches | None = None,
 ) -> Profile:
     """Measure every layer of `module`, which is not changed.
@@ -87,7 +88,7 @@ def profile(
         )
     if any(not spec.name for spec in found.layers):
         raise ModelError("the model is a single layer; wrap it in nn.Sequential to compress it")
-    store = store or NoCurveStore()
+    store = store or NoCheckpoints()
     with frozen(module):
         if batches is None:
             return _without_data(module, found, options, progress, store)
@@ -115,7 +116,7 @@ def _without_data(
     found: ModelLayers,
     options: ProfileOptions,
     progress: Progress,
-    store: CurveStore,
+    store: CheckpointStore,
 ) -> Profile:
     def measured(spec: LayerSpec) -> LayerProfile:
         return profile_layer(module, spec, None, spec.name, 1.0, options, store)[0]
@@ -125,7 +126,7 @@ def _without_data(
         for layer in in_turns(alike(found.layers, layer_cost), measured):
             done[layer.name] = layer
             if is_main():
-                store.put(layer)
+                keep_curves(store, layer)
             step.advance()
     flops = sum(spec.flops_per_row for spec in found.layers)
     identity = identify(module, None)
@@ -158,7 +159,7 @@ def _with_data(
     options: ProfileOptions,
     progress: Progress,
     sink: MomentSink,
-    store: CurveStore,
+    store: CheckpointStore,
     judging: Batches | None,
 ) -> Profile:
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor
 
 from lrcompress.errors import FitError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.profiling.profile import CurvePoint, LayerProfile
+from lrcompress.profiling.profile import CurvePoint
 from lrcompress.structures import STRUCTURES, Factors
 
 Curves = tuple[tuple[CurvePoint, ...], ...]
-
-
-class CurveStore(Protocol):
-    """Stores the curves of finished layers, so that a killed profile can resume."""
-
-    def get(self, layer: LayerProfile) -> Curves | None:
-        """Return the stored curves of a layer, whose profile has none yet.
-
-        None if they were fitted in another metric or to moments that have changed since.
-        """
-        ...
-
-    def put(self, layer: LayerProfile) -> None: ...
-
-
-class NoCurveStore:
-    """Stores nothing: a killed profile starts again."""
-
-    def get(self, layer: LayerProfile) -> Curves | None:
-        return None
-
-    def put(self, layer: LayerProfile) -> None:
-        pass
 
 
 def structure_curves(

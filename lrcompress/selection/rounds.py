@@ -10,6 +10,8 @@ the metric of the fits, the later ones in the corrections.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -17,6 +19,7 @@ from statistics import median
 
 from torch import nn
 
+from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.formats.plan_json import plan_as
 from lrcompress.metrics import METRICS
@@ -31,8 +34,8 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.selection.candidates import CANDIDATES, Candidate
-from lrcompress.selection.store import MeasurementStore, NoMeasurements, plan_digest
 from lrcompress.selection.trial_network import Attribution, TrialNetwork
+from lrcompress.structures.serial import structure_to_json
 
 DEFAULT_OPTIONS = PlanOptions()
 ROUNDS = 3
@@ -41,6 +44,7 @@ WORTHWHILE = 0.98  # of the divergence: a round that improves less is the last
 MUCH = 0.7  # of the divergence: a round that improves more allows another one
 PREDICTABLE = 2.0  # measured / predicted divergence, above which the last resorts are tried
 SMALLEST_SHARE = 0.02  # of an even share: less is noise, and negative shares have no meaning
+MEASURED = "measured"  # kind of the entries in the store
 SMALLEST_FACTOR = 1e-3  # of one round; there is no upper limit
 FEWEST_EXAMPLES = 4
 AFFORDABLE_FLOPS = 2e13  # of all measurements together: a few minutes on two cores
@@ -83,7 +87,7 @@ class _Search:
     budget: Budget
     options: PlanOptions
     network: TrialNetwork
-    store: MeasurementStore
+    store: CheckpointStore
 
     def planned(
         self, candidate: Candidate, corrections: Mapping[str, float], *, eased: bool = False
@@ -115,21 +119,29 @@ class _Search:
             return float(self.profile.total_params)
         return self.profile.total_flops_per_example
 
+    def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> Mapping[str, float]:
+        """Return the measurement under `key`, from the store if a killed run has made it."""
+        entry = self.store.get(MEASURED, key)
+        if entry is not None:
+            return entry.values
+        values = measure()
+        if all(isfinite(value) for value in values.values()):
+            self.store.put(MEASURED, key, Entry(values))
+        return values
+
     def measured(self, planned: Plan) -> float:
-        key = plan_digest(planned)
-        known = self.store.get(key)
-        if known is None:
-            known = {"divergence": self.network.divergence(planned)}
-            self.store.put(key, known)
-        return float(known["divergence"])
+        def measure() -> dict[str, float]:
+            return {"divergence": self.network.divergence(planned)}
+
+        return float(self._once(plan_digest(planned), measure)["divergence"])
 
     def attribution(self, planned: Plan) -> Attribution:
-        key = f"{plan_digest(planned)}-shares"
-        known = self.store.get(key)
-        if known is None:
+
+        def measure() -> dict[str, float]:
             found = self.network.attribution(planned)
-            known = {"divergence": found.divergence, **found.shares}
-            self.store.put(key, known)
+            return {"divergence": found.divergence, **found.shares}
+
+        known = self._once(f"{plan_digest(planned)}-shares", measure)
         shares = {name: known[name] for name in planned.structures}
         return Attribution(known["divergence"], shares)
 
@@ -144,7 +156,7 @@ def select(
     options: PlanOptions = DEFAULT_OPTIONS,
     rounds: int = ROUNDS,
     progress: Progress = SILENT,
-    store: MeasurementStore | None = None,
+    store: CheckpointStore | None = None,
 ) -> Selection:
     """Choose the plan that diverges least from the dense network on `judging`.
 
@@ -165,7 +177,7 @@ def select(
         )
     judged = _affordable(profile, judging, rounds)
     network = TrialNetwork(module, profile, held_out_divergence(module, judged, readout))
-    search = _Search(profile, budget, options, network, store or NoMeasurements())
+    search = _Search(profile, budget, options, network, store or NoCheckpoints())
     tried: list[_Made] = []
     with progress.stage("select", len(CANDIDATES) + rounds) as step:
         _try(search, [c for c in CANDIDATES if not c.last_resort], tried, step.advance)
@@ -296,3 +308,10 @@ def _affordable(profile: Profile, judging: Batches, rounds: int) -> list[Batch]:
     examples = sum(map(batch_size, judging))
     most = max(FEWEST_EXAMPLES, int(AFFORDABLE_FLOPS / flops))
     return list(judging) if examples <= most else spread_examples(judging, most)
+
+
+def plan_digest(plan: Plan) -> str:
+    """sha256 of what carrying out the plan depends on: structures and the metric of the fits."""
+    parts = {name: structure_to_json(value) for name, value in plan.structures.items()}
+    text = json.dumps([plan.model_fingerprint, plan.metric, parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,1 +1,1 @@
-"""Recovery by training: better weights in the same structures."""
+"""Recovery by training: improve the weights of compressed layers without changing structures."""

@@ -1,12 +1,12 @@
-"""AdapterDrop: the first blocks of a network keep what they are, for good or at random.
+"""AdapterDrop: the first blocks of a network stay unchanged, either always or at random.
 
-Training stops at the first block that trains: what lies before it needs no backward pass (Rücklé et
-al., "AdapterDrop: On the Efficiency of Adapters in Transformers", EMNLP 2021, section 3). In its
-robust form K is drawn at each step, and the network learns to do without the adaptation of its
-first K blocks, so that how many of them get it can be chosen afterwards.
+The backward pass stops at the first block that trains (Rücklé et al., "AdapterDrop: On the
+Efficiency of Adapters in Transformers", EMNLP 2021, section 3). In the robust form the number K of
+skipped blocks is drawn at each step. The network learns to work without adapting its first K
+blocks, so the number of adapted blocks can be chosen afterwards.
 
-Blocks are told by the network's own containers, never by names: the members of an nn.ModuleList or
-nn.Sequential, in the order in which a forward reaches them.
+Blocks are found by containers, not by names: the members of an nn.ModuleList or nn.Sequential, in
+the order in which a forward reaches them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ Blocks = tuple[tuple[str, ...], ...]
 def blocks_in_depth_order(
     module: nn.Module, layers: Sequence[str], batch: Batch | None = None
 ) -> Blocks:
-    """The layers by the blocks that they are in, in the order of a forward on `batch`.
+    """Group the layers by block, in the order of a forward on `batch`.
 
-    A block is a member of the outermost container that has several with layers of these; one that
-    is in no block (an embedding, a head) is left out, unless all are: then each is a block. Without
-    a batch the order is that of registration. Layers that the forward does not reach come last.
+    A block is a member of the outermost container of which several members hold some of `layers`.
+    Layers outside any block (an embedding, a head) are left out; if no layer is in a block, each
+    layer is a block. Without a batch the order is that of `layers`. Layers that the forward does
+    not reach come last.
     """
     called = {} if batch is None else layer_calls(module, layers, batch)
     order = list(called | dict.fromkeys(layers))
@@ -51,7 +52,7 @@ def blocks_in_depth_order(
 
 
 def _member(container: str, layer: str) -> str | None:
-    """The name of the container's child that the layer is or is in."""
+    """Name of the container's child that is the layer or contains it; None if there is none."""
     prefix = f"{container}." if container else ""
     if not layer.startswith(prefix):
         return None
@@ -59,7 +60,7 @@ def _member(container: str, layer: str) -> str | None:
 
 
 def without_first(blocks: Blocks, skip: int) -> tuple[str, ...]:
-    """The layers of all blocks but the first `skip`.
+    """Return the layers of all blocks except the first `skip`.
 
     Raises:
         TuneError: no block would be left, or `skip` is negative.
@@ -73,16 +74,18 @@ def without_first(blocks: Blocks, skip: int) -> tuple[str, ...]:
 
 
 class RandomDrop:
-    """The first K blocks as they were when this was made, K drawn at each step from 0 ... most.
+    """Resets the first K blocks to their initial values, K drawn at each step from 0 ... most.
 
-    Give it the network with adapters attached and not yet trained.
+    The initial values are those at construction: attach adapters before, train after.
     """
 
     def __init__(self, module: nn.Module, blocks: Blocks, *, most: int | None = None) -> None:
-        """most: the largest K; None for all blocks but the last.
+        """Copy the trainable parameters of all blocks.
+
+        most: the largest K; None for all blocks except the last.
 
         Raises:
-            TuneError: `most` is not from 1 to the number of blocks less one.
+            TuneError: `most` is not between 1 and the number of blocks minus one.
         """
         self.most = len(blocks) - 1 if most is None else most
         if not 1 <= self.most < len(blocks):
@@ -102,15 +105,17 @@ class RandomDrop:
 
     @contextmanager
     def step(self, generator: torch.Generator | None = None) -> Iterator[int]:
-        """Around a step's forward and backward; gives K, drawn from `generator` or from torch's
-        own. Its blocks get no gradient."""
+        """Context for a step's forward and backward; yields K. The first K blocks get no gradient.
+
+        K is drawn from `generator`, or from torch's global generator.
+        """
         skip = int(torch.randint(self.most + 1, (), generator=generator))
         with self.dropped(skip):
             yield skip
 
     @contextmanager
     def dropped(self, skip: int) -> Iterator[None]:
-        """The first `skip` blocks as they were, for a measurement too."""
+        """Context in which the first `skip` blocks have their initial values; also for measuring."""
         held = {p: p.data for block in self._trained[:skip] for p in block}
         for block in self._trained[:skip]:
             for parameter, start in block.items():

@@ -1,4 +1,4 @@
-"""Adapters around a training: attached before it, folded into the factors after it."""
+"""Attach adapters before a training and merge them into the factors after it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.tuning.training_setup import TrainingSetup
 
 
 class Adapted:
-    """`course` trains the adapters of the network that the course before trained whole."""
+    """A network with adapters attached. `course` trains the adapters instead of the factors."""
 
     def __init__(self, whole: TrainingSetup, layers: Sequence[str], steps: int) -> None:
         options = whole.options
@@ -42,7 +42,7 @@ class Adapted:
         )
 
     def merged_(self, report: TuneReport, whitenings: Mapping[str, Whitening]) -> TuneReport:
-        """Fold the adapters in; the factors of before where that is no better than they were."""
+        """Merge the adapters; restore the original factors if the result is no better."""
         merge = self._adapter.merge_(whitenings)
         end = self._whole.measure() if report.best_step else float("inf")
         if not end < report.start:
@@ -54,9 +54,9 @@ class Adapted:
 
     @torch.no_grad()
     def abandoned_(self) -> None:
-        """Out again, with the factors of before: something else went wrong."""
+        """Detach the adapters and restore the original factors, after an exception."""
         for parameter in self.course.parameters.values():
-            parameter.zero_()  # what went wrong may have left NaN, which would not merge
+            parameter.zero_()  # the failure may have left NaN, which cannot be merged
         self._adapter.merge_({})
         self._restore_()
 

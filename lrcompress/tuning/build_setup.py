@@ -1,4 +1,4 @@
-"""From a compressed network, its dense one and batches to what a training runs on."""
+"""Build the TrainingSetup from a compressed network, its dense network and batches."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def prepared(
     options: TuneOptions,
     task: TaskLoss | None = None,
 ) -> TrainingSetup:
-    """The course of a training of whatever in `module` asks for gradients.
+    """Return the setup for training the parameters of `module` that require gradients.
 
     Raises:
-        DataError, TuneError: the batches are too few or do not suit the objective or the networks.
+        DataError, TuneError: there are too few batches, or they do not suit the objective or the
+            networks.
     """
     parted = split(batches)
     readout = options.readout
@@ -54,7 +55,7 @@ def prepared(
     positions = 1.0
     if objective.judged_by_divergence:
         judge = held_out_divergence(dense, parted.judging, readout, shared=world_size() > 1)
-        parted = Split(parted.train, judge.batches)  # as many as it may keep
+        parted = Split(parted.train, judge.batches)  # those whose outputs fit in memory
         measure, positions = partial(judge.divergence, module), judge.positions
     else:
         measure = partial(held_out_loss, objective, parted)
@@ -74,7 +75,7 @@ def prepared(
 
 
 def _noise(objective: TuningObjective, dense: nn.Module, train: Batches) -> TokenNoise | None:
-    """Raises TuneError where it is asked for and makes no sense."""
+    """Return the token noise or None; raise TuneError if it is requested but not applicable."""
     asked = objective.setting.options.token_noise
     if asked is False or not (objective.takes_noise or asked):
         return None
@@ -88,7 +89,7 @@ def _noise(objective: TuningObjective, dense: nn.Module, train: Batches) -> Toke
 
 
 def check_names(options: TuneOptions) -> None:
-    """Raises TuneError for a name that no table holds."""
+    """Raise TuneError for an unknown objective, optimiser, adapter or regulariser."""
     from lrcompress.tuning.adapters import ADAPTERS
 
     for what, name, table in (
@@ -105,7 +106,7 @@ def check_names(options: TuneOptions) -> None:
 def parameters_of(
     module: nn.Module, layers: Sequence[str], scope: Scope
 ) -> dict[str, nn.Parameter]:
-    """What trains, by name; a shared parameter once."""
+    """Return the parameters to train, by name; a shared parameter appears once."""
     inside = {id(p) for name in layers for p in module.get_submodule(name).parameters()}
     return {
         name: p
@@ -117,7 +118,7 @@ def parameters_of(
 
 @torch.no_grad()
 def held_out_loss(objective: TuningObjective, parted: Split) -> float:
-    """Mean loss over the judging examples, with the same draws at each call."""
+    """Return the mean loss over the held-out examples, with the same random draws at each call."""
 
     def judged(place: int) -> float:
         batch, generator = parted.judging[place], torch.Generator().manual_seed(place)
@@ -129,7 +130,7 @@ def held_out_loss(objective: TuningObjective, parted: Split) -> float:
 
 @contextmanager
 def asking_only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Only these ask for gradients, in evaluation mode; all is as it was afterwards."""
+    """Context in eval mode in which only `parameters` require gradients; restores both."""
     with frozen(module):
         for parameter in parameters.values():
             parameter.requires_grad_(True)
@@ -141,7 +142,7 @@ def asking_only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> It
 
 
 def refuse_shared(parameters: Mapping[str, nn.Parameter], dense: nn.Module) -> None:
-    """Raises TuneError where training would change the dense network too."""
+    """Raise TuneError if training would also change the dense network."""
     own = {id(p) for p in dense.parameters()}
     shared = [name for name, p in parameters.items() if id(p) in own]
     if shared:

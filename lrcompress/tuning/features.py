@@ -1,8 +1,9 @@
-"""Hidden features that the compressed network should share with the dense one.
+"""Hidden features in which the compressed network should match the dense network.
 
-Watched are the outputs of the repeated blocks that hold compressed layers (children of an
+They are the outputs of the repeated blocks that hold compressed layers (children of an
 nn.ModuleList or nn.Sequential: encoder and decoder blocks, residual stages), as in FitNets (Romero
-et al. 2015) and TinyBERT (Jiao et al. 2020, eq. 8); of a layer in no such block, its own output.
+et al. 2015) and TinyBERT (Jiao et al. 2020, eq. 8). For a layer in no such block it is the layer's
+own output.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from lrcompress.network.call import call
 from lrcompress.network.padding import without_padding
 from lrcompress.network.readout import Readout
 
-Seen = list[list[Tensor]]  # of each watched module, the output of each of its calls
+Seen = list[list[Tensor]]  # for each watched module, the output of each call
 
 
 @contextmanager
 def watching(modules: Sequence[nn.Module]) -> Iterator[Seen]:
-    """The outputs of the modules while the context lasts, safe from changes in place."""
+    """Context that records the modules' outputs, as clones that in-place changes do not affect."""
     seen: Seen = [[] for _ in modules]
 
     def keep(outputs: list[Tensor], raw: object) -> None:
@@ -46,10 +47,11 @@ def watching(modules: Sequence[nn.Module]) -> Iterator[Seen]:
 def hidden_points(
     dense: nn.Module, layers: Sequence[str], batch: Batch, readout: Readout
 ) -> tuple[str, ...]:
-    """Names of the modules to watch, found by running `batch` through the dense network.
+    """Return the names of the modules to watch, found by running the dense network on `batch`.
 
-    What an expert of a mixture sees depends on the routing, so a block whose outputs are not one
-    row for each example gives way to the block around it. What is read out anyway is left out.
+    The inputs of a mixture's expert depend on the routing, so a block whose outputs do not have one
+    row per example is replaced by the block around it. Modules whose output equals the network's
+    are left out.
     """
     parts = dict(dense.named_modules())
     chains = {layer: _chain(layer, parts) for layer in layers}
@@ -68,7 +70,7 @@ def hidden_points(
 
 
 def hidden_difference(dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
-    """|f - g|^2 over the dense features' own |f - mean f|^2, padding left out: a scalar."""
+    """Return |f - g|^2 / |f - mean f|^2 of dense features f, without padding: a scalar."""
     mask = batch.get(MASK)
     f, g = _rows(dense.float(), mask), _rows(other.float(), mask)
     size = f.square().sum()
@@ -77,7 +79,7 @@ def hidden_difference(dense: Tensor, other: Tensor, batch: Batch) -> Tensor:
 
 
 def _rows(x: Tensor, mask: Tensor | None) -> Tensor:
-    """(rows, features): the channels of images are features, their pixels rows."""
+    """Reshape to (rows, features); an image's channels are features and its pixels are rows."""
     if x.dim() >= 4:
         x = x.movedim(1, -1)
     if x.dim() < 2:

@@ -1,7 +1,7 @@
-"""A learning rate by trial: short trainings from the start, judged on held-out examples.
+"""Learning-rate search: short trainings from the start, compared on held-out examples.
 
-How far factors may move depends on how close they are already, on their scales and on how many
-steps there are, so that no constant suits every network (Smith 2017 ranges over rates likewise).
+No constant suits every network: the best rate depends on how close the factors already are, on
+their scales and on the number of steps (Smith 2017 also tests a range of rates).
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from lrcompress.tuning.training_loop import Loop
 from lrcompress.tuning.training_setup import TrainingSetup
 
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
-FIRST = 2  # of RATES: what suits most
-LONG = 100  # steps that make up for a bad beginning
-BEARABLE = 1.5  # times the start's measure after a trial, for long trainings
-ENOUGH = 1 / 3  # of the best gain of a trial, for short ones
-TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, steps
+FIRST = 2  # index of the rate tried first, which suits most networks
+LONG = 100  # a training of this many steps recovers from a bad beginning
+BEARABLE = 1.5  # limit after a trial for long trainings, times the start's measure
+ENOUGH = 1 / 3  # of the best trial's gain, for short trainings
+TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, fewest and most steps
 
 log = logging.getLogger(__name__)
 
 
 def chosen_rate(course: TrainingSetup, steps: int, start: float, progress: Progress) -> float:
-    """Of RATES the largest whose short training does little harm; the smallest if all do much.
+    """Return the largest of RATES whose trial does little harm; the smallest if all do much.
 
-    What a trial gains says little of a long training: Adam's first steps are as long in directions
-    of mere noise as in any other, and what they lose there comes right as the rate falls. But a
-    rate that ends 100 steps or more worse than a smaller one shows in a trial of five: it was at 2
-    to 5 times the start's measure, and the best rate at 0.8 to 1.3 times (transformers of text and
-    images, a CNN). A shorter training takes the largest rate that gains a fair part of what the
-    best gains; so does one judged by a loss of its own, of which half as much again may be all that
-    there is to lose. The weights are given back as they were.
+    A trial's gain does not predict a long training: Adam's first steps are as long in noise
+    directions as in others, and that loss recovers as the rate falls. But a trial of five steps
+    does show a rate that is worse than a smaller one after 100 steps or more: such rates were at
+    2 to 5 times the start's measure, the best rate at 0.8 to 1.3 times (text and image
+    transformers, a CNN). A shorter training takes the largest rate that gains at least ENOUGH of
+    the best trial's gain. So does an objective measured by its own loss, where BEARABLE times the
+    start may already be as bad as it gets. The weights are restored.
     """
     length, long = trial_length(steps), steps >= LONG and course.objective.judged_by_divergence
     limit = BEARABLE * start if long else start
@@ -66,7 +66,7 @@ def chosen_rate(course: TrainingSetup, steps: int, start: float, progress: Progr
 
 
 def _gaining(tried: Mapping[int, float], start: float, otherwise: int) -> int:
-    """The largest place whose trial gains enough."""
+    """Return the largest index in RATES whose trial gains enough."""
     gains = {place: start - value for place, value in tried.items()}
     enough = ENOUGH * max(gains.values())
     return max((place for place, gain in gains.items() if gain >= enough > 0), default=otherwise)

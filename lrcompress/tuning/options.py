@@ -1,4 +1,4 @@
-"""What a tuning is asked for."""
+"""The options of a tuning."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ DEFAULT_STEPS = 200
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """`steps` and `minutes` limit the length: both given, the shorter counts; none, 200 steps.
+    """Options of a tuning.
 
-    scope: what trains: the "factors" and biases of the compressed layers; with "vectors" the
-    norms and biases of all others too; or "all", layers that stayed dense among them. None of
-    these changes the size of anything.
+    steps, minutes: limits of the length; the shorter one counts, and with neither it is 200 steps.
+    scope: what trains. "factors": the factors and biases of the compressed layers. "vectors": also
+    the norms and biases of all other layers. "all": everything, dense layers included. No scope
+    changes a size.
     """
 
     objective: str = "distill"  # a name in TUNING_OBJECTIVES
     steps: int | None = None
     minutes: float | None = None
-    learning_rate: float | None = None  # None: chosen by short trials on held-out data
+    learning_rate: float | None = None  # None: chosen by the learning-rate search
     accumulation: int = 1  # batches in a step
     scope: Scope = "vectors"
-    hidden: float = 1.0  # weight of the hidden features beside the output in distillation
-    token_noise: bool | None = None  # None: for texts of a large vocabulary
-    divergence: str = "auto"  # of the output, a name in OBJECTIVES
+    hidden: float = 1.0  # weight of the hidden features, relative to the output, in distillation
+    token_noise: bool | None = None  # None: only for texts with a large vocabulary
+    divergence: str = "auto"  # of the output: a name in OBJECTIVES
     pooling: str | None = None  # of token embeddings: "mean" or "cls"
-    readout: Readout | None = None  # the profile's; None: found by `divergence` and `pooling`
-    mask_token: int | None = None  # id of the token that hides others, for mlm
+    readout: Readout | None = None  # the profile's; None: found from `divergence` and `pooling`
+    mask_token: int | None = None  # id of the mask token, for mlm
     optimiser: str = "adamw"  # a name in OPTIMISERS
     adapter: str | None = None  # a name in ADAPTERS; None trains the factors themselves
     adapter_rank: int = 8
-    adapter_place: Place = "factors"  # or beside the "layer", truncated to its rank in the end
-    adapter_alpha: float | None = None  # PEFT's alpha / rank scales an update; None: the rank
-    skip_first: int = 0  # blocks of the network that keep what they are (AdapterDrop)
-    random_skip: bool = False  # at each step the first 0 ... skip_first of them, drawn anew
+    adapter_place: Place = "factors"  # or "layer": beside the layer, truncated to its rank at last
+    adapter_alpha: float | None = None  # an update is scaled by alpha / rank (PEFT); None: rank
+    skip_first: int = 0  # number of first blocks that stay unchanged (AdapterDrop)
+    random_skip: bool = False  # draw the number of skipped blocks from 0 ... skip_first each step
     regularisers: tuple[str, ...] = ()  # names in REGULARISERS
-    precision: Precision = "fp32"  # of the products on a GPU; weights stay as they are
-    evaluate_every: int | None = None  # steps; None: twenty times in all, ten steps at least
+    precision: Precision = "fp32"  # of the products on a GPU; weights keep their dtype
+    evaluate_every: int | None = None  # steps; None: about 20 times in all, at least 10 steps apart
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What tuning did."""
+"""The report of a tuning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrcompress.compression.measure import Divergence
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The measure on held-out examples after so many steps; None where it was not finite."""
+    """The measure on held-out examples after `step` steps; None where it was not finite."""
 
     step: int
     value: float | None
@@ -18,28 +18,29 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class TuneReport:
-    """`measure` says what `start`, `end` and `history` are: a divergence or a loss per example.
+    """Results of a tuning.
 
-    The weights are those of `best_step`: 0 where no step was better than the start. The held-out
-    examples chose it, so unseen ones may show a little less gain. Nothing here is a time.
+    measure: the kind of `start`, `end` and `history`, a divergence or a loss per example. The
+    weights are those of `best_step`, which is 0 if no step was better than the start. It was chosen
+    on the held-out examples, so unseen examples may gain slightly less. No field is a time.
     """
 
     objective: str
     measure: str
     start: float
-    end: float  # of the weights that were kept
+    end: float  # measure of the kept weights
     best_step: int
     history: tuple[HeldOut, ...]
-    losses: tuple[float, ...]  # of the objective, step by step
+    losses: tuple[float, ...]  # the objective's loss at each step
     steps: int
-    learning_rate: float  # the last one; halved at each restart
+    learning_rate: float  # the last one; each restart halves it
     restarts: int
     trained_params: int
     taught_examples: int
     judging_examples: int
-    positions: float = 1.0  # of an example that a divergence is summed over, on average
-    quality: Divergence | None = None  # of the end; None where a loss judged
-    merge_losses: Mapping[str, float] = field(default_factory=dict)  # layer -> of its adapter
+    positions: float = 1.0  # mean number of positions per example in a divergence
+    quality: Divergence | None = None  # of the kept weights; None where the measure is a loss
+    merge_losses: Mapping[str, float] = field(default_factory=dict)  # layer -> adapter's merge loss
     warnings: tuple[str, ...] = ()
 
     @property

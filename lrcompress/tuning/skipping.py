@@ -1,4 +1,4 @@
-"""What trains where the first blocks of a network are skipped (AdapterDrop)."""
+"""Select what trains if the first blocks of a network are skipped (AdapterDrop)."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from lrcompress.tuning.training_setup import TrainingSetup, step_generator
 
 @dataclass(frozen=True)
 class TrainedPart:
-    """Compressed layers that train, and parameters that must not: whatever comes before them."""
+    """Compressed layers that train, and the parameters before them, which must stay fixed."""
 
     layers: tuple[str, ...]
     fixed: frozenset[str] = frozenset()
-    blocks: Blocks = ()  # the first of which are skipped at random
+    blocks: Blocks = ()  # for random skips of the first blocks
 
 
 def trained_part(
@@ -38,10 +38,10 @@ def trained_part(
     batch: Batch,
     options: TuneOptions,
 ) -> TrainedPart:
-    """What `options.skip_first` leaves of the compressed layers.
+    """Return the part that trains under `options.skip_first`.
 
     Raises:
-        TuneError: the network has too few blocks for it, or none of the rest is compressed.
+        TuneError: the network has too few blocks.
     """
     skip = options.skip_first
     if not skip:
@@ -50,7 +50,7 @@ def trained_part(
     kept = set(without_first(blocks, skip))
     compressed = tuple(
         tuple(name for name in block if name in layers) for block in blocks
-    )  # as many blocks, some perhaps empty
+    )  # a block may be empty
     if options.random_skip:
         return TrainedPart(tuple(layers), blocks=compressed)
     early = {name for block in blocks[:skip] for name in block}
@@ -61,8 +61,7 @@ def trained_part(
 def _before(
     module: nn.Module, *, first: set[str], skipped: set[str], batch: Batch
 ) -> frozenset[str]:
-    """Names of the parameters of the skipped layers, and of all modules that a forward reaches
-    before any layer of `first`."""
+    """Names of the parameters of skipped layers and of modules called before any of `first`."""
     order = layer_calls(module, [name for name, _ in module.named_modules()], batch)
     early = set(takewhile(lambda name: name not in first, order))
     return frozenset(
@@ -73,7 +72,7 @@ def _before(
 
 
 def with_random_skips(course: TrainingSetup, part: TrainedPart) -> TrainingSetup:
-    """Each step skips some of the first blocks; at most `skip_first`. Adapters are attached."""
+    """Return the setup with random skips of up to `skip_first` blocks. Attach adapters before."""
     if not part.blocks:
         return course
     drop = RandomDrop(course.module, part.blocks, most=course.options.skip_first)

@@ -1,4 +1,4 @@
-"""Which examples teach, and which are set aside to say whether that helped."""
+"""Split the examples into training examples and held-out examples."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ class Split:
 
 
 def split(batches: Batches) -> Split:
-    """One batch in five judges, up to a hundred examples, and the others teach; of few batches,
-    one example in five.
+    """Hold out one batch in five, up to a hundred examples; train on the other batches.
+
+    With too few batches, hold out one example in five instead.
 
     Raises:
         DataError: fewer than two examples.
@@ -61,9 +62,9 @@ def _rows(batch: Batch, chosen: torch.Tensor) -> Batch:
 
 
 def replaced_layers(module: nn.Module, dense: nn.Module) -> tuple[str, ...]:
-    """Names of the layers of `dense` in whose place something else stands in `module`.
+    """Names of the layers of `dense` that have another type in `module`.
 
-    The outermost only: what lies inside a replaced layer is that layer's own affair.
+    Only the outermost: layers inside a replaced layer are not listed.
     """
     originals = dict(dense.named_modules())
     found: list[str] = []

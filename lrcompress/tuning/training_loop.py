@@ -1,4 +1,4 @@
-"""The training loop: steps, held-out measurements, the best point kept, and the way back to it."""
+"""The training loop: steps, held-out measurements, and restarts from the best weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lrcompress.tuning.report import HeldOut
 from lrcompress.tuning.training_setup import LARGEST_NORM, TrainingSetup, accumulate_, factor
 
 MOST_RESTARTS = 4
-TOO_FAR = 2.0  # times the start's measure
-EVALUATIONS, CLOSEST_EVALUATIONS = 20, 10
+TOO_FAR = 2.0  # times the start's measure; above it, training restarts from the best weights
+EVALUATIONS, CLOSEST_EVALUATIONS = 20, 10  # in all; fewest steps between two
 
 
 class Loop:
-    """One training. `standing` and the weights are always those after the same step."""
+    """One training. `standing` and the weights always belong to the same step."""
 
     def __init__(
         self,
@@ -31,7 +31,10 @@ class Loop:
         *,
         on_trial: bool = False,
     ) -> None:
-        """begun: a standing at step 0 whose history holds the start, or where a run stopped."""
+        """Set up the weights and the optimiser.
+
+        begun: a TrainState at step 0 whose history holds the start, or a checkpoint to resume.
+        """
         self.course, self._store, self._on_trial = course, store, on_trial
         self._scaler = course.scaler()
         if isinstance(begun, Checkpoint):
@@ -58,7 +61,7 @@ class Loop:
         return min(map(_value, self.standing.history))
 
     def run_(self, progress: Progress) -> None:
-        """To the last step; the weights end at the best point."""
+        """Train to the last step, then restore the best weights."""
         steps = self.standing.steps
         every = self.course.options.evaluate_every or evaluation_interval(steps)
         with progress.stage("tune", steps) as shown:
@@ -74,14 +77,14 @@ class Loop:
         self.course.set_weights_(self.best)
 
     def straight_(self) -> float:
-        """To the last step without a look aside; what the weights then measure."""
+        """Train to the last step without evaluation; return the measure of the final weights."""
         while self.standing.step < self.standing.steps:
             if not self._step():
                 return float("inf")
         return self.course.measure()
 
     def _step(self) -> bool:
-        """One step; False, without one, where the loss is not finite."""
+        """Take one step. If the loss is not finite, leave the weights and return False."""
         course, now = self.course, self.standing
         scale = factor(now.step, now.steps)
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
@@ -101,10 +104,11 @@ class Loop:
         return True
 
     def _judge(self, *, lost: bool) -> None:
-        """Keep the weights if they are the best so far; go back and slow down if they are lost.
+        """Keep the weights if they are the best so far; restart if the training has diverged.
 
-        Lost: a loss or an output that is not finite, or far worse than at the start. A little
-        worse is common while the rate is at its peak, and comes right as it falls.
+        A restart takes the best weights and half the learning rate. Diverged: a loss or an output
+        that is not finite, or a measure above TOO_FAR times the start. Slightly worse is common
+        while the learning rate is at its peak, and recovers as it falls.
         """
         value = float("inf") if lost else self.course.measure()
         now, best = self.standing, self.best_value

@@ -1,4 +1,4 @@
-"""What a training runs on, and single steps of it."""
+"""The setup of a training, and the gradients of single steps."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.regularisers import Regulariser, regularised_
 from lrcompress.tuning.split import Split
 
-LARGEST_NORM = 1.0  # of a gradient; longer ones are shortened to it
-WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, steps
+LARGEST_NORM = 1.0  # gradients are clipped to this norm
+WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, and most steps
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSetup:
-    """`parameters` are those that train, by name; `measure` is what judges them, per example."""
+    """Everything that a training needs.
+
+    parameters: those that train, by name. measure: the held-out measure, per example.
+    """
 
     module: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -36,16 +39,16 @@ class TrainingSetup:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
-    judge: HeldOutDivergence | None = None  # behind `measure`, where a divergence judges
-    positions: float = 1.0  # of an example that `measure` sums over, on average
+    judge: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
+    positions: float = 1.0  # mean number of positions per example that `measure` sums over
     noise: TokenNoise | None = None
     penalty: Callable[[], Tensor | None] | None = None
     regularisers: tuple[Regulariser, ...] = ()
-    around_step: Callable[[int], AbstractContextManager[object]] | None = None  # its passes
-    after_step: Callable[[int], None] | None = None  # before gradients are cleared
-    extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # beside the parameters
+    around_step: Callable[[int], AbstractContextManager[object]] | None = None  # around its passes
+    after_step: Callable[[int], None] | None = None  # called before gradients are cleared
+    extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # besides the parameters
     load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
-    changing: list[nn.Module] = field(default_factory=list)  # those that need `saved_copies`
+    changing: list[nn.Module] = field(default_factory=list)  # modules that need `saved_copies`
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +66,7 @@ class TrainingSetup:
             parameter.copy_(weights[name])
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Raises TuneError where half precision is asked for without a GPU."""
+        """Return the autocast context; raise TuneError for half precision without a GPU."""
         precision = self.options.precision
         if precision == "fp32":
             return nullcontext()
@@ -78,10 +81,10 @@ class TrainingSetup:
 
 
 def draws(course: TrainingSetup, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
-    """The batches of a step, in an order that the seed and the step alone decide.
+    """Yield this process's batches of a step; the order depends on the seed and the step only.
 
-    Every batch comes once before any comes again. With token noise it comes from its second time
-    on every other time with most of its tokens drawn anew: new text teaches more than noise does.
+    Each pass uses every batch once. With token noise, from the second pass on, a batch has most of
+    its tokens replaced in every other pass: new text teaches more than noise does.
     """
     train, options = course.split.train, course.options
     for part in range(options.accumulation):
@@ -97,10 +100,10 @@ def draws(course: TrainingSetup, step: int) -> Iterator[tuple[Batch, int | None,
 
 
 def accumulate_(course: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
-    """Add the step's gradients; returns its loss, which may not be finite.
+    """Accumulate the step's gradients and return its loss, which may be NaN or infinite.
 
-    A network that changes in place what gradients need shows at the first step, which then begins
-    again with no gradients.
+    The first step detects a network that changes in place tensors saved for the backward pass.
+    The gradients are then cleared and the step is repeated with `saved_copies`.
     """
     if not course.changing:
         try:
@@ -132,7 +135,10 @@ def _accumulated_(course: TrainingSetup, step: int, scaler: torch.amp.GradScaler
 
 @contextmanager
 def _regularised(course: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]:
-    """Only while gradients are taken: an optimiser finds factors by names, which it changes."""
+    """Attach the regularisers while gradients are computed, and yield their penalty.
+
+    They change parameter names, and an optimiser finds factors by name.
+    """
     if not course.regularisers:
         yield lambda: None
         return
@@ -141,7 +147,7 @@ def _regularised(course: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]
 
 
 def _averaged_(course: TrainingSetup, loss: float) -> float:
-    """Gradients and loss as the means over all processes."""
+    """Average gradients (in place) and loss over all processes; return the mean loss."""
     if world_size() == 1:
         return loss
     grads = [p.grad for p in course.parameters.values() if p.grad is not None]
@@ -151,7 +157,7 @@ def _averaged_(course: TrainingSetup, loss: float) -> float:
 
 
 def factor(step: int, steps: int) -> float:
-    """Of the learning rate: a linear warm-up, then a cosine that ends at zero."""
+    """Return the learning rate's multiplier: a linear warm-up, then a cosine that ends at zero."""
     warm_up = max(1, min(round(WARM_UP * steps), LONGEST_WARM_UP))
     if step < warm_up:
         return (step + 1) / warm_up
@@ -159,5 +165,5 @@ def factor(step: int, steps: int) -> float:
 
 
 def step_generator(seed: int, place: int) -> torch.Generator:
-    """Of what is drawn there and nowhere else."""
+    """Return the random generator for (seed, place)."""
     return torch.Generator().manual_seed(1_000_003 * seed + place)

@@ -1,4 +1,4 @@
-"""The tune verb: train the factors of a compressed network, sizes unchanged, best point kept."""
+"""Train the factors of a compressed network; sizes stay, and the best weights are kept."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ __all__ = ["TuneOptions", "TuneReport", "tune_"]
 
 DEFAULTS = TuneOptions()
 NO_CHECKPOINTS = NoCheckpoints()
-TIMED_STEPS = 3  # after one that is not, since first calls are slow
+TIMED_STEPS = 3  # after one untimed step, since first calls are slow
 
 
 @runs_unfused()
@@ -58,20 +58,22 @@ def tune_(
     progress: Progress = SILENT,
     store: CheckpointStore = NO_CHECKPOINTS,
 ) -> TuneReport:
-    """Train the factors of `module`, in place, to do what `dense` does. Every size stays.
+    """Train the factors of `module`, in place, to reproduce `dense`. All sizes stay the same.
 
-    module: compressed from `dense`, by `compress_` or `load`; it computes in eval mode, so that
-    nothing is dropped out and no running mean moves. Some of `batches` are set aside to judge: the
-    weights end where these were served best, which may be where they began. A training that
-    `store` holds goes on where it stopped, with the same numbers to the bit on a CPU; a store
-    belongs to one `module`. `whitenings`: by layer, the norm in which adapters are merged.
+    module: compressed from `dense`, by `compress_` or `load`. It runs in eval mode: no dropout, and
+    running means do not change.
+    batches: some are held out. The weights end at the point that is best on these, which may be
+    the start.
+    store: a training that it holds is resumed, with bit-identical results on a CPU. A store belongs
+    to one `module`.
+    whitenings: by layer, the norm in which adapters are merged.
 
-    Several processes share out the batches of a step, which is then as many times as large.
+    Each process adds its own batches to a step, so n processes make a step n times as large.
 
     Raises:
-        TuneError: nothing in `module` is compressed, the two share parameters, or the objective
-            or adapter does not suit the network.
-        DataError: the batches are too few, or do not suit the network or the objective.
+        TuneError: nothing in `module` is compressed, the networks share parameters, or the
+            objective or adapter does not suit the network.
+        DataError: there are too few batches, or they do not suit the network or the objective.
     """
     check_names(options)
     layers = replaced_layers(module, dense)
@@ -122,7 +124,7 @@ def tune_(
 def _first(
     course: TrainingSetup, blank: TrainState, start: float, progress: Progress
 ) -> TrainState:
-    """A standing at step 0, its learning rate chosen."""
+    """Return the TrainState at step 0, with the learning rate chosen."""
     if not math.isfinite(start):
         raise TuneError(
             "the compressed network's output is NaN or infinite before any training; compress "
@@ -135,7 +137,7 @@ def _first(
 
 
 def _length(course: TrainingSetup, start: float) -> int:
-    """Steps of the whole training. With `minutes` a clock decides, once."""
+    """Total number of steps. With `minutes` it is computed once, from timed steps."""
     options = course.options
     if options.minutes is None:
         return options.steps or DEFAULT_STEPS
@@ -159,11 +161,11 @@ def _length(course: TrainingSetup, start: float) -> int:
     return max(1, min(affordable, options.steps or affordable))
 
 
-SHARE_OF_TRAINING = 0.85  # of the time, where trials of learning rates take the rest
+SHARE_OF_TRAINING = 0.85  # of the time; the learning-rate search takes the rest
 
 
 def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
-    """What a checkpoint is of, beside the module itself."""
+    """Hash that a checkpoint must match: options, dense network, batches, number of processes."""
     parts = [to_json(options), model_fingerprint(dense), fingerprint_batches(batches), world_size()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

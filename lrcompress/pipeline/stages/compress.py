@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from lrcompress.compression.checkpoint import FolderStore
+from lrcompress.checkpoint import CheckpointFolder
 from lrcompress.compression.compress import compress_
 from lrcompress.compression.doubts import SET_ASIDE, doubts, remarks
 from lrcompress.compression.measure import Divergence as Measured
@@ -69,7 +69,7 @@ def compress_model(
             confirming=loaded.confirming,
             options=options.compress,
             progress=context.progress,
-            store=FolderStore(folder.work(key)),
+            store=CheckpointFolder(folder.work(key)),
         )
         facts = _facts(report, inputs.profile)
         for said in (*facts.warnings, *facts.doubts):

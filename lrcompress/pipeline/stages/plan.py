@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from torch import nn
 
+from lrcompress.checkpoint import CheckpointFolder, CheckpointStore
 from lrcompress.errors import PlanError
 from lrcompress.export.export_onnx import export_onnx
 from lrcompress.formats.files import write_text
-from lrcompress.formats.measurements import MeasurementFolder
 from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.layers import describe
@@ -31,7 +31,6 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.progress import SILENT, Progress
 from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
-from lrcompress.selection.store import MeasurementStore
 
 PLAN_NAME = "plan.json"
 BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
@@ -125,7 +124,7 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
 
     def work() -> StageOutput[PlanFacts]:
         # Nothing is forgotten before there is a plan: no plan may meet the budget
-        store = MeasurementFolder(folder.work(key)) if inputs.is_selected else None
+        store = CheckpointFolder(folder.work(key)) if inputs.is_selected else None
         made, facts = choose_plan(inputs, context.progress, store)
         folder.begin(STAGE.name)
         write_text(path, plan_to_json(made))
@@ -139,7 +138,7 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
 
 
 def choose_plan(
-    inputs: PlanInputs, progress: Progress = SILENT, store: MeasurementStore | None = None
+    inputs: PlanInputs, progress: Progress = SILENT, store: CheckpointStore | None = None
 ) -> tuple[Plan, PlanFacts]:
     """Return the plan that the options ask for: read from a file, or made for the budget."""
     options, loaded, profile = inputs.options, inputs.loaded, inputs.profile

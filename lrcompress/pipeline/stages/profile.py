@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from lrcompress.atomic import write_atomically
+from lrcompress.checkpoint import CheckpointFolder
 from lrcompress.distributed import is_main, on_main
 from lrcompress.errors import DataError, ModelError
-from lrcompress.formats.curves_json import CurveFolder
 from lrcompress.formats.moments import MomentsWriter, drop_moments
 from lrcompress.formats.profile_json import load_profile, save_profile
 from lrcompress.formats.stages_json import stage_key
@@ -75,7 +75,7 @@ def measure_profile(
     def work() -> StageOutput[NoFacts]:
         sink: MomentSink = MomentsWriter(target) if is_main() else _NoSink()
         module, batches = loaded.model.module, loaded.calibration
-        store = CurveFolder(folder.work(key))
+        store = CheckpointFolder(folder.work(key))
         found = profile(module, batches, options, context.progress, sink, store, loaded.judging)
         found = replace(found, identity=loaded.identity)
         for warning in found.warnings:

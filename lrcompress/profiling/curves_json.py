@@ -1,19 +1,18 @@
-"""Loss curves of structures in profile.json: points {"type": "blast", "rank": 48, …, "loss": …};
-and of the layers that a profile has done, each in a file of its own until it is whole."""
+"""Loss curves of structures as JSON: points {"type": "blast", "rank": 48, …, "loss": …}.
+
+They are a part of profile.json and, until the profile is complete, of its checkpoint.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from lrcompress.checkpoint import CheckpointStore, Entry
 from lrcompress.errors import DataError, PlanError
-from lrcompress.fingerprint import name_digest
-from lrcompress.formats.files import write_json
 from lrcompress.json_dataclasses import from_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
@@ -21,51 +20,44 @@ from lrcompress.profiling.profile import CurvePoint, LayerProfile
 from lrcompress.profiling.structure_curves import Curves
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 
+KIND = "curves"
 SAME = 1e-4  # of the loss of a zero weight: moments summed by other processes differ less
 AGAIN = "profile again, or undo the edit"
 
 
-class CurveFolder:
-    """A CurveStore. The folder belongs to one run's weights, data and options: whoever makes it
-    sees to that.
+def kept_curves(store: CheckpointStore, layer: LayerProfile) -> Curves | None:
+    """Return the curves that `keep_curves` stored for a layer, whose profile has none yet.
 
-    Raises:
-        LrcompressError: the disk is full or read-only.
+    None where they were fitted in another metric, or to moments that have changed since.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def get(self, layer: LayerProfile) -> Curves | None:
-        """None too for a file damaged by whatever stopped the run: the curves are fitted again."""
-        path, spec, metric = self._path(layer), layer.spec, layer.curves_metric
-        most = layer.loss_of_removal(metric)
-        try:
-            held = json.loads(path.read_text(encoding="utf-8"))
-            if held["metric"] != metric or abs(held["most"] - most) > SAME * most:
-                return None
-            curves = tuple(
-                tuple(_point(item, spec, f"{path}[{i}][{j}]") for j, item in enumerate(curve))
-                for i, curve in enumerate(held["curves"])
-            )
-            sound = curves and all(_what_is_no_curve(curve, spec) is None for curve in curves)
-            return curves if sound else None
-        except (OSError, ValueError, KeyError, TypeError, DataError):
+    entry = store.get(KIND, layer.name)
+    if entry is None:
+        return None
+    spec, metric, held = layer.spec, layer.curves_metric, entry.values
+    most = layer.loss_of_removal(metric)
+    try:
+        if held["metric"] != metric or abs(held["most"] - most) > SAME * most:
             return None
+        curves = tuple(
+            tuple(_point(item, spec, f"{KIND}[{i}][{j}]") for j, item in enumerate(curve))
+            for i, curve in enumerate(held["curves"])
+        )
+    except (LookupError, TypeError, DataError):
+        return None
+    sound = curves and all(_what_is_no_curve(curve, spec) is None for curve in curves)
+    return curves if sound else None
 
-    def put(self, layer: LayerProfile) -> None:
-        if not layer.curves:
-            return
-        held = {
+
+def keep_curves(store: CheckpointStore, layer: LayerProfile) -> None:
+    """Store the curves of a finished layer, so that a killed profile does not fit them again."""
+    if layer.curves:
+        values = {
             "layer": layer.name,
             "metric": layer.curves_metric,
             "most": layer.loss_of_removal(layer.curves_metric),
             "curves": curves_to_json(layer.curves),
         }
-        write_json(self._path(layer), held)
-
-    def _path(self, layer: LayerProfile) -> Path:
-        return self.folder / f"curves-{name_digest(layer.name)}.json"
+        store.put(KIND, layer.name, Entry(values))
 
 
 def curves_to_json(curves: Sequence[Sequence[CurvePoint]]) -> list[list[dict[str, Any]]]:
