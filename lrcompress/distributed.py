@@ -166,11 +166,6 @@ def all_reduce_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def barrier() -> None:
-    """Wait for all processes."""
-    gathered(None)
-
-
 def close() -> None:
     """Destroy the process group that this module created. Also called at exit.
 

@@ -246,7 +246,7 @@ def meeting() -> dict[str, Any]:
     with distributed.alone():
         results["alone"] = (distributed.rank(), distributed.world_size())
     results["initialised"] = torch.distributed.is_initialized()
-    distributed.barrier()
+    distributed.gathered(None)
     return results
 
 
@@ -301,7 +301,7 @@ def failures() -> dict[str, str]:
 
 
 def gone() -> str:
-    distributed.barrier()
+    distributed.gathered(None)
     if distributed.rank() == 1:
         os._exit(9)
     return _lost()
@@ -310,7 +310,7 @@ def gone() -> str:
 def hangs() -> str:
     store = distributed.store()  # both processes are there: from here on the clock runs
     distributed.TIMEOUT = timedelta(seconds=5)
-    distributed.barrier()
+    distributed.gathered(None)
     if distributed.rank() == 1:
         with suppress(RuntimeError):  # the first process, whose table it is, has gone
             store.wait(["noticed"], timedelta(minutes=2))

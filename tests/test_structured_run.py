@@ -106,7 +106,7 @@ def test_plans_with_structures_are_carried_out_too(tmp_path: Path) -> None:
     "structure",
     [
         Blast(9, 3, 5),
-        Blast(8, 4, fit_by="precgd"),
+        Blast(8, 4),
         Monarch(2, 8),
         BlockDiagonal(5, 4),
         Kronecker(3),

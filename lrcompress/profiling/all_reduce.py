@@ -22,7 +22,7 @@ class _Parts:
     """Shapes and count of one running sum in one process."""
 
     shapes: Mapping[str, Shape]
-    count: int  # rows, or examples times probes
+    count: int = 0  # rows of an input moment
 
 
 def agree_(collector: Collector) -> None:
@@ -64,7 +64,6 @@ def sum_(collector: Collector) -> None:
         if "cross" in parts.shapes:  # embedding lookups have none
             joint.cross = _sum(joint.cross, parts.shapes["cross"], device)
             joint.bias = _sum(joint.bias, parts.shapes["bias"], device)
-        joint.count = parts.count
 
 
 def _moment_parts(moment: InputMoment) -> _Parts:
@@ -79,7 +78,7 @@ def _joint_parts(joint: GaussNewtonFactors) -> _Parts:
         "cross": joint.cross,
         "bias": joint.bias,
     }
-    return _Parts(_shapes(parts), joint.count)
+    return _Parts(_shapes(parts))
 
 
 def _shapes(parts: Mapping[str, Tensor | None]) -> dict[str, Shape]:

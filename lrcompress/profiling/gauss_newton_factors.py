@@ -27,7 +27,6 @@ class GaussNewtonFactors:
     outputs: SecondMoment = field(default_factory=SecondMoment)  # sum g g^T
     cross: Tensor | None = None  # sum J^T j: (g, n)
     bias: Tensor | None = None  # sum j^T j: (g,)
-    count: int = 0  # examples times probes
 
     def add(self, x: Tensor, gradient: Tensor, *, full_limit: int) -> None:
         """Add a batch; the gradient is 0 on padding.
@@ -49,7 +48,6 @@ class GaussNewtonFactors:
         # J^T j = sum_t x_t (g_t . j)
         self.cross = _plus(self.cross, (x * (gradient @ j.unsqueeze(-1))).sum((0, 2)))
         self.bias = _plus(self.bias, j.square().sum((0, 2)))
-        self.count += x.shape[0]
 
     def add_tokens(self, tokens: Tensor, gradient: Tensor, vocabulary: int) -> None:
         """Add a batch of an embedding lookup.
@@ -66,7 +64,6 @@ class GaussNewtonFactors:
         self.inputs.add_diagonal(diagonal[None])
         flat = gradient.flatten(0, 1)[None, None]  # (1, 1, rows, m)
         self.outputs.add(flat, flat, gradient.shape[-1])
-        self.count += len(tokens)
 
     def finish(self, examples: int, probes: int) -> Sensitivity | None:
         """Return the sensitivity; None where the output does not depend on the layer."""

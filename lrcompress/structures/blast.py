@@ -16,12 +16,9 @@ from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
-from lrcompress.structures.blast_fit.precgd import SWEEPS, fit_precgd
 from lrcompress.structures.blast_fit.weighted import FULL, QUICK, fit_weighted
 from lrcompress.structures.blast_module import BlastLinear
 from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
-
-FITS = ("als", "precgd")  # alternating least squares; the published fit, for comparison
 
 _FAMILIES = (4, 8)  # numbers of blocks
 _KEPT = (0.25, 0.4, 0.6, 0.85)  # shares of the dense weight's parameters
@@ -38,7 +35,6 @@ class Blast(Structure):
     rank: int
     blocks: int = 4
     blocks_in: int = 0
-    fit_by: str = "als"
     type_name: ClassVar[str] = "blast"
     kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
 
@@ -61,9 +57,6 @@ class Blast(Structure):
                     f"{spec.name}: {field} {blocks} is not between 2 and {size} "
                     f"(the weight is {m} x {n}); edit it, or use low_rank"
                 )
-        if self.fit_by not in FITS:
-            known = " or ".join(FITS)
-            raise PlanError(f"{spec.name}: fit_by {self.fit_by!r} is not known; use {known}")
 
     def weight_params(self, spec: LayerSpec) -> int:
         (b_out, b_in), (p, q) = self.grid, self._block(spec)
@@ -85,12 +78,6 @@ class Blast(Structure):
         quick: bool = False,
         start: Factors | None = None,
     ) -> Factors:
-        b_out, b_in = self.grid
-        if self.fit_by == "precgd":  # as published: ignores the metric
-            sweeps = SWEEPS // 3 if quick else SWEEPS
-            return _named(
-                fit_precgd(weight, rank=self.rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps)
-            )
         begun = None if start is None else _factors(start)
         if begun is not None and begun.diag.shape[1:3] != self.grid:
             begun = None

@@ -38,7 +38,6 @@ class CP(Structure):
     rank: int
     type_name: ClassVar[str] = "cp"
     kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
-    counts_input_pixels: ClassVar[bool] = True
 
     def check_sizes(self, spec: LayerSpec) -> None:
         if spec.groups != 1:

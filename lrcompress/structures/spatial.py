@@ -35,7 +35,6 @@ class SpatialLowRank(Structure):
     rank: int
     type_name: ClassVar[str] = "spatial"
     kinds: ClassVar[frozenset[Kind]] = frozenset(("conv2d",))
-    counts_input_pixels: ClassVar[bool] = True
 
     def check_sizes(self, spec: LayerSpec) -> None:
         if spec.groups != 1:

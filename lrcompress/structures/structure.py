@@ -28,9 +28,6 @@ class Structure(ABC):
     type_name: ClassVar[str]  # name in plan.json and in the STRUCTURES table
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # kinds of layers that it can replace
     tried_unasked: ClassVar[bool] = True  # whether --structures auto tries it
-    # Whether some of its work is done at input pixels. flops_per_row takes their number as that of
-    # output pixels times the stride; with padding, the true number differs by the border.
-    counts_input_pixels: ClassVar[bool] = False
 
     def check(self, spec: LayerSpec) -> None:
         """Raise PlanError, naming the layer, if the structure cannot replace the layer."""

@@ -36,7 +36,6 @@ class Tucker2(Structure):
     rank_in: int
     type_name: ClassVar[str] = "tucker2"
     kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
-    counts_input_pixels: ClassVar[bool] = True
 
     def check_sizes(self, spec: LayerSpec) -> None:
         if spec.groups != 1:

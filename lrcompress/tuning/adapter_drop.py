@@ -115,7 +115,7 @@ class RandomDrop:
 
     @contextmanager
     def dropped(self, skip: int) -> Iterator[None]:
-        """Context in which the first `skip` blocks have their initial values; also for measuring."""
+        """Context in which the first `skip` blocks have their initial values; usable to measure."""
         held = {p: p.data for block in self._trained[:skip] for p in block}
         for block in self._trained[:skip]:
             for parameter, start in block.items():

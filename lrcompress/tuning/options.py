@@ -40,7 +40,7 @@ class TuneOptions:
     optimiser: str = "adamw"  # a name in OPTIMISERS
     adapter: str | None = None  # a name in ADAPTERS; None trains the factors themselves
     adapter_rank: int = 8
-    adapter_place: Place = "factors"  # or "layer": beside the layer, truncated to its rank at last
+    adapter_place: Place = "factors"  # or "layer": one update per layer, truncated when merged
     adapter_alpha: float | None = None  # an update is scaled by alpha / rank (PEFT); None: rank
     skip_first: int = 0  # number of first blocks that stay unchanged (AdapterDrop)
     random_skip: bool = False  # draw the number of skipped blocks from 0 ... skip_first each step

@@ -22,7 +22,7 @@ from lrcompress.export.session import ProviderName, file_bytes
 from lrcompress.export.verify.factor_check import factors_check
 from lrcompress.export.verify.graph_checks import budget, kernels, placed, readable, well_formed
 from lrcompress.export.verify.parity_check import parity
-from lrcompress.export.verify.result import NO_BUDGET, BudgetFacts, Check, Kind, Subject
+from lrcompress.export.verify.result import NO_BUDGET, BudgetFacts, Check, Subject
 from lrcompress.export.verify.value_check import values_check
 from lrcompress.network.batches import Batch
 from lrcompress.network.unfused import runs_unfused
@@ -61,10 +61,6 @@ class VerifyReport:
     @property
     def failed(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.passed is False)
-
-    @property
-    def failed_kinds(self) -> tuple[Kind, ...]:
-        return tuple(dict.fromkeys(check.kind for check in self.failed))
 
     def __getitem__(self, name: str) -> Check:
         for check in self.checks:

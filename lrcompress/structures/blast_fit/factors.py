@@ -77,12 +77,6 @@ def blocks_of(weight: Tensor, b_out: int, b_in: int) -> Tensor:
     return padded.reshape(batch, b_out, p, b_in, q).transpose(2, 3)
 
 
-def weight_of(blocks: Tensor, m: int, n: int) -> Tensor:
-    """The inverse of `blocks_of`: (batch, b_out, b_in, p, q) -> (batch, m, n)."""
-    batch, b_out, b_in, p, q = blocks.shape
-    return blocks.transpose(2, 3).reshape(batch, b_out * p, b_in * q)[:, :m, :n]
-
-
 def _norms(factor: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(factor, dim=2, keepdim=True)
     return norms

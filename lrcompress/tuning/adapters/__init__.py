@@ -1,4 +1,4 @@
-"""Methods of adapting a compressed network with few parameters. A method is one row of ADAPTERS."""
+"""Methods that adapt a compressed network with few parameters. Each is one row of ADAPTERS."""
 
 from __future__ import annotations
 

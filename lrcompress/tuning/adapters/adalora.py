@@ -1,10 +1,10 @@
-"""AdaLoRA: updates P diag(E) Q of every factor, whose ranks are cut to a common budget in training.
+"""AdaLoRA: updates P diag(E) Q of every factor; training cuts their ranks to a common budget.
 
-A triplet counts for as much as its gradients say: sensitivity |w g|, smoothed, times how much it
-varies; the entry of E and the means over its row and column add up. The budget falls from the
-initial ranks to the final ones along a cubic (Zhang et al. 2023, eq. 8-12). PEFT's layers,
-importance and schedule; the cut is made here, since PEFT's threshold drops more than the budget
-where scores are equal, and cannot keep all.
+The importance of a parameter is its smoothed sensitivity |w g| times its variation. The score of a
+triplet adds that of its entry of E and the means over its row and its column. The budget falls
+from the initial to the final ranks along a cubic (Zhang et al. 2023, eq. 8-12). Layers, importance
+and schedule are PEFT's. The cut is made here: PEFT's threshold cuts too many triplets where scores
+are equal, and cannot keep all.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from lrcompress.tuning.adapters.on_factors import FactorAdapter, Wrapped
 from lrcompress.tuning.adapters.peft_access import NAME, peft_for
 from lrcompress.tuning.adapters.targets import Site
 
-WARM_UP = 0.1  # of the steps, at the initial ranks
-FINAL = 0.4  # of the steps, at the final ranks; the paper's share is between .3 and .5
-CUTS = 100  # allocations in between, at most
-ORTHOGONALITY = 0.5  # weight of the penalty: PEFT's
+WARM_UP = 0.1  # share of the steps at the initial ranks
+FINAL = 0.4  # share of the steps at the final ranks; the paper's is between .3 and .5
+CUTS = 100  # at most, between the two
+ORTHOGONALITY = 0.5  # weight of the penalty, as in PEFT
 
 
 class BudgetedAdapter(FactorAdapter):
-    """AdaLoRA. `options.rank` is the mean of the ranks in the end, and their sum the budget."""
+    """AdaLoRA. `options.rank` is the mean of the final ranks; the budget is their sum."""
 
     def __init__(self, options: AdapterOptions) -> None:
         super().__init__(ADALORA, options)
         self._allocator: Any = None
         self._final_ranks: dict[str, int] = {}
-        self._last_cut = 0  # the step of it
-        self._kept: dict[str, Tensor] = {}  # by the name of each E, once the ranks are final
+        self._last_cut = 0  # step of the last cut
+        self._kept: dict[str, Tensor] = {}  # name of E -> mask, once the ranks are final
 
     @property
     def budget(self) -> int:
@@ -78,7 +78,7 @@ class BudgetedAdapter(FactorAdapter):
         )
 
     def penalty(self) -> Tensor | None:
-        """Mean over the factors P and Q of how far they are from orthonormal, weighted."""
+        """Return the weighted mean deviation of the factors P and Q from orthonormality."""
         terms = []
         for wrapped in self.wrapped:
             a, b = wrapped.wrapper.lora_A[NAME], wrapped.wrapper.lora_B[NAME]
@@ -88,14 +88,14 @@ class BudgetedAdapter(FactorAdapter):
 
     @torch.no_grad()
     def after_backward(self, step: int) -> None:
-        """Weigh the triplets by this step's gradients; cut those that the budget has no room for.
+        """Update the importance from this step's gradients; cut the triplets beyond the budget.
 
-        A cut triplet is moved by the next step of the optimiser, and may count again until the
-        ranks are final.
+        The optimiser's next step changes a cut triplet again, so it may recover until the ranks are
+        final.
         """
         allocator, module = self._allocator, self._module
         if step < self._last_cut:
-            if self._gradients_are_finite():  # or a gradient scaler has skipped the step
+            if self._gradients_are_finite():  # otherwise a gradient scaler has skipped the step
                 allocator.update_ipt(module)
             budget, due = allocator.budget_schedule(step)
             if due:
@@ -106,17 +106,17 @@ class BudgetedAdapter(FactorAdapter):
             self._cut_(self._kept)
 
     def _gradients_are_finite(self) -> bool:
-        sums = []  # one number each, so that a GPU is waited for once
+        sums = []  # one number each, so that there is one GPU synchronisation
         for parameter in (p for wrapped in self.wrapped for p in wrapped.parameters):
             if not parameter.requires_grad:
                 continue
-            if parameter.grad is None:  # of a layer that this step did not reach
+            if parameter.grad is None:  # the step did not reach the layer
                 parameter.grad = torch.zeros_like(parameter)
             sums.append(parameter.grad.sum())
         return bool(torch.isfinite(torch.stack(sums)).all())
 
     def _best(self, budget: int) -> dict[str, Tensor]:
-        """Which triplets of each E to keep, by its name; of equal ones the first."""
+        """Return the mask of the triplets to keep, by the name of E; ties keep the first."""
         scores = {name: self._scores(name) for name in self._values()}
         order = torch.cat(list(scores.values())).argsort(descending=True, stable=True)
         kept = torch.zeros(len(order), dtype=torch.bool, device=order.device)
@@ -125,21 +125,21 @@ class BudgetedAdapter(FactorAdapter):
         return dict(zip(scores, parts, strict=True))
 
     def _values(self) -> dict[str, nn.Parameter]:
-        """Every E, (r, 1), by its name in the network."""
+        """All parameters E, each (r, 1), by their name in the network."""
         assert self._module is not None
         named = self._module.named_parameters()
         return {name: p for name, p in named if name.endswith(f"lora_E.{NAME}")}
 
     def _scores(self, name: str) -> Tensor:
-        """Of the triplets of one update: (r,).
+        """Return the scores of the triplets of one update: (r,).
 
-        The penalty pulls at every row and column; an entry of E that no gradient has reached is
-        worth nothing all the same.
+        A triplet whose entry of E never had a gradient scores 0, although the penalty gives its row
+        and column gradients.
         """
 
         def element(part: str) -> Tensor:
             key = name.replace(f"lora_E.{NAME}", f"{part}.{NAME}")
-            if key not in self._allocator.exp_avg_ipt:  # no step has been weighed
+            if key not in self._allocator.exp_avg_ipt:  # no importance computed yet
                 return torch.zeros_like(self._values()[name])
             score: Tensor = self._allocator._element_score(key)
             return score

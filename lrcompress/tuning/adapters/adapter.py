@@ -1,7 +1,7 @@
-"""The contract of an adapter: few trainable parameters beside frozen factors, folded in at the end.
+"""Interface of adapters: few trainable parameters beside frozen factors, merged at the end.
 
-Between `attach_` and `merge_` the network computes with adapters and its state has other keys;
-after `merge_` it has the modules, names, shapes, types and needs of gradients that it had before.
+Between `attach_` and `merge_` the network computes with adapters and its state dict has other keys.
+After `merge_` its modules, names, shapes, dtypes and requires_grad are as before.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from lrcompress.tuning.options import Place
 
 @dataclass(frozen=True)
 class AdapterOptions:
-    """How large the adapters are, and where they stand.
+    """Size and place of the adapters.
 
-    rank     of each update, at most that of the factor which it is put on (what is recorded where
-             it was less); of AdaLoRA the mean over the factors at the end
+    rank     rank of each update, at most that of its factor (a reduced rank is recorded); for
+             AdaLoRA the mean of the final ranks over the factors
     alpha    numerator of PEFT's scaling, alpha / r (rsLoRA: alpha / sqrt r); None: the rank
-    dropout  of the adapter's input while training
-    ranks    by layer, in place of `rank`; one above the factor's own is refused
-    place    factors: an update of each factor, whose sum with it has its size, so merging is exact.
-             layer: one beside the layer's whole product, which is truncated to its rank in the end
-    initial_rank  of AdaLoRA, before its budget is shared out; None: half as much again as `rank`
+    dropout  dropout of the adapter's input while training
+    ranks    layer -> rank, instead of `rank`; a rank above that of all its factors is an error
+    place    factors: an update of each factor, of the factor's size, so merging is exact.
+             layer: an update of the layer's whole product; merging truncates it to the layer's rank
+    initial_rank  AdaLoRA's rank before the cuts; None: 1.5 times `rank`
     """
 
     rank: int = 8
@@ -61,7 +61,7 @@ class AdapterOptions:
 
 @dataclass(frozen=True)
 class AttachedFactor:
-    """What was put on one factor; rank 0 where it is trained itself, with the reason in `note`."""
+    """The adapter of one factor; rank 0 if the factor itself is trained, the reason in `note`."""
 
     layer: str
     factor: str  # full name of the parameter
@@ -71,13 +71,13 @@ class AttachedFactor:
 
 @dataclass(frozen=True)
 class MergedLayer:
-    """What merging did to one layer.
+    """Result of merging one layer.
 
-    loss      of truncating back to the layer's rank, in its metric (1/2 of the squared norm in the
+    loss      loss of truncating to the layer's rank, in its metric (1/2 of the squared norm in the
               whitened space); 0 where the updates fit in the factors
-    update    the same of what the adapters changed in the layer, to hold it against; 0 for factors,
-              where nothing is truncated and it is not computed
-    ranks     of the updates, by factor, as they were in the end
+    update    size of the adapter's change of the layer, in the same unit, for comparison; 0 for
+              adapters on factors, where nothing is truncated (not computed)
+    ranks     factor -> final rank of its update
     """
 
     name: str
@@ -96,17 +96,17 @@ class MergeReport:
 
     @property
     def rank(self) -> int:
-        """Of all updates together."""
+        """The sum of the ranks of all updates."""
         return sum(sum(layer.ranks.values()) for layer in self.layers)
 
 
 class Adapter(ABC):
-    """One method of adapting a network; an object serves one network at a time."""
+    """A method of adapting a network; an object handles one network at a time."""
 
     @property
     @abstractmethod
     def attached(self) -> tuple[AttachedFactor, ...]:
-        """What `attach_` did, factor by factor; empty before it and after `merge_`."""
+        """The result of `attach_` for each factor; empty before it and after `merge_`."""
 
     @abstractmethod
     def attach_(
@@ -114,40 +114,40 @@ class Adapter(ABC):
     ) -> nn.Module:
         """Freeze `module` and add trainable parameters to its structured layers `layers`, in place.
 
-        What is returned takes the arguments of `module`; train its parameters that require a
-        gradient. The same seed gives the same bits, and the global generators stay as they were.
+        Returns a module with the arguments of `module`; train its parameters that require a
+        gradient. The same seed gives bit-identical results; global generators are not changed.
 
         Raises:
-            TuneError: a layer that cannot take this adapter, naming it. `module` is as it was.
+            TuneError: a layer, which is named, cannot take this adapter. `module` is unchanged.
         """
 
     def penalty(self) -> Tensor | None:
-        """What the method adds to the loss of each step; None for most."""
+        """Return the term that the method adds to each step's loss; None for most methods."""
         return None
 
     def after_backward(self, step: int) -> None:  # noqa: B027  # most methods do nothing here
-        """Call after the optimiser's step `step` (from 0) and before gradients are cleared.
+        """Process the gradients: call after the optimiser's step `step` (from 0), before clearing.
 
-        AdaLoRA weighs what each gradient says and shares out its ranks.
+        AdaLoRA updates its importance scores and cuts ranks here.
         """
 
     @abstractmethod
     def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
-        """Fold the adapters into the factors, in their own sizes, and take them out.
+        """Merge the adapters into the factors, whose sizes stay, and remove the adapters.
 
-        `whitenings`: by layer; without one a layer's truncation is plain. Parameters are the
-        objects that they were.
+        whitenings: by layer; without one the layer is truncated by a plain SVD. The parameters are
+        the same objects as before `attach_`.
 
         Raises:
-            TuneError: a merged factor is not finite, naming its layer; the adapters stay.
+            TuneError: a merged factor is not finite (the layer is named); the adapters stay.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What to keep beside the module's state so that a resumed run ends with the same bits.
+        """Return the state, besides the module's, that a bit-identical resumed run needs.
 
-        To resume: `attach_` to the network as it was first, with the same seed, then load both.
+        To resume: `attach_` to the original network with the same seed, then load both.
         """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
-        """Undo `state_dict`, after `attach_`."""
+        """Restore the state from `state_dict`, after `attach_`."""

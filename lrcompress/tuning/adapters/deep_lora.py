@@ -1,12 +1,12 @@
 """Deep LoRA: an update of three small factors beside each factor of a structured layer.
 
-dW = left W3 W2 W1 right^T of the factor's own size, so folding it in is exact and grows nothing.
-The bases come from the first gradient (lrcompress.tuning.deep), which the first step only looks at:
-until `after_backward` the update is zero and asks for no move. The small factors start turned at
-random, without which Adam is led astray by their coordinates.
+dW = left W3 W2 W1 right^T has the factor's size, so merging is exact and changes no size. The bases
+come from the first gradient (lrcompress.tuning.deep). The first step only records it: until
+`after_backward` the update is zero. The small factors start with random rotations; without them
+Adam depends badly on their coordinates (`DeepFactors.start`).
 
-The update is formed as a matrix in each forward, r^2 times the factor's longer side of work, and
-its gradient is as large as the factor's own, as in training the factor itself.
+Each forward forms the update as a matrix, with r^2 times the factor's longer side operations. Its
+gradient is as large as the factor's, as in training the factor itself.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from lrcompress.tuning.adapters.freeze import Frozen, freeze_
 from lrcompress.tuning.adapters.targets import Site, find_sites, not_finite, ranks_of
 from lrcompress.tuning.deep import Bases, DeepFactors, aligned_bases
 
-SCALE = 1e-3  # of the small factors at the start, so that the update is 1e-9
+SCALE = 1e-3  # initial scale of the small factors; that of the update is its cube, 1e-9
 
 
 class DeepUpdate(nn.Module):
-    """W + dW, with dW of one factor; registered on it as a parametrisation."""
+    """The parametrisation W + dW of one factor W."""
 
     found: Tensor
 
@@ -64,17 +64,17 @@ class DeepUpdate(nn.Module):
         return update.mT if self._transposed else update
 
     def _look(self, gradient: Tensor) -> None:
-        """Of every batch of the first step."""
+        """Backward hook: sum the gradients of all batches of the first step."""
         gradient = gradient.detach()
         self._first = gradient if self._first is None else self._first + gradient
 
     @torch.no_grad()
     def begin_(self) -> None:
-        """Take the bases from the first gradient that is finite, the sum over all processes."""
+        """Take the bases from the first gradient that is finite, summed over all processes."""
         gradient, self._first = self._first, None
         if bool(self.found):
             return
-        if gradient is None:  # the forward did not reach it, here
+        if gradient is None:  # the forward of this process did not reach the factor
             gradient = torch.zeros_like(self.deep())
         gradient = all_reduce_(gradient.contiguous())
         if not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
@@ -96,7 +96,7 @@ class _Placed:
 
 
 class DeepLora(Adapter):
-    """On every factor of two axes or more; what is smaller trains itself."""
+    """Deep LoRA on every factor whose rank can be 2 or more; other factors are trained directly."""
 
     def __init__(self, options: AdapterOptions) -> None:
         if options.place != "factors":
@@ -144,7 +144,7 @@ class DeepLora(Adapter):
 
     @torch.no_grad()
     def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
-        """Exact in each factor, so that no metric is asked."""
+        """Merge exactly in each factor; `whitenings` is not used."""
         if self._frozen is None:
             raise TuneError("deep-lora: is on no network; attach it first")
         merged = [self._folded(placed) for placed in self._placed]
@@ -160,7 +160,7 @@ class DeepLora(Adapter):
         return report
 
     def _folded(self, placed: _Placed) -> Tensor:
-        """The factor as it is to be; itself to the bit where nothing was learnt."""
+        """Return the merged factor; bit-identical to the original if nothing was learnt."""
         if not bool(placed.update.found):
             return placed.values.detach().clone()
         update = placed.update.shaped(placed.update.deep().double())
@@ -176,7 +176,7 @@ class DeepLora(Adapter):
             yield MergedLayer(layer, 0.0, 0.0, ranks)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The bases; the small factors are the network's own parameters."""
+        """Return the bases; the small factors are parameters of the network."""
         return {
             f"{placed.site.name}.{name}": buffer.clone()
             for placed in self._placed

@@ -1,4 +1,4 @@
-"""A network's needs of gradients put aside while adapters are on it, and given back behind."""
+"""Save requires_grad and the parameter order while adapters are attached, and restore both."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import nn
 
 @dataclass(frozen=True, eq=False)
 class Frozen:
-    """What each parameter needed, and the order of each module's own."""
+    """The requires_grad of each parameter, and the parameter order of each module."""
 
     needs: tuple[tuple[nn.Parameter, bool], ...]
     orders: tuple[tuple[nn.Module, tuple[str, ...]], ...]
 
     def thaw_(self) -> None:
-        """PEFT takes a raw parameter out and puts it back last in each forward: sorted again."""
+        """Restore both. PEFT removes a raw parameter in each forward and re-adds it as the last."""
         for parameter, needed in self.needs:
             parameter.requires_grad_(needed)
         for owner, order in self.orders:

@@ -1,8 +1,8 @@
-"""LoRA beside a low-rank layer's whole product, truncated back to the layer's rank in the end.
+"""LoRA beside a low-rank layer's whole product, truncated to the layer's rank when merged.
 
-y = U (V x) + scaling B (A x). Merging puts [U, scaling B] [V; A], of rank r + r_a, in the factors'
-place as its best approximation of rank r in the layer's metric, by one SVD of (r + r_a) numbers a
-side. PEFT has no such adapter: it knows single torch layers only.
+y = U (V x) + scaling B (A x). Merging replaces the factors by the best approximation of rank r, in
+the layer's metric, of [U, scaling B] [V; A], whose rank is r + r_a. It takes one SVD of an
+(r + r_a) x (r + r_a) matrix. PEFT has no such adapter: it supports single torch layers only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from lrcompress.tuning.adapters.truncate import product_loss, truncated
 
 
 class Beside(nn.Module):
-    """y = layer(x) + scaling update(x); `update` is of the layer's own kind, of another rank."""
+    """y = layer(x) + scaling update(x); `update` has the type of `layer` and another rank."""
 
     def __init__(
         self, layer: LowRankLayer, update: LowRankLayer, scaling: float, dropout: float
@@ -51,7 +51,7 @@ class Beside(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def __getattr__(self, name: str) -> Any:
-        """Sizes and the like, which a network may ask a layer for."""
+        """Return attributes of the layer, such as sizes, that a network may read."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -74,7 +74,7 @@ class _Placed:
 
 
 class LayerAdapter(Adapter):
-    """`method` is lora or rslora, which differ in the scaling."""
+    """LoRA or rsLoRA (`method`) beside whole layers; the two differ in the scaling."""
 
     def __init__(self, method: Method, options: AdapterOptions) -> None:
         self.method, self.options = method, options
@@ -133,7 +133,7 @@ class LayerAdapter(Adapter):
 
 
 def _folded(placed: _Placed, whitening: Whitening) -> tuple[Tensor, Tensor, MergedLayer]:
-    """The layer's new factors; those that it has, to the bit, where the update is zero."""
+    """Return the merged factors; bit-identical to the originals if the update is zero."""
     left, right = factor_matrices(placed.layer)
     b, a = factor_matrices(placed.beside.update)
     b = placed.beside.scaling * b.double()

@@ -1,4 +1,4 @@
-"""Low-rank layers as their two matrices, and updates of their own kind and another rank."""
+"""Low-rank layers as two matrices, and updates of the same layer type with another rank."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ LowRankLayer = FactorizedLinear | FactorizedEmbedding | FactorizedConv
 
 
 def low_rank(name: str, layer: nn.Module) -> LowRankLayer:
-    """`layer`, if it is one product of two factors.
+    """Return `layer`, checked to be one product of two factors.
 
     Raises:
-        TuneError: it is not.
+        TuneError: it is not such a product.
     """
     if not isinstance(layer, FactorizedLinear | FactorizedEmbedding | FactorizedConv):
         raise TuneError(
@@ -36,13 +36,13 @@ def first_factor(layer: LowRankLayer) -> nn.Linear | nn.Embedding | nn.Conv1d | 
 
 
 def factor_matrices(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
-    """U: (groups, m, r) and V: (groups, r, n)."""
+    """Return U: (groups, m, r) and V: (groups, r, n)."""
     return weight_matrix(layer.up), weight_matrix(first_factor(layer))
 
 
 @torch.no_grad()
 def write_factors_(layer: LowRankLayer, left: Tensor, right: Tensor) -> None:
-    """Undo `factor_matrices`, in the factors' own type."""
+    """Write U and V of `factor_matrices` into the layer, in the factors' dtype."""
     first = first_factor(layer).weight
     shaped = right.mT if isinstance(layer, FactorizedEmbedding) else right
     first.copy_(shaped.reshape(first.shape))
@@ -50,9 +50,10 @@ def write_factors_(layer: LowRankLayer, left: Tensor, right: Tensor) -> None:
 
 
 def update_of(layer: LowRankLayer, rank: int) -> LowRankLayer:
-    """Zero in all, on the CPU, in float32 at least.
+    """Return an update whose product is zero, on the CPU, in float32 or float64.
 
-    Of an embedding the codes are zero, and otherwise U: tokens that no text has keep their rows.
+    The zero factor is U; for an embedding it is the codes, so that the rows of tokens that no text
+    contains do not change.
     """
     update: LowRankLayer
     if isinstance(layer, FactorizedEmbedding):

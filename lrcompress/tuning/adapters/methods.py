@@ -1,4 +1,4 @@
-"""The methods that PEFT carries out: how each is configured, starts, and what it cannot adapt."""
+"""The methods that use PEFT: the configuration, start and unsupported factors of each."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ def adalora_obstacle(site: Site, options: AdapterOptions) -> str:
 
 @dataclass(frozen=True)
 class Method:
-    """One way of PEFT's to adapt a factor.
+    """One of PEFT's methods to adapt a factor.
 
-    folds  the update is scaling * B A, added here in float64; otherwise PEFT merges it
+    folds  the update is scaling * B A and is merged here in float64; otherwise PEFT merges it
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)  # of PEFT's LoraConfig
     obstacle: Obstacle = general_obstacle
-    start: Start | None = None  # None: PEFT's own, an update of zero
+    start: Start | None = None  # None: PEFT's own start, a zero update
     folds: bool = True
 
 

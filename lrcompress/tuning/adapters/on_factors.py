@@ -1,6 +1,6 @@
-"""Adapters on the factors of structured layers, through PEFT.
+"""Adapters on the factors of structured layers, by means of PEFT.
 
-An update of a factor has the factor's own size, so folding it in is exact and grows nothing.
+An update has the size of its factor, so merging is exact and changes no size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lrcompress.tuning.adapters.targets import Site, find_sites, not_finite, ran
 
 @dataclass(frozen=True, eq=False)
 class Wrapped:
-    """A factor and PEFT's wrapper of it, with `root` hanging in the network where `hung` did."""
+    """A factor and PEFT's wrapper of it; in the network `root` replaces the module `hung`."""
 
     site: Site
     wrapper: Any
@@ -47,13 +47,13 @@ class Wrapped:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """The adapter's own."""
+        """The parameters of the adapter, without those of the factor."""
         base = set(self.wrapper.base_layer.parameters())
         return [p for p in self.wrapper.parameters() if p not in base]
 
 
 class FactorAdapter(Adapter):
-    """`method` on every factor that it can adapt; the others are trained themselves."""
+    """`method` on every factor that it can adapt; other factors are trained directly."""
 
     def __init__(self, method: Method, options: AdapterOptions) -> None:
         if options.place != "factors":
@@ -89,7 +89,7 @@ class FactorAdapter(Adapter):
         self._module, self._frozen = module, freeze_(module)
         try:
             with seeded(seed):
-                # raw parameters last: their wrappers stand in the place of whole layers
+                # raw parameters last: their wrappers replace whole layers
                 for site in sorted(sites, key=lambda site: site.kind == "raw"):
                     if obstacles[site.name]:
                         self._train_(site, obstacles[site.name])
@@ -140,14 +140,14 @@ class FactorAdapter(Adapter):
         self._attached.append(AttachedFactor(site.layer, site.name, rank, note))
 
     def first_rank(self, site: Site, rank: int) -> int:
-        """That a factor begins with, where it ends with `rank`."""
+        """Return the initial rank of an update whose final rank is `rank`."""
         return rank
 
     def config(self, site: Site, rank: int, total_steps: int) -> Any:
-        """PEFT's configuration of one factor.
+        """Return PEFT's configuration for one factor.
 
-        PEFT's rank of a convolution counts that of all groups, and its alpha is set so that the
-        scaling does not.
+        PEFT's rank of a convolution is the sum over all groups. Its alpha is set so that the
+        scaling does not depend on the number of groups.
         """
         groups = 1 if site.kind == "raw" else site.matrix.shape[0]
         root = bool(self.method.settings.get("use_rslora"))
@@ -160,7 +160,7 @@ class FactorAdapter(Adapter):
 
     @torch.no_grad()
     def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
-        """Exact in each factor, so that no metric is asked."""
+        """Merge exactly in each factor; `whitenings` is not used."""
         if self._module is None:
             raise TuneError(f"{self.method.name}: is on no network; attach it first")
         for wrapped in self.wrapped:
@@ -193,11 +193,11 @@ class FactorAdapter(Adapter):
             yield MergedLayer(layer, 0.0, 0.0, {w.site.name: self.last_rank(w) for w in mine})
 
     def last_rank(self, wrapped: Wrapped) -> int:
-        """That a factor has ended with."""
+        """Return the final rank of an update."""
         return wrapped.rank
 
     def take_out_(self) -> None:
-        """Every owner back in its place; raw ones, which were wrapped last, first."""
+        """Put every owner back in reverse order: raw parameters, wrapped last, come first."""
         assert self._module is not None
         assert self._frozen is not None
         for wrapped in reversed(self.wrapped):
@@ -209,7 +209,7 @@ class FactorAdapter(Adapter):
 
 
 def _start_(wrapped: Wrapped, start: Start) -> None:
-    """Move a part of the frozen factor into the adapter, as it is after rounding."""
+    """Move a part of the frozen factor into the adapter: subtract the adapter's rounded product."""
     site, wrapper = wrapped.site, wrapped.wrapper
     weight = site.matrix.double()
     write_update_(site, wrapper, *start(weight, wrapped.rank, read_update(site, wrapper)[2]))

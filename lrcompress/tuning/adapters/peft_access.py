@@ -1,9 +1,9 @@
-"""The one door to PEFT: a factor's module in, the wrapped module out.
+"""The only module that imports PEFT: wraps the module of a factor.
 
-Each factor is wrapped apart, in a holder of its own, through PEFT's public configuration. Its names
-match by their ends, so that a target `fc.down` of a whole network also takes `block.fc.down`; in a
-holder there is nothing else to take. PEFT's convolution adapter forgets dilation, padding mode and
-groups, with which it would train another function than it merges: those are set right here.
+Each factor is wrapped in a separate holder, with PEFT's public configuration. PEFT matches names by
+their ends: in a whole network the target `fc.down` would also match `block.fc.down`. A holder has
+no other module to match. PEFT's convolution adapter ignores dilation, padding mode and groups, so
+it would train another function than it merges; these settings are corrected here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from lrcompress.errors import TuneError
 from lrcompress.messages import one_line
 from lrcompress.tuning.adapters.targets import Site
 
-NAME = "default"  # of the adapter within PEFT
+NAME = "default"  # PEFT's name of the adapter
 HALVES = (torch.float16, torch.bfloat16)
 
 
 def peft_for(what: str) -> Any:
-    """The peft module.
+    """Return the peft module.
 
     Raises:
         TuneError: it cannot be imported.
@@ -41,19 +41,19 @@ def peft_for(what: str) -> Any:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """PEFT draws from torch's global generator: seeded here, and put back behind."""
+    """Context that seeds torch's global generator, from which PEFT draws, and restores it."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 def wrap(site: Site, root: nn.Module, config: Any) -> tuple[nn.Module, nn.Module]:
-    """PEFT's wrapper of the site, and what is to hang in the network in place of `root`.
+    """Return PEFT's wrapper of the site, and the module that replaces `root` in the network.
 
-    `root` is the site's owner, or what other raw parameters of it have been wrapped in.
+    `root` is the site's owner, or the wrapper of the owner's other raw parameters.
 
     Raises:
-        TuneError: PEFT refuses, in its words.
+        TuneError: PEFT rejects the site; the message quotes it.
     """
     holder = nn.ModuleDict({"factor": root})
     place = f"factor.{site.parameter}"
@@ -78,16 +78,17 @@ def wrap(site: Site, root: nn.Module, config: Any) -> tuple[nn.Module, nn.Module
         if module not in before:
             module.training = site.owner.training
             for parameter in module.parameters(recurse=False):
-                if parameter.dtype in HALVES:  # in which small steps would be rounded away
+                if parameter.dtype in HALVES:  # small steps would be rounded away
                     parameter.data = parameter.data.float()
     wrapper.register_forward_pre_hook(_check_axes)
     return wrapper, new_root
 
 
 def _check_axes(wrapper: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """PEFT's DoRA takes the channels of a single image for its examples.
+    """Reject unbatched images under DoRA: PEFT would take the channels for examples.
 
-    That there is a hook keeps torch's own encoder off its fast path, which reads frozen weights.
+    The presence of a hook also keeps torch's encoder from its fast path, which reads the frozen
+    weights.
     """
     if getattr(wrapper, "use_dora", {}).get(NAME, False):
         base = wrapper.base_layer
@@ -96,14 +97,14 @@ def _check_axes(wrapper: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
-    """The adapter's first convolution with every setting of the frozen one."""
+    """Give the adapter's first convolution every setting of the frozen one."""
     assert isinstance(owner, nn.Conv1d | nn.Conv2d)
     inner = getattr(wrapper, "lora_A", {})
     if NAME not in inner or not isinstance(inner[NAME], nn.Module):
-        return  # AdaLoRA's has no inner layer and takes the frozen one's settings
+        return  # AdaLoRA has no inner layer and uses the frozen layer's settings
     first = inner[NAME]
     make = nn.Conv1d if isinstance(owner, nn.Conv1d) else nn.Conv2d
-    matched = make(  # drawn on the CPU, as all else is
+    matched = make(  # initialised on the CPU, like everything else
         owner.in_channels,
         first.out_channels,
         owner.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
@@ -124,18 +125,18 @@ def _pair(site: Site, wrapper: Any) -> tuple[Tensor, Tensor]:
 
 
 def read_update(site: Site, wrapper: Any) -> tuple[Tensor, Tensor, float]:
-    """B: (groups, m, r), A: (groups, r, n) and the scaling of the update scaling * B A."""
+    """Return B: (groups, m, r), A: (groups, r, n) and the scaling of the update scaling * B A."""
     left, right = (factor.detach() for factor in _pair(site, wrapper))
     groups, m, n = site.matrix.shape
     scaling = float(wrapper.scaling[NAME])
-    if site.kind == "raw":  # (m, r groups), the rank before the matrix
+    if site.kind == "raw":  # B: (m, r groups), the rank before the group
         return left.reshape(m, -1, groups).permute(2, 0, 1), right.reshape(groups, -1, n), scaling
     return left.reshape(groups, m, -1), right.reshape(groups, -1, n), scaling
 
 
 @torch.no_grad()
 def write_update_(site: Site, wrapper: Any, left: Tensor, right: Tensor) -> None:
-    """Undo `read_update`."""
+    """Write B and A, as `read_update` returns them, into the wrapper."""
     b, a = _pair(site, wrapper)
     b.copy_((left.permute(1, 2, 0) if site.kind == "raw" else left).reshape(b.shape))
     a.copy_(right.reshape(a.shape))

@@ -1,7 +1,7 @@
-"""Where an adapter starts: what PiSSA and OLoRA take out of the frozen factor into the adapter.
+"""Initial adapters of PiSSA and OLoRA, which move a part of the frozen factor into the adapter.
 
-In every kind of factor alike, in float64; PEFT's own do so for nn.Linear only, refuse convolutions
-and start an embedding at zero without a word.
+They work for every kind of factor, in float64. PEFT's own versions support nn.Linear only: they
+reject convolutions and silently start an embedding's adapter at zero.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ W - scaling B A is frozen, so that the sum is W.
 
 
 def principal(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-    """The largest singular values, shared out evenly: PiSSA, Meng et al. 2024, eq. 2-4."""
+    """Truncated SVD, root of the singular values in each factor: PiSSA (Meng et al. 2024, eq. 2-4)."""
     p, s, qt = torch.linalg.svd(weight.double(), full_matrices=False)
     root = (s[..., :rank] / scaling).sqrt()
     return p[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * qt[..., :rank, :]
 
 
 def orthonormal(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-    """The first columns of Q and rows of R of W = Q R: OLoRA, Büyükakyüz 2024, algorithm 1."""
+    """The first columns of Q and rows of R of W = Q R: OLoRA (Büyükakyüz 2024, algorithm 1)."""
     q, r = torch.linalg.qr(weight.double())
     return q[..., :rank], r[..., :rank, :]

@@ -1,8 +1,8 @@
-"""The factors of structured layers that adapters can be put on, and the traps that are refused.
+"""Find the factors of structured layers that adapters can be put on, and reject unsafe ones.
 
-A factor is a parameter of a layer that is not a bias, read as matrices (groups, m, n): the weight
-of a child that is a torch layer, or a raw parameter, whose first axis counts matrices where it has
-three.
+A factor is a parameter of a layer other than a bias, read as matrices (groups, m, n). It is the
+weight of a child that is a torch layer, or a raw parameter. If a raw parameter has three axes, the
+first is the group.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SiteKind = Literal["linear", "embedding", "conv1d", "conv2d", "raw"]
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One factor: the parameter `parameter` of `owner`, which hangs in the network as `place`."""
+    """One factor: the parameter `parameter` of `owner`, the network's submodule named `place`."""
 
     layer: str
     place: str
     owner: nn.Module
     parameter: str
     kind: SiteKind
-    replaceable: bool = True  # whether its layer would call what stands in its place
+    replaceable: bool = True  # whether its layer would call a module that replaces the owner
 
     @property
     def name(self) -> str:
@@ -47,7 +47,7 @@ class Site:
 
     @property
     def matrix(self) -> Tensor:
-        """(groups, m, n), a view; a raw parameter of other than two or three axes as one row."""
+        """The factor as (groups, m, n), a view; a raw parameter without 2 or 3 axes is one row."""
         if self.kind != "raw":
             return weight_matrix(self.owner)
         value = self.values.detach()
@@ -61,17 +61,17 @@ class Site:
 
     @torch.no_grad()
     def write_(self, matrix: Tensor) -> None:
-        """Undo `matrix`, in the parameter's own type."""
+        """Write a matrix shaped like `matrix` into the parameter, in its dtype."""
         shaped = matrix.mT if self.kind == "embedding" else matrix
         self.values.copy_(shaped.reshape(self.values.shape))
 
 
 def find_sites(module: nn.Module, layers: Sequence[str]) -> tuple[Site, ...]:
-    """Every factor of the layers named; a layer that has several names is taken once.
+    """Return every factor of the named layers; a layer with several names is used once.
 
     Raises:
-        TuneError: a layer that is not there or has no factors, one whose weight is computed or
-            is read by its parent, a factor that is shared, or values that are not finite.
+        TuneError: a layer does not exist or has no factors, its weight is computed or is read by
+            its parent, a factor is shared, or its values are not finite.
     """
     if not layers:
         raise TuneError("adapter: no layers to put it on; compress the network first")
@@ -126,12 +126,12 @@ def _sites_of(module: nn.Module, name: str, layer: nn.Module) -> Iterator[Site]:
         if kind is None or kind == "transposed_linear":
             yield from (Site(name, place, owner, p, "raw") for p in own if p != "bias")
         else:
-            called = not isinstance(layer, TensorTrainEmbedding)  # which picks its cores by type
+            called = not isinstance(layer, TensorTrainEmbedding)  # it selects its cores by type
             yield Site(name, place, owner, "weight", kind, called)
 
 
 class _Uses:
-    """Where each module hangs, and which modules own each parameter."""
+    """The parents of each module and the owners of each parameter, by id."""
 
     def __init__(self, module: nn.Module) -> None:
         self.parents: dict[int, list[str]] = defaultdict(list)
@@ -143,7 +143,7 @@ class _Uses:
                 self.owners[id(parameter)].append(name)
 
     def check(self, site: Site, layer: nn.Module) -> None:
-        """A layer may hang in several places: all of them get the adapter. A factor may not."""
+        """Raise TuneError if a factor is shared. A layer may be: its adapter acts in all places."""
         users = self.owners[id(site.values)]
         if len(users) == 1 and site.owner is not layer:
             users = self.parents[id(site.owner)]
@@ -156,10 +156,10 @@ class _Uses:
 
 
 def ranks_of(sites: Sequence[Site], options: AdapterOptions) -> Mapping[str, int]:
-    """The rank of the update of each factor, by its name, at most the factor's own.
+    """Return the rank of each factor's update, by factor name, at most the factor's own rank.
 
     Raises:
-        TuneError: a rank that is above that of every factor which it is for, or for no layer.
+        TuneError: a rank is above that of all its factors, or is for a layer not adapted.
     """
     largest: dict[str, int] = defaultdict(int)
     for site in sites:

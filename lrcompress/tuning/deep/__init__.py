@@ -1,4 +1,4 @@
-"""Deep products of small factors, in the subspace in which they would learn at full width."""
+"""Deep products of small factors, in the subspace where full-width factors would learn."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """The subspace in which the factors of a deep product learn, from its first gradient.
 
-W3 W2 W1 (m, n) starts orthogonal and small, W_l(0) = e O_l, as e^3 Q with Q = O3 O2 O1. Let U and V
-be the leading singular vectors of the first gradient. Gradient descent then moves W1 only on the
-span of V and Q^T U, and carries it through the layers: on the rest every W_l stays e O_l times a
-scalar that falls (Yaras, Wang, Balzano, Qu, "Compressible Dynamics in Deep Overparameterized
-Low-Rank Learning & Adaptation", ICML 2024, theorem 2.1). So factors of twice the gradient's rank
-between two fixed bases, left = Q right, do what factors of full width do.
+The factors of W3 W2 W1 (m, n) start as small orthogonal matrices W_l(0) = e O_l, so the product is
+e^3 Q with Q = O3 O2 O1. Let U and V be the leading singular vectors of the first gradient. Then
+gradient descent moves W1 only on the span of V and Q^T U, and the other layers on its images.
+Elsewhere every W_l stays e O_l times a decreasing scalar (Yaras, Wang, Balzano, Qu, "Compressible
+Dynamics in Deep Overparameterized Low-Rank Learning & Adaptation", ICML 2024, theorem 2.1). So
+factors of twice the gradient's rank between two fixed bases, left = Q right, suffice.
 
-Q is anyone's to choose. One that takes V to -U makes both spans one: bases of the gradient's own
-rank are enough, for a weight of any shape, and the product starts as a step of descent. (One that
-takes V to U starts against the descent, at a saddle.)
+Q is free. If Q maps V to -U, both spans coincide: bases of the gradient's rank are enough, for any
+shape of weight, and the product starts as a descent step. (If Q maps V to U, it starts against the
+descent, at a saddle.)
 """
 
 from __future__ import annotations
@@ -24,16 +24,20 @@ from lrcompress.errors import TuneError
 
 @dataclass(frozen=True, eq=False)
 class Bases:
-    """left: (*batch, m, k)  right: (*batch, n, k), with left = Q right, Q the start's direction."""
+    """Two bases with left = Q right, where Q is the direction of the start.
+
+    left: (*batch, m, k)  right: (*batch, n, k)
+    """
 
     left: Tensor
     right: Tensor
 
 
 def aligned_bases(gradient: Tensor, rank: int) -> Bases:
-    """Of a start which takes the `rank` leading right singular vectors of the gradient to -left.
+    """Return bases for a start that maps the `rank` leading right singular vectors to -left ones.
 
-    gradient: (*batch, m, n) of the loss with respect to the weight.
+    gradient: (*batch, m, n), of the loss with respect to the weight, whose singular vectors these
+    are.
 
     Raises:
         TuneError: the rank is not between 1 and min(m, n), or the gradient is not finite.
@@ -43,11 +47,12 @@ def aligned_bases(gradient: Tensor, rank: int) -> Bases:
 
 
 def bases_from(gradient: Tensor, rank: int, start: Tensor) -> Bases:
-    """Of a start in the direction of the orthogonal matrix `start` (*batch, n, n), for which half
-    of the rank are singular vectors on the right and half on the left.
+    """Return bases for a start in the direction of an orthogonal matrix `start` (*batch, n, n).
+
+    Half of the rank are right singular vectors of the gradient, half are left ones.
 
     Raises:
-        TuneError: as aligned_bases, or the weight is not square, or the rank not even.
+        TuneError: as in aligned_bases, or the weight is not square, or the rank is not even.
     """
     m, n = gradient.shape[-2:]
     if m != n or rank % 2:
@@ -62,7 +67,7 @@ def bases_from(gradient: Tensor, rank: int, start: Tensor) -> Bases:
 
 
 def _leading(gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """U (*batch, m, rank) and V (*batch, n, rank), in the gradient's type."""
+    """Return U (*batch, m, rank) and V (*batch, n, rank), in the gradient's dtype."""
     largest = min(gradient.shape[-2:])
     if not 1 <= rank <= largest:
         raise TuneError(f"rank {rank} is not between 1 and {largest}; correct it")
@@ -78,13 +83,13 @@ def _leading(gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 OVERSAMPLING, _POWERS = 8, 4
-_WORTHWHILE = 4  # times that a subspace must be smaller than the matrix
+_WORTHWHILE = 4  # randomised SVD if the matrix is at least this many times the subspace
 
 
 def _randomised(matrix: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """U and V^T of the leading subspace (Halko, Martinsson, Tropp 2011, algorithms 4.4 and 5.1).
+    """Return U and V^T of the leading subspace (Halko, Martinsson, Tropp 2011, alg. 4.4 and 5.1).
 
-    Exact where the rank is `columns` or less. The same matrix gives the same bases.
+    Exact if the rank of the matrix is at most `columns`. Deterministic.
     """
     generator = torch.Generator().manual_seed(0)
     sketch = torch.randn(matrix.shape[-1], columns, generator=generator, dtype=matrix.dtype)
@@ -98,13 +103,14 @@ def _randomised(matrix: Tensor, columns: int) -> tuple[Tensor, Tensor]:
 def orthogonal(
     size: int, generator: torch.Generator, *, batch: tuple[int, ...] = (), like: Tensor
 ) -> Tensor:
-    """Uniformly random orthogonal matrices (*batch, size, size) of the type and device of `like`.
+    """Return uniformly random orthogonal matrices (*batch, size, size) with the dtype and device of
+    `like`.
 
-    Drawn on the CPU in float64, so that the same seed gives the same matrix on every device.
+    They are drawn on the CPU in float64, so that a seed gives the same matrix on every device.
     """
     q, r = torch.linalg.qr(
         torch.randn(*batch, size, size, generator=generator, dtype=torch.float64)
     )
-    signs = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # QR is unique, and Q uniform
+    signs = r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # makes QR unique and Q uniform
     matrix: Tensor = q * signs
     return matrix.to(dtype=like.dtype, device=like.device)

@@ -1,4 +1,4 @@
-"""The small factors of a deep product, between fixed bases or with the bases absorbed in them."""
+"""The small factors of a deep product, between fixed bases or with absorbed bases."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ DEPTH = 3
 class DeepFactors(nn.Module):
     """dW = W3 W2 W1, or left W3 W2 W1 right^T between bases (*batch, m, k) and (*batch, n, k).
 
-    Between bases every W_l is (*batch, k, k), and nothing else learns: what the first gradient
-    says of where the others will lie must do (Yaras et al. 2024, section 3). Absorbed, W1: (k, n)
-    and W3: (m, k) begin in the bases and may leave them: what is compressed is the middle alone,
-    and a gradient that is only nearly of low rank (few measurements, a batch) is followed as at
-    full width. The paper lets the bases move at a rate of their own for that; here it needs none.
+    Between bases every W_l is (*batch, k, k) and the bases are fixed: later gradients are assumed
+    to lie in the subspace of the first (Yaras et al. 2024, section 3). Absorbed, W1: (k, n) and
+    W3: (m, k) start in the bases and may leave them: only the middle is compressed, and a gradient
+    of only nearly low rank (few measurements, a batch) is followed as at full width. For that the
+    paper trains the bases at a separate learning rate, which is not needed here.
     """
 
     left: Tensor | None
@@ -41,13 +41,13 @@ class DeepFactors(nn.Module):
         *,
         absorbed: bool = False,
     ) -> Self:
-        """W_l(0) = scale O_l, so that the product is scale^3 times the start's direction.
+        """Return factors W_l(0) = scale O_l; their product is scale^3 times the start's direction.
 
-        Without a generator every O_l is the identity: the factors are in the coordinates of the
-        gradient's singular vectors. That is one choice of many to gradient descent, which does not
-        see coordinates. Adam divides each entry by its own past: in those coordinates most entries
-        of a gradient are next to nothing, and it makes steps of them as large as all others. With
-        a generator each O_l is random, as those of a full-width start are.
+        Without a generator every O_l is the identity: the coordinates are the gradient's singular
+        vectors. Gradient descent does not depend on coordinates, but Adam does: it divides each
+        entry by its own history. In those coordinates most entries of a gradient are almost zero,
+        and Adam takes steps as large for them as for the others. With a generator each O_l is
+        random, as in a full-width start.
         """
         size, batch = bases.right.shape[-1], tuple(bases.right.shape[:-2])
         left, right = bases.left, bases.right
@@ -61,7 +61,7 @@ class DeepFactors(nn.Module):
             right = right @ whole.mT
             for rotation in rotations:
                 whole = rotation @ whole
-            left = left @ whole.mT  # so that left W3 W2 W1 right^T is scale^3 Q as without
+            left = left @ whole.mT  # so that left W3 W2 W1 right^T is scale^3 Q in both cases
         factors = [scale * rotation for rotation in rotations]
         if not absorbed:
             return cls(factors, Bases(left, right))
