@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -649,31 +650,18 @@ class Labelled(nn.Module):
 
 
 def trained(folder: Path, *, scale: float) -> tuple[Labelled, Labelled, object]:
-    import transformers
-
-    from lrcompress.tuning.hf_callback import keep_best
-
+    """Run the example of docs/tuning.md."""
     small, large = pair()
     module, dense = Labelled(small, scale=scale), Labelled(large, scale=scale)
     parted = split(batches())
     with torch.no_grad():
         rows = [{"x": x, "labels": large(x).softmax(-1)} for b in parted.train for x in b["x"]]
-    callback = keep_best(module, dense, parted.judging, every=10)
-    settings = transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=25,
-        learning_rate=3e-3,
-        per_device_train_batch_size=32,
-        use_cpu=True,
-        report_to=[],
-        disable_tqdm=True,
-        save_strategy="no",
-    )
-    trainer = transformers.Trainer(
-        model=module, args=settings, train_dataset=rows, callbacks=[callback]
-    )
-    trainer.train()
-    return module, dense, callback
+    page = (Path(__file__).parents[1] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {"module": module, "dense": dense, "held_out": parted.judging, "rows": rows}
+    names["folder"] = str(folder)
+    exec(example, names)
+    return module, dense, names["best"]
 
 
 def test_trainer_ends_at_the_best_held_out_point(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ W - scaling B A is frozen, so that the sum is W.
 
 
 def principal(weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
-    """Truncated SVD, root of the singular values in each factor: PiSSA (Meng et al. 2024, eq. 2-4)."""
+    """The truncated SVD, split evenly between B and A: PiSSA (Meng et al. 2024, eq. 2-4)."""
     p, s, qt = torch.linalg.svd(weight.double(), full_matrices=False)
     root = (s[..., :rank] / scaling).sqrt()
     return p[..., :rank] * root.unsqueeze(-2), root.unsqueeze(-1) * qt[..., :rank, :]

@@ -12,9 +12,9 @@ from lrcompress.structures.balance import balanced
 def truncated(
     left: Tensor, right: Tensor, rank: int, whitening: Whitening
 ) -> tuple[Tensor, Tensor, float]:
-    """Return factors of rank `rank` for U V, and the loss, half the sum of squares of the dropped
-    singular values.
+    """Return the best factors of rank `rank` for U V, and the loss.
 
+    The loss is half the sum of the squared singular values that are dropped.
     left: (groups, m, k)  right: (groups, k, n), converted to float64. With G^1/2 U = Q_1 R_1 and
     (V C^1/2)^T = Q_2 R_2 the singular values of the whitened product are those of R_1 R_2^T, and
     [Q_1 [R_1 R_2^T]_r Q_2^T] is its best approximation (Eckart-Young in the whitened space).

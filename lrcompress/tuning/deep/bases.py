@@ -34,10 +34,9 @@ class Bases:
 
 
 def aligned_bases(gradient: Tensor, rank: int) -> Bases:
-    """Return bases for a start that maps the `rank` leading right singular vectors to -left ones.
+    """Return bases for a start that maps the gradient's leading right singular vectors V to -U.
 
-    gradient: (*batch, m, n), of the loss with respect to the weight, whose singular vectors these
-    are.
+    gradient: (*batch, m, n), of the loss with respect to the weight. rank: number of vectors.
 
     Raises:
         TuneError: the rank is not between 1 and min(m, n), or the gradient is not finite.
@@ -103,10 +102,10 @@ def _randomised(matrix: Tensor, columns: int) -> tuple[Tensor, Tensor]:
 def orthogonal(
     size: int, generator: torch.Generator, *, batch: tuple[int, ...] = (), like: Tensor
 ) -> Tensor:
-    """Return uniformly random orthogonal matrices (*batch, size, size) with the dtype and device of
-    `like`.
+    """Return uniformly random orthogonal matrices (*batch, size, size).
 
-    They are drawn on the CPU in float64, so that a seed gives the same matrix on every device.
+    They have the dtype and device of `like`. They are drawn on the CPU in float64, so that a seed
+    gives the same matrix on every device.
     """
     q, r = torch.linalg.qr(
         torch.randn(*batch, size, size, generator=generator, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What training makes small. An objective is one file and one row of TUNING_OBJECTIVES."""
+"""Training objectives. An objective is one file and one row of TUNING_OBJECTIVES."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Causal language modelling: the next token's cross-entropy."""
+"""Causal language modelling: the cross-entropy of the next token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrcompress.tuning.losses.tokens import IDS, check_logits, check_tokens
 
 
 class NextToken(TuningObjective):
-    """Mean of -log p(token t+1 | tokens to t), where both are no padding."""
+    """Mean of -log p(token t+1 | tokens up to t), over pairs without padding."""
 
     name: ClassVar[str] = "clm"
 

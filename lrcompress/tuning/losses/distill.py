@@ -1,4 +1,4 @@
-"""Distillation: the dense network is the teacher, any unlabelled input a lesson."""
+"""Distillation from the dense network as the teacher; any unlabelled input can be used."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lrcompress.tuning.losses.teacher import Agreement, Teacher, settling
 class Distill(TuningObjective):
     """loss = D(f, g) / D0 + hidden * mean over blocks of |h_f - h_g|^2 / |h_f - mean h_f|^2 / H0.
 
-    D is the profile's own output divergence per position (KL as Hinton et al. 2015 at temperature
-    one, cosine or squared distance); h are the blocks' outputs; D0 and H0 make both terms 1 at the
+    D is the profile's output divergence per position: KL (Hinton et al. 2015, at temperature one),
+    cosine or squared distance. h are the outputs of the blocks. D0 and H0 make both terms 1 at the
     start (teacher.py).
     """
 
     name: ClassVar[str] = "distill"
-    takes_noise: ClassVar[bool] = True  # the teacher labels anything
+    takes_noise: ClassVar[bool] = True  # the teacher has an output for any input
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)

@@ -1,4 +1,4 @@
-"""Masked autoencoding: see a part of the input, tell what the dense network makes of the whole."""
+"""Masked autoencoding: reproduce the dense network's output for an input from a part of it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from lrcompress.network.batches import MASK, Batch, Batches
 from lrcompress.tuning.losses.objective import Setting, TuningObjective
 from lrcompress.tuning.losses.teacher import Agreement, Teacher, settling
 
-RATE = 0.3  # of the input is hidden: there is no mask token that the network would know
-PATCHES = 7  # along each side of an image, as far as its size allows
+RATE = 0.3  # share of the input that is masked; low, since the network knows no mask token
+PATCHES = 7  # along each side of an image, or one per pixel if it is smaller
 
 
 class MaskedInput(TuningObjective):
-    """Distillation with the dense network given the whole input, and the other a part of it.
+    """Distillation in which the dense network gets the whole input and the other a masked one.
 
     Predicting a teacher's features of the unmasked input, instead of pixels, needs no decoder:
-    data2vec (Baevski et al. 2022, sec. 3.3), MaskFeat (Wei et al. 2022). Hidden are patches of
+    data2vec (Baevski et al. 2022, sec. 3.3), MaskFeat (Wei et al. 2022). Masked are patches of
     images (examples, channels, height, width), positions of sequences (examples, positions,
-    features) and single features (examples, features); each becomes its mean over the batch.
+    features) and single features (examples, features). A masked value becomes its mean over the
+    batch.
     """
 
     name: ClassVar[str] = "mae"
@@ -50,7 +51,7 @@ class MaskedInput(TuningObjective):
 
 
 def masked(batch: Batch, generator: torch.Generator) -> Batch:
-    """The batch with about RATE of each real-valued input hidden."""
+    """Return the batch with about RATE of each real-valued input masked."""
     return {**batch, **{name: _hidden(batch[name], generator) for name in _maskable(batch)}}
 
 

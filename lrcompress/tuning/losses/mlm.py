@@ -1,4 +1,4 @@
-"""Masked language modelling: tokens that were hidden, told from their surroundings."""
+"""Masked language modelling: predict masked tokens from their context."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lrcompress.network.call import call, on_device
 from lrcompress.tuning.losses.objective import TuningObjective
 from lrcompress.tuning.losses.tokens import IDS, check_logits, check_tokens
 
-RATE = 0.15  # of the tokens of a text are asked for
-HIDDEN, ANOTHER = 0.8, 0.1  # of those: masked, drawn anew; the rest stay as they are
+RATE = 0.15  # share of the tokens that are predicted
+HIDDEN, ANOTHER = 0.8, 0.1  # shares of those: masked, replaced by another token; the rest stay
 
 
 class MaskedTokens(TuningObjective):
     """Mean of -log p(token | the text with it masked) over 15 % of the tokens.
 
-    Devlin et al. 2019, sec. 3.1: of them 80 % become the mask, 10 % another token.
+    Of these, 80 % become the mask and 10 % another token (Devlin et al. 2019, sec. 3.1).
     """
 
     name: ClassVar[str] = "mlm"
@@ -44,12 +44,12 @@ class MaskedTokens(TuningObjective):
         return functional.cross_entropy(rows.float(), targets, reduction="sum") / max(len(rows), 1)
 
     def _masked(self, batch: Batch, generator: torch.Generator) -> tuple[Batch, Tensor]:
-        """The batch with tokens hidden, and which of them are asked for."""
+        """Return the masked batch, and a boolean mask of the tokens to predict."""
         ids = batch[IDS].cpu()
         kept = batch[MASK].cpu().bool() if MASK in batch else torch.ones_like(ids, dtype=torch.bool)
         asked = kept & (torch.rand(ids.shape, generator=generator) < RATE)
         fate = torch.rand(ids.shape, generator=generator)
-        # Another token of the same batch: which ids are words, only the texts know
+        # Another token of the same batch, since only the texts show which ids are in use
         words = ids[kept]
         drawn = words[torch.randint(len(words), ids.shape, generator=generator)]
         mask_token = self.setting.options.mask_token

@@ -1,4 +1,4 @@
-"""The contract of a training objective: a scalar loss of the network on a batch."""
+"""Interface of training objectives: a scalar loss of the network on a batch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ TaskLoss = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What objectives work with. `points`: pairs of modules, dense and compressed, whose outputs
-    should agree. With adapters `module` is what wraps the compressed network."""
+    """The inputs of an objective.
+
+    module: the network that is trained; with adapters, the wrapped network. points: pairs of dense
+    and compressed modules whose outputs should agree.
+    """
 
     module: nn.Module
     dense: nn.Module
@@ -31,34 +34,37 @@ class Setting:
 
 
 class TuningObjective(ABC):
-    """`judged_by_divergence`: held-out divergence from the dense network says what is best, so that
-    a few texts learnt by heart never pass for recovery; else the loss itself on held-out examples.
+    """A training objective.
+
+    judged_by_divergence: the best weights are those with the least held-out divergence from the
+    dense network, so that overfitting a few texts does not count as recovery. Otherwise they are
+    those with the least loss on held-out examples.
     """
 
     name: ClassVar[str]
     judged_by_divergence: ClassVar[bool] = True
-    takes_noise: ClassVar[bool] = False  # what to do with texts that mean nothing is known too
+    takes_noise: ClassVar[bool] = False  # whether it can train on texts of random tokens
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
     @property
     def measure_name(self) -> str:
-        """What held-out examples are judged by, in words."""
+        """Name of the held-out measure."""
         if self.judged_by_divergence:
             return f"{self.setting.readout.objective_name} divergence"
         return f"{self.name} loss"
 
     def check(self, batches: Batches) -> None:  # noqa: B027  # most objectives suit any data
-        """Raise DataError or TuneError where the objective does not suit the data or network.
+        """Raise DataError or TuneError if the objective does not suit the data or network.
 
-        Called once before the training, with the network as it is then.
+        Called once before the training, with the network in its initial state.
         """
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator, *, place: int | None = None) -> Tensor:
-        """A scalar; draws only from `generator`, a CPU one.
+        """Return the scalar loss; all random numbers come from `generator`, a CPU generator.
 
-        `place`: of the batch in the training data, for what may be kept about it; None for a
-        batch that will not come again.
+        place: index of the batch in the training data, a key for caches; None for a batch that is
+        used only once.
         """

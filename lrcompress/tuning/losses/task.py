@@ -1,4 +1,4 @@
-"""The user's own loss."""
+"""The objective that calls a loss of the user."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrcompress.tuning.losses.objective import TuningObjective
 
 
 class Task(TuningObjective):
-    """Whatever `loss(module, batch)` returns: a scalar with a gradient, smaller is better."""
+    """The result of the user's `loss(module, batch)`: a differentiable scalar; lower is better."""
 
     name: ClassVar[str] = "task"
     judged_by_divergence: ClassVar[bool] = False
@@ -28,7 +28,7 @@ class Task(TuningObjective):
             )
 
     def loss(self, batch: Batch, generator: torch.Generator, *, place: int | None = None) -> Tensor:
-        assert self.setting.task is not None  # check has seen to it
+        assert self.setting.task is not None  # `check` raises otherwise
         module = self.setting.module
         try:
             found = self.setting.task(module, on_device(module, batch))

@@ -1,4 +1,4 @@
-"""What the dense network makes of a batch, kept where it is small."""
+"""The teacher's outputs (those of the dense network), and the distance of a network from them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from lrcompress.network.call import call, frozen
 from lrcompress.tuning.features import Seen, hidden_difference, watching
 from lrcompress.tuning.losses.objective import Setting
 
-LARGEST_KEPT = 2**26  # values in all: 256 MB
+LARGEST_KEPT = 2**26  # cached values in all: 256 MB
 SMALLEST = 1e-9
-SETTLING = 4  # batches that say how far the networks are apart at the start
+SETTLING = 4  # about as many batches measure the initial distance of the networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class TeacherOutput:
 
 
 class Teacher:
-    """Batches whose lessons fit in memory are asked about once, the others each time anew."""
+    """Runs the dense network as the teacher; caches its outputs as far as they fit in memory."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -52,18 +52,18 @@ class Teacher:
 
 
 def settling(batches: Batches) -> Batches:
-    """A few of them, evenly spread: they are sorted by length."""
+    """Return a few batches, evenly spread because batches are sorted by length."""
     return batches[:: max(1, len(batches) // SETTLING)]
 
 
 class Agreement:
-    """How far the trained network is from the dense one, in units of how far it was at the start:
+    """The distance of the trained network from the dense one, relative to the initial distance.
 
     loss = D / D0 + hidden * H / H0
 
     D: output divergence per position; H: mean difference of the hidden features (features.py);
     D0, H0: the same before training. A divergence in nats and a share of a variance have no common
-    unit: where the outputs are close already, H alone would be trained.
+    unit. Without D0 and H0, only H would be trained where the outputs are already close.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -72,13 +72,16 @@ class Agreement:
 
     @torch.no_grad()
     def settle(self, lessons: Iterable[tuple[TeacherOutput, Batch, Batch]]) -> None:
-        """Take the units from these (lesson, batch, what the trained network is given)."""
+        """Compute D0 and H0 from triples (teacher output, its batch, the trained one's batch)."""
         seen = [self._terms(*lesson) for lesson in lessons]
         outputs, hidden = (float(sum(terms)) / len(seen) for terms in zip(*seen, strict=True))
         self._scales = (max(outputs, SMALLEST), max(hidden, SMALLEST))
 
     def loss(self, lesson: TeacherOutput, batch: Batch, shown: Batch) -> Tensor:
-        """batch: what the lesson is of; shown: what is given instead, of the same shapes."""
+        """Return the loss. batch: the teacher's input; shown: the input of the trained network.
+
+        Both inputs have the same shapes.
+        """
         output, hidden = self._terms(lesson, batch, shown)
         return output / self._scales[0] + self._setting.options.hidden * hidden / self._scales[1]
 

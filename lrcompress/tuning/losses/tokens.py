@@ -1,4 +1,4 @@
-"""What objectives over texts ask of their data and of the network."""
+"""Checks of the data and of the network for objectives on texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IDS = "input_ids"
 
 
 def check_tokens(objective: str, batches: Batches) -> None:
-    """Raises DataError where a batch is no text."""
+    """Raise DataError if a batch is not text."""
     for batch in batches:
         ids = batch.get(IDS)
         if ids is None or ids.dim() != 2 or ids.is_floating_point():
@@ -26,7 +26,7 @@ def check_tokens(objective: str, batches: Batches) -> None:
 
 @torch.no_grad()
 def check_logits(objective: str, setting: Setting, batch: Batch) -> None:
-    """Raises TuneError where the network's output is not one score for each token of a text."""
+    """Raise TuneError if the network's output is not logits over a vocabulary for each token."""
     if len(setting.readout.heads) > 1:
         names = ", ".join(head.name for head in setting.readout.heads)
         raise TuneError(

@@ -1,4 +1,4 @@
-"""How parameters take their steps. An optimiser is one file and one row of OPTIMISERS."""
+"""Optimisers. An optimiser is one file and one row of OPTIMISERS."""
 
 from __future__ import annotations
 

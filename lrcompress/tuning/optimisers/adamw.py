@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov, Hutter 2019), torch's: no decay of vectors, float32 inside."""
+"""torch's AdamW (Loshchilov, Hutter 2019) without weight decay of vectors, in float32 or wider."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def make_adamw(
 
 
 def adamw_(optimiser: torch.optim.Optimizer, group: dict[str, Any]) -> None:
-    """One step of torch's AdamW for a group of another optimiser: what it does not treat itself."""
+    """Take one step of torch's AdamW for a parameter group that another optimiser leaves to it."""
     moving = [p for p in group["params"] if p.grad is not None]
     states = [optimiser.state[p] for p in moving]
     for parameter, state in zip(moving, states, strict=True):

@@ -1,8 +1,8 @@
-"""What makes an update of two factors independent of their basis, as batched kernels.
+"""Batched kernels for updates of two factors that do not depend on the factors' basis.
 
-Yen et al. 2024 (LoRA Done RITE, arXiv 2410.20625). For Z = A B^T, A: (m, r), B: (n, r),
-and B = U R with orthonormal U, the gradient of A is (dZ U) R: all that depends on the choice of A
-and B is R, and dZ U does so only through the orthonormal basis U of the range of B.
+Yen et al. 2024 (LoRA Done RITE, arXiv 2410.20625). For Z = A B^T, A: (m, r), B: (n, r), and B = U R
+with orthonormal U, the gradient of A is (dZ U) R. R depends on the choice of A and B for a given Z;
+dZ U depends on it only through the orthonormal basis U of the range of B.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of the largest eigenvalue of a second moment: smaller ones are rounding in float32, where a root
-# of the inverse would blow it up, and in float64 half of their digits are.
+# Relative to the largest eigenvalue of a second moment. Smaller eigenvalues are rounding errors in
+# float32, which the inverse root would amplify; in float64 half of their digits are.
 DAMPING = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Basis:
-    """B = U R with k = min(n, r); columns of U outside the range of B are zero."""
+    """The decomposition B = U R with k = min(n, r); columns of U outside B's range are zero."""
 
     columns: Tensor  # U: (batch, n, k)
     root: Tensor  # R: (batch, k, r)
@@ -27,14 +27,17 @@ class Basis:
 
 
 def basis(factor: Tensor) -> Basis:
-    """(batch, n, r). By orthogonal transformations alone, so that no digit of U is lost to R's."""
+    """Return the basis of a factor (batch, n, r).
+
+    Only orthogonal transformations are used, so U stays accurate if R is ill-conditioned.
+    """
     n, r = factor.shape[-2:]
     q, triangle = torch.linalg.qr(factor)
-    smallest = max(n, r) * torch.finfo(factor.dtype).eps  # singular value, of the largest
+    smallest = max(n, r) * torch.finfo(factor.dtype).eps  # singular value, relative to the largest
     if n >= r:
         eye = torch.eye(r, dtype=factor.dtype, device=factor.device).expand_as(triangle)
         inverse = torch.linalg.solve_triangular(triangle, eye, upper=True)
-        # never less than the ratio of singular values, which need not be computed if this is small
+        # an upper bound on the condition number, so that no SVD is needed if it is small
         ratio = torch.linalg.matrix_norm(inverse) * torch.linalg.matrix_norm(triangle)
         if bool((ratio * smallest < 1).all()):
             return Basis(q, triangle, inverse)
@@ -49,10 +52,10 @@ def basis(factor: Tensor) -> Basis:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Of one factor A, in the basis of the other: means over past steps.
+    """First and second moment of a factor A in the basis of the other: means over past steps.
 
     first: (batch, m, k), of preconditioned gradients; second: (batch, k, k), of g^T g / m;
-    escaped: (batch,), what the second moment lost to changes of basis, in any one direction.
+    escaped: (batch,), the most that the second moment lost in any direction to changes of basis.
     """
 
     first: Tensor
@@ -60,14 +63,14 @@ class Moments:
     escaped: Tensor
 
     def moved(self, before: Tensor, after: Tensor) -> Moments:
-        """From one basis to another, (batch, n, k) both; P and rho of their algorithm 1."""
+        """Return the moments in another basis (P and rho of algorithm 1); bases: (batch, n, k)."""
         p = after.mT @ before  # (batch, k, k)
         second = _symmetric(p @ self.second @ p.mT)
         lost = torch.linalg.eigvalsh(self.second) - torch.linalg.eigvalsh(second)
         return Moments(self.first @ p.mT, second, self.escaped + lost.amax(-1).clamp_min(0))
 
     def updated(self, gradient: Tensor, decays: tuple[float, float]) -> Moments:
-        """With the gradient of this step, unmagnified: (batch, m, k)."""
+        """Return the moments after a step. gradient: (batch, m, k), unmagnified (without R)."""
         first_decay, second_decay = decays
         square = gradient.mT @ gradient / gradient.shape[-2]
         second = _symmetric(second_decay * self.second + (1 - second_decay) * square)
@@ -78,7 +81,7 @@ class Moments:
 
 
 def _preconditioned(gradient: Tensor, second: Tensor, escaped: Tensor) -> Tensor:
-    """g (V + rho I)^(-1/2), whose entries are of order one."""
+    """Return g (V + rho I)^(-1/2), whose entries are of order one."""
     values, vectors = torch.linalg.eigh(second)
     values = values.clamp_min(0)
     power = values + escaped.unsqueeze(-1) + DAMPING * values[..., -1:]
@@ -92,12 +95,12 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def damped_inverse(own: Basis, other: Basis, step: float) -> Tensor:
-    """The root's inverse of `own`, (batch, k, r), for a step of the other factor that long.
+    """Return a damped inverse of R of `own`, (batch, k, r); `step` is the length of a step.
 
-    A step E of A and one of B add their product to that of A B^T: M_A (R_A R_B^T)^-1 M_B^T times
-    the square of the length, larger than either where Z has singular values below that length.
-    There, and only there, this inverse is smaller than the true one: (Z Z^T + step^2)^-1 Z R_B in
-    the two bases, which like the inverse is the same update in every basis.
+    Simultaneous steps of A and B change A B^T also by their product, step^2 M_A (R_A R_B^T)^-1
+    M_B^T. It exceeds either step's own change where Z has singular values below `step`. Only there
+    is this inverse smaller than the true one. It is (Z Z^T + step^2)^-1 Z R_B in the two bases and,
+    like the true inverse, gives the same update in every basis.
     """
     core = own.root @ other.root.mT  # Z in both bases: (batch, k, k')
     p, s, qt = torch.linalg.svd(core, full_matrices=False)

@@ -1,4 +1,4 @@
-"""How each module holds its pairs of factors. The one place here that asks what a module is.
+"""How each module type stores its pairs of factors. Only this module depends on module types.
 
 Linear, embedding   up (m, r), down (r, n) or codes (v, r)
 convolutions        neighbours of a chain: the rows of the first are its input channels and kernel,
@@ -6,9 +6,9 @@ convolutions        neighbours of a chain: the rows of the first are its input c
                     the last two are a pair; a depthwise stage (CP) is `groups` pairs of rank 1.
 tensor train        neighbouring cores, likewise
 Monarch             every cell L_ij R_ij
-Kronecker           sum_k vec(A_k) vec(B_k)^T, which is the weight rearranged
-BLAST, AdaLoRA      a diagonal stands in the middle, which leaves only the scale of columns free
-PEFT's LoRA         lora_B lora_A, known by these names so that PEFT need not be installed
+Kronecker           sum_k vec(A_k) vec(B_k)^T, which is the rearranged weight
+BLAST, AdaLoRA      a diagonal is between the factors, so only the scale of columns is free
+PEFT's LoRA         lora_B lora_A, found by these names, so PEFT need not be installed
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lrcompress.tuning.optimisers.factors import Factor, FactorPair
 
 
 def read_pairs(module: nn.Module) -> Iterator[FactorPair]:
-    """The pairs that `module` holds itself, not those of its children; frozen ones included."""
+    """Yield the pairs of `module` itself, without those of its children, including frozen ones."""
     read = _READINGS.get(type(module))
     if read is not None:
         yield from read(module)
@@ -49,7 +49,7 @@ def _embedding(codes: nn.Module, up: nn.Module) -> Iterator[FactorPair]:
 
 
 def _chain(stages: Sequence[nn.Module]) -> Iterator[FactorPair]:
-    """Disjoint pairs of neighbouring convolutions, from the last."""
+    """Yield disjoint pairs of neighbouring convolutions, starting from the last."""
     for end in range(len(stages), 1, -2):
         first, second = stages[end - 2 : end]
         if _plain(first) and _plain(second):
@@ -57,7 +57,7 @@ def _chain(stages: Sequence[nn.Module]) -> Iterator[FactorPair]:
 
 
 def _convolutions(first: nn.Module, second: nn.Module) -> Iterator[FactorPair]:
-    """The channels in between fall into as many blocks as the more grouped of the two has."""
+    """Yield the pair of two convolutions, in as many blocks as the larger of the group counts."""
     right, left = _weight(first), _weight(second)
     before, after = _groups(first), _groups(second)
     channels, kernel = len(right), left.shape[2:]
@@ -109,7 +109,7 @@ def _blast(module: BlastLinear) -> Iterator[FactorPair]:
 
 
 def _adapters(module: nn.Module) -> Iterator[FactorPair]:
-    """Of a layer that PEFT has wrapped: one pair for each adapter."""
+    """Yield the pairs of a layer that PEFT has wrapped: one pair for each adapter."""
     children = module._modules
     experts = int(getattr(module, "num_experts", 1))
     free = not children.get("lora_E")
@@ -136,7 +136,7 @@ def _adapters(module: nn.Module) -> Iterator[FactorPair]:
 
 
 def _by_name(firsts: Any, seconds: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Of two ModuleDicts or ParameterDicts, what they hold under the same names."""
+    """Yield the common names of two ModuleDicts or ParameterDicts, and both values."""
     if firsts is not None and seconds is not None:
         for name in firsts:
             if name in seconds:
@@ -144,7 +144,7 @@ def _by_name(firsts: Any, seconds: Any) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _plain(layer: nn.Module) -> bool:
-    """It computes with its own weight, without an adapter or a parametrization beside it."""
+    """Whether the layer uses its own weight, without an adapter or a parametrisation."""
     own = isinstance(layer._parameters.get("weight"), nn.Parameter)
     return own and layer_kind(layer) is not None
 

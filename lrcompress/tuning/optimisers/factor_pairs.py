@@ -1,10 +1,10 @@
-"""The pairs of factors in a network: W = L R^T, where any invertible matrix may stand between.
+"""The pairs of factors in a network: W = L R^T = (L M) (R M^-T)^T for any invertible M.
 
-How each module holds its pairs is in `factor_readings`. Not paired are
+How each module stores its pairs is in `factor_layouts`. These do not form pairs:
 
-- a pair one of whose factors is frozen: the other is then an ordinary parameter;
-- a factor that several products share: a change of basis between two would change the third;
-- what stands beside an identity (interpolative), and dense blocks.
+- factors of which one is frozen: the other is then an ordinary parameter;
+- a factor that several products share: a change of basis of one would change the others;
+- a factor beside an identity (interpolative), and dense blocks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lrcompress.tuning.optimisers.factors import FactorPair
 
 
 def factor_pairs(module: nn.Module) -> list[FactorPair]:
-    """All pairs of trainable factors in `module`, in its own order, each once."""
+    """Return all pairs of trainable factors in `module`, in module order, each once."""
     found: dict[tuple[int, int], FactorPair] = {}
     for child in module.modules():
         for pair in read_pairs(child):

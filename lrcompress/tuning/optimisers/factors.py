@@ -1,4 +1,4 @@
-"""A factor and a pair of them, as matrices, wherever a module keeps them and in whatever order."""
+"""Factors and pairs of factors as matrices, independent of how a module stores them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A parameter, and how it reads as matrices (batch, rows, rank)."""
+    """A parameter, and how to convert it to matrices (batch, rows, rank)."""
 
     parameter: nn.Parameter
-    shape: tuple[int, ...]  # that it is reshaped to first; the next name axes of it
+    shape: tuple[int, ...]  # the parameter is first reshaped to it; the next fields are its axes
     rank_axis: int
     batch_axes: tuple[int, ...] = ()
 
@@ -24,13 +24,13 @@ class Factor:
         return (*self.batch_axes, *rows, self.rank_axis)
 
     def matrices(self, values: Tensor) -> Tensor:
-        """Of the parameter's shape, such as its gradient -> (batch, rows, rank)."""
+        """Convert a tensor of the parameter's shape (e.g. its gradient) to (batch, rows, rank)."""
         batch = prod(self.shape[axis] for axis in self.batch_axes)
         ordered = values.reshape(self.shape).permute(self._order)
         return ordered.reshape(batch, -1, self.shape[self.rank_axis])
 
     def values(self, matrices: Tensor) -> Tensor:
-        """(batch, rows, rank) -> of the parameter's shape."""
+        """Convert (batch, rows, rank) to the parameter's shape."""
         order = self._order
         ordered = matrices.reshape([self.shape[axis] for axis in order])
         back = sorted(range(len(order)), key=order.__getitem__)
@@ -39,7 +39,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class FactorPair:
-    """W = L R^T;  left: (batch, m, r)  right: (batch, n, r). The left one is applied last."""
+    """The pair W = L R^T;  left: (batch, m, r)  right: (batch, n, r). L is applied last."""
 
     left: Factor
     right: Factor

@@ -1,8 +1,8 @@
-"""Optimisers that compute in float32 where parameters are narrower.
+"""Optimisers that compute in float32 if parameters are float16 or bfloat16 ("narrow").
 
 A bfloat16 number has three digits: most steps of a fine-tuning are smaller than its spacing, and
-moments kept in it stop moving. So a narrow parameter has a float32 copy in the optimiser's state,
-which takes the steps; the parameter is that copy, rounded.
+moments in it stop changing. So a narrow parameter has a float32 copy in the optimiser's state. The
+steps update the copy; the parameter is the rounded copy.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _COPY = "wide"
 
 
 class WideOptimiser(torch.optim.Optimizer):
-    """Steps are taken in float32 or wider; subclasses say how in `advance_`."""
+    """Base class of optimisers with steps in float32 or wider; subclasses define `advance_`."""
 
     def advance_(self) -> None:
-        """One step of every parameter that has a gradient; none of them is narrow here."""
+        """Update every parameter that has a gradient; all of them are float32 or wider here."""
         raise NotImplementedError
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step; `closure`, if any, computes the gradients first and gives the loss.
+        """Take a step; `closure`, if any, computes the gradients first and returns the loss.
 
         Raises:
             TuneError: a gradient is sparse.
@@ -44,7 +44,7 @@ class WideOptimiser(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, but for its habit of rounding the state to the parameter's dtype."""
+        """Load the state like torch, but without rounding it to the parameter's dtype."""
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         for key, parameter in zip(saved, self._parameters(), strict=True):
@@ -69,13 +69,13 @@ class WideOptimiser(torch.optim.Optimizer):
 
     @contextmanager
     def _widened(self) -> Iterator[None]:
-        """Narrow parameters and their gradients are float32 inside; rounded again at the end."""
+        """Context with narrow parameters and gradients in float32; rounds parameters at the end."""
         narrow = [p for p in self._parameters() if p.dtype in _NARROW and p.grad is not None]
         held = [(p, p.data, p.grad) for p in narrow]
         try:
             for parameter, values, grad in held:
                 assert grad is not None
-                # out of the state, which torch's optimisers take for theirs once it is not empty
+                # removed from the state: torch initialises its own state only if it is empty
                 wide = self.state[parameter].pop(_COPY, None)
                 _set(parameter, _current(wide, values), grad.float())
             yield
@@ -89,10 +89,11 @@ class WideOptimiser(torch.optim.Optimizer):
 
 
 def lost_(parameters: Iterable[Tensor]) -> bool:
-    """Whether a gradient or parameter is not finite; those that have a gradient are then NaN.
+    """Return whether a gradient or parameter is not finite.
 
-    So would Adam make them. Decompositions would raise instead, in the middle of a step, where
-    whoever trains looks for a loss that is not finite.
+    If so, the parameters that have a gradient are set to NaN, as Adam would do. Decompositions
+    would raise in the middle of a step instead, where training loops expect a loss that is not
+    finite.
     """
     rows = list(parameters)
     values = [v for p in rows for v in (p, p.grad) if v is not None]
@@ -105,13 +106,13 @@ def lost_(parameters: Iterable[Tensor]) -> bool:
 
 
 def _current(wide: Tensor | None, values: Tensor) -> Tensor:
-    """The copy, and the parameter itself wherever someone else has changed it since."""
+    """Return the copy, but the parameter's values where other code has changed them since."""
     if wide is None:
         return values.float()
     return torch.where(wide.to(values.dtype) == values, wide, values.float())
 
 
 def _set(parameter: nn.Parameter, values: Tensor, grad: Tensor | None) -> None:
-    parameter.grad = None  # must have the dtype of the values, at any moment
+    parameter.grad = None  # its dtype must equal that of the values at all times
     parameter.data = values
     parameter.grad = grad

@@ -1,11 +1,11 @@
-"""GaLore (Zhao et al. 2024, arXiv 2403.03507): Adam in a subspace taken from an SVD now and then.
+"""GaLore (Zhao et al. 2024, arXiv 2403.03507): Adam in a subspace from an SVD every 200 steps.
 
-It is `subspace` with another way to follow: every 200 steps the dominant singular vectors of the
-gradient of that step; moments stay as they are, nothing outside the subspace moves, and the step is
-scaled by 0.25 (their algorithm 2 and its defaults; rank a quarter of the shorter side). So it is
-these few lines, works on every install and resumes exactly. The authors' package imports
-bitsandbytes and keeps a projector object in its state, which no safe checkpoint can hold;
-transformers has GaLore only through that package.
+It is `subspace` with another rule: the new subspace is that of the dominant singular vectors of the
+current gradient. The moments are not converted, nothing outside the subspace moves, and the step is
+scaled by 0.25 (algorithm 2 and its defaults; the rank is a quarter of the shorter side). This
+version needs no other package and resumes exactly. The authors' package imports bitsandbytes and
+keeps a projector object in its state, which a safe checkpoint cannot hold; transformers has GaLore
+only through that package.
 """
 
 from __future__ import annotations

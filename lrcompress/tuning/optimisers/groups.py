@@ -1,4 +1,4 @@
-"""Which parameters an optimiser trains, by name, in groups that decay and groups that do not."""
+"""The parameters that an optimiser trains, by name, in groups with and without weight decay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Named = tuple[str, nn.Parameter]
 
 
 def trainable(module: nn.Module, learning_rate: float) -> list[Named]:
-    """The parameters that require a gradient, each once, under its first name.
+    """Return the parameters that require a gradient, each once, under its first name.
 
     Raises:
         TuneError: there are none, or the learning rate is not a number above zero.
@@ -31,7 +31,7 @@ def trainable(module: nn.Module, learning_rate: float) -> list[Named]:
 
 
 def groups(named: Iterable[Named], weight_decay: float, **options: Any) -> list[dict[str, Any]]:
-    """Parameter groups for torch: matrices with weight decay, vectors and scalars without."""
+    """Return torch parameter groups: matrices with weight decay, vectors and scalars without."""
     rows = list(named)
     matrices = [(name, p) for name, p in rows if p.dim() > 1]
     vectors = [(name, p) for name, p in rows if p.dim() <= 1]

@@ -1,14 +1,14 @@
-"""LoRA+ (Hayou, Ghosh, Yu 2024, arXiv 2402.12354): the second factor learns at a larger rate.
+"""LoRA+ (Hayou, Ghosh, Yu 2024, arXiv 2402.12354): a larger learning rate for the second factor.
 
 In W = B A with B = 0 at the start and features of width n, both factors learn features at a rate
-that does not depend on n only if the rate of B is larger than that of A, the more so the larger n;
-they use 16 times.
+independent of n only if the learning rate of B is larger than that of A, by a ratio that grows with
+n. The paper uses 16.
 
-PEFT's `create_loraplus_optimizer` tells factors by the name lora_B, which no structure has, and
-gives its larger rate to every vector as well, norms and biases included; so the groups are made
-here, over torch's AdamW. The learning rate is that of the first factors, as in PEFT. The argument
-above is about adapters that start from zero: factors of a fitted structure start balanced, and want
-a smaller rate here than with "adamw".
+PEFT's `create_loraplus_optimizer` finds factors by the name lora_B, which structures do not have,
+and also gives the larger rate to all vectors, norms and biases included. So the groups are made
+here, for torch's AdamW. The learning rate is that of the first factors, as in PEFT. The argument
+above holds for adapters that start from zero. Factors of a fitted structure start balanced, and
+need a smaller learning rate here than with "adamw".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
 from lrcompress.tuning.optimisers.groups import groups, trainable
 from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 
-RATIO = 16.0  # of the second factor's rate to the first's, as published
+RATIO = 16.0  # second factor's learning rate / first factor's, as in the paper
 
 
 def make_lora_plus(
@@ -30,7 +30,7 @@ def make_lora_plus(
     ratio: float = RATIO,
     weight_decay: float = WEIGHT_DECAY,
 ) -> AdamW:
-    """AdamW whose rate is `ratio` times larger for second factors: up, lora_B, BLAST's left.
+    """Return AdamW with a `ratio` times larger rate for second factors: up, lora_B, BLAST's left.
 
     Raises:
         TuneError: nothing is trainable, or the learning rate is not above zero.

@@ -1,18 +1,18 @@
-"""LoRA-RITE (Yen et al. 2024, arXiv 2410.20625): the same step of B A whatever its basis.
+"""LoRA-RITE (Yen et al. 2024, arXiv 2410.20625): a step of B A that does not depend on its basis.
 
-(B M, M^-1 A) is the same weight for every invertible M, but Adam steps differently for each. Here
-moments are held in an orthonormal basis of the other factor's range, carried over as that turns,
-and the step is one of the weight (their algorithm 1; its kernels are in `bases`). Running means are
-unbiased and second moments divided by the number of rows, as in the authors' code, so that entries
-of a step are of order one and a learning rate means what it means to Adam.
+(B M, M^-1 A) is the same weight for every invertible M, but Adam's step differs for each M. Here
+the moments are in an orthonormal basis of the other factor's range. They are converted when that
+basis changes, and the step is a function of the weight (algorithm 1; kernels in `bases`). Running
+means are unbiased and second moments are divided by the number of rows, as in the authors' code.
+So the entries of a step are of order one, and the learning rate has the same meaning as in Adam.
 
-Two things are ours, and both are the same in every basis: eigenvalues of the second moment are
-raised by DAMPING of the largest, in place of an absolute epsilon; and where the product has
-singular values below the length of a step, the right factor takes a shorter one (`damped_inverse`).
-Without it, an adapter that starts from zero diverges at its second step wherever its first gradient
-was of lower rank.
+Two things differ from the paper; both are independent of the basis. DAMPING times the largest
+eigenvalue of the second moment is added to all of them, instead of an absolute epsilon. Where the
+product has singular values below the length of a step, the right factor's step is shorter
+(`damped_inverse`). Without this, an adapter that starts from zero diverges at its second step if
+its first gradient has lower rank.
 
-Everything that is no pair gets AdamW.
+All parameters outside pairs use AdamW.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 
 
 class LoraRite(WideOptimiser):
-    """Groups that are "paired" hold the factors of `pairs`; the others get AdamW."""
+    """LoRA-RITE for "paired" groups, which hold the factors of `pairs`; AdamW for other groups."""
 
     def __init__(
         self, parameters: list[dict[str, Any]], pairs: Sequence[FactorPair], learning_rate: float
@@ -62,7 +62,7 @@ class LoraRite(WideOptimiser):
         left, right = (basis(f.matrices(f.parameter.to(dtype))) for f in (pair.left, pair.right))
         group = groups[pair.right.parameter]
         m, n = (b.columns.shape[-2] for b in (left, right))
-        # the length of a step in the spectral norm, where its entries are of order one
+        # spectral norm of a step whose entries, before the learning rate, are of order one
         step = float(group["lr"]) * (m * n) ** 0.25
         self._advance_factor_(pair.left, right, right.inverse.mT, groups)
         self._advance_factor_(pair.right, left, damped_inverse(left, right, step), groups)
@@ -70,7 +70,7 @@ class LoraRite(WideOptimiser):
     def _advance_factor_(
         self, factor: Factor, other: Basis, inverse: Tensor, groups: dict[Tensor, dict[str, Any]]
     ) -> None:
-        """inverse: (batch, k, r), back from the basis of the other factor."""
+        """Update one factor. inverse: (batch, k, r), converts back from the other factor's basis."""
         parameter = factor.parameter
         if parameter.grad is None:
             return
@@ -98,7 +98,7 @@ class LoraRite(WideOptimiser):
 def make_lora_rite(
     module: nn.Module, learning_rate: float, *, weight_decay: float = WEIGHT_DECAY
 ) -> LoraRite:
-    """LoRA-RITE over the pairs of factors in `module`, AdamW over its other trainable parameters.
+    """Return LoRA-RITE for the pairs of factors in `module`, with AdamW for other parameters.
 
     Raises:
         TuneError: nothing is trainable, or the learning rate is not above zero.

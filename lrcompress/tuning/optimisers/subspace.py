@@ -1,9 +1,9 @@
-"""Adam in a subspace of the gradient that follows it, and a term for what lies outside.
+"""Adam in a subspace that follows the gradient, with a recovery term for the rest of the gradient.
 
-In the spirit of SubTrack++ (Rajabi et al. 2025, arXiv 2502.01586): the subspace is that of a first
-gradient, then moves along geodesics of the Grassmannian (`tracking`), with Adam's moments carried
-over into its coordinates. The shorter side of the weight is projected: a weight (m, n) with m <= n
-has a subspace (m, r) and moments (r, n) in the state, in place of two times (m, n). A weight and
+Similar to SubTrack++ (Rajabi et al. 2025, arXiv 2502.01586): the subspace is that of the first
+gradient, then moves along geodesics of the Grassmannian (`tracking`). Adam's moments are converted
+to its coordinates. The shorter side of the weight is projected: for a weight (m, n) with m <= n
+the state holds a subspace (m, r) and moments (r, n), instead of two tensors (m, n). A weight and
 its transpose are trained alike; a square one is projected on the side whose features differ more
 in energy.
 """
@@ -26,22 +26,22 @@ from lrcompress.tuning.optimisers.groups import groups, trainable
 from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
 from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, turned
 
-_SMALLEST_SIDE = 4  # below, a subspace saves nothing
-# Of a column's size: a subspace wider than the gradient's rank has coordinates that are rounding,
-# which Adam would scale to full steps.
+_SMALLEST_SIDE = 4  # below this a subspace saves nothing
+# In units of eps times the norm of a column: in a subspace wider than the gradient's rank some
+# coordinates are rounding errors, which Adam would scale to full steps.
 _ROUNDING = 100
 
 
 @dataclass(frozen=True)
 class Tracking:
-    """How a subspace follows its gradient; `follow` takes both and gives the next subspace."""
+    """How a subspace follows the gradient; `follow(subspace, gradient)` is the next subspace."""
 
     follow: Callable[[Tensor, Tensor], Tensor]
     interval: int  # steps between two subspaces
-    carry_moments: bool  # into the coordinates of the next subspace
-    recover: bool  # what lies outside
-    scale: float = 1.0  # of the step inside
-    share: float = 0.25  # rank, of the shorter side
+    carry_moments: bool  # convert them to the coordinates of the next subspace
+    recover: bool  # add the recovery term for the gradient outside the subspace
+    scale: float = 1.0  # of the step inside the subspace
+    share: float = 0.25  # rank / shorter side
 
     def rank(self, shape: tuple[int, ...]) -> int:
         return max(1, round(self.share * min(matrix_shape(shape))))
@@ -51,7 +51,7 @@ SUBTRACK = Tracking(partial(turned, gain=0.5), interval=10, carry_moments=True, 
 
 
 class SubspaceAdam(WideOptimiser):
-    """Groups that are "tracked" hold weights with a subspace; the others get AdamW."""
+    """Adam in a subspace for the weights of "tracked" groups; AdamW for the other groups."""
 
     def __init__(
         self, parameters: list[dict[str, Any]], learning_rate: float, tracking: Tracking
@@ -80,14 +80,14 @@ class SubspaceAdam(WideOptimiser):
                 return  # no subspace yet
             state["transposed"] = torch.tensor(_project_columns(matrix))
         transposed = bool(state["transposed"])
-        # a copy, so that a weight and its transpose are computed with in the same order
+        # contiguous, so that a weight and its transpose have the same order of operations
         gradient = matrix.mT.contiguous() if transposed else matrix.contiguous()
         step = self._step(gradient, state, group)
         step = step.mT if transposed else step
         parameter.sub_(step.reshape(parameter.shape), alpha=rate)
 
     def _step(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
-        """Of the learning rate 1; gradient: (rows, columns), rows the side that is projected."""
+        """Return the step for learning rate 1; gradient: (rows, columns), rows are projected."""
         how = self._tracking
         if "subspace" not in state:
             rank = how.rank(gradient.shape)
@@ -118,7 +118,7 @@ class SubspaceAdam(WideOptimiser):
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How a tensor of two or more axes is read as a matrix: as nearly square as it can be."""
+    """Return the most nearly square matrix shape of a tensor with two or more axes."""
     splits = [(prod(shape[:k]), prod(shape[k:])) for k in range(1, len(shape))]
     return min(splits, key=sum)
 
@@ -144,7 +144,7 @@ def make_subspace(
     weight_decay: float = WEIGHT_DECAY,
     tracking: Tracking = SUBTRACK,
 ) -> SubspaceAdam:
-    """Adam in tracked subspaces over the trainable matrices, AdamW over the other parameters.
+    """Return Adam in tracked subspaces for the trainable matrices, AdamW for other parameters.
 
     Raises:
         TuneError: nothing is trainable, or the learning rate is not above zero.

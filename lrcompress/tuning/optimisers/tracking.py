@@ -1,7 +1,7 @@
 """Kernels that follow the dominant subspace of a gradient (rows, columns) from step to step.
 
-All in float64: the coupling of a subspace with what lies outside is a difference of nearly equal
-numbers, and the weaker directions of a Gram matrix in float32 are rounding.
+They compute in float64: the coupling of a subspace with its complement is a difference of nearly
+equal numbers, and the weaker directions of a float32 Gram matrix are rounding errors.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Couplings below this share of the gradient's energy are rounding, and so is their direction.
+# Couplings below this share of the gradient's energy, and their directions, are rounding errors.
 _COUPLING = torch.finfo(torch.float64).eps ** 0.5
 
 
 def dominant(gradient: Tensor, rank: int) -> Tensor:
-    """The `rank` first left singular vectors, (rows, rank)."""
+    """Return the first `rank` left singular vectors: (rows, rank)."""
     scaled = _unit(gradient)
     vectors: Tensor = torch.linalg.eigh(scaled @ scaled.mT).eigenvectors
     return vectors[:, -rank:].flip(-1).to(gradient.dtype)
 
 
 def turned(subspace: Tensor, gradient: Tensor, gain: float) -> Tensor:
-    """`subspace` S, (rows, rank), a step along the geodesic that captures more of the gradient G.
+    """Move the subspace S, (rows, rank), along a geodesic so that it captures more of gradient G.
 
     The derivative of |G - S S^T G|^2 on the Grassmannian is -2 (G - S S^T G) G^T S = -2 U diag(c)
-    V^T (SubTrack, Rajabi et al. 2025, arXiv 2502.01586; they keep its first term). The
-    geodesic turns each column of S V towards its own of U. In such a plane the captured energy is
-    a quadratic form of the angle, so the best angle has a closed form, whatever the scale of the
-    gradient and the shape of the weight; `gain`, between 0 and 1, is the part of it that is turned.
-    What is captured of this gradient never becomes less.
+    V^T (SubTrack, Rajabi et al. 2025, arXiv 2502.01586; they keep its first term). The geodesic
+    rotates each column of S V towards the matching column of U. In that plane the captured energy
+    is a quadratic form in the angle's cosine and sine, so the best angle has a closed form for any
+    scale of the gradient and shape of the weight. `gain`, between 0 and 1, is the part of it that
+    is used. The captured energy of this gradient never decreases.
     """
     s, g = subspace.double(), _unit(gradient)
     inside = s.mT @ g  # (rank, columns)
@@ -49,17 +49,17 @@ def _unit(gradient: Tensor) -> Tensor:
 
 
 def _orthonormal(s: Tensor) -> Tensor:
-    """One Newton-Schulz step: the rounding of many turns does not add up."""
+    """Apply one Newton-Schulz step, so that rounding errors do not accumulate."""
     eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
     corrected: Tensor = s @ (1.5 * eye - 0.5 * (s.mT @ s))
     return corrected
 
 
 def carried(first: Tensor, second: Tensor, before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """Adam's moments, (rank, columns), from the coordinates of one subspace to another's.
+    """Convert Adam's moments, (rank, columns), from one subspace's coordinates to another's.
 
-    Coordinates q g of independent ones have mean q E[g] and second moment q^2 Var[g] + (q E[g])^2
-    (LDAdam, Robert et al. 2024, arXiv 2410.16103; SubTrack++ takes it over).
+    For independent coordinates g, q g has mean q E[g] and second moment q^2 Var[g] + (q E[g])^2
+    (LDAdam, Robert et al. 2024, arXiv 2410.16103; also used by SubTrack++).
     """
     q = after.mT @ before  # (rank, rank)
     mean = q @ first
@@ -68,13 +68,13 @@ def carried(first: Tensor, second: Tensor, before: Tensor, after: Tensor) -> tup
 
 
 def recovered(outside: Tensor, inside: Tensor, normalised: Tensor) -> Tensor:
-    """What lies outside the subspace, each column scaled as Adam scaled what lies inside.
+    """Return the gradient outside the subspace, each column scaled as Adam scaled it inside.
 
-    outside: (rows, columns)  inside, normalised: (rank, columns). (Fira, Chen et al. 2024, arXiv
-    2410.01623.) A column that is mostly outside would be scaled without bound; here its
-    entries are at most as large, on average, as those inside. Fira and SubTrack++ bound the growth
-    of the whole term from step to step instead, so that it stays near zero after a first gradient
-    of low rank, which the first subspace holds entirely.
+    outside: (rows, columns)  inside, normalised: (rank, columns). Fira, Chen et al. 2024, arXiv
+    2410.01623. There the scale of a column that is mostly outside is unbounded; here its entries
+    are at most as large, on average, as those inside. Fira and SubTrack++ bound the growth of the
+    whole term from step to step instead. Then it stays near zero after a first gradient of low
+    rank, which lies entirely in the first subspace.
     """
     rows, rank = len(outside), len(inside)
     share = (rank / (rows - rank)) ** 0.5

@@ -1,4 +1,4 @@
-"""What keeps factors small or of low rank while they train. One row of REGULARISERS each."""
+"""Regularisers that favour small or low-rank factors. Each is one row of REGULARISERS."""
 
 from __future__ import annotations
 

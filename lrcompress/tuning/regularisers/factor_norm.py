@@ -1,7 +1,7 @@
-"""The norm of factors, which at its least over all factors of a weight is its nuclear norm.
+"""The norm of the factors; its minimum over all factorisations of a weight is the nuclear norm.
 
-||W||_* = min over L R^T = W of (||L||_F^2 + ||R||_F^2) / 2, met by balanced factors (Srebro,
-Rennie, Jaakkola 2004, lemma 1). So decay of factors, unlike that of weights, prefers low rank.
+||W||_* = min over L R^T = W of (||L||_F^2 + ||R||_F^2) / 2, attained by balanced factors (Srebro,
+Rennie, Jaakkola 2004, lemma 1). So weight decay of factors favours low rank, unlike that of W.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 
 class FactorNorm(Regulariser):
-    """strength (||L||_F^2 + ||R||_F^2) / 2, summed over the pairs."""
+    """The penalty strength * (||L||_F^2 + ||R||_F^2) / 2, summed over the pairs."""
 
     def __init__(self, strength: float = 1e-4) -> None:
         if not 0 < strength < float("inf"):

@@ -1,10 +1,10 @@
-"""Dropout of ranks: W = L diag(z) R^T with a random z at each forward whose gradient is asked for.
+"""Rank dropout: W = L diag(z) R^T with a random z in each forward with gradients.
 
 The expected squared error of L diag(z) R^T X has a closed form in the mean and the covariance of z,
 `expected_squared_error`. For independent z it adds rate / (1 - rate) sum_k ||l_k||^2 ||r_k^T X||^2
-to that of W, which prefers weights of low rank (Cavazza et al., "Dropout as a Low-Rank Regularizer
+to that of W, which favours weights of low rank (Cavazza et al., "Dropout as a Low-Rank Regularizer
 for Matrix Factorization", 2018, eq. 6). Nested z (Rippel, Gelbart, Adams 2014) keep the first
-ranks: what is learnt is ordered, and a smaller network is a slice of the factors.
+ranks: the ranks are ordered by importance, so a slice of the factors is a smaller network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 
 class MaskedRanks(Regulariser):
-    """Draws from `generator`, or from torch's own, whose state a checkpoint of a tuning holds."""
+    """Base class of regularisers that mask ranks at random.
+
+    Masks come from `generator`, or from torch's global one, whose state is in tuning checkpoints.
+    """
 
     def __init__(self, rate: float, generator: torch.Generator | None = None) -> None:
         if not 0 < rate < 1:
@@ -32,15 +35,15 @@ class MaskedRanks(Regulariser):
 
     @abstractmethod
     def draw(self, batch: int, rank: int) -> Tensor:
-        """z: (batch, rank), of as many weights."""
+        """Return z for each of `batch` matrices: (batch, rank)."""
 
     @abstractmethod
     def mean(self, rank: int) -> Tensor:
-        """E z: (rank,) in float64."""
+        """Return E z: (rank,) in float64."""
 
     @abstractmethod
     def covariance(self, rank: int) -> Tensor:
-        """(rank, rank) in float64."""
+        """Return the covariance of z: (rank, rank) in float64."""
 
     def penalty(self, pairs: Sequence[FactorPair]) -> Tensor | None:
         return None
@@ -62,14 +65,14 @@ class MaskedRanks(Regulariser):
         finally:
             for owner, name, _ in places:
                 parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
-            for owner, order in orders.items():  # in which a checkpoint or an export lists them
+            for owner, order in orders.items():  # the order in checkpoints and exports
                 held = {name: owner._parameters[name] for name in order}
                 owner._parameters.clear()
                 owner._parameters.update(held)
 
 
 class RankDropout(MaskedRanks):
-    """Each z_k is 0 with probability `rate` and 1 / (1 - rate) else, on its own."""
+    """Independent z_k: 0 with probability `rate`, otherwise 1 / (1 - rate)."""
 
     def __init__(self, rate: float = 0.1, generator: torch.Generator | None = None) -> None:
         super().__init__(rate, generator)
@@ -86,9 +89,9 @@ class RankDropout(MaskedRanks):
 
 
 class NestedRankDropout(MaskedRanks):
-    """With probability `rate` only the first b ranks are kept, b uniform over 1 ... rank.
+    """Nested z: with probability `rate` only the first b ranks are kept, b uniform in 1 ... rank.
 
-    Not rescaled: each slice is to be a weight of its own.
+    There is no rescaling, since each slice should be usable as a weight.
     """
 
     def __init__(self, rate: float = 0.5, generator: torch.Generator | None = None) -> None:
@@ -101,7 +104,7 @@ class NestedRankDropout(MaskedRanks):
         return (torch.arange(rank) < kept).to(torch.get_default_dtype())
 
     def mean(self, rank: int) -> Tensor:
-        """Rank k (from 1) is kept unless b < k."""
+        """Return E z: (rank,) in float64. Rank k (from 1) is dropped if b < k."""
         return 1 - self.rate * torch.arange(rank, dtype=torch.float64) / rank
 
     def covariance(self, rank: int) -> Tensor:
@@ -110,7 +113,7 @@ class NestedRankDropout(MaskedRanks):
 
 
 class _Masked(nn.Module):
-    """The left factor of a pair with its columns masked, where a gradient is asked for."""
+    """The left factor of a pair, with masked columns if its gradient is required."""
 
     def __init__(self, masks: MaskedRanks, factor: Factor) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ class _Masked(nn.Module):
 def expected_squared_error(
     masks: MaskedRanks, left: Tensor, right: Tensor, inputs: Tensor, targets: Tensor
 ) -> Tensor:
-    """E ||targets - L diag(z) R^T inputs||_F^2, a scalar.
+    """Return E ||targets - L diag(z) R^T inputs||_F^2, a scalar.
 
     left: (m, r)  right: (n, r)  inputs: (n, rows)  targets: (m, rows)
     """

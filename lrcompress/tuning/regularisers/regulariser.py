@@ -1,4 +1,4 @@
-"""The contract of a regulariser of factor pairs W = L R^T, whatever structure holds them."""
+"""Interface of regularisers of factor pairs W = L R^T, for all structures."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from lrcompress.tuning.optimisers.factors import FactorPair
 
 
 class Regulariser(ABC):
-    """Acts on the trainable pairs of a network for as long as it is attached."""
+    """A regulariser that acts on the trainable factor pairs of a network while attached."""
 
     @abstractmethod
     def penalty(self, pairs: Sequence[FactorPair]) -> Tensor | None:
-        """What it adds to the loss of a step; None if nothing."""
+        """Return the term added to the loss of a step; None if there is none."""
 
     @contextmanager
     def attached_(self, module: nn.Module, pairs: Sequence[FactorPair]) -> Iterator[None]:
-        """What it changes in the forward while it is attached; taken out behind."""
+        """Context in which the regulariser changes the forward; the change is undone at the end."""
         yield
 
 
 class Regularised:
-    """The pairs of a network under some regularisers."""
+    """Regularisers and the factor pairs that they act on."""
 
     def __init__(self, regularisers: Sequence[Regulariser], pairs: Sequence[FactorPair]) -> None:
         self.regularisers, self.pairs = tuple(regularisers), tuple(pairs)
@@ -40,7 +40,7 @@ class Regularised:
 
 @contextmanager
 def regularised_(module: nn.Module, regularisers: Sequence[Regulariser]) -> Iterator[Regularised]:
-    """Attach them all; make the optimiser before, for names change while they are attached.
+    """Context with all regularisers attached. Parameter names change: make the optimiser before.
 
     Raises:
         TuneError: no layer of the network has a pair of trainable factors.
