@@ -1,4 +1,4 @@
-"""What a killed run resumes from: entries of JSON values and tensors, each one file of a folder."""
+"""Checkpoints to resume a killed run: entries of JSON values and tensors, one file for each."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class CheckpointStore(Protocol):
     """Entries by kind and name, such as ("factors", "encoder.layer.0.output")."""
 
     def get(self, kind: str, name: str = "") -> Entry | None:
-        """Return an entry that was put; None if there is none that can be read."""
+        """Return a stored entry; None if there is none or it cannot be read."""
         ...
 
     def put(self, kind: str, name: str, entry: Entry) -> None:
-        """Replace an entry."""
+        """Store an entry, or replace it."""
         ...
 
 
@@ -66,19 +66,19 @@ class CheckpointFolder:
         try:
             with safe_open(path, framework="pt") as file:
                 values = parse_object(file.metadata()[_VALUES], str(path), DataError)
-                # Copies with memory of their own: rounding of products depends on the alignment
+                # Copies, since the rounding of matrix products depends on memory alignment
                 tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, LrcompressError, LookupError, TypeError):
-            return None  # damaged by whatever stopped the run: the work is done again
+            return None  # damaged when the run was stopped: the work is done again
         return Entry(values, tensors)
 
     def put(self, kind: str, name: str, entry: Entry) -> None:
-        """Raises LrcompressError where the disk is full or read-only."""
-        # Copies: safetensors refuses tensors that share memory, and views of larger ones
+        """Store an entry; raise LrcompressError if the disk is full or read-only."""
+        # Copies: safetensors refuses tensors that share memory and views of larger tensors
         whole = {name: t.detach().cpu().clone().contiguous() for name, t in entry.tensors.items()}
         metadata = {_VALUES: json.dumps(dict(entry.values))}
         write_atomically(self.path(kind, name), lambda part: save_file(whole, part, metadata))
 
     def path(self, kind: str, name: str = "") -> Path:
-        """Return the file of an entry. Names of layers may hold what no file name can."""
+        """Return the file of an entry. Layer names are hashed: they may not be valid file names."""
         return self.folder / f"{kind}{f'-{name_digest(name)}' if name else ''}.safetensors"

@@ -26,22 +26,24 @@ def chosen(
     """The rate for trials that end so; a rate that is not named ends far worse than it began."""
 
     class Trial:
-        def __init__(self, course: object, standing: Any, store: object, *, on_trial: bool) -> None:
+        def __init__(
+            self, setup: object, train_state: Any, store: object, *, on_trial: bool
+        ) -> None:
             assert on_trial
-            assert standing.steps == trial_length(steps)
-            self._rate = standing.learning_rate
+            assert train_state.steps == trial_length(steps)
+            self._rate = train_state.learning_rate
 
-        def straight_(self) -> float:
+        def run_without_evaluation_(self) -> float:
             return ends.get(self._rate, 10 * START)
 
     monkeypatch.setattr(rates, "Loop", Trial)
     given: list[object] = []
-    course = SimpleNamespace(
+    setup = SimpleNamespace(
         weights=lambda: "as they were",
         set_weights_=given.append,
         objective=SimpleNamespace(judged_by_divergence=divergence),
     )
-    found = chosen_rate(cast(TrainingSetup, course), steps, START, SILENT)
+    found = chosen_rate(cast(TrainingSetup, setup), steps, START, SILENT)
     assert given[-1] == "as they were"
     return found
 

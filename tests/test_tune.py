@@ -17,6 +17,7 @@ from networks import feature_batches
 from torch import Tensor, nn
 
 import lrcompress
+from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.errors import DataError, TuneError
 from lrcompress.network.batches import Batch, batch_size
@@ -26,7 +27,6 @@ from lrcompress.network.readout import choose_readout
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.build_setup import asking_only, parameters_of, prepared
-from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.features import hidden_difference, hidden_points, watching
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import Scope, TuneOptions
@@ -359,16 +359,16 @@ class Stopped(Exception):
     pass
 
 
-class Stopping(FolderCheckpoints):
+class Stopping(CheckpointFolder):
     """Stops right after the checkpoint of a step, as a kill would."""
 
     def __init__(self, folder: Path, at: int) -> None:
         super().__init__(folder)
         self.at = at
 
-    def put(self, checkpoint: Checkpoint) -> None:
-        super().put(checkpoint)
-        if checkpoint.standing.step == self.at:
+    def put(self, kind: str, name: str, entry: Entry) -> None:
+        super().put(kind, name, entry)
+        if entry.values["state"]["step"] == self.at:
             raise Stopped
 
 
@@ -383,7 +383,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(tmp_path: Path, optimiser: 
             tune_(module, dense, batches(), options, store=Stopping(tmp_path / str(at), at))
         module, _ = pair()
         report = tune_(
-            module, dense, batches(), options, store=FolderCheckpoints(tmp_path / str(at))
+            module, dense, batches(), options, store=CheckpointFolder(tmp_path / str(at))
         )
         assert report == expected
         assert same(state(module), state(whole))
@@ -418,19 +418,19 @@ def test_steps_between_checkpoints_are_done_again_to_the_same_bits(tmp_path: Pat
             batches(),
             SHORT,
             progress=Watching(),  # type: ignore[arg-type]
-            store=FolderCheckpoints(tmp_path),
+            store=CheckpointFolder(tmp_path),
         )
     module, _ = pair()
-    report = tune_(module, dense, batches(), SHORT, store=FolderCheckpoints(tmp_path))
+    report = tune_(module, dense, batches(), SHORT, store=CheckpointFolder(tmp_path))
     assert report == expected
     assert same(state(module), state(whole))
 
 
 def test_a_finished_training_is_taken_over(tmp_path: Path) -> None:
     module, dense = pair()
-    expected = tune_(module, dense, batches(), SHORT, store=FolderCheckpoints(tmp_path))
+    expected = tune_(module, dense, batches(), SHORT, store=CheckpointFolder(tmp_path))
     again, _ = pair()
-    report = tune_(again, dense, batches(), SHORT, store=FolderCheckpoints(tmp_path))
+    report = tune_(again, dense, batches(), SHORT, store=CheckpointFolder(tmp_path))
     assert report == expected
     assert same(state(again), state(module))
 
@@ -439,12 +439,12 @@ def test_a_finished_training_is_taken_over(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit_is_passed_over(
     tmp_path: Path, damage: bytes | None
 ) -> None:
-    store = FolderCheckpoints(tmp_path)
+    store = CheckpointFolder(tmp_path)
     module, dense = pair()
     options = SHORT if damage is not None else replace(SHORT, seed=4)
     tune_(module, dense, batches(), options, store=store)
     if damage is not None:
-        store.path.write_bytes(damage)
+        store.path("tuning").write_bytes(damage)
     module, _ = pair()
     expected, _ = pair()
     report = tune_(module, dense, batches(), SHORT, store=store)
@@ -454,10 +454,10 @@ def test_a_checkpoint_that_does_not_fit_is_passed_over(
 def test_minutes_become_steps_once(tmp_path: Path) -> None:
     options = replace(SHORT, steps=None, minutes=0.01)
     module, dense = pair()
-    report = tune_(module, dense, batches(), options, store=FolderCheckpoints(tmp_path))
+    report = tune_(module, dense, batches(), options, store=CheckpointFolder(tmp_path))
     assert report.steps >= 1
     module, _ = pair()
-    again = tune_(module, dense, batches(), options, store=FolderCheckpoints(tmp_path))
+    again = tune_(module, dense, batches(), options, store=CheckpointFolder(tmp_path))
     assert again == report
     module, _ = pair()
     both = tune_(module, dense, batches(), replace(options, steps=2))
@@ -486,11 +486,11 @@ def test_one_example_is_too_few() -> None:
 def test_every_batch_comes_once_before_any_comes_again() -> None:
     module, dense = pair()
     with asking_only(module, parameters_of(module, replaced_layers(module, dense), "all")):
-        course = prepared(module, dense, replaced_layers(module, dense), batches(), SHORT)
-        count = len(course.split.train)
+        setup = prepared(module, dense, replaced_layers(module, dense), batches(), SHORT)
+        count = len(setup.split.train)
         for turn in range(3):
             steps = range(turn * count, (turn + 1) * count)
-            places = [place for step in steps for _, place, _ in draws(course, step)]
+            places = [place for step in steps for _, place, _ in draws(setup, step)]
             assert sorted(p for p in places if p is not None) == list(range(count))
 
 
@@ -500,12 +500,12 @@ def test_accumulation_is_one_step_on_all_batches() -> None:
     count = len(split(data).train)
     options = replace(SHORT, accumulation=count)
     with asking_only(module, parameters_of(module, layers, "vectors")):
-        course = prepared(module, dense, layers, data, options)
-        losses = [course.objective.loss(b, torch.Generator()) for b in course.split.train]
+        setup = prepared(module, dense, layers, data, options)
+        losses = [setup.objective.loss(b, torch.Generator()) for b in setup.split.train]
         mean = torch.stack(losses).mean()
-        expected = torch.autograd.grad(mean, list(course.parameters.values()))
-        loss = accumulate_(course, 0, course.scaler())
-        found = [parameter.grad for parameter in course.parameters.values()]
+        expected = torch.autograd.grad(mean, list(setup.parameters.values()))
+        loss = accumulate_(setup, 0, setup.scaler())
+        found = [parameter.grad for parameter in setup.parameters.values()]
     assert loss == pytest.approx(float(mean.detach()), rel=FP32)
     for gradient, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=0, atol=FP32)
@@ -531,13 +531,13 @@ def test_texts_that_come_again_have_noise_every_other_time_where_words_are_many(
     layers = ("network.1",)
     for asked, share in ((None, 0.5), (False, 0.0)):
         options = replace(SHORT, token_noise=asked)
-        course = prepared(large, copy.deepcopy(large), layers, texts, options)
-        count = len(course.split.train)
-        drawn = [(b, p) for step in range(3 * count) for b, p, _ in draws(course, step)]
+        setup = prepared(large, copy.deepcopy(large), layers, texts, options)
+        count = len(setup.split.train)
+        drawn = [(b, p) for step in range(3 * count) for b, p, _ in draws(setup, step)]
         assert sorted(p for _, p in drawn[:count] if p is not None) == list(range(count))
         again = [p for _, p in drawn[count:]]
         assert again.count(None) / len(again) == share
-        whole = {tuple(b["input_ids"].flatten().tolist()) for b in course.split.train}
+        whole = {tuple(b["input_ids"].flatten().tolist()) for b in setup.split.train}
         assert all(
             (tuple(b["input_ids"].flatten().tolist()) in whole) == (p is not None) for b, p in drawn
         )

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import lrcompress
+from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.network.batches import Batch
 from lrcompress.network.call import call
@@ -35,7 +36,6 @@ from lrcompress.pipeline import (
     run_tune,
 )
 from lrcompress.planning.budget import Budget
-from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.losses import TUNING_OBJECTIVES
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import TuneOptions
@@ -254,14 +254,15 @@ def test_a_stopped_tuning_is_resumed_to_the_same_bits(
     whole: bool,
 ) -> None:
     output = copied(plain, tmp_path / "moved")
-    put = FolderCheckpoints.put
+    put = CheckpointFolder.put
 
-    def stop(self: FolderCheckpoints, checkpoint: Checkpoint) -> None:
-        put(self, checkpoint)
-        raise Stopped
+    def stop(self: CheckpointFolder, kind: str, name: str, entry: Entry) -> None:
+        put(self, kind, name, entry)
+        if kind == "tuning":
+            raise Stopped
 
     again = (lambda: run(options(output))) if whole else (lambda: run_tune(alone(output)))
-    monkeypatch.setattr(FolderCheckpoints, "put", stop)
+    monkeypatch.setattr(CheckpointFolder, "put", stop)
     with pytest.raises(Stopped):
         again()
     monkeypatch.undo()

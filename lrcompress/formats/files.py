@@ -1,4 +1,4 @@
-"""Text, JSON and tensors as files that appear whole or not at all."""
+"""Read and write text, JSON and tensor files. Writes are atomic."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Indented, in the order given, for people to read."""
+    """Write indented JSON in the given order, for human readers."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # a path that is not UTF-8, as Python hands it over
+    except UnicodeEncodeError:  # surrogates from a path that is not UTF-8
         text = json.dumps(value, indent=2, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -36,7 +36,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """safetensors, every tensor contiguous and with storage of its own."""
+    """Write safetensors; make each tensor contiguous and give it separate storage."""
     prepared: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
@@ -52,9 +52,9 @@ def write_tensors(
 def read_json(
     path: Path, error: type[LrcompressError] = ModelError, *, foreign: bool = False
 ) -> dict[str, Any]:
-    """The JSON object of a file; missing, unreadable or malformed raises `error`.
+    """Return the JSON object in a file; raise `error` if it is missing, unreadable or malformed.
 
-    foreign: written by others than lrcompress, and read less strictly.
+    foreign: the file was not written by lrcompress and is parsed less strictly.
     """
     check_regular(path, error)
     try:

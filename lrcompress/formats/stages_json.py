@@ -1,8 +1,8 @@
-"""stages.json: which stages of a run are finished, from what, and what they left behind.
+"""stages.json, the ledger of a run: its finished stages, their keys, files and facts.
 
-A stage's key is the sha256 of everything that its outputs depend on, the key of the stage before
-it among them. A finished stage of the same key is taken over; any other is done again, and all
-that follow with it.
+A stage's key is the sha256 of everything that its outputs depend on, including the key of the
+stage before it. A finished stage with the same key is reused. Otherwise the stage and all stages
+after it are run again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BEGIN_ANEW = "choose another output folder, or --force to begin anew"
 class StageRecord:
     key: str
     files: Mapping[str, str]  # path in the run folder → sha256
-    facts: Mapping[str, Any]  # what the stage found: JSON values, for its report
+    facts: Mapping[str, Any]  # results of the stage as JSON values, for the report
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Ledger:
         return replace(self, stages={**self.stages, name: record}, replaced=replaced)
 
     def before(self, name: str) -> Ledger:
-        """Without the stage `name` and all that were recorded after it."""
+        """Return a ledger without the stage `name` and all stages recorded after it."""
         names = list(self.stages)
         kept = names[: names.index(name)] if name in names else names
         return self._only(kept)
 
     def emptied(self) -> Ledger:
-        """Without any stage."""
+        """Return a ledger without any stage."""
         return self._only(())
 
     def _only(self, kept: Collection[str]) -> Ledger:
@@ -68,9 +68,9 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Ledger:
-        """Raises DataError if the text is no ledger of this version.
+        """Parse a ledger; raise DataError if the text is not a ledger of this version.
 
-        Nobody edits a ledger, so whatever is wrong with it, the way out is to begin anew.
+        Users do not edit a ledger, so every message advises to begin anew.
         """
         try:
             data = parse_object(text, where, DataError)
@@ -92,7 +92,7 @@ class Ledger:
 
 
 def _check_inside(files: Iterable[str]) -> None:
-    """Raises DataError for a path that leads out of the folder."""
+    """Raise DataError for a path that leads out of the folder."""
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
@@ -113,6 +113,6 @@ def _object(value: object) -> dict[str, Any]:
 
 
 def stage_key(name: str, upstream: str, inputs: Mapping[str, Any]) -> str:
-    """sha256 of a stage's inputs, of the key it builds on, and of the code's version."""
+    """Return the sha256 of a stage's name, inputs, upstream key and the code version."""
     parts = {"stage": name, "upstream": upstream, "version": __version__, "inputs": to_json(inputs)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The whole way from a model to a verified ONNX file, over a folder that any run can resume."""
+"""The pipeline from a model to a verified ONNX file, with a run folder that can be resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before long work on a network: whether it can be exported, and with which free axes."""
+"""Check, before long work on a network, that it can be exported, and with which free axes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ log = logging.getLogger(__name__)
 def checked_axes(
     module: nn.Module, batch: Batch, request: AxisRequest, progress: Progress
 ) -> tuple[str, ...]:
-    """A line for each input of the graph that an export of the dense `module` will have.
+    """Return a line for each graph input that an export of the dense `module` will have.
 
-    What a user would not expect is logged as a warning. The same is found again when the
-    compressed network is exported, which is why nothing of it is handed on.
+    What a user would not expect is logged as a warning. The export of the compressed network
+    repeats this analysis, so only the lines are returned.
 
     Raises:
-        ExportError: it cannot be exported, or not with the axes that are asked for.
+        ExportError: the module cannot be exported, or not with the requested axes.
     """
     return on_main(partial(_checked, module, batch, request, progress))
 
 
 def holds_compressed(root: Path, model_fingerprint: str) -> bool:
-    """Whether the long work is done: the folder holds what became of this model."""
+    """Return whether the compress stage of this model is recorded as finished in the folder."""
     return on_main(partial(_holds_compressed, root, model_fingerprint))
 
 
 def _holds_compressed(root: Path, model_fingerprint: str) -> bool:
     try:
         ledger = read_ledger(root)
-    except LrcompressError:  # damaged: whoever opens the folder says so, or begins anew
+    except LrcompressError:  # damaged: reported or replaced when the folder is opened
         return False
     return (
         ledger is not None

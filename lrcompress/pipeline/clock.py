@@ -1,4 +1,4 @@
-"""Seconds of each stage; they go into the report and nowhere else, so that files stay equal."""
+"""Seconds per stage. Only the report holds them, so that the other files stay reproducible."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Clock:
         self._note(StageTime(name, 0.0, reused=True))
 
     def _note(self, stage: StageTime) -> None:
-        """The last word on a stage: one that was taken over may turn out to be needed anew."""
+        """Replace the entry of the stage: a reused stage may have to be run again later."""
         self.stages = [*(s for s in self.stages if s.name != stage.name), stage]

@@ -1,4 +1,4 @@
-"""A compressed model on the disk: weights, lrcompress.json, and the files that go with them."""
+"""A compressed model on disk: the weights, lrcompress.json and the companion files."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ def save_compressed(
     identity: ModelIdentity | None = None,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write everything that `load` needs, lrcompress.json last: without it there is no run.
+    """Write everything that `load` needs. lrcompress.json is last: without it there is no run.
 
-    Shared tensors are stored once. `loaded` is what `module` was before, and `identity` what made
-    it that; if it was a run itself, its layers come first in the record. Of `example` the names,
-    types and sizes are kept, so that the run can be exported and verified later without data.
+    Shared tensors are stored once. `loaded` is the source model of `module`, and `identity` its
+    identity. If the source is itself a run, its layers come first in the record. The names, dtypes
+    and sizes of `example` are stored, so that the run can be exported and verified later without
+    data.
 
     Raises:
         LrcompressError: the folder cannot be written.
@@ -77,13 +78,13 @@ def save_compressed(
 
 
 def save_tuned(module: nn.Module, example: Batch, folder: Path, extra: Mapping[str, Any]) -> None:
-    """Other weights for the run in `folder`, of the same sizes; `extra` joins its record.
+    """Replace the weights of the run in `folder`, sizes unchanged; merge `extra` into its record.
 
-    While they are being replaced, the record does not say what they compute: a run that was killed
-    there can still be read, with the weights of before or with these.
+    During the replacement, the record holds no function sketch. A run that was killed then can
+    still be read, with the old weights or the new ones.
 
     Raises:
-        LrcompressError: the folder cannot be written, or is no run.
+        LrcompressError: the folder cannot be written, or is not a run.
     """
     record = read_record(folder)
     function = sketch_function(module, example)
@@ -96,13 +97,14 @@ def save_tuned(module: nn.Module, example: Batch, folder: Path, extra: Mapping[s
 def load(
     folder: str | Path, *, trust_remote_code: bool = False, trust_factory: str = ""
 ) -> nn.Module:
-    """The compressed module of a run folder, in eval mode, in the dtype that it was saved in.
+    """Return the compressed module of a run folder, in eval mode and in its saved dtype.
 
-    A model made by `pkg.module:factory` needs that module importable, and consent to call it: name
-    it as `trust_factory`, unless this process has loaded a model from it by name.
+    For a model made by `pkg.module:factory`, that module must be importable, and the caller must
+    consent to the call: pass it as `trust_factory`, unless this process has loaded a model from it
+    by name.
 
     Raises:
-        ModelError, PlanError: the folder is no run, incomplete, damaged, or edited wrongly.
+        ModelError, PlanError: the folder is not a run, or is incomplete, damaged or badly edited.
     """
     path = expanded(str(folder), ModelError)
     loaded = load_run(
@@ -112,7 +114,7 @@ def load(
 
 
 def precision(module: nn.Module) -> str:
-    """The dtype of the weights, such as "float32", or "mixed"."""
+    """Return the dtype of the weights, such as "float32", or "mixed"."""
     kinds = {str(p.dtype).removeprefix("torch.") for p in module.parameters()}
     return kinds.pop() if len(kinds) == 1 else "mixed"
 

@@ -1,4 +1,4 @@
-"""What every stage of a run works with."""
+"""The objects that every stage of a run uses."""
 
 from __future__ import annotations
 

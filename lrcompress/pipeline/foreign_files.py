@@ -1,4 +1,4 @@
-"""What is a run's own in its folder, and what a run refuses to touch there."""
+"""The files and folders of a run, and checks that refuse to touch anything else."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from lrcompress.pipeline.lock import LOCK_NAME
 
 LEDGER_NAME = "stages.json"
 PROFILE_FOLDER = "profile"  # inside the folder of a whole run
-WORK_NAME = "work"  # checkpoints; gone at the end
-FOLDERS = (PROFILE_FOLDER, WORK_NAME, "1_Pooling")  # the last is one of the companions' own
+WORK_NAME = "work"  # checkpoints; removed at the end
+FOLDERS = (PROFILE_FOLDER, WORK_NAME, "1_Pooling")  # the last belongs to the companion files
 FILES = (
     LEDGER_NAME,
     "plan.json",
@@ -30,7 +30,7 @@ FILES = (
 
 
 def refuse_foreign(root: Path, *, force: bool) -> None:
-    """Raises LrcompressError if the folder holds other things than a run."""
+    """Raise LrcompressError if the folder holds something other than a run."""
     if root.exists() and not root.is_dir():
         raise LrcompressError(f"{root}: is a file; name a folder for the output")
     if force or not root.is_dir():
@@ -44,8 +44,8 @@ def refuse_foreign(root: Path, *, force: bool) -> None:
 
 
 def refuse_links(root: Path) -> None:
-    """Raises LrcompressError for a link or file where a run has a folder, and a folder where it has
-    a file. What lies behind a link is not the run's to write or remove."""
+    """Raise LrcompressError for a link or file in place of a folder of the run, or for a folder in
+    place of a file. A run must not write or remove what a link points to."""
     for name in FOLDERS:
         path = root / name
         if path.is_symlink():

@@ -1,4 +1,4 @@
-"""A lock that lets one run at a time work in a folder, and that ends with its process."""
+"""A lock that admits one run at a time to a folder. It is released when its process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         LrcompressError: another process holds it, the folder cannot be written, or the file of
-            that name is no lock.
+            that name is not a lock.
     """
     path = folder / LOCK_NAME
     _refuse_foreign(path)
@@ -38,7 +38,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as cause:
         raise _unwritable(folder, cause) from cause
     try:
-        _refuse_foreign(path)  # it may have been put there since
+        _refuse_foreign(path)  # it may have been created since the first check
         try:
             path.write_text(str(os.getpid()), encoding="ascii")
         except OSError as cause:
@@ -53,8 +53,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise for anything but a regular file of this folder alone that holds the number of a process
-    or nothing: it is somebody else's, and would be overwritten and removed."""
+    """Raise LrcompressError unless the file is absent or a lock: a small regular file without other
+    hard links that holds a process id or nothing. Any other file would be overwritten and removed.
+    """
     try:
         found = os.lstat(path)
     except OSError:

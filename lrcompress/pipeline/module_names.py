@@ -1,4 +1,4 @@
-"""Names of a model's parts that no file can hold, told before any work."""
+"""An early check for names in a model that cannot be written to a file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrcompress.messages import label
 
 
 def check_module_names(module: nn.Module) -> None:
-    """Raises ModelError for a name that could not be written: files hold UTF-8, without nulls."""
+    """Raise ModelError for a name that cannot be written: files hold UTF-8 without null characters."""
     names = [name for name, _ in module.named_modules()]
     names += [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     for name in names:

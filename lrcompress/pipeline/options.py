@@ -1,4 +1,4 @@
-"""What a run is asked for, and what it hands back."""
+"""The options of a run and its results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lrcompress.selection.rounds import ROUNDS
 from lrcompress.sources.options import DataOptions
 from lrcompress.tuning.options import TuneOptions
 
-AUTO_POOLING = ProfileOptions(pooling="auto")  # as the model's folder says
+AUTO_POOLING = ProfileOptions(pooling="auto")  # taken from the model's folder
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Where the results go. `command` is what the report says made them."""
+    """The output folder and what is written there. The report shows `command` as their origin."""
 
     output: Path
     command: str = ""
@@ -48,7 +48,7 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class TuneRequest:
-    """`task`: pkg.module:loss, of the objective of that name."""
+    """The options of a tuning. task: pkg.module:loss, the loss of the objective "task"."""
 
     options: TuneOptions = field(default_factory=TuneOptions)
     task: str = ""
@@ -56,7 +56,7 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Exactly one of `budget` and `plan_file` says how small; the rest has defaults."""
+    """The options of a run. Exactly one of `budget` and `plan_file` must be given."""
 
     source: SourceOptions
     folder: FolderOptions
@@ -65,14 +65,14 @@ class RunOptions:
     profile_folder: Path | None = None
     profile: ProfileOptions = AUTO_POOLING
     plan: PlanOptions = field(default_factory=PlanOptions)
-    rounds: int = ROUNDS  # of planning again after measuring; 0 trusts the profile alone
+    rounds: int = ROUNDS  # of replanning after measuring; 0 uses the profile alone
     compress: CompressOptions = field(default_factory=CompressOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     provider: ProviderName = "cpu"
     pt2: bool = False  # write model.pt2 too
-    sweep: tuple[int, ...] = ()  # percentages of the parameters to hold predictions against
+    sweep: tuple[int, ...] = ()  # percentages of the parameters at which predictions are checked
     tune: TuneRequest | None = None  # after compressing
-    drop_moments: bool = False  # once the run is verified: most of the folder, and rarely needed
+    drop_moments: bool = False  # after verification: they fill most of the folder and are rarely needed
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.plan_file is None):
@@ -98,7 +98,7 @@ class RunResult:
 
 @dataclass(frozen=True, eq=False)
 class Preview:
-    """What a run would do. `axes` tells of each input which of its axes the graph leaves free."""
+    """What a run would do. `axes` has a line for each graph input that names its free axes."""
 
     profile: Profile
     plan: Plan
@@ -107,14 +107,17 @@ class Preview:
 
 @dataclass(frozen=True)
 class TuneRunOptions:
-    """Tuning of the finished run in `folder.output`. The data of `source`, and its model where it
-    is the teacher in place of the one that the run was made from ("": that one)."""
+    """The options for tuning the finished run in `folder.output`.
+
+    `source` gives the data and the teacher model; a model of "" means the dense model that the run
+    was made from.
+    """
 
     source: SourceOptions
     folder: FolderOptions
     request: TuneRequest = field(default_factory=TuneRequest)
     provider: ProviderName = "cpu"
-    axes: AxisRequest | None = None  # of the graph; None: as they were asked for before
+    axes: AxisRequest | None = None  # of the graph; None: as in the previous export
 
     def __post_init__(self) -> None:
         if self.source.data is None:

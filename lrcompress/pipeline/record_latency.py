@@ -1,4 +1,4 @@
-"""What is measured of a finished run later: into its report, if it is of this run."""
+"""Record the latencies that a later benchmark measured in the report of a finished run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ Recorded = Literal["recorded", "another model", "no report"]
 def record_latency(
     root: Path, dense_ms: float, compressed_ms: float, *, made_from_it: bool
 ) -> Recorded:
-    """Put a bench's medians into a run's report, if it timed the model that the run was made from.
+    """Write a bench's median latencies into a run's report; return what was done.
+
+    made_from_it: the run was made from the timed dense model. If False, nothing is written.
 
     Raises:
         LrcompressError: the report cannot be read or written.
@@ -44,7 +46,7 @@ def record_latency(
 
 
 def is_made_from(root: Path, module: nn.Module) -> bool:
-    """Whether the run in a folder was made from `module`, as it is before any conversion."""
+    """Return whether the run in a folder was made from `module`, taken before any conversion."""
     try:
         record = read_record(root)
     except (ModelError, PlanError):

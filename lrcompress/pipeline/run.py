@@ -1,4 +1,4 @@
-"""The verbs of a run: load → profile → plan → compress → tune → export → verify → report."""
+"""The stages of a run: load → profile → plan → compress → tune → export → verify → report."""
 
 from __future__ import annotations
 
@@ -67,20 +67,21 @@ from lrcompress.sources.models import load_model
 
 
 def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
-    """Take a model to a smaller, verified ONNX file in a run folder.
+    """Compress a model into a smaller, verified ONNX file in a run folder.
 
-    Interrupted at any moment and called again with the same options, it goes on where it stopped,
-    and the files end up the same to the bit. Several processes (see `distributed`) share the
-    measuring and compressing out; the first does all else, and it alone writes.
+    If it is interrupted and called again with the same options, it resumes where it stopped, and
+    the files are bit-identical to those of an uninterrupted run. Several processes (see
+    `distributed`) share the profiling and the compression. The first process does everything else,
+    and only it writes.
 
     Raises:
-        LrcompressError: an input cannot be read, the budget cannot be met, the folder is foreign,
-            in use or cannot be written. A check that fails is in the result's report.
+        LrcompressError: an input cannot be read, the budget cannot be met, or the folder is
+            foreign, in use or cannot be written. A failed check is reported in the result instead.
     """
     where, source = options.folder, options.source
     clock = Clock()
     loaded = _loaded(source, where, clock, progress)
-    batch = loaded.example()  # before any long work: without data it may not be known
+    batch = loaded.example()  # before any long work: it may fail without data
     _check_plan(options, loaded)
     if not holds_compressed(where.output, loaded.model_fingerprint):
         checked_axes(loaded.model.module, batch, options.export.axes, progress)
@@ -103,7 +104,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         later = _rewriter(context, inputs, tuning, key)
         outcome, key = compress_model(context, inputs, plan, key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
-        del loaded, inputs  # the dense weights; what follows works on what was written
+        del loaded, inputs  # frees the dense weights; the next stages read the written model
         gained = None
         if tuning is not None:
             gained, key = tune_model(context, tuning, key)
@@ -115,7 +116,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
 
 
 def _fitted(context: RunContext, inputs: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
-    """Whether no layer needs fitting any more. profiled, key: of the profile and of the plan."""
+    """Return whether no layer needs fitting. profiled, key: the keys of the profile and the plan."""
     later = _rewriter(context, inputs, _teaching(inputs, plan), key)
     swept_already = is_swept(context, inputs, profiled)
     return is_compressed(context, inputs, key, rewritten_by=later) and swept_already
@@ -124,7 +125,7 @@ def _fitted(context: RunContext, inputs: PlanInputs, profiled: str, plan: Plan, 
 def _rewriter(
     context: RunContext, inputs: PlanInputs, tuning: TuneInputs | None, key: str
 ) -> str | None:
-    """The tune stage, where it has finished what is asked. key: of the plan."""
+    """Return the name of the tune stage if it is finished, else None. key: the key of the plan."""
     return TUNE.name if is_tuned(context, tuning, compress_key(inputs, key)) else None
 
 
@@ -138,7 +139,7 @@ def _teaching(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
     conversions = converted_from(loaded.model.module).conversions
 
     def dense() -> LoadedModel:
-        """Loaded again: the one that was compressed has changed in place."""
+        """Load the dense model again: the first instance was compressed in place."""
         again = load_model(
             source.model,
             weights=source.weights,
@@ -175,7 +176,7 @@ def run_profile(
     options: ProfileOptions = AUTO_POOLING,
     progress: Progress = SILENT,
 ) -> ProfileResult:
-    """Measure a model into a folder of its own.
+    """Profile a model into a separate folder.
 
     Raises:
         LrcompressError: as `run`.
@@ -196,7 +197,7 @@ def run_profile(
 
 
 def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
-    """The plan that `run` would carry out. Nothing is written; a finished profile is read.
+    """Return the plan that `run` would use. Nothing is written; a finished profile is reused.
 
     Raises:
         LrcompressError: as `run`.
@@ -214,7 +215,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
 
 
 def _axes_if_known(loaded: Loaded, options: RunOptions, progress: Progress) -> tuple[str, ...]:
-    """A plan can be shown where nothing says what the network takes; it then says no axes."""
+    """Return the axes, or () if the inputs of the network are unknown: the plan does not need them."""
     try:
         example = loaded.example()
     except DataError:
@@ -223,7 +224,7 @@ def _axes_if_known(loaded: Loaded, options: RunOptions, progress: Progress) -> t
 
 
 def promised_budget(onnx: Path) -> BudgetFacts:
-    """What the run folder that an ONNX file lies in promises of it; nothing elsewhere."""
+    """Return the budget of the run folder that contains the ONNX file; empty outside a run folder."""
     root = onnx.parent
     plan, measured_in = root / PLAN_NAME, root / PROFILE_FOLDER
     if not plan.is_file() or not (measured_in / PROFILE_NAME).is_file():
@@ -234,7 +235,7 @@ def promised_budget(onnx: Path) -> BudgetFacts:
 def _loaded(
     source: SourceOptions, where: FolderOptions, clock: Clock, progress: Progress
 ) -> Loaded:
-    """What needs no long work fails first."""
+    """Load the sources, after the quick checks that can fail."""
     on_main(lambda: refuse_foreign(where.output, force=where.force))
     if where.report:
         require_plotly()
@@ -246,7 +247,7 @@ def _loaded(
 
 
 def _check_plan(options: RunOptions, loaded: Loaded) -> None:
-    """Before a long profile. Raises PlanError for a plan that cannot suit the model."""
+    """Raise PlanError for a plan that cannot fit the model, before a long profile."""
     if options.plan_file is not None:
         check_plan_file(options.plan_file, loaded.model.module)
 
@@ -254,7 +255,7 @@ def _check_plan(options: RunOptions, loaded: Loaded) -> None:
 def _asked(
     context: RunContext, loaded: Loaded, options: RunOptions, *, again: bool = False
 ) -> tuple[PlanInputs, str]:
-    """What the plan is to be made from: a profile measured here or handed in; and its key."""
+    """Return the inputs of the plan, with a measured or a given profile, and the profile's key."""
     if options.profile_folder is None:
         found, key = measure_profile(context, PROFILE_FOLDER, loaded, options.profile, again=again)
     else:
@@ -275,7 +276,7 @@ def _opened(
 
 
 def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
-    """Handed in, or finished in the run folder under the key that it would have."""
+    """Return the given profile, or one finished in the run folder under the same key, else None."""
     if options.profile_folder is not None:
         return check_profile(options.profile_folder, loaded)
     root = options.folder.output

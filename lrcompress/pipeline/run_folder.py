@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, and what is finished there."""
+"""The run folder: its lock, and the ledger of its finished stages."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """A locked folder with its ledger. Made by `open_run_folder`.
+    """A locked folder with its ledger, made by `open_run_folder`.
 
-    Of several processes the first alone reads and writes the ledger and the lock; the others wait
-    for it and learn what it found.
+    With several processes, only the first reads and writes the ledger and the lock. The others wait
+    for it and receive its results.
     """
 
     def __init__(self, root: Path, ledger: Ledger) -> None:
@@ -49,7 +49,7 @@ class RunFolder:
         return self.root / name
 
     def work(self, key: str) -> Path:
-        """Where the stage of that key keeps its checkpoint; those of other keys are dropped."""
+        """Return the checkpoint folder of the stage with that key; delete those of other keys."""
         own = self.root / WORK_NAME / key[:16]
         on_main(lambda: _only(own))
         return own
@@ -58,10 +58,10 @@ class RunFolder:
         return self._ledger.stages.get(stage)
 
     def facts(self, stage: str, kind: type[Facts]) -> Facts:
-        """What the ledger holds of a recorded stage.
+        """Return the facts of a recorded stage from the ledger.
 
         Raises:
-            DataError: it was edited into nonsense; the message names file and field.
+            DataError: they are malformed after an edit; the message names file and field.
         """
         record = self._ledger.stages[stage]
         where = f"{self.root / LEDGER_NAME}: stages.{stage}.facts"
@@ -70,7 +70,7 @@ class RunFolder:
     def finished(
         self, stage: str, key: str, *, rewritten_by: str | None = None
     ) -> Mapping[str, Any] | None:
-        """The facts of a stage whose key and files are as they should be, else None.
+        """Return the facts of a stage if its key and its files match the ledger, else None.
 
         rewritten_by: a later stage, whose digests count for the files that both wrote.
         """
@@ -89,13 +89,13 @@ class RunFolder:
         return record.facts
 
     def is_edited(self, stage: str, name: str) -> bool:
-        """Whether a stage's file is there and is not what the stage wrote."""
+        """Return whether a stage's file exists and differs from what the stage wrote."""
         record = self.record(stage)
         digest = record.files.get(name) if record is not None else None
         return digest is not None and self.path(name).is_file() and not self._is(name, digest)
 
     def begin(self, stage: str) -> None:
-        """Forget the stage and its followers before their files are touched."""
+        """Forget the stage and the stages after it, before their files change."""
         on_main(lambda: self.save(self._ledger.before(stage)))
 
     def finish(
@@ -107,8 +107,11 @@ class RunFolder:
         *,
         forget: str | None = None,
     ) -> None:
-        """forget: a later stage, made from what this one has replaced; it goes with its followers.
-        Both happen at once."""
+        """Record a finished stage.
+
+        forget: a later stage, made from files that this one replaced. It and the stages after it
+            are forgotten in the same write.
+        """
         on_main(lambda: self._finish(stage, key, files, facts, forget))
 
     def _finish(
@@ -135,8 +138,10 @@ class RunFolder:
         on_main(lambda: _remove_work(self.root / WORK_NAME))
 
     def remove_replaced(self) -> None:
-        """Remove the files of forgotten stages that no stage wrote again: at the end, when there is
-        something better. What somebody changed since stays."""
+        """Remove the files of forgotten stages that no stage wrote again, if they are unchanged.
+
+        Call it at the end of a run, when the new files exist.
+        """
         on_main(self._remove_replaced)
 
     def _remove_replaced(self) -> None:
@@ -157,10 +162,10 @@ def open_run_folder(
 ) -> Iterator[RunFolder]:
     """Lock the folder and read its ledger, or start the `fresh` one.
 
-    differs: in what the model at hand is not one that a ledger knows; "" where it is the same.
+    differs: says how the current model differs from the one in a ledger; "" if it is the same.
 
     Raises:
-        LrcompressError: the folder is foreign, of another model, in use, or cannot be written.
+        LrcompressError: the folder is foreign, is of another model, is in use, or cannot be written.
     """
 
     def claim() -> Ledger:
@@ -173,11 +178,11 @@ def open_run_folder(
             ) from error
         refuse_links(root)
         held.enter_context(locked(root))
-        if (root / LEDGER_NAME).is_file():  # else what lies there is not ours
+        if (root / LEDGER_NAME).is_file():  # else the files there are not ours
             for folder in (root, *(root / name for name in FOLDERS)):
                 remove_temporaries(folder)
         ledger = _ledger_of(root, fresh, differs, force=force)
-        # marks the folder as a run's, and shows that it can be written
+        # Marks the folder as a run folder, and proves that it is writable
         RunFolder(root, ledger).save(ledger)
         return ledger
 
@@ -209,7 +214,7 @@ def _ledger_of(
     if not difference:
         return found if found.identity is not None else replace(found, identity=fresh.identity)
     if force:
-        _remove_work(root / WORK_NAME)  # its keys do not tell another function of the same weights
+        _remove_work(root / WORK_NAME)  # its keys do not distinguish functions of equal weights
         return replace(fresh, replaced=found.emptied().replaced)
     raise LrcompressError(
         f"{root}: holds a run of {found.model} with {difference}; choose another output folder, "
@@ -218,7 +223,7 @@ def _ledger_of(
 
 
 def _only(own: Path) -> None:
-    """An empty folder `own`, or what it held, and no other stage's beside it."""
+    """Create the folder `own` if needed, and delete those of other stages beside it."""
     _remove_work(own.parent, but=own)
     if own.is_symlink():
         own.unlink()
@@ -226,8 +231,10 @@ def _only(own: Path) -> None:
 
 
 def _remove_work(folder: Path, *, but: Path | None = None) -> None:
-    """The stages' own folders in it, and the folder if nothing else is in there: a foreign one
-    that a run was forced into may hold a user's `work`."""
+    """Remove the stages' folders in `folder`, except `but`, and `folder` itself if it is empty.
+
+    Other files stay: with --force, `work` may be a user's folder.
+    """
     if folder.is_symlink() or not folder.is_dir():
         return
     for stale in folder.iterdir():
@@ -243,7 +250,7 @@ def file_digest(path: Path) -> str:
 
 
 def finished_key(root: Path, stage: str) -> str | None:
-    """The key of a stage that the folder says is finished; nothing is locked or written."""
+    """Return the key of a stage recorded as finished, else None. Nothing is locked or written."""
     ledger = read_ledger(root)
     record = None if ledger is None else ledger.stages.get(stage)
     return None if record is None else record.key

@@ -1,4 +1,4 @@
-"""Tuning of a finished run: its folder gets better weights, another ONNX file and a new report."""
+"""Tuning of a finished run: replaces the weights, the ONNX file and the report in its folder."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ from lrcompress.sources.models import load_model
 
 
 def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
-    """Tune the model of a run folder, in place, and export and verify it anew.
+    """Tune the model of a run folder in place, then export and verify it again.
 
-    Interrupted at any moment and called again, it goes on where it stopped and ends with the same
-    bits; called again when it has finished, it changes nothing. With other options or data it
-    tunes further, from the weights that it finds. The ONNX file is written as it was before.
+    If it is interrupted and called again, it resumes where it stopped, with bit-identical results.
+    If it is called again after it finished, it changes nothing. With other options or data it
+    continues from the current weights. The export options are those of the previous export.
 
     Raises:
-        LrcompressError: the folder is no finished run, or is in use; its dense model or the data
-            cannot be read, or do not belong to it.
+        LrcompressError: the folder is not a finished run, or is in use; its dense model or the
+            data cannot be read, or do not belong to it.
     """
     clock, root = Clock(), options.folder.output
     if options.folder.report:
@@ -67,7 +67,7 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
     with clock.stage("load"), progress.stage("load", 1) as step, failing_together():
         ledger = _finished_ledger(root)
         record = read_record(root)
-        assert options.source.data is not None  # TuneRunOptions has seen to it
+        assert options.source.data is not None  # checked by TuneRunOptions
         kind_of_data(options.source.data)
         dense = _dense(options, record)
         batches = load_batches(options.source.data, dense, options.source.data_options)
@@ -116,7 +116,10 @@ def _finished_ledger(root: Path) -> Ledger:
 
 
 def _upstream(folder: RunFolder, inputs: TuneInputs) -> str:
-    """The key of what is tuned: of the last tuning, if this is not that very one again."""
+    """Return the key that this tuning builds on.
+
+    It is the key of the last tuning, or that tuning's own upstream if this one repeats it.
+    """
     last, compress = folder.record(STAGE.name), folder.record(COMPRESS.name)
     assert compress is not None
     if last is None:
@@ -128,7 +131,7 @@ def _upstream(folder: RunFolder, inputs: TuneInputs) -> str:
 
 
 def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
-    """The teacher: as named, else the network that the run was made from."""
+    """Return the teacher: the model in the options, else the one that the run was made from."""
     source, reference = options.source, record.reference
     if reference.kind == "factory":
         trusted = source.trust_factory or source.model
@@ -150,7 +153,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             f"{weights}; say where they are: --weights {weights}"
         )
     place = reference.place
-    # What is no folder would be taken for a factory
+    # `load_model` would treat a missing folder as a factory
     if reference.kind != "factory" and not expanded(place, TuneError).is_dir():
         raise TuneError(
             f"{options.folder.output}: its dense model is the teacher, but {label(place)} is not "
@@ -174,7 +177,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
 
 
 def _export_options(options: TuneRunOptions, exporting: ExportedAs) -> ExportOptions:
-    """Return the options of the last export, with the axes that are asked for now."""
+    """Return the options of the last export, with the axes requested now."""
     before = exporting.asked or ExportOptions()
     if options.axes is None:
         return before
@@ -183,7 +186,7 @@ def _export_options(options: TuneRunOptions, exporting: ExportedAs) -> ExportOpt
 
 
 def _asked(options: TuneRunOptions, model: str, exporting: ExportedAs) -> RunOptions:
-    """Return options of a run that exports as the one before it did."""
+    """Return the options of a run that exports like the previous one."""
     export = _export_options(options, exporting)
     return RunOptions(
         source=replace(options.source, model=model),

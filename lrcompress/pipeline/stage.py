@@ -1,4 +1,4 @@
-"""What every stage of a run does: reuse what is finished; else work, take the time, record it."""
+"""The common part of all stages: reuse finished work, else do it, time it and record it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Facts = TypeVar("Facts")
 
 @dataclass(frozen=True)
 class NoFacts:
-    """The facts of a stage that leaves files only."""
+    """The facts of a stage that only writes files."""
 
 
 @dataclass(frozen=True, eq=False)
 class StageOutput(Generic[Facts]):
-    """What a stage made: its files by their names in the run folder, and its facts.
+    """The output of a stage: its files, as names in the run folder, and its facts.
 
-    finished: False where a rerun must do the work again.
+    finished: False if a rerun must do the work again.
     """
 
     files: Sequence[str]
@@ -32,7 +32,7 @@ class StageOutput(Generic[Facts]):
 
 @dataclass(frozen=True)
 class Stage(Generic[Facts]):
-    """A stage by its name in stages.json, and the class of the facts that stages.json keeps."""
+    """A stage: its name in stages.json, and the class of the facts recorded there."""
 
     name: str
     facts: type[Facts]
@@ -50,9 +50,9 @@ class Stage(Generic[Facts]):
     ) -> Facts:
         """Return the facts of the stage, from stages.json if it is finished under `key`.
 
-        again: work even if it is finished.
-        begins: forget the stage and its followers before the work; else `work` may fail and leave
-            everything as it was.
+        again: do the work even if it is finished.
+        begins: forget the stage and the stages after it before the work. If False, a failing `work`
+            leaves the ledger unchanged.
         rewritten_by: a later stage, whose digests count for the files that both wrote.
         forget: a later stage, made from files that this one replaces.
         """
@@ -75,5 +75,5 @@ class Stage(Generic[Facts]):
         return context.folder.finished(self.name, key, rewritten_by=rewritten_by) is not None
 
     def recorded(self, folder: RunFolder) -> Facts | None:
-        """Return the facts that stages.json keeps, whatever the key; None without a record."""
+        """Return the facts in stages.json under any key; None without a record."""
         return None if folder.record(self.name) is None else folder.facts(self.name, self.facts)

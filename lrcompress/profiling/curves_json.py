@@ -1,6 +1,6 @@
 """Loss curves of structures as JSON: points {"type": "blast", "rank": 48, …, "loss": …}.
 
-They are a part of profile.json and, until the profile is complete, of its checkpoint.
+They are part of profile.json and, until the profile is complete, of its checkpoint.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lrcompress.profiling.structure_curves import Curves
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 
 KIND = "curves"
-SAME = 1e-4  # of the loss of a zero weight: moments summed by other processes differ less
+SAME = 1e-4  # relative to the loss of a zero weight: sums by other processes differ less
 AGAIN = "profile again, or undo the edit"
 
 
 def kept_curves(store: CheckpointStore, layer: LayerProfile) -> Curves | None:
     """Return the curves that `keep_curves` stored for a layer, whose profile has none yet.
 
-    None where they were fitted in another metric, or to moments that have changed since.
+    Return None if they were fitted in another metric, or to moments that have changed since.
     """
     entry = store.get(KIND, layer.name)
     if entry is None:
@@ -70,12 +70,12 @@ def curves_to_json(curves: Sequence[Sequence[CurvePoint]]) -> list[list[dict[str
 def curves_from_json(
     value: object, metric: str, own: Mapping[str, Tensor], spec: LayerSpec, where: str
 ) -> Curves:
-    """The curves of one layer, as profile.json holds them at `where`.
+    """Parse the curves of one layer, from the field `where` of profile.json.
 
-    own: the layer's spectra; the one in `metric` tells how much there is to lose.
+    own: the layer's spectra; the one in `metric` bounds the losses.
 
     Raises:
-        DataError: what no profile holds; it names the layer.
+        DataError: the curves are not valid; the message names the layer.
     """
     layer = label(spec.name)
     if not isinstance(value, list) or not all(isinstance(curve, list) for curve in value):
@@ -100,7 +100,10 @@ def curves_from_json(
 
 
 def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
-    """Sizes of one structure from small to large, none of which loses more than a smaller one."""
+    """Return what is wrong with a curve, else None.
+
+    A curve has one structure, growing sizes, and no loss above that of a smaller size.
+    """
     if not points:
         return "is empty"
     types = {point.structure.type_name: point for point in points}
@@ -117,7 +120,7 @@ def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | No
 
 
 def _most_to_lose(spectrum: Tensor) -> float:
-    """Ten times the loss of a zero weight: a quick fit may lose a little more than that."""
+    """Return ten times the loss of a zero weight: a quick fit may lose slightly more than that loss."""
     return 10 * max(float(0.5 * spectrum.square().sum()), 1.0)
 
 

@@ -115,7 +115,10 @@ class RandomDrop:
 
     @contextmanager
     def dropped(self, skip: int) -> Iterator[None]:
-        """Context in which the first `skip` blocks have their initial values; usable to measure."""
+        """Context in which the first `skip` blocks have their initial values.
+
+        It also serves for measurements.
+        """
         held = {p: p.data for block in self._trained[:skip] for p in block}
         for block in self._trained[:skip]:
             for parameter, start in block.items():

@@ -31,7 +31,7 @@ class Adapted:
         )
         trained = self._adapter.attach_(module, layers, total_steps=steps, seed=options.seed)
         trained.eval()
-        self.course = replace(
+        self.setup = replace(
             whole,
             module=trained,
             parameters={n: p for n, p in trained.named_parameters() if p.requires_grad},
@@ -53,9 +53,9 @@ class Adapted:
         return replace(report, end=end, best_step=best_step, merge_losses=losses)
 
     @torch.no_grad()
-    def abandoned_(self) -> None:
+    def abandon_(self) -> None:
         """Detach the adapters and restore the original factors, after an exception."""
-        for parameter in self.course.parameters.values():
+        for parameter in self.setup.parameters.values():
             parameter.zero_()  # the failure may have left NaN, which cannot be merged
         self._adapter.merge_({})
         self._restore_()

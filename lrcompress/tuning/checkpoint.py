@@ -1,33 +1,26 @@
-"""Where a tuning stands, on the disk: one safetensors file, its header the JSON of the rest.
-
-Everything that the next step depends on is in it, so a killed run goes on as if nothing had been.
-"""
+"""The state of a training as one entry of a checkpoint store: all that the next step depends on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lrcompress.atomic import write_atomically
+from lrcompress.checkpoint import CheckpointStore, Entry
 from lrcompress.errors import DataError, LrcompressError, TuneError
-from lrcompress.json_dataclasses import from_json, parse_object, to_json
+from lrcompress.json_dataclasses import from_json, to_json
 from lrcompress.tuning.report import HeldOut
 
 SCHEMA_VERSION = 1
-NAME = "tuning.safetensors"
+KIND = "tuning"
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Numbers of a tuning after `step` steps. `key`: of what it was begun with."""
+    """The numbers of a training after `step` steps. key: digest of the data and options."""
 
     key: str
     steps: int  # in all; fixed once, for with --minutes a clock decides
@@ -42,7 +35,7 @@ class TrainState:
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    standing: TrainState
+    state: TrainState
     weights: Mapping[str, Tensor]  # what trains, now
     best: Mapping[str, Tensor]  # the same at the best step
     optimiser: Mapping[str, Any]  # its state_dict, and the scaler's
@@ -50,64 +43,44 @@ class Checkpoint:
     generator: Tensor  # state of torch's own
 
 
-class CheckpointStore(Protocol):
-    def get(self) -> Checkpoint | None:
-        """The last checkpoint, if there is one that can be read."""
-        ...
+def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
+    """Store the checkpoint in place of the one before.
 
-    def put(self, checkpoint: Checkpoint) -> None: ...
+    Raises:
+        LrcompressError: the disk is full or read-only. TuneError: the optimiser's state holds
+            something that cannot be stored.
+    """
+    tensors: dict[str, Tensor] = {"generator": checkpoint.generator}
+    tensors |= {f"weights/{name}": value for name, value in checkpoint.weights.items()}
+    tensors |= {f"best/{name}": value for name, value in checkpoint.best.items()}
+    tensors |= {f"extra/{name}": value for name, value in checkpoint.extra.items()}
+    optimiser = _apart(checkpoint.optimiser, "optimiser", tensors)
+    values = {"state": to_json(checkpoint.state), "optimiser": optimiser}
+    store.put(KIND, "", Entry(values, tensors))
 
 
-class NoCheckpoints:
-    """Keeps nothing: a killed run starts again."""
-
-    def get(self) -> Checkpoint | None:
+def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
+    """Return the last checkpoint; None if there is none that can be read."""
+    entry = store.get(KIND)
+    if entry is None:
         return None
-
-    def put(self, checkpoint: Checkpoint) -> None:
-        pass
-
-
-class FolderCheckpoints:
-    """One file, renamed into place when it is whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / NAME
-
-    def get(self) -> Checkpoint | None:
-        if not self.path.is_file():
+    values, tensors = entry.values, entry.tensors
+    try:
+        if values["state"].get("schema_version") != SCHEMA_VERSION:
             return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                header = parse_object(file.metadata()["standing"], NAME, DataError)
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if header["standing"].get("schema_version") != SCHEMA_VERSION:
-                return None
-            standing = from_json(TrainState, header["standing"], NAME, DataError)
-            optimiser = _joined(header["optimiser"], tensors)
-        except (SafetensorError, OSError, LrcompressError, LookupError, TypeError):
-            return None  # damaged by whatever stopped the run, or of another version
-        return Checkpoint(
-            standing,
-            _under("weights/", tensors),
-            _under("best/", tensors),
-            optimiser,
-            _under("extra/", tensors),
-            tensors["generator"],
-        )
-
-    def put(self, checkpoint: Checkpoint) -> None:
-        """Raises TuneError where the disk is full or read-only."""
-        tensors: dict[str, Tensor] = {"generator": checkpoint.generator}
-        tensors |= {f"weights/{name}": value for name, value in checkpoint.weights.items()}
-        tensors |= {f"best/{name}": value for name, value in checkpoint.best.items()}
-        tensors |= {f"extra/{name}": value for name, value in checkpoint.extra.items()}
-        optimiser = _apart(checkpoint.optimiser, "optimiser", tensors)
-        header = {"standing": to_json(checkpoint.standing), "optimiser": optimiser}
-        # Copies: safetensors refuses tensors that share memory, and views of larger ones
-        whole = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
-        metadata = {"standing": json.dumps(header)}
-        write_atomically(self.path, lambda part: save_file(whole, part, metadata), TuneError)
+        state = from_json(TrainState, values["state"], KIND, DataError)
+        optimiser = _joined(values["optimiser"], tensors)
+        generator = tensors["generator"]
+    except (LrcompressError, LookupError, TypeError, AttributeError):
+        return None  # of another version
+    return Checkpoint(
+        state,
+        _under("weights/", tensors),
+        _under("best/", tensors),
+        optimiser,
+        _under("extra/", tensors),
+        generator,
+    )
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

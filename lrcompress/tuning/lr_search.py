@@ -10,8 +10,9 @@ import logging
 from collections.abc import Mapping
 from math import isfinite
 
+from lrcompress.checkpoint import NoCheckpoints
 from lrcompress.progress import Progress
-from lrcompress.tuning.checkpoint import NoCheckpoints, TrainState
+from lrcompress.tuning.checkpoint import TrainState
 from lrcompress.tuning.report import HeldOut
 from lrcompress.tuning.training_loop import Loop
 from lrcompress.tuning.training_setup import TrainingSetup
@@ -26,7 +27,7 @@ TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, fewest
 log = logging.getLogger(__name__)
 
 
-def chosen_rate(course: TrainingSetup, steps: int, start: float, progress: Progress) -> float:
+def chosen_rate(setup: TrainingSetup, steps: int, start: float, progress: Progress) -> float:
     """Return the largest of RATES whose trial does little harm; the smallest if all do much.
 
     A trial's gain does not predict a long training: Adam's first steps are as long in noise
@@ -37,17 +38,17 @@ def chosen_rate(course: TrainingSetup, steps: int, start: float, progress: Progr
     the best trial's gain. So does an objective measured by its own loss, where BEARABLE times the
     start may already be as bad as it gets. The weights are restored.
     """
-    length, long = trial_length(steps), steps >= LONG and course.objective.judged_by_divergence
+    length, long = trial_length(steps), steps >= LONG and setup.objective.judged_by_divergence
     limit = BEARABLE * start if long else start
-    before = course.weights()
+    before = setup.weights()
     tried: dict[int, float] = {}
 
     def bearable(place: int) -> bool:
-        course.set_weights_(before)
-        standing = TrainState("", length, RATES[place], history=(HeldOut(0, start),))
-        loop = Loop(course, standing, NoCheckpoints(), on_trial=True)
+        setup.set_weights_(before)
+        train_state = TrainState("", length, RATES[place], history=(HeldOut(0, start),))
+        loop = Loop(setup, train_state, NoCheckpoints(), on_trial=True)
         with progress.stage(f"try learning rate {RATES[place]:g}", 1) as shown:
-            value = loop.straight_()
+            value = loop.run_without_evaluation_()
             shown.advance()
         tried[place] = value if isfinite(value) else float("inf")
         log.debug("learning rate %g: %.4g after %d steps", RATES[place], tried[place], length)
@@ -61,7 +62,7 @@ def chosen_rate(course: TrainingSetup, steps: int, start: float, progress: Progr
         place -= 1
         while place > 0 and not bearable(place):
             place -= 1
-    course.set_weights_(before)
+    setup.set_weights_(before)
     return RATES[place if long else _gaining(tried, start, place)]
 
 

@@ -71,14 +71,14 @@ def _before(
     )
 
 
-def with_random_skips(course: TrainingSetup, part: TrainedPart) -> TrainingSetup:
+def with_random_skips(setup: TrainingSetup, part: TrainedPart) -> TrainingSetup:
     """Return the setup with random skips of up to `skip_first` blocks. Attach adapters before."""
     if not part.blocks:
-        return course
-    drop = RandomDrop(course.module, part.blocks, most=course.options.skip_first)
-    seed = course.options.seed + 2
+        return setup
+    drop = RandomDrop(setup.module, part.blocks, most=setup.options.skip_first)
+    seed = setup.options.seed + 2
 
     def skipping(step: int) -> AbstractContextManager[object]:
         return drop.step(step_generator(seed, step))
 
-    return replace(course, around_step=skipping)
+    return replace(setup, around_step=skipping)

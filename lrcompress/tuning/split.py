@@ -27,7 +27,7 @@ class Split:
 
 
 def split(batches: Batches) -> Split:
-    """Hold out one batch in five, up to a hundred examples; train on the other batches.
+    """Hold out one batch in five, about 64 examples at most; train on the other batches.
 
     With too few batches, hold out one example in five instead.
 

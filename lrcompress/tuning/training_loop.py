@@ -9,23 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrcompress.checkpoint import CheckpointStore
 from lrcompress.distributed import on_main
 from lrcompress.progress import Progress, Step
-from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, TrainState
+from lrcompress.tuning.checkpoint import Checkpoint, TrainState, save_checkpoint
 from lrcompress.tuning.report import HeldOut
 from lrcompress.tuning.training_setup import LARGEST_NORM, TrainingSetup, accumulate_, factor
 
 MOST_RESTARTS = 4
 TOO_FAR = 2.0  # times the start's measure; above it, training restarts from the best weights
-EVALUATIONS, CLOSEST_EVALUATIONS = 20, 10  # in all; fewest steps between two
+EVALUATIONS, CLOSEST_EVALUATIONS = 20, 10  # number in all, fewest steps between two
 
 
 class Loop:
-    """One training. `standing` and the weights always belong to the same step."""
+    """One training. `train_state` and the weights always belong to the same step."""
 
     def __init__(
         self,
-        course: TrainingSetup,
+        setup: TrainingSetup,
         begun: TrainState | Checkpoint,
         store: CheckpointStore,
         *,
@@ -35,72 +36,72 @@ class Loop:
 
         begun: a TrainState at step 0 whose history holds the start, or a checkpoint to resume.
         """
-        self.course, self._store, self._on_trial = course, store, on_trial
-        self._scaler = course.scaler()
+        self.setup, self._store, self._on_trial = setup, store, on_trial
+        self._scaler = setup.scaler()
         if isinstance(begun, Checkpoint):
-            self.standing = begun.standing
-            course.set_weights_(begun.weights)
-            self.best = {k: v.to(course.device) for k, v in begun.best.items()}
+            self.train_state = begun.state
+            setup.set_weights_(begun.weights)
+            self.best = {k: v.to(setup.device) for k, v in begun.best.items()}
             self._set_up_optimiser()
             self._optimiser.load_state_dict(begun.optimiser["optimiser"])
             self._scaler.load_state_dict(begun.optimiser["scaler"])
-            if course.load_extra_state is not None:
-                course.load_extra_state(begun.extra)
+            if setup.load_extra_state is not None:
+                setup.load_extra_state(begun.extra)
             torch.set_rng_state(begun.generator)
         else:
-            self.standing = begun
-            self.best = course.weights()
+            self.train_state = begun
+            self.best = setup.weights()
             self._set_up_optimiser()
 
     @property
     def start(self) -> float:
-        return _value(self.standing.history[0])
+        return _value(self.train_state.history[0])
 
     @property
     def best_value(self) -> float:
-        return min(map(_value, self.standing.history))
+        return min(map(_value, self.train_state.history))
 
     def run_(self, progress: Progress) -> None:
         """Train to the last step, then restore the best weights."""
-        steps = self.standing.steps
-        every = self.course.options.evaluate_every or evaluation_interval(steps)
+        steps = self.train_state.steps
+        every = self.setup.options.evaluate_every or evaluation_interval(steps)
         with progress.stage("tune", steps) as shown:
-            shown.advance(self.standing.step)
-            while self.standing.step < steps and self.standing.restarts <= MOST_RESTARTS:
+            shown.advance(self.train_state.step)
+            while self.train_state.step < steps and self.train_state.restarts <= MOST_RESTARTS:
                 self._say(shown)
                 lost = not self._step()
                 shown.advance()
-                if lost or self.standing.step % every == 0 or self.standing.step == steps:
+                if lost or self.train_state.step % every == 0 or self.train_state.step == steps:
                     self._judge(lost=lost)
-                    on_main(lambda: self._store.put(self._checkpoint()))
+                    on_main(lambda: save_checkpoint(self._store, self._checkpoint()))
             self._say(shown)
-        self.course.set_weights_(self.best)
+        self.setup.set_weights_(self.best)
 
-    def straight_(self) -> float:
+    def run_without_evaluation_(self) -> float:
         """Train to the last step without evaluation; return the measure of the final weights."""
-        while self.standing.step < self.standing.steps:
+        while self.train_state.step < self.train_state.steps:
             if not self._step():
                 return float("inf")
-        return self.course.measure()
+        return self.setup.measure()
 
     def _step(self) -> bool:
         """Take one step. If the loss is not finite, leave the weights and return False."""
-        course, now = self.course, self.standing
+        setup, now = self.setup, self.train_state
         scale = factor(now.step, now.steps)
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * scale
         self._optimiser.zero_grad(set_to_none=True)
-        loss = accumulate_(course, now.step, self._scaler)
-        self.standing = replace(now, step=now.step + 1)
+        loss = accumulate_(setup, now.step, self._scaler)
+        self.train_state = replace(now, step=now.step + 1)
         if not isfinite(loss):
             return False
-        self.standing = replace(self.standing, losses=(*now.losses, loss))
+        self.train_state = replace(self.train_state, losses=(*now.losses, loss))
         self._scaler.unscale_(self._optimiser)
-        torch.nn.utils.clip_grad_norm_(list(course.parameters.values()), LARGEST_NORM)
+        torch.nn.utils.clip_grad_norm_(list(setup.parameters.values()), LARGEST_NORM)
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        if course.after_step is not None and not self._on_trial:
-            course.after_step(now.step)
+        if setup.after_step is not None and not self._on_trial:
+            setup.after_step(now.step)
         return True
 
     def _judge(self, *, lost: bool) -> None:
@@ -110,23 +111,23 @@ class Loop:
         that is not finite, or a measure above TOO_FAR times the start. Slightly worse is common
         while the learning rate is at its peak, and recovers as it falls.
         """
-        value = float("inf") if lost else self.course.measure()
-        now, best = self.standing, self.best_value
+        value = float("inf") if lost else self.setup.measure()
+        now, best = self.train_state, self.best_value
         entry = HeldOut(now.step, value if isfinite(value) else None)
         now = replace(now, history=(*now.history, entry))
         if value < best:
-            self.best = self.course.weights()
+            self.best = self.setup.weights()
             now = replace(now, best_step=now.step)
         if value > TOO_FAR * self.start:
-            self.course.set_weights_(self.best)
+            self.setup.set_weights_(self.best)
             now = replace(now, learning_rate=now.learning_rate / 2, restarts=now.restarts + 1)
-        restarted = now.restarts > self.standing.restarts
-        self.standing = now
+        restarted = now.restarts > self.train_state.restarts
+        self.train_state = now
         if restarted:
             self._set_up_optimiser()
 
     def _set_up_optimiser(self) -> None:
-        self._optimiser = self.course.optimiser(self.standing.learning_rate)
+        self._optimiser = self.setup.optimiser(self.train_state.learning_rate)
         self._rates: list[float] = [group["lr"] for group in self._optimiser.param_groups]
 
     def _checkpoint(self) -> Checkpoint:
@@ -134,9 +135,9 @@ class Loop:
             "optimiser": self._optimiser.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
-        weights: dict[str, Tensor] = self.course.weights()
-        extra = {} if self.course.extra_state is None else self.course.extra_state()
-        return Checkpoint(self.standing, weights, self.best, state, extra, torch.get_rng_state())
+        weights: dict[str, Tensor] = self.setup.weights()
+        extra = {} if self.setup.extra_state is None else self.setup.extra_state()
+        return Checkpoint(self.train_state, weights, self.best, state, extra, torch.get_rng_state())
 
     def _say(self, shown: Step) -> None:
         shown.say(f"held-out {self.start:.3g} → {self.best_value:.3g}")

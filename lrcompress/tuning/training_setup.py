@@ -23,7 +23,7 @@ from lrcompress.tuning.regularisers import Regulariser, regularised_
 from lrcompress.tuning.split import Split
 
 LARGEST_NORM = 1.0  # gradients are clipped to this norm
-WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, and most steps
+WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, largest number of steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,77 +80,77 @@ class TrainingSetup:
         return torch.amp.GradScaler(self.device.type, enabled=enabled)
 
 
-def draws(course: TrainingSetup, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
+def draws(setup: TrainingSetup, step: int) -> Iterator[tuple[Batch, int | None, torch.Generator]]:
     """Yield this process's batches of a step; the order depends on the seed and the step only.
 
     Each pass uses every batch once. With token noise, from the second pass on, a batch has most of
     its tokens replaced in every other pass: new text teaches more than noise does.
     """
-    train, options = course.split.train, course.options
+    train, options = setup.split.train, setup.options
     for part in range(options.accumulation):
         index = (step * options.accumulation + part) * world_size() + rank()
         turn, place = divmod(index, len(train))
         order = torch.randperm(len(train), generator=step_generator(options.seed, turn))
         place = int(order[place])
         generator = step_generator(options.seed + 1, index)
-        if course.noise is not None and turn and (place + turn) % 2:
-            yield course.noise.noisy(train[place], generator), None, generator
+        if setup.noise is not None and turn and (place + turn) % 2:
+            yield setup.noise.noisy(train[place], generator), None, generator
         else:
             yield train[place], place, generator
 
 
-def accumulate_(course: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
+def accumulate_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     """Accumulate the step's gradients and return its loss, which may be NaN or infinite.
 
     The first step detects a network that changes in place tensors saved for the backward pass.
     The gradients are then cleared and the step is repeated with `saved_copies`.
     """
-    if not course.changing:
+    if not setup.changing:
         try:
-            return _accumulated_(course, step, scaler)
+            return _accumulated_(setup, step, scaler)
         except RuntimeError as cause:
             if not is_changed_in_place(cause):
                 raise
-            course.changing.append(course.module)
-            for parameter in course.parameters.values():
+            setup.changing.append(setup.module)
+            for parameter in setup.parameters.values():
                 parameter.grad = None
     with saved_copies():
-        return _accumulated_(course, step, scaler)
+        return _accumulated_(setup, step, scaler)
 
 
-def _accumulated_(course: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
+def _accumulated_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     total = 0.0
-    around = nullcontext() if course.around_step is None else course.around_step(step)
-    with around, _regularised(course) as penalty:
-        for batch, place, generator in draws(course, step):
-            with course.autocast():
-                loss = course.objective.loss(batch, generator, place=place)
-                terms = (penalty(), None if course.penalty is None else course.penalty())
+    around = nullcontext() if setup.around_step is None else setup.around_step(step)
+    with around, _regularised(setup) as penalty:
+        for batch, place, generator in draws(setup, step):
+            with setup.autocast():
+                loss = setup.objective.loss(batch, generator, place=place)
+                terms = (penalty(), None if setup.penalty is None else setup.penalty())
                 loss = sum((term for term in terms if term is not None), start=loss)
-            loss = loss / course.options.accumulation
+            loss = loss / setup.options.accumulation
             torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
-    return _averaged_(course, total)
+    return _averaged_(setup, total)
 
 
 @contextmanager
-def _regularised(course: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]:
+def _regularised(setup: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]:
     """Attach the regularisers while gradients are computed, and yield their penalty.
 
     They change parameter names, and an optimiser finds factors by name.
     """
-    if not course.regularisers:
+    if not setup.regularisers:
         yield lambda: None
         return
-    with regularised_(course.module, course.regularisers) as regularised:
+    with regularised_(setup.module, setup.regularisers) as regularised:
         yield regularised.penalty
 
 
-def _averaged_(course: TrainingSetup, loss: float) -> float:
+def _averaged_(setup: TrainingSetup, loss: float) -> float:
     """Average gradients (in place) and loss over all processes; return the mean loss."""
     if world_size() == 1:
         return loss
-    grads = [p.grad for p in course.parameters.values() if p.grad is not None]
+    grads = [p.grad for p in setup.parameters.values() if p.grad is not None]
     for grad in grads:
         all_reduce_(grad).div_(world_size())
     return float(all_reduce_(torch.tensor(loss, dtype=torch.float64))) / world_size()

@@ -8,10 +8,12 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
+from lrcompress.checkpoint import CheckpointStore, NoCheckpoints
 from lrcompress.compression.measure import judged_divergence
 from lrcompress.distributed import on_main, world_size
 from lrcompress.errors import TuneError
@@ -29,7 +31,7 @@ from lrcompress.tuning.build_setup import (
     prepared,
     refuse_shared,
 )
-from lrcompress.tuning.checkpoint import Checkpoint, CheckpointStore, NoCheckpoints, TrainState
+from lrcompress.tuning.checkpoint import Checkpoint, TrainState, load_checkpoint
 from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.lr_search import chosen_rate
 from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
@@ -91,65 +93,61 @@ def tune_(
     refuse_shared(parameters, dense)
     with torch.random.fork_rng(_gpus(module)), asking_only(module, parameters):
         torch.manual_seed(options.seed)
-        course = prepared(module, dense, layers, batches, options, task)
+        setup = prepared(module, dense, layers, batches, options, task)
         key = _key(options, dense, batches)
-        held = on_main(store.get)
-        if held is not None and held.standing.key != key:
+        held = on_main(partial(load_checkpoint, store))
+        if held is not None and held.state.key != key:
             held = None
-        start = course.measure() if held is None else 0.0
-        steps = _length(course, start) if held is None else held.standing.steps
+        start = setup.measure() if held is None else 0.0
+        steps = _length(setup, start) if held is None else held.state.steps
         blank = TrainState(key, steps, 0.0)
         if options.adapter is None:
-            course = with_random_skips(course, part)
-            report = _trained(
-                course, held or _first(course, blank, start, progress), store, progress
-            )
+            setup = with_random_skips(setup, part)
+            report = _trained(setup, held or _first(setup, blank, start, progress), store, progress)
         else:
-            adapted = Adapted(course, part.layers, steps)
-            course = with_random_skips(adapted.course, part)
+            adapted = Adapted(setup, part.layers, steps)
+            setup = with_random_skips(adapted.setup, part)
             try:
-                begun = held or _first(course, blank, start, progress)
-                report = _trained(course, begun, store, progress)
+                begun = held or _first(setup, blank, start, progress)
+                report = _trained(setup, begun, store, progress)
             except BaseException:
-                adapted.abandoned_()
+                adapted.abandon_()
                 raise
             report = adapted.merged_(report, whitenings or {})
-        if course.judge is not None:
-            report = replace(report, quality=judged_divergence(module, course.judge))
+        if setup.judge is not None:
+            report = replace(report, quality=judged_divergence(module, setup.judge))
     after = {name: parameter.shape for name, parameter in module.named_parameters()}
     assert after == sizes, "tuning changed a size"
     return report
 
 
-def _first(
-    course: TrainingSetup, blank: TrainState, start: float, progress: Progress
-) -> TrainState:
+def _first(setup: TrainingSetup, blank: TrainState, start: float, progress: Progress) -> TrainState:
     """Return the TrainState at step 0, with the learning rate chosen."""
     if not math.isfinite(start):
         raise TuneError(
             "the compressed network's output is NaN or infinite before any training; compress "
             "at a larger budget or in float32"
         )
-    rate = course.options.learning_rate
+    rate = setup.options.learning_rate
     if rate is None:
-        rate = chosen_rate(course, blank.steps, start, progress)
+        rate = chosen_rate(setup, blank.steps, start, progress)
     return replace(blank, learning_rate=rate, history=(HeldOut(0, start),))
 
 
-def _length(course: TrainingSetup, start: float) -> int:
+def _length(setup: TrainingSetup, start: float) -> int:
     """Total number of steps. With `minutes` it is computed once, from timed steps."""
-    options = course.options
+    options = setup.options
     if options.minutes is None:
         return options.steps or DEFAULT_STEPS
-    scaler, times = course.scaler(), []
+    scaler, times = setup.scaler(), []
     for step in range(1 + TIMED_STEPS):
         begun = time.perf_counter()
-        accumulate_(course, step, scaler)
+        accumulate_(setup, step, scaler)
         times.append(time.perf_counter() - begun)
-    for parameter in course.parameters.values():
+    for parameter in setup.parameters.values():
         parameter.grad = None
     begun = time.perf_counter()
-    course.measure()
+    setup.measure()
     judged = time.perf_counter() - begun
     each = sum(times[1:]) / TIMED_STEPS
     seconds = 60 * options.minutes
@@ -171,33 +169,33 @@ def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
 
 
 def _trained(
-    course: TrainingSetup,
+    setup: TrainingSetup,
     begun: TrainState | Checkpoint,
     store: CheckpointStore,
     progress: Progress,
 ) -> TuneReport:
-    loop = Loop(course, begun, store)
+    loop = Loop(setup, begun, store)
     loop.run_(progress)
     return _report(loop)
 
 
 def _report(loop: Loop) -> TuneReport:
-    standing, course = loop.standing, loop.course
+    train_state, setup = loop.train_state, loop.setup
     return TuneReport(
-        objective=course.options.objective,
-        measure=course.objective.measure_name,
+        objective=setup.options.objective,
+        measure=setup.objective.measure_name,
         start=loop.start,
         end=loop.best_value,
-        best_step=standing.best_step,
-        history=standing.history,
-        losses=standing.losses,
-        steps=standing.step,
-        learning_rate=standing.learning_rate,
-        restarts=standing.restarts,
-        trained_params=sum(p.numel() for p in course.parameters.values()),
-        taught_examples=course.split.taught_examples,
-        judging_examples=course.split.judging_examples,
-        positions=course.positions,
+        best_step=train_state.best_step,
+        history=train_state.history,
+        losses=train_state.losses,
+        steps=train_state.step,
+        learning_rate=train_state.learning_rate,
+        restarts=train_state.restarts,
+        trained_params=sum(p.numel() for p in setup.parameters.values()),
+        taught_examples=setup.split.taught_examples,
+        judging_examples=setup.split.judging_examples,
+        positions=setup.positions,
     )
 
 

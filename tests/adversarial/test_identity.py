@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import nn
 
 import lrcompress
 from adversarial.changing import Code, build
+from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.compression.compress import compress_
 from lrcompress.errors import LrcompressError, ModelError, PlanError, TuneError
 from lrcompress.formats.stages_json import Ledger
@@ -35,15 +37,14 @@ from lrcompress.pipeline import (
     run_profile,
     run_tune,
 )
-from lrcompress.pipeline import run as verbs
 from lrcompress.pipeline.run_folder import open_run_folder
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profiler import profile
-from lrcompress.tuning.checkpoint import Checkpoint, FolderCheckpoints
 from lrcompress.tuning.options import TuneOptions
 
 TESTS = Path(__file__).parents[1]
+RUN = import_module("lrcompress.pipeline.run")  # the function of that name hides it
 SOURCE = SourceOptions("adversarial.changing:build", data="adversarial.changing:batches")
 REQUEST = TuneRequest(TuneOptions(steps=2, evaluate_every=1, learning_rate=1e-3))
 
@@ -198,14 +199,15 @@ def test_a_checkpoint_of_another_teacher_goes(
 ) -> None:
     output, fresh = copied(finished, tmp_path / "out"), copied(finished, tmp_path / "fresh")
     source = SourceOptions("adversarial.changing:build_other", data=SOURCE.data)
-    put = FolderCheckpoints.put
+    put = CheckpointFolder.put
 
-    def stops(self: FolderCheckpoints, checkpoint: Checkpoint) -> None:
-        put(self, checkpoint)
-        raise KeyboardInterrupt
+    def stops(self: CheckpointFolder, kind: str, name: str, entry: Entry) -> None:
+        put(self, kind, name, entry)
+        if kind == "tuning":
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(FolderCheckpoints, "put", stops)
+        patched.setattr(CheckpointFolder, "put", stops)
         with pytest.raises(KeyboardInterrupt):
             run_tune(TuneRunOptions(source, FolderOptions(output, report=False), REQUEST))
     Code.other = "tanh"
@@ -226,14 +228,14 @@ def test_a_tuned_folder_is_loaded(finished: Path, tmp_path: Path) -> None:
 def test_a_model_that_changes_during_a_run_is_named(
     what: str, value: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compressed = verbs.compressed
+    compressed = RUN.compress_model
 
     def then_changed(*given: Any, **named: Any) -> object:
         done = compressed(*given, **named)
         setattr(Code, what, value)
         return done
 
-    monkeypatch.setattr(verbs, "compressed", then_changed)
+    monkeypatch.setattr(RUN, "compress_model", then_changed)
     with pytest.raises(TuneError, match=f"has changed since the run began .*{said}"):
         run(options(tmp_path / "out", tune=REQUEST))
 
@@ -243,7 +245,7 @@ def test_weights_that_a_file_holds_are_named_too(
 ) -> None:
     weights = tmp_path / "weights.safetensors"
     save_file(build().state_dict(), weights)
-    compressed = verbs.compressed
+    compressed = RUN.compress_model
 
     def then_replaced(*given: Any, **named: Any) -> object:
         done = compressed(*given, **named)
@@ -251,7 +253,7 @@ def test_weights_that_a_file_holds_are_named_too(
         save_file({**state, "head.bias": state["head.bias"] + 1}, weights)
         return done
 
-    monkeypatch.setattr(verbs, "compressed", then_replaced)
+    monkeypatch.setattr(RUN, "compress_model", then_replaced)
     source = replace(SOURCE, weights=weights)
     with pytest.raises(TuneError, match=r"has changed since the run began \(other weights"):
         run(options(tmp_path / "out", source=source, tune=REQUEST))

@@ -38,7 +38,7 @@ class CompressFacts:
     fidelity: Mapping[str, float]
     warnings: tuple[str, ...]
     doubts: tuple[str, ...] = ()
-    severe: tuple[str, ...] = ()  # of the doubts
+    severe: tuple[str, ...] = ()  # subset of `doubts`
 
 
 STAGE = Stage("compress", CompressFacts)
@@ -54,7 +54,7 @@ def compress_model(
 ) -> tuple[CompressFacts, str]:
     """Write the compressed model to the run folder; return the facts and the stage's key.
 
-    rewritten_by: a later stage that has finished what this run asks of it.
+    rewritten_by: a later stage that is finished and rewrote files of this one.
     """
     folder, loaded, options = context.folder, inputs.loaded, inputs.options
     key = compress_key(inputs, upstream)
@@ -143,7 +143,7 @@ def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
 
 
 def _fidelity(report: CompressReport, found: Measured) -> dict[str, float]:
-    """Express the divergence in familiar measures, where there are any."""
+    """Express the divergence in familiar measures, if there are any."""
     if report.objective == "cosine":
         return {"mean cosine": 1 - found.per_position}
     shares: dict[str, float] = {}

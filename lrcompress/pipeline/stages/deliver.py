@@ -1,4 +1,4 @@
-"""The end of a run: from the compressed model to the ONNX file, its checks and the report."""
+"""The last steps of a run: export the compressed model, verify it and write the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lrcompress.tuning.report import TuneReport
 
 @dataclass(frozen=True, eq=False)
 class CompressedRun:
-    """The results of a run once its compressed model is written; `key` is its last stage's."""
+    """The results of a run with a written compressed model. key: the key of its last stage."""
 
     profile: Profile
     plan: Plan
@@ -37,8 +37,11 @@ class CompressedRun:
 
 
 def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
-    """Return the doubts about the compressed network. A tuning does not remove them, but measures
-    anew how good the network is; a comparison that was void stays void."""
+    """Return the doubts about the compressed network.
+
+    Tuning keeps the earlier doubts. If it measured the quality again, they are no longer severe,
+    except where the comparison itself was void.
+    """
     found = [Doubt(said, said in made.outcome.severe) for said in made.outcome.doubts]
     if made.tuning is None:
         return tuple(found)

@@ -29,7 +29,7 @@ ONNX_NAME, PT2_NAME = "model.onnx", "model.pt2"
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """The compressed module as it was read back, and what it is exported with."""
+    """The compressed module, read back from disk, with the example batch and the plan."""
 
     module: nn.Module
     batch: Batch
@@ -38,7 +38,7 @@ class Product:
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What stages.json keeps of an export."""
+    """The facts of an export in stages.json."""
 
     bytes: int
     nodes: Mapping[str, int]
@@ -50,7 +50,7 @@ class ExportFacts:
 
 @dataclass(frozen=True)
 class VerifyFacts:
-    """What stages.json keeps of a verification that passed."""
+    """The facts of a successful verification in stages.json."""
 
     checks: tuple[CheckReport, ...]
 
@@ -61,7 +61,7 @@ EXPORT, VERIFY = Stage("export", ExportFacts), Stage("verify", VerifyFacts)
 def export_model(
     context: RunContext, product: Product, asked: RunOptions, upstream: str
 ) -> tuple[ExportFacts, str]:
-    """Write model.onnx (and model.pt2 if asked for); return the facts and the stage's key."""
+    """Write model.onnx (and model.pt2 if requested); return the facts and the stage's key."""
     folder, pt2 = context.folder, asked.pt2
     metadata = {**asked.export.metadata, **_provenance(product.plan)}
     options = replace(asked.export, metadata=metadata)
@@ -94,7 +94,7 @@ def export_model(
 def verify_model(
     context: RunContext, product: Product, provider: ProviderName, upstream: str
 ) -> tuple[CheckReport, ...]:
-    """Run every check of the file. A run that failed one is checked again when it is rerun."""
+    """Run every check of the file. A rerun repeats the checks if one has failed."""
     folder = context.folder
     key = stage_key(VERIFY.name, upstream, {"provider": provider, "onnxruntime": _onnxruntime()})
 
@@ -111,7 +111,7 @@ def verify_model(
 
 
 def _reported(check: Check, plan: Plan) -> CheckReport:
-    """Report a check. A budget in FLOPs or time shows in no file: the plan's figures count."""
+    """Report a check. A file does not show FLOPs or time, so the plan's figures are used for them."""
     passed, detail = check.passed, check.detail
     if check.kind == "budget" and plan.budget.kind in ("flops", "latency"):
         passed = passed is not False and plan.within_budget
@@ -129,9 +129,9 @@ def _reported(check: Check, plan: Plan) -> CheckReport:
 
 
 def budget_facts(plan: Plan) -> BudgetFacts:
-    """Return what the file may hold: what the plan needs and what is left of its budget.
+    """Return the limits for the file: the size in the plan plus what is left of the budget.
 
-    FLOPs and time are no property of the file; the plan has counted them.
+    FLOPs and time are not properties of the file. The plan has counted them.
     """
     room = plan.limit - plan.cost
     if plan.budget.kind == "params":

@@ -25,7 +25,7 @@ from lrcompress.sources.models import load_model
 class Loaded:
     model: LoadedModel
     batches: list[Batch] | None
-    aside: SetAside | None  # the batches in three parts; None without data
+    aside: SetAside | None  # the batches split into three parts; None without data
     identity: ModelIdentity
     data_fingerprint: str  # "" without data
 
@@ -35,21 +35,21 @@ class Loaded:
 
     @property
     def calibration(self) -> Batches | None:
-        """What moments are measured on."""
+        """The batches on which moments are measured."""
         return None if self.aside is None else self.aside.calibration
 
     @property
     def judging(self) -> Batches | None:
-        """The examples set aside that choose."""
+        """The held-out examples that are used for choices."""
         return None if self.aside is None else self.aside.judging
 
     @property
     def confirming(self) -> Batches | None:
-        """The examples set aside that choose nothing; None where none could be spared."""
+        """The held-out examples that are used for no choice; None if there are too few."""
         return self.aside.confirming if self.aside is not None and self.aside.spared else None
 
     def differs(self, known: ModelIdentity | None) -> str:
-        """In what the model is not the known one; "" where nothing shows."""
+        """Return how the model differs from the known one; "" if no difference is found."""
         if known is None:
             return ""
         return what_differs(known, self.identity, self.model.module, self._first)
@@ -59,14 +59,15 @@ class Loaded:
         return self.batches[0] if self.batches else None
 
     def example(self) -> Batch:
-        """For tracing and checking; the same at each call."""
+        """Return a batch for tracing and checking, the same at each call."""
         return self.batches[0] if self.batches else example_batch(self.model)
 
 
 def load_sources(options: SourceOptions) -> Loaded:
-    """The model with its layers converted to standard ones as far as the data shows them.
+    """Load the model and the data; convert layers to standard ones where an example allows it.
 
-    Raises ModelError and DataError for what cannot be read.
+    Raises:
+        ModelError, DataError: the model or the data cannot be read.
     """
     if options.data is not None:
         kind_of_data(options.data)
@@ -96,13 +97,13 @@ def load_sources(options: SourceOptions) -> Loaded:
 
 
 def configuration(model: LoadedModel) -> Mapping[str, Any]:
-    """The entries of the model's config.json; none without."""
+    """Return the entries of the model's config.json; empty without one."""
     path = None if model.folder is None else model.folder / "config.json"
     return {} if path is None or not path.is_file() else read_json(path, foreign=True)
 
 
 def _made_up(model: LoadedModel) -> Batch | None:
-    """Nothing where the model does not say what it takes: then it stays as it is."""
+    """Return a made-up batch; None if the model's inputs are unknown, so nothing is converted."""
     try:
         return example_batch(model)
     except DataError:

@@ -33,8 +33,8 @@ from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 
 PLAN_NAME = "plan.json"
-BYTES_PER_SPLIT = 700  # what one more node, its names and its factor's entry take in the file
-BYTES_PER_STRUCTURE = 8_000  # the same of a structure's dozen nodes and shapes
+BYTES_PER_SPLIT = 700  # file size of one more node, its names and its factor's entry
+BYTES_PER_STRUCTURE = 8_000  # file size of a structure's dozen nodes and shapes
 
 Read = TypeVar("Read")
 
@@ -51,8 +51,10 @@ class PlanInputs:
 
     @property
     def is_selected(self) -> bool:
-        """Whether plans are carried out and measured before one is chosen: not where a plan, a
-        metric or an allocator is asked for, nor without data."""
+        """Whether plans are applied and measured before one is chosen.
+
+        False without data, or if the user named a plan, a metric or an allocator.
+        """
         options = self.options
         named = options.plan_file or options.plan.metric or options.plan.allocator
         comparable = METRICS[self.profile.metric].needs_outputs
@@ -60,7 +62,7 @@ class PlanInputs:
 
     @property
     def key_inputs(self) -> Mapping[str, object]:
-        """What the stage's key depends on. A plan from a file counts by what it decides."""
+        """The inputs of the stage's key. For a plan file, its decisions count, not its text."""
         options = self.options
         if options.plan_file is None:
             return {
@@ -96,7 +98,7 @@ class Decision:
 
 
 def needs_moments(context: RunContext, inputs: PlanInputs, upstream: str) -> bool:
-    """Return whether a selection is still to be made that needs moments which were deleted."""
+    """Return whether a pending selection needs moments that were deleted."""
     if not inputs.is_selected or STAGE.is_finished(context, _key(inputs, upstream)):
         return False
     profile = inputs.profile
@@ -111,7 +113,7 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
     """Write the plan of a run to its plan.json and return it.
 
     Raises:
-        PlanError: the run's own plan.json was edited, and the run was not told to follow it.
+        PlanError: plan.json in the run folder was edited, and --plan does not name it.
     """
     folder = context.folder
     path = folder.path(PLAN_NAME)
@@ -123,7 +125,7 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
     key = _key(inputs, upstream)
 
     def work() -> StageOutput[PlanFacts]:
-        # Nothing is forgotten before there is a plan: no plan may meet the budget
+        # Keep the old stages until there is a plan: the budget may be impossible
         store = CheckpointFolder(folder.work(key)) if inputs.is_selected else None
         made, facts = choose_plan(inputs, context.progress, store)
         folder.begin(STAGE.name)
@@ -140,11 +142,11 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
 def choose_plan(
     inputs: PlanInputs, progress: Progress = SILENT, store: CheckpointStore | None = None
 ) -> tuple[Plan, PlanFacts]:
-    """Return the plan that the options ask for: read from a file, or made for the budget."""
+    """Return the requested plan: read from a file, or made for the budget."""
     options, loaded, profile = inputs.options, inputs.loaded, inputs.profile
     if options.plan_file is not None:
         return read_plan(options.plan_file, profile), PlanFacts()
-    assert options.budget is not None  # RunOptions has seen to it
+    assert options.budget is not None  # checked by RunOptions
     asked = options.plan
     if options.budget.kind == "bytes":
         asked = replace(asked, overhead_bytes=file_overhead(inputs))
@@ -170,7 +172,7 @@ def read_plan(path: Path, profile: Profile) -> Plan:
 
 
 def check_plan_file(path: Path, module: nn.Module) -> None:
-    """Raise PlanError for faults of a plan that show before the model is profiled."""
+    """Raise PlanError for faults in a plan that can be found before profiling."""
     _from_file(path, lambda text: check_plan(text, describe(module).layers))
 
 
@@ -188,8 +190,8 @@ def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
 def file_overhead(inputs: PlanInputs) -> int:
     """Return the bytes of the ONNX file beyond the weights that the plan counts.
 
-    They are measured on an export of the dense model, since only the exporter knows what its graph
-    holds; the compressed graph has one more node for each layer that is split.
+    They are measured on an export of the dense model, since only the exporter knows the content of
+    its graph. The compressed graph has one more node for each layer that is split.
     """
     profile, options = inputs.profile, inputs.options
     loaded = inputs.loaded

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class _NoSink:
-    """The sink of the processes that write no file: they read the moments from the disk."""
+    """A sink for processes that write no file: they read the moments from disk."""
 
     def add(self, name: str, input_group: str, moments: LayerMoments) -> None:
         pass
@@ -52,7 +52,7 @@ def find_profile(folder: Path) -> Path:
     """Return the folder of the profile: `folder` itself, or the subfolder of a run folder.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no profile.
     """
     for candidate in (folder, folder / PROFILE_FOLDER):
         if (candidate / PROFILE_NAME).is_file():
@@ -65,7 +65,7 @@ def measure_profile(
 ) -> tuple[Profile, str]:
     """Measure the profile into the subfolder `where` of the run; return it and its stage's key.
 
-    It is always read from the disk, so that a resumed run sees what an uninterrupted one sees.
+    The profile is always read back from disk, so that resumed and uninterrupted runs see the same.
     again: measure even if it is finished, because its moments were deleted (--drop-moments).
     """
     options, folder = with_pooling(options, loaded), context.folder
@@ -102,12 +102,13 @@ def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
 def copy_profile(
     context: RunContext, where: str, loaded: Loaded, source: Path, *, again: bool = False
 ) -> tuple[Profile, str]:
-    """Copy a profile that was made before into the run; return it and its stage's key.
+    """Copy an existing profile into the run; return it and its stage's key.
 
-    again: copy even if it is there, because the copy's moments were deleted (--drop-moments).
+    again: copy even if a copy exists, because its moments were deleted (--drop-moments).
 
     Raises:
-        DataError: it cannot be read, or lacks moments too. ModelError: it is of another model.
+        DataError: the profile cannot be read, or lacks moments although `again` is set.
+        ModelError: it is a profile of another model.
     """
     folder = context.folder
     source, target = find_profile(source), folder.path(where)
@@ -131,7 +132,7 @@ def copy_profile(
 
 
 def lacks_moments(found: Profile, plan: Plan) -> bool:
-    """Return whether moments were deleted that fitting the plan's structures needs."""
+    """Return whether fitting the plan's structures needs moments that were deleted."""
     changed = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
     return plan.metric != "plain" and any(name not in found.moments for name in changed)
 
@@ -149,7 +150,7 @@ def delete_moments(context: RunContext, where: str) -> Profile:
 
 
 def check_profile(source: Path, loaded: Loaded) -> Profile:
-    """Read the profile of `source`; raises ModelError if it is of another model."""
+    """Read the profile in `source`; raise ModelError if it is of another model."""
     given = load_profile(find_profile(source))
     difference = loaded.differs(given.identity or ModelIdentity(given.model_fingerprint))
     if difference:
@@ -161,7 +162,7 @@ def check_profile(source: Path, loaded: Loaded) -> Profile:
 
 
 def with_pooling(options: ProfileOptions, loaded: Loaded) -> ProfileOptions:
-    """Resolve the pooling "auto" to what the model's folder says."""
+    """Replace the pooling "auto" by the one from the model's folder."""
     if options.pooling != "auto":
         return options
     return replace(options, pooling=loaded.model.pooling)
@@ -176,7 +177,7 @@ def _names(root: Path, target: Path) -> list[str]:
 
 
 def _copy_all(names: Sequence[str], source: Path, target: Path) -> None:
-    """Replace the profile that `target` holds."""
+    """Replace the profile in `target`."""
     for stale in _files(target):
         stale.unlink()
     for name in names:

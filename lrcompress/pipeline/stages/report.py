@@ -1,4 +1,4 @@
-"""The last stage: report.json and report.html, from what the others found."""
+"""The last stage: report.json and report.html, from the results of the other stages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """What the stages after the profile found."""
+    """The results of the stages after the profile."""
 
     plan: Plan
     onnx_bytes: int
@@ -51,7 +51,7 @@ class Findings:
 def profile_report(
     model: LoadedModel, profile: Profile, options: FolderOptions, clock: Clock
 ) -> Report:
-    """Of a profile alone."""
+    """Return the report of a profile without compression."""
     return Report(
         model=model.reference.text,
         command=options.command,
@@ -78,7 +78,7 @@ def run_report(
     clock: Clock,
     provider: str,
 ) -> Report:
-    """Of a whole run."""
+    """Return the report of a whole run."""
     plan = found.plan
     return Report(
         model=model,
@@ -113,7 +113,7 @@ def run_report(
 
 
 def _gained(tuning: TuneReport | None) -> dict[str, float]:
-    """What the examples that judged the tuning say, in words that people use."""
+    """Return the held-out quality before and after tuning, in familiar measures."""
     if tuning is None:
         return {}
     name, start, end = tuning.measure, tuning.start, tuning.end
@@ -129,14 +129,14 @@ def _budget_in_words(plan: Plan) -> str:
 
 
 def with_recorded(report: Report, root: Path) -> Report:
-    """With what an earlier run over the folder took and timed, where its stages still stand."""
+    """Take stage times and latencies from the folder's earlier report, where stages were reused."""
     path = root / REPORT_JSON
     if not path.is_file():
         return report
     try:
         earlier = read_report(path)
     except DataError:
-        return report  # none yet, or of another version
+        return report  # of another version, or unreadable
     seconds = {stage.name: stage.seconds for stage in earlier.stages}
     stages = tuple(
         replace(stage, seconds=seconds.get(stage.name, 0.0)) if stage.reused else stage
@@ -160,7 +160,7 @@ def write_report(report: Report, options: FolderOptions) -> None:
 
 
 def output_files(root: Path) -> tuple[Output, ...]:
-    """What lies in the run folder, the run's own books left out."""
+    """Return the files of the run folder, without the ledger, the lock and the reports."""
     books = {LEDGER_NAME, LOCK_NAME, REPORT_JSON, REPORT_HTML}
     found = sorted(
         path
@@ -175,7 +175,7 @@ def _environment(provider: str) -> dict[str, str]:
 
 
 def read_report(path: Path) -> Report:
-    """Raises DataError for what is no report of this version."""
+    """Read report.json; raise DataError if it is not a report of this version."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as cause:

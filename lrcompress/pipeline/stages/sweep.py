@@ -1,6 +1,6 @@
-"""The sweep stage, if asked for: predicted and measured divergence at several budgets.
+"""The optional sweep stage: predicted and measured divergence at several budgets.
 
-It leaves no file, only facts for the report, and no other stage depends on it.
+It writes no file, only facts for the report, and no other stage depends on it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def is_swept(context: RunContext, inputs: PlanInputs, upstream: str) -> bool:
 
 
 def run_sweep(context: RunContext, inputs: PlanInputs, upstream: str) -> SweepFacts:
-    """Measure the curve at the budgets that the options name. upstream: the key of the profile.
+    """Measure the curve at the budgets in the options. upstream: the key of the profile.
 
-    A budget that cannot be met, or at which the network breaks down, is left out with a warning.
+    A budget that cannot be met, or gives a non-finite output, is skipped with a warning.
     """
     options, judging = inputs.options, inputs.loaded.judging
     if not options.sweep:

@@ -1,7 +1,7 @@
-"""The tune stage: better weights in the run folder's compressed model, its sizes unchanged.
+"""The tune stage: better weights for the run folder's compressed model, sizes unchanged.
 
-It replaces the weights that the compress stage wrote. Those it began with stay beside its
-checkpoint until it has finished, so that a run killed at any moment ends with the same bits.
+It replaces the weights that the compress stage wrote. The initial weights stay beside its
+checkpoint until it has finished, so that a killed and resumed run gives bit-identical results.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from lrcompress.atomic import write_atomically
+from lrcompress.checkpoint import CheckpointFolder
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, on_main
 from lrcompress.errors import DataError, TuneError
@@ -39,14 +40,13 @@ from lrcompress.sources.factory import import_object
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.text import mask_token
 from lrcompress.structures import Dense
-from lrcompress.tuning.checkpoint import NAME as CHECKPOINT_NAME
-from lrcompress.tuning.checkpoint import FolderCheckpoints
+from lrcompress.tuning.checkpoint import KIND as CHECKPOINT
 from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.report import TuneReport
 from lrcompress.tuning.tune import tune_
 
-START_NAME = "start.safetensors"  # the weights that a training began with
+START_NAME = "start.safetensors"  # the weights before training
 TEACHER_NAME = "teacher.json"
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ExportedAs:
-    """How a run was exported; `asked` is None where it was not."""
+    """How a run was exported; `asked` is None if it was not exported."""
 
     asked: ExportOptions | None = None
     pt2: bool = False
@@ -65,9 +65,9 @@ NOT_EXPORTED = ExportedAs()
 
 @dataclass(frozen=True)
 class TuneFacts:
-    """What stages.json keeps of a tuning."""
+    """The facts of a tuning in stages.json."""
 
-    upstream: str  # the key of what was tuned
+    upstream: str  # the key of the stage that was tuned
     report: TuneReport
     export: ExportedAs
     teacher: ModelIdentity | None = None
@@ -78,7 +78,7 @@ STAGE = Stage("tune", TuneFacts)
 
 @dataclass(frozen=True, eq=False)
 class TuneInputs:
-    """What a compressed model is tuned with. `dense` is called only if there is work to do."""
+    """The inputs for tuning a compressed model. `dense` is called only if there is work to do."""
 
     request: TuneRequest
     dense: Callable[[], LoadedModel]
@@ -88,7 +88,7 @@ class TuneInputs:
     profile: Profile
     plan: Plan
     trust_remote_code: bool = False
-    differs: Callable[[ModelIdentity], str] = lambda _: ""  # the teacher at hand, from a known one
+    differs: Callable[[ModelIdentity], str] = lambda _: ""  # how the teacher differs from a known one
 
 
 def tune_key(inputs: TuneInputs, upstream: str) -> str:
@@ -101,7 +101,7 @@ def tune_key(inputs: TuneInputs, upstream: str) -> str:
 
 
 def is_tuned(context: RunContext, inputs: TuneInputs | None, upstream: str) -> bool:
-    """Return whether `tune_model` has nothing left to do. upstream: the key of what is tuned."""
+    """Return whether `tune_model` has nothing left to do. upstream: the key of the tuned stage."""
     return inputs is not None and STAGE.is_finished(context, tune_key(inputs, upstream))
 
 
@@ -113,7 +113,7 @@ def tune_model(
 ) -> tuple[TuneReport, str]:
     """Tune the run folder's model; return the report without the losses, and the stage's key.
 
-    exported_as: how the run was exported before, kept for a run that resumes after a kill.
+    exported_as: how the run was exported before, recorded so that a resumed run knows it.
     """
     folder, key = context.folder, tune_key(inputs, upstream)
 
@@ -137,7 +137,7 @@ def tune_model(
             task=task,
             whitenings=_whitenings(inputs) if options.adapter else None,
             progress=context.progress,
-            store=FolderCheckpoints(checkpoint),
+            store=CheckpointFolder(checkpoint),
         )
         report = replace(report, losses=())
         if not report.improved:
@@ -152,7 +152,7 @@ def tune_model(
 
 
 def last_export(folder: RunFolder) -> ExportedAs:
-    """Return how the run was exported the last time; NOT_EXPORTED if it was not."""
+    """Return how the run was last exported; NOT_EXPORTED if it was not."""
     exported, tuning = EXPORT.recorded(folder), STAGE.recorded(folder)
     if exported is not None:
         return ExportedAs(exported.asked, exported.pt2)
@@ -167,7 +167,7 @@ def unimproved(report: TuneReport) -> str:
 
 
 def required_batches(batches: list[Batch] | None) -> list[Batch]:
-    """Raises TuneError without data."""
+    """Return the batches; raise TuneError without data."""
     if batches is None:
         raise TuneError("tuning needs data to learn from; give --data")
     return batches
@@ -176,7 +176,7 @@ def required_batches(batches: list[Batch] | None) -> list[Batch]:
 def checked_dense(
     dense: LoadedModel, identity: ModelIdentity, known: ModelIdentity, batch: Batch, root: Path
 ) -> LoadedModel:
-    """Raises TuneError if it is not the known network, that the run was made from."""
+    """Return `dense`; raise TuneError if it is not the known network that the run was made from."""
     difference = what_differs(known, identity, dense.module, batch)
     if difference:
         raise TuneError(
@@ -187,7 +187,7 @@ def checked_dense(
 
 
 def _settled(inputs: TuneInputs, dense: LoadedModel) -> TuneOptions:
-    """Fill in what the options leave open from the profile and the tokenizer."""
+    """Fill in unset options from the profile, the dense model and its tokenizer."""
     options, profile = inputs.request.options, inputs.profile
     if options.divergence == "auto" and options.pooling is None and options.readout is None:
         options = replace(options, readout=profile.readout)
@@ -210,7 +210,7 @@ def _task(reference: str) -> TaskLoss | None:
 
 
 def _whitenings(inputs: TuneInputs) -> Mapping[str, Whitening]:
-    """Return each layer's metric; layers whose moments were deleted merge in the plain one."""
+    """Return each layer's metric; layers whose moments were deleted are merged in the plain metric."""
     profile, plan = inputs.profile, inputs.plan
     layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
     held = [name for name in layers if name in profile.moments]
@@ -231,7 +231,7 @@ def _keep_teacher(work: Path, inputs: TuneInputs) -> None:
         if not difference:
             return
         log.warning("the teacher has changed (%s): the tuning begins anew", difference)
-        (work / CHECKPOINT_NAME).unlink(missing_ok=True)
+        CheckpointFolder(work).path(CHECKPOINT).unlink(missing_ok=True)
     write_json(path, to_json(inputs.dense_identity))
 
 

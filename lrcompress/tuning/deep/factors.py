@@ -26,7 +26,7 @@ class DeepFactors(nn.Module):
     right: Tensor | None
 
     def __init__(self, factors: list[Tensor], bases: Bases | None = None) -> None:
-        """factors: W1, W2, W3."""
+        """Register W1, W2, W3 (`factors`) as parameters and the bases as buffers."""
         super().__init__()
         self.factors = nn.ParameterList(nn.Parameter(w) for w in factors)
         self.register_buffer("left", None if bases is None else bases.left)

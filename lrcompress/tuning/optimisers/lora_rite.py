@@ -70,7 +70,7 @@ class LoraRite(WideOptimiser):
     def _advance_factor_(
         self, factor: Factor, other: Basis, inverse: Tensor, groups: dict[Tensor, dict[str, Any]]
     ) -> None:
-        """Update one factor. inverse: (batch, k, r), converts back from the other factor's basis."""
+        """Update one factor. inverse: (batch, k, r), converts back from the other one's basis."""
         parameter = factor.parameter
         if parameter.grad is None:
             return
