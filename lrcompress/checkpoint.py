@@ -29,7 +29,7 @@ class Entry:
 
 
 class CheckpointStore(Protocol):
-    """Entries by kind and name, such as ("factors", "encoder.layer.0.output")."""
+    """A store of entries by kind and name, such as ("factors", "encoder.layer.0.output")."""
 
     def get(self, kind: str, name: str = "") -> Entry | None:
         """Return a stored entry; None if there is none or it cannot be read."""

@@ -20,7 +20,8 @@ from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
-from lrcompress.selection.rounds import Selection, corrected, plan_digest, select
+from lrcompress.selection.measurements import plan_digest
+from lrcompress.selection.rounds import Selection, corrected, select
 from lrcompress.selection.trial_network import TrialNetwork
 from lrcompress.structures import Dense, LowRank
 

@@ -12,24 +12,30 @@ others       median of the lowest loss of the others
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from statistics import median
 
 from torch import nn
 
 from benchmarks.structure_sections.request import Request, Row
 from benchmarks.structure_sections.trained import committed
-from benchmarks.subjects import minilm
 from lrcompress.network.batches import Batches
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.profiler import profile
+from lrcompress.sources.data import load_batches
+from lrcompress.sources.models import load_model
+from lrcompress.sources.options import DataOptions
+from sample_models.minilm import prepare
 
 STRUCTURES = ("low_rank", "kronecker", "blast", "monarch")
 BATCHES = 4
+SENTENCES = Path("sample_models/data/sentences.txt")
 
 
 def run(request: Request) -> Row:
@@ -50,8 +56,10 @@ def sample(name: str) -> tuple[nn.Module, Batches, str | None]:
 
 
 def encoder() -> tuple[nn.Module, Batches, str | None]:
-    subject = minilm("bible sentences", 200, ("python docs",))
-    return subject.module, subject.batches, subject.pooling
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = load_model(str(prepare(Path(folder) / "minilm")))
+        batches = load_batches(str(SENTENCES), loaded, DataOptions())
+    return loaded.module, batches[:BATCHES], loaded.pooling
 
 
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Batches, str | None]]] = {

@@ -1,1 +1,1 @@
-"""The `lrcompress` command: thin commands over the library, loaded when they are run."""
+"""The `lrcompress` command: thin commands over the library, imported when they are run."""

@@ -1,4 +1,4 @@
-"""`python -m lrcompress_cli`, and so `torchrun -m lrcompress_cli`."""
+"""Entry point of `python -m lrcompress_cli` and `torchrun -m lrcompress_cli`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the exit status says. The one place that maps errors and failed checks to a number."""
+"""Exit codes. The only module that maps errors and failed checks to an exit code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lrcompress.errors import LrcompressError
 
 class ExitCode(IntEnum):
     OK = 0
-    UNEXPECTED = 1  # a bug of ours, or of a library
+    UNEXPECTED = 1  # a bug in lrcompress or in a library
     USAGE = 2
     NUMERIC = 3  # the ONNX file computes something else, or holds another graph
     PLACEMENT = 4  # a GPU was asked for and nodes are, or would be, left on the CPU
     BUDGET = 5
-    ACCURACY = 6  # the file is what was compressed, but that is known to be bad
+    ACCURACY = 6  # the file matches the compressed model, whose quality is known to be bad
     INPUT = 7
     INTERRUPTED = 130
 
@@ -30,7 +30,7 @@ class FailedCheck(Protocol):
     def kind(self) -> str: ...
 
 
-CHECK_KINDS: dict[str, ExitCode] = {  # the first kind that failed gives the status
+CHECK_KINDS: dict[str, ExitCode] = {  # the first failed kind gives the exit code
     "graph": ExitCode.NUMERIC,
     "numeric": ExitCode.NUMERIC,
     "placement": ExitCode.PLACEMENT,

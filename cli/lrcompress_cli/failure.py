@@ -1,4 +1,4 @@
-"""From an exception to one line on stderr and an exit code; a traceback only when asked for."""
+"""Turn an exception into one line on stderr and an exit code; a traceback only on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def report_failure(error: BaseException, arguments: Sequence[str], *, resumable:
     """
     if isinstance(error, SystemExit):
         raise error
-    if isinstance(error, BrokenPipeError):  # the reader of our output has gone, e.g. `| head`
+    if isinstance(error, BrokenPipeError):  # the reader of the output has exited, e.g. `| head`
         _drop_output()
         return ExitCode.OK
     code = of_error(error)
@@ -46,7 +46,7 @@ def report_failure(error: BaseException, arguments: Sequence[str], *, resumable:
 
 
 def _traceback(error: BaseException) -> str:
-    """As Python tells it, with each message, which may quote a file, on one line."""
+    """Return Python's traceback with each message on one line, since it may quote a file."""
     text = "".join(traceback.format_exception(error))
     causes: list[BaseException] = []
     cause: BaseException | None = error

@@ -101,7 +101,7 @@ def tune_record(result: RunResult) -> dict[str, Any]:
 
 
 def _tuning(report: Report) -> dict[str, Any] | None:
-    """Without the loss of every step."""
+    """Return the tuning report without the loss of every step."""
     if report.tuning is None:
         return None
     return {key: value for key, value in to_json(report.tuning).items() if key != "losses"}
@@ -134,7 +134,7 @@ def _tail(report: Report) -> dict[str, Any]:
 
 
 def _layers(report: Report) -> list[dict[str, Any]]:
-    """Without the spectra and what a plan adds: those are in report.json."""
+    """Return the layers without the spectra and the plan's fields, which are in report.json."""
     absent = ("spectra", "structure", "rank", "params_kept", "predicted_loss", "saved", "note")
     return [
         {key: value for key, value in to_json(layer).items() if key not in absent}

@@ -1,4 +1,4 @@
-"""The command table. `lrcompress --help` reads it and loads no command and no torch."""
+"""The command table. `lrcompress --help` uses it without importing any command or torch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lrcompress_cli.processes import fail_together, is_follower, silenced
 class Entry:
     module: str  # holds `command`
     summary: str
-    resumable: bool = False  # rerunning the same command goes on where an interruption struck
-    shared: bool = False  # torchrun's processes share the work; otherwise the first does it
+    resumable: bool = False  # rerunning the same command resumes after an interruption
+    shared: bool = False  # torchrun's processes share the work; else the first does it
 
 
 COMMANDS: dict[str, Entry] = {
@@ -58,7 +58,7 @@ COMMANDS: dict[str, Entry] = {
 
 
 class CommandTable(click.Group):
-    """The group over COMMANDS; every way to fail ends in one line and an exit code."""
+    """The click group of COMMANDS. Every failure ends in one line and an exit code."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -85,8 +85,8 @@ class CommandTable(click.Group):
     ) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)
         _write_anything(sys.stdout, sys.stderr)
-        # Threads that wait spin for microseconds only: on a machine shared with other work the
-        # usual milliseconds cost most of the time; not to spin at all costs half of an idle one
+        # Limit the spinning of waiting threads to microseconds. On a shared machine, the default of
+        # milliseconds costs most of the time. On an idle one, no spinning costs half of the time.
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         entry = COMMANDS.get(arguments[0]) if arguments else None
         if is_follower() and (entry is None or not entry.shared):
@@ -101,7 +101,7 @@ class CommandTable(click.Group):
                     obj=arguments,  # the report shows the exact command
                     **extra,
                 )
-            if is_follower():  # what the checks say is for the first process to tell
+            if is_follower():  # only the first process reports failed checks
                 code = 0
         except BaseException as error:
             resumable = entry is not None and entry.resumable
@@ -111,7 +111,7 @@ class CommandTable(click.Group):
 
 
 def _write_anything(*streams: object) -> None:
-    """What a stream's encoding lacks is written as an escape and ends no command."""
+    """Make streams escape the characters that their encoding lacks, instead of failing."""
     for stream in streams:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

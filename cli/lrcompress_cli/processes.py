@@ -1,4 +1,4 @@
-"""Several processes that torchrun started: the first speaks for all of them."""
+"""Output and errors of several processes started by torchrun: the first reports for all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import timedelta
 from lrcompress import distributed
 from lrcompress_cli.exit_codes import of_error
 
-FAILED, REPORTED = "lrcompress/failed", "lrcompress/reported"  # keys in torchrun's table
+FAILED, REPORTED = "lrcompress/failed", "lrcompress/reported"  # keys in torchrun's store
 PATIENCE = timedelta(seconds=10)
 
 
@@ -41,19 +41,22 @@ def fail_together(error: BaseException, report: Callable[[BaseException], int]) 
 
 
 def _leave_word(error: BaseException) -> int:
-    """torchrun ends the other processes when the first of them fails: not before it has spoken."""
+    """Send the error to the first process and wait until it has reported it.
+
+    torchrun would end the other processes as soon as this one exits with an error.
+    """
     try:
         if not isinstance(error, distributed.ProcessLost):
             distributed.store().set(FAILED, pickle.dumps(distributed.portable(error)))
-        distributed.close()  # whoever waits for us waits no longer
+        distributed.close()  # processes that wait for this one stop waiting
         distributed.store().wait([REPORTED], PATIENCE)
         return int(distributed.store().get(REPORTED))
-    except RuntimeError:  # the first process is gone, or has not failed
+    except RuntimeError:  # the first process has exited, or has not failed
         return of_error(error)
 
 
 def _last_word() -> BaseException | None:
-    """Of the process that was lost; None if it was killed."""
+    """Return the error of the lost process; None if it was killed."""
     try:
         distributed.store().wait([FAILED], PATIENCE)
     except RuntimeError:

@@ -37,7 +37,7 @@ class _Step:
 
 
 class TerminalProgress:
-    """The library's Progress as rich bars; those that became visible stay as a record."""
+    """The library's Progress as rich bars. Bars that became visible remain on the screen."""
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
@@ -50,7 +50,7 @@ class TerminalProgress:
             console=console,
             expand=True,
         )
-        self._lock = Lock()  # the timers run in threads of their own
+        self._lock = Lock()  # the timers run in separate threads
         self._open: list[TaskID] = []
 
     @contextmanager
@@ -71,7 +71,7 @@ class TerminalProgress:
         with self._lock:
             if task in self._open:
                 self._bars.update(task, visible=True)
-                self._bars.start()  # does nothing while it runs
+                self._bars.start()  # does nothing if it runs already
 
     def _close(self, task: TaskID) -> None:
         with self._lock:

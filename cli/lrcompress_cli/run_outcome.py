@@ -1,4 +1,4 @@
-"""How a command ends that has made a network: its files checked, and its result doubted or not."""
+"""The Outcome of a command that produced a network: exit code, failed checks and doubts."""
 
 from __future__ import annotations
 

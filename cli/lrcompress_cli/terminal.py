@@ -1,4 +1,4 @@
-"""stdout and stderr: results go to the one, words and progress to the other."""
+"""Terminal output: results go to stdout, messages and progress to stderr."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ if TYPE_CHECKING:
 
     from lrcompress.progress import Progress
 
-WIDTH_OF_FILES = 120  # columns of a table that goes into a file or pipe
+WIDTH_OF_FILES = 120  # width of a table that is written to a file or pipe
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command hands back: its documented object, and the same for a reader."""
+    """The result of a command: its documented JSON object, and the same for human readers."""
 
     data: Mapping[str, Any]
-    shown: Sequence[RenderableType] = ()  # a plain str is written as it is
+    shown: Sequence[RenderableType] = ()  # a plain str is written unchanged
     code: ExitCode = ExitCode.OK
     problems: Sequence[str] = field(default_factory=tuple)  # lines for stderr
 
 
 class Terminal:
-    """`json`: stdout holds one object. `quiet`: nothing but errors and that object."""
+    """stdout and stderr of a command.
+
+    json_output: write one object to stdout. quiet: write only errors and that object.
+    """
 
     def __init__(self, *, json_output: bool, quiet: bool) -> None:
         self.json_output = json_output
@@ -72,7 +75,7 @@ class Terminal:
         logger.addHandler(handler)
         try:
             with redirect_stdout(sys.stderr), warnings.catch_warnings():
-                # Deprecations among libraries are no news to a user of the command.
+                # Library deprecation warnings do not concern users of the command.
                 warnings.simplefilter("ignore")
                 yield
         finally:
@@ -105,7 +108,7 @@ class Terminal:
 
 
 class _Harmless:
-    """A renderable of which every character is printable, whatever its maker has overlooked."""
+    """A renderable that makes every character printable, as a last safeguard."""
 
     def __init__(self, part: RenderableType) -> None:
         self._part = part
@@ -117,7 +120,7 @@ class _Harmless:
 
 
 class _ToTerminal(logging.Handler):
-    """The library's log: warnings always, its notes unless --quiet."""
+    """A log handler that shows the library's messages on stderr unless --quiet."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__()

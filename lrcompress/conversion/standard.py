@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrcompress.conversion.comparison import (
+    OTHER_SIZES,
+    other_inputs,
+    resized,
+    same_in_training,
+    same_output,
+)
 from lrcompress.conversion.conversion import Conversion
 from lrcompress.conversion.observation import Call, Product, products_of
 from lrcompress.conversion.wrapped_layer import PaddedConv, ScaledLayer, same_padding
 from lrcompress.errors import ModelError
-from lrcompress.network.agreement import agree, output
-
-OTHER_SIZES = (-1, -2, 1, 2, 3)  # minus the example's size: all remainders of small strides
+from lrcompress.network.agreement import output
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +56,11 @@ def standard_layer(
     problem = _no_room(layer, shown, shared=shared)
     if problem:
         return problem
-    tried = [t for t in (*inputs, *_variants(x, shown)) if t is not None]
+    tried = [t for t in (*inputs, *other_inputs(x, shown)) if t is not None]
     for guess in _guesses(conversion, layer, x):
         built = build(guess, layer)
-        if all(_same(layer, built, t) for t in tried):
-            if not _same_in_training(layer, x):
+        if all(same_output(layer, built, t) for t in tried):
+            if not same_in_training(layer, x):
                 return "it computes something else in training"
             return Found(guess, built)
     return f"its output is not that of {shown.kind} with the weight that it uses"
@@ -225,7 +230,7 @@ def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ..
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
     for change in (0, *OTHER_SIZES):
         sizes = tuple(max(1, size + change) for size in x.shape[2:])
-        probe = x if change == 0 else _resized(x, sizes)
+        probe = x if change == 0 else resized(x, sizes)
         at = shown if change == 0 else _shown(layer, probe)
         if isinstance(at, str) or at.kind != shown.kind:
             continue  # a size that the layer does not accept
@@ -275,51 +280,3 @@ def _amounts(x: Tensor, shown: Product) -> tuple[int, ...] | None:
             ]
             return tuple(amount for pair in given for amount in pair)
     return None
-
-
-def _resized(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Return an input of another size with similar values, zero only by accident."""
-    pads: list[int] = []
-    for old, new in zip(x.shape[2:], sizes, strict=True):
-        pads = [0, new - old, *pads]
-    return functional.pad(x, pads, value=1.0) + 0.25
-
-
-def _variants(x: Tensor, shown: Product) -> list[Tensor]:
-    """Return other inputs than the example: other values, and for convolutions other sizes."""
-    generator = torch.Generator().manual_seed(0)
-    if shown.kind == "embedding":
-        return [torch.randint(len(shown.weight), x.shape, generator=generator).to(x)]
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    others = [0.5 * x + noise]
-    if shown.kind in ("conv1d", "conv2d"):
-        for change in OTHER_SIZES:
-            others.append(_resized(x, tuple(max(1, size + change) for size in x.shape[2:])))
-    return others
-
-
-def _same(layer: nn.Module, built: nn.Module, x: Tensor) -> bool:
-    """Whether both layers give the same output, or the original one refuses the input."""
-    theirs = output(lambda: layer(x.clone()))
-    if isinstance(theirs, Exception):
-        return True
-    return isinstance(theirs, Tensor) and agree(output(lambda: built(x.clone())), theirs)
-
-
-def _same_in_training(layer: nn.Module, x: Tensor) -> bool:
-    """Whether training mode changes nothing: no dropout of weights, no statistics."""
-    before = {name: value.clone() for name, value in layer.named_buffers()}
-    modes = {child: child.training for child in layer.modules()}
-    theirs = output(lambda: layer(x.clone()))
-    layer.train()
-    try:
-        training = output(lambda: layer(x.clone()))
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
-    moved = False
-    for name, value in layer.named_buffers():
-        if not torch.equal(value, before[name]):
-            value.copy_(before[name])
-            moved = True
-    return not moved and agree(training, theirs)

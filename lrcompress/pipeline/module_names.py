@@ -9,7 +9,7 @@ from lrcompress.messages import label
 
 
 def check_module_names(module: nn.Module) -> None:
-    """Raise ModelError for a name that cannot be written: files hold UTF-8 without null characters."""
+    """Raise ModelError for a name that cannot be written: files hold UTF-8 without nulls."""
     names = [name for name, _ in module.named_modules()]
     names += [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
     for name in names:

@@ -72,7 +72,7 @@ class RunOptions:
     pt2: bool = False  # write model.pt2 too
     sweep: tuple[int, ...] = ()  # percentages of the parameters at which predictions are checked
     tune: TuneRequest | None = None  # after compressing
-    drop_moments: bool = False  # after verification: they fill most of the folder and are rarely needed
+    drop_moments: bool = False  # after verification: they are most of the folder, and rarely needed
 
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.plan_file is None):

@@ -116,7 +116,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
 
 
 def _fitted(context: RunContext, inputs: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
-    """Return whether no layer needs fitting. profiled, key: the keys of the profile and the plan."""
+    """Return whether no layer needs fitting. profiled, key: the keys of profile and plan."""
     later = _rewriter(context, inputs, _teaching(inputs, plan), key)
     swept_already = is_swept(context, inputs, profiled)
     return is_compressed(context, inputs, key, rewritten_by=later) and swept_already
@@ -215,7 +215,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
 
 
 def _axes_if_known(loaded: Loaded, options: RunOptions, progress: Progress) -> tuple[str, ...]:
-    """Return the axes, or () if the inputs of the network are unknown: the plan does not need them."""
+    """Return the axes; () if the network's inputs are unknown, since a plan does not need them."""
     try:
         example = loaded.example()
     except DataError:
@@ -224,7 +224,7 @@ def _axes_if_known(loaded: Loaded, options: RunOptions, progress: Progress) -> t
 
 
 def promised_budget(onnx: Path) -> BudgetFacts:
-    """Return the budget of the run folder that contains the ONNX file; empty outside a run folder."""
+    """Return the budget of the run folder that contains the ONNX file; empty without one."""
     root = onnx.parent
     plan, measured_in = root / PLAN_NAME, root / PROFILE_FOLDER
     if not plan.is_file() or not (measured_in / PROFILE_NAME).is_file():

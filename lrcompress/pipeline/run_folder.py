@@ -165,7 +165,7 @@ def open_run_folder(
     differs: says how the current model differs from the one in a ledger; "" if it is the same.
 
     Raises:
-        LrcompressError: the folder is foreign, is of another model, is in use, or cannot be written.
+        LrcompressError: the folder is foreign, in use, of another model, or cannot be written.
     """
 
     def claim() -> Ledger:
@@ -214,7 +214,7 @@ def _ledger_of(
     if not difference:
         return found if found.identity is not None else replace(found, identity=fresh.identity)
     if force:
-        _remove_work(root / WORK_NAME)  # its keys do not distinguish functions of equal weights
+        _remove_work(root / WORK_NAME)  # its keys do not tell functions with equal weights apart
         return replace(fresh, replaced=found.emptied().replaced)
     raise LrcompressError(
         f"{root}: holds a run of {found.model} with {difference}; choose another output folder, "

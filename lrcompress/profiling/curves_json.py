@@ -120,7 +120,7 @@ def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | No
 
 
 def _most_to_lose(spectrum: Tensor) -> float:
-    """Return ten times the loss of a zero weight: a quick fit may lose slightly more than that loss."""
+    """Return ten times the loss of a zero weight: a quick fit may slightly exceed that loss."""
     return 10 * max(float(0.5 * spectrum.square().sum()), 1.0)
 
 

@@ -10,8 +10,6 @@ the metric of the fits, the later ones in the corrections.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -19,7 +17,7 @@ from statistics import median
 
 from torch import nn
 
-from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
+from lrcompress.checkpoint import CheckpointStore, NoCheckpoints
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.formats.plan_json import plan_as
 from lrcompress.metrics import METRICS
@@ -34,8 +32,8 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.selection.candidates import CANDIDATES, Candidate
+from lrcompress.selection.measurements import Measurements
 from lrcompress.selection.trial_network import Attribution, TrialNetwork
-from lrcompress.structures.serial import structure_to_json
 
 DEFAULT_OPTIONS = PlanOptions()
 ROUNDS = 3
@@ -44,7 +42,6 @@ WORTHWHILE = 0.98  # of the divergence: a round that improves less is the last
 MUCH = 0.7  # of the divergence: a round that improves more allows another one
 PREDICTABLE = 2.0  # measured / predicted divergence, above which the last resorts are tried
 SMALLEST_SHARE = 0.02  # of an even share: less is noise, and negative shares have no meaning
-MEASURED = "measured"  # kind of the entries in the store
 SMALLEST_FACTOR = 1e-3  # of one round; there is no upper limit
 FEWEST_EXAMPLES = 4
 AFFORDABLE_FLOPS = 2e13  # of all measurements together: a few minutes on two cores
@@ -86,8 +83,7 @@ class _Search:
     profile: Profile
     budget: Budget
     options: PlanOptions
-    network: TrialNetwork
-    store: CheckpointStore
+    measurements: Measurements
 
     def planned(
         self, candidate: Candidate, corrections: Mapping[str, float], *, eased: bool = False
@@ -108,7 +104,7 @@ class _Search:
     ) -> _Made:
         """Make, apply and measure the candidate's plan with the corrections."""
         planned = self.planned(candidate, corrections or {})
-        return _Made(name, planned, self.measured(planned))
+        return _Made(name, planned, self.measurements.divergence(planned))
 
     @property
     def _dense(self) -> float:
@@ -118,32 +114,6 @@ class _Search:
         if self.budget.kind == "params":
             return float(self.profile.total_params)
         return self.profile.total_flops_per_example
-
-    def _once(self, key: str, measure: Callable[[], dict[str, float]]) -> Mapping[str, float]:
-        """Return the measurement under `key`, from the store if a killed run has made it."""
-        entry = self.store.get(MEASURED, key)
-        if entry is not None:
-            return entry.values
-        values = measure()
-        if all(isfinite(value) for value in values.values()):
-            self.store.put(MEASURED, key, Entry(values))
-        return values
-
-    def measured(self, planned: Plan) -> float:
-        def measure() -> dict[str, float]:
-            return {"divergence": self.network.divergence(planned)}
-
-        return float(self._once(plan_digest(planned), measure)["divergence"])
-
-    def attribution(self, planned: Plan) -> Attribution:
-
-        def measure() -> dict[str, float]:
-            found = self.network.attribution(planned)
-            return {"divergence": found.divergence, **found.shares}
-
-        known = self._once(f"{plan_digest(planned)}-shares", measure)
-        shares = {name: known[name] for name in planned.structures}
-        return Attribution(known["divergence"], shares)
 
 
 @runs_unfused()
@@ -177,7 +147,7 @@ def select(
         )
     judged = _affordable(profile, judging, rounds)
     network = TrialNetwork(module, profile, held_out_divergence(module, judged, readout))
-    search = _Search(profile, budget, options, network, store or NoCheckpoints())
+    search = _Search(profile, budget, options, Measurements(network, store or NoCheckpoints()))
     tried: list[_Made] = []
     with progress.stage("select", len(CANDIDATES) + rounds) as step:
         _try(search, [c for c in CANDIDATES if not c.last_resort], tried, step.advance)
@@ -247,7 +217,7 @@ def _corrections(search: _Search, best: _Made, *, eased: bool, exponent: float) 
     if eased:
         like = Candidate("eased", best.plan.metric, "global")
         planned = search.planned(like, best.plan.options.corrections, eased=True)
-    return corrected(planned, search.attribution(planned), exponent=exponent)
+    return corrected(planned, search.measurements.attribution(planned), exponent=exponent)
 
 
 def corrected(planned: Plan, found: Attribution, *, exponent: float = 1.0) -> dict[str, float]:
@@ -308,10 +278,3 @@ def _affordable(profile: Profile, judging: Batches, rounds: int) -> list[Batch]:
     examples = sum(map(batch_size, judging))
     most = max(FEWEST_EXAMPLES, int(AFFORDABLE_FLOPS / flops))
     return list(judging) if examples <= most else spread_examples(judging, most)
-
-
-def plan_digest(plan: Plan) -> str:
-    """sha256 of what carrying out the plan depends on: structures and the metric of the fits."""
-    parts = {name: structure_to_json(value) for name, value in plan.structures.items()}
-    text = json.dumps([plan.model_fingerprint, plan.metric, parts], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,1 +1,1 @@
-"""One file a command: read artefacts, call one verb, write artefacts, hand back what to show."""
+"""One module per command: read artefacts, call the library, write artefacts, return results."""

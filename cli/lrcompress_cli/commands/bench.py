@@ -1,4 +1,4 @@
-"""`lrcompress bench`: dense against compressed, in one run."""
+"""`lrcompress bench`: time a dense model and compressed models in one run."""
 
 from __future__ import annotations
 
@@ -98,8 +98,8 @@ def command(
 def _dense_graph(
     model: ModelChoice, data: DataChoice, onnx: Sequence[Path], progress: Progress
 ) -> Iterator[tuple[Path, frozenset[Path]]]:
-    """MODEL itself if it is a graph, else an export of it that is gone afterwards; and the ONNX
-    files of runs that were made from it, which a graph does not tell."""
+    """Yield MODEL itself if it is a graph, else a temporary export of it, and the ONNX files of the
+    runs that were made from MODEL. The latter are unknown if MODEL is a graph."""
     if model.model.endswith(".onnx"):
         yield Path(model.model), frozenset()
         return
@@ -120,8 +120,7 @@ def _dense_graph(
 def _show_in_report(
     terminal: Terminal, report: BenchReport, name: str, path: Path, *, made_from_it: bool
 ) -> None:
-    """The report of the run that the file comes from shows its first latency, if MODEL is the one
-    that the run was made from."""
+    """Write the file's first latency into the report of its run, if the run was made from MODEL."""
     from lrcompress.errors import LrcompressError
     from lrcompress.pipeline import record_latency
 
@@ -131,7 +130,7 @@ def _show_in_report(
     dense, compressed = first["dense"], first[name]
     try:
         recorded = record_latency(path.parent, dense, compressed, made_from_it=made_from_it)
-    except LrcompressError as error:  # what was measured is shown all the same
+    except LrcompressError as error:  # the measurements are still shown
         terminal.note(f"the latency could not be recorded: {error}")
         return
     if recorded == "recorded":
@@ -144,6 +143,6 @@ def _show_in_report(
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """File names where they differ, whole paths where not."""
+    """Return the file names, or the whole paths if file names are not unique."""
     short = ["dense", *(path.name for path in paths[1:])]
     return short if len(set(short)) == len(short) else ["dense", *map(str, paths[1:])]

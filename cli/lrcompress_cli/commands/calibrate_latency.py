@@ -1,4 +1,4 @@
-"""`lrcompress calibrate-latency`: what structures cost in time on this machine."""
+"""`lrcompress calibrate-latency`: measure the latency of structures on this machine."""
 
 from __future__ import annotations
 

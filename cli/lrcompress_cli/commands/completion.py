@@ -1,4 +1,4 @@
-"""`lrcompress completion`: what a shell needs to complete our commands and options."""
+"""`lrcompress completion`: shell completion scripts for commands and options."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def _percentages(sweep: tuple[int, ...]) -> tuple[int, ...]:
 def _check_together(
     planning: PlanChoice, plan_file: Path | None, output: Path | None, *, dry_run: bool
 ) -> None:
-    """Raises a usage error for options that need or exclude each other."""
+    """Raise a usage error for options that need or exclude each other."""
     context = click.get_current_context()
     if (planning.budget is None) == (plan_file is None):
         both = planning.budget is not None

@@ -1,4 +1,4 @@
-"""`lrcompress doctor`: what keeps this machine from running models on its GPU."""
+"""`lrcompress doctor`: find out why this machine cannot run models on its GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lrcompress export`: another ONNX file from the same model."""
+"""`lrcompress export`: write a model as an ONNX file."""
 
 from __future__ import annotations
 

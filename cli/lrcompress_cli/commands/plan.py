@@ -1,4 +1,4 @@
-"""`lrcompress plan`: ranks for a budget, from a profile that is already there."""
+"""`lrcompress plan`: choose ranks for a budget, from an existing profile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`lrcompress profile`: what is there, before anything is changed."""
+"""`lrcompress profile`: measure the layers of a model without changing it."""
 
 from __future__ import annotations
 

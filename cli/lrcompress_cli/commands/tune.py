@@ -1,4 +1,4 @@
-"""`lrcompress tune`: better weights for a finished run, its sizes unchanged."""
+"""`lrcompress tune`: train the weights of a finished run, sizes unchanged."""
 
 from __future__ import annotations
 

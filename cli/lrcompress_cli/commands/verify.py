@@ -1,4 +1,4 @@
-"""`lrcompress verify`: an ONNX file held against the network it should compute."""
+"""`lrcompress verify`: compare an ONNX file with the network that it should compute."""
 
 from __future__ import annotations
 

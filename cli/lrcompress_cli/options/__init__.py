@@ -1,1 +1,1 @@
-"""Options that commands share. Each group reaches a command as one frozen dataclass."""
+"""Options that commands share. Each group is passed to a command as one frozen dataclass."""

@@ -1,4 +1,4 @@
-"""Axes of the graph's inputs on the command line: NAME:AXIS."""
+"""Options for the axes of the graph's inputs, written as NAME:AXIS."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ InputAxis = tuple[str, int]
 
 
 class AxisOfInput(click.ParamType[InputAxis]):
-    """pixel_values:2 → ("pixel_values", 2)."""
+    """An axis of an input: pixel_values:2 → ("pixel_values", 2)."""
 
     name = "axis"
 

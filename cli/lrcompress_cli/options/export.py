@@ -1,4 +1,4 @@
-"""How the ONNX graph is written, and where it is run."""
+"""Options for how the ONNX graph is written and where it runs."""
 
 from __future__ import annotations
 

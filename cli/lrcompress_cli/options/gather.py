@@ -1,4 +1,4 @@
-"""Several click options, one dataclass."""
+"""Gather several click options into one dataclass."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class RegularFile(click.Path):
-    """A file that is there and has an end: no pipe, no device."""
+    """A path to an existing regular file, not a pipe or a device."""
 
     def __init__(self) -> None:
         super().__init__(exists=True, dir_okay=False, path_type=Path)

@@ -1,4 +1,4 @@
-"""Comma-separated whole numbers and shapes on the command line."""
+"""Option types for comma-separated integers and shapes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):
-    """1,8,32 → (1, 8, 32)."""
+    """A list of integers: 1,8,32 → (1, 8, 32)."""
 
     name = "numbers"
 
@@ -24,7 +24,7 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 
 
 class Shapes(click.ParamType[tuple[tuple[int, int], ...]]):
-    """384,1536x384 → ((384, 384), (1536, 384))."""
+    """A list of shapes: 384,1536x384 → ((384, 384), (1536, 384))."""
 
     name = "shapes"
 

@@ -1,4 +1,4 @@
-"""Budgets and what is free to change."""
+"""Options for the budget and for what a plan may change."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lrcompress.planning.budget import Budget
     from lrcompress.planning.options import PlanOptions
 
-# Literal, so that --help need not load torch; a test compares them with the library's tables.
+# Literal, so that --help does not import torch; a test compares them with the library's tables.
 ALLOCATOR_NAMES = ("global", "uniform", "energy", "scaled-stable-rank")
 METRIC_NAMES = ("plain", "diagonal", "input-weighted", "two-sided", "blended")
 SCOPE_NAMES = ("total", "compressible")

@@ -1,4 +1,4 @@
-"""How a model is profiled."""
+"""Options for profiling a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrcompress_cli.options.sizes import ByteSize
 if TYPE_CHECKING:
     from lrcompress.profiling.options import ProfileOptions
 
-# Literal as in planning.py, so that --help loads no torch.
+# Literal as in plan.py, so that --help does not import torch.
 OBJECTIVE_NAMES = (
     "kl", "cosine", "squared", "probabilities", "bernoulli", "bernoulli-probabilities",
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a run writes, and how it goes about it."""
+"""Options for the output of a run and how it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sizes in bytes on the command line."""
+"""An option type for sizes in bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNITS = {
 
 
 class ByteSize(click.ParamType[int]):
-    """512MB, 2GB, 1.5GiB → bytes."""
+    """A size with its unit: 512MB, 2GB, 1.5GiB → bytes."""
 
     name = "size"
 

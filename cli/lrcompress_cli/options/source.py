@@ -1,4 +1,4 @@
-"""Which model, which data, and how far to trust them."""
+"""Options for the model, the data, and how far to trust them."""
 
 from __future__ import annotations
 

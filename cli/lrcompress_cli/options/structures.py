@@ -1,4 +1,4 @@
-"""Names of structures on the command line."""
+"""An option type for names of structures."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-# Literal, so that --help need not load torch; a test compares it with the library's table.
+# Literal, so that --help does not import torch; a test compares it with the library's table.
 STRUCTURE_NAMES = (
     "low-rank",
     "interpolative",
@@ -20,11 +20,11 @@ STRUCTURE_NAMES = (
     "tensor-train",
 )
 AUTO = "auto"
-AUTO_NAMES = tuple(name for name in STRUCTURE_NAMES if name != "kronecker")  # it seldom pays
+AUTO_NAMES = tuple(name for name in STRUCTURE_NAMES if name != "kronecker")  # it rarely helps
 
 
 class StructureNames(click.ParamType[tuple[str, ...]]):
-    """low-rank,blast → ("low_rank", "blast"); auto → all that may pay."""
+    """A list of names: low-rank,blast → ("low_rank", "blast"); auto → AUTO_NAMES."""
 
     name = "structures"
 

@@ -1,4 +1,4 @@
-"""How a compressed model is tuned."""
+"""Options for tuning a compressed model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrcompress_cli.options.gather import gathered
 if TYPE_CHECKING:
     from lrcompress.pipeline import TuneRequest
 
-# Literal as in planning.py, so that --help loads no torch.
+# Literal as in plan.py, so that --help does not import torch.
 TUNING_OBJECTIVE_NAMES = ("distill", "clm", "mlm", "mae", "task")
 OPTIMISER_NAMES = ("adamw", "lora-plus", "lora-rite", "galore", "subspace")
 ADAPTER_NAMES = ("lora", "rslora", "dora", "pissa", "olora", "adalora", "deep-lora")

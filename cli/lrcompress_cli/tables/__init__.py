@@ -1,1 +1,1 @@
-"""What a person sees on the terminal; each fits 80 columns and uses more where there are."""
+"""Tables for the terminal. Each fits 80 columns and uses more if available."""

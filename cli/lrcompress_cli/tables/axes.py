@@ -1,4 +1,4 @@
-"""The axes of a graph's inputs."""
+"""The lines that describe the axes of a graph's inputs."""
 
 from __future__ import annotations
 

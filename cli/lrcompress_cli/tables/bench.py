@@ -1,4 +1,4 @@
-"""Latency, throughput, size and memory of models side by side."""
+"""A table of the latency, throughput, size and memory of several models."""
 
 from __future__ import annotations
 

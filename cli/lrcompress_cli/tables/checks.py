@@ -1,4 +1,4 @@
-"""Checks that passed and failed."""
+"""A table of passed and failed checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A diagnosis, one line a check, with what to do about it."""
+"""A table of a diagnosis: one line for each check, with a remedy."""
 
 from __future__ import annotations
 

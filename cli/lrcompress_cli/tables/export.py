@@ -1,4 +1,4 @@
-"""What was exported."""
+"""A summary of an export."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latency of structures over the dense layer's, in each one's best form."""
+"""A table of the latency of structures relative to dense, each in its fastest form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What no plan changes: kinds of modules, their share of the parameters, and why."""
+"""A table of modules that no plan changes: kinds, share of the parameters, and reasons."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lrcompress.profiling.left_alone import Item, left_alone_groups
 from lrcompress_cli.tables.names import cell
 from lrcompress_cli.tables.numbers import count, share
 
-MOST = 5  # kinds; the report has them all
+MOST = 5  # kinds; the report lists all
 
 
 class LeftAloneTable:
-    """items: of a report or a profile. whole: parameters of the model."""
+    """A rich table. items: from a report or a profile. whole: parameters of the model."""
 
     def __init__(self, items: Iterable[Item], whole: int) -> None:
         self._groups, self._whole = left_alone_groups(items), whole

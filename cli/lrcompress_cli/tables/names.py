@@ -1,4 +1,4 @@
-"""Names and words of files in the cells of a table: printable, and short enough for a column."""
+"""Table cells for text from files: printable, and short enough for a column."""
 
 from __future__ import annotations
 

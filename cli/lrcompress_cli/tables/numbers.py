@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers formatted for human readers."""
 
 from __future__ import annotations
 

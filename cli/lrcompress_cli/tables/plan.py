@@ -1,4 +1,4 @@
-"""The plan, layer by layer, and what it comes to."""
+"""A table of the plan, layer by layer, with its totals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lrcompress.reporting.collect import in_words
 from lrcompress_cli.tables.names import cell, fitted
 from lrcompress_cli.tables.numbers import count, flops, optimality, real, share, size
 
-WIDE = 100  # columns from which there is room for a bar
+WIDE = 100  # minimum width for a bar
 BAR = 20
-FIGURES, FIGURES_WIDE = 38, 59  # columns that the figures take
+FIGURES, FIGURES_WIDE = 38, 59  # width of the figures
 
 
 class PlanTable:

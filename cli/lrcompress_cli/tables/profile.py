@@ -1,4 +1,4 @@
-"""The profile, layer by layer."""
+"""A table of the profile, layer by layer."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lrcompress_cli.tables.left_alone import LeftAloneTable
 from lrcompress_cli.tables.names import cell, fitted
 from lrcompress_cli.tables.numbers import count, flops, real, share, size
 
-WIDE = 110  # columns from which every measure has its own
-FIGURES, FIGURES_WIDE = 48, 60  # columns that the measures take
+WIDE = 110  # minimum width for all measures
+FIGURES, FIGURES_WIDE = 48, 60  # width of the measures
 
 
 class ProfileTable:
-    """Narrow terminals drop the measures that others stand for; the report has them all."""
+    """A rich table. Narrow terminals omit some measures; the report has them all."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
@@ -73,7 +73,7 @@ def _head(profile: Profile) -> Text:
     if profile.examples:
         data = f"{profile.examples} examples"
         data += f", {profile.tokens} tokens" if profile.tokens else ""
-    example = "example" if profile.examples else "row"  # without data lengths are unknown
+    example = "example" if profile.examples else "row"  # without data, lengths are unknown
     readout = () if profile.readout is None else profile.readout.lines
     taken = "".join(f"{printable(line)}\n" for line in readout)
     return Text(

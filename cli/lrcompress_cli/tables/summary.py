@@ -1,4 +1,4 @@
-"""What a run came to: before and after, predicted and measured, checks, files."""
+"""A summary of a run: before and after, predicted and measured, checks, files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Summary:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         report = self._result.report
-        assert report.after is not None  # a run's report
+        assert report.after is not None  # set in the report of a run
         yield _costs(report.before, report.after)
         yield Text("")
         yield _plan_line(self._result)
@@ -138,7 +138,7 @@ def _files(result: RunResult) -> Table:
     table.add_column(justify="right", no_wrap=True)
     for file in result.report.files:
         table.add_row(cell(result.folder / file.name), size(file.bytes))
-    for name in (REPORT_JSON, REPORT_HTML):  # written after the report itself was made
+    for name in (REPORT_JSON, REPORT_HTML):  # written after the report listed the files
         if (path := result.folder / name).is_file():
             table.add_row(cell(path), size(path.stat().st_size))
     return table

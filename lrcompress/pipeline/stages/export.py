@@ -111,7 +111,7 @@ def verify_model(
 
 
 def _reported(check: Check, plan: Plan) -> CheckReport:
-    """Report a check. A file does not show FLOPs or time, so the plan's figures are used for them."""
+    """Report a check. A file shows neither FLOPs nor time, so the plan's figures count for them."""
     passed, detail = check.passed, check.detail
     if check.kind == "budget" and plan.budget.kind in ("flops", "latency"):
         passed = passed is not False and plan.within_budget

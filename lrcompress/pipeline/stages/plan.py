@@ -113,7 +113,7 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
     """Write the plan of a run to its plan.json and return it.
 
     Raises:
-        PlanError: plan.json in the run folder was edited, and --plan does not name it.
+        PlanError: plan.json in the run folder was edited, and no plan file was given.
     """
     folder = context.folder
     path = folder.path(PLAN_NAME)

@@ -88,7 +88,7 @@ class TuneInputs:
     profile: Profile
     plan: Plan
     trust_remote_code: bool = False
-    differs: Callable[[ModelIdentity], str] = lambda _: ""  # how the teacher differs from a known one
+    differs: Callable[[ModelIdentity], str] = lambda _: ""  # how the teacher differs from it
 
 
 def tune_key(inputs: TuneInputs, upstream: str) -> str:
@@ -210,7 +210,7 @@ def _task(reference: str) -> TaskLoss | None:
 
 
 def _whitenings(inputs: TuneInputs) -> Mapping[str, Whitening]:
-    """Return each layer's metric; layers whose moments were deleted are merged in the plain metric."""
+    """Return the metrics of the layers that have moments; others are merged in the plain metric."""
     profile, plan = inputs.profile, inputs.plan
     layers = [x.name for x in plan.layers if not isinstance(x.structure, Dense)]
     held = [name for name in layers if name in profile.moments]

@@ -1,0 +1,38 @@
+"""Replacing a submodule, and finding values that are not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+_CHECKED_AT_ONCE = 2**24
+
+
+def replace_(module: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Put `replacement` at every place where the submodule `name` is registered.
+
+    ``named_children`` skips duplicates within one parent, so ``parent._modules`` is searched.
+    """
+    target = module.get_submodule(name)
+    for parent in list(module.modules()):
+        for attribute, child in list(parent._modules.items()):
+            if child is target:
+                parent._modules[attribute] = replacement
+
+
+@torch.no_grad()
+def first_nonfinite(module: nn.Module) -> str | None:
+    """Name of the first parameter that holds NaN or infinity, or buffer that holds NaN, or None.
+
+    Infinities in buffers are allowed, as in attention masks.
+    """
+    for name, parameter in module.named_parameters():
+        parts = torch.split(
+            parameter.flatten(), _CHECKED_AT_ONCE
+        )  # in parts, as the check allocates temporary tensors
+        if parameter.is_floating_point() and not all(bool(torch.isfinite(p).all()) for p in parts):
+            return name
+    for name, buffer in module.named_buffers():
+        if buffer.is_floating_point() and bool(torch.isnan(buffer).any()):
+            return name
+    return None
