@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lrcompress.formats.plan_json import plan_from_json, plan_to_json
     from lrcompress.formats.profile_json import load_profile, save_profile
     from lrcompress.network.held_out_examples import SetAside, set_aside
-    from lrcompress.pipeline.compressed_model import load, save_compressed
     from lrcompress.planning.budget import Budget
     from lrcompress.planning.options import PlanOptions
     from lrcompress.planning.plan import Plan
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from lrcompress.profiling.profile import Profile
     from lrcompress.profiling.profiler import profile
     from lrcompress.selection.rounds import Selection, select
+    from lrcompress.sources.compressed_model import load, save_compressed
     from lrcompress.sources.data import load_batches
     from lrcompress.sources.models import load_model
     from lrcompress.sources.options import DataOptions
@@ -91,7 +91,7 @@ _HOMES: dict[str, str] = {
     "compress_": "compression.compress",
     "convert_": "conversion.convert",
     "export_onnx": "export.export_onnx",
-    "load": "pipeline.compressed_model",
+    "load": "sources.compressed_model",
     "load_batches": "sources.data",
     "load_model": "sources.models",
     "load_profile": "formats.profile_json",
@@ -99,7 +99,7 @@ _HOMES: dict[str, str] = {
     "plan_from_json": "formats.plan_json",
     "plan_to_json": "formats.plan_json",
     "profile": "profiling.profiler",
-    "save_compressed": "pipeline.compressed_model",
+    "save_compressed": "sources.compressed_model",
     "save_profile": "formats.profile_json",
     "select": "selection.rounds",
     "set_aside": "network.held_out_examples",

@@ -326,7 +326,7 @@ def test_a_tagger_is_compressed_from_the_command_line(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_here")
 def test_a_compressed_tagger_loads_with_its_conversions(tmp_path: Path) -> None:
-    from lrcompress.pipeline.compressed_model import save_compressed
+    from lrcompress.sources.compressed_model import save_compressed
 
     loaded, data = lrcompress.load_model("test_attention_conversion:build"), batches()
     original = copy.deepcopy(loaded.module)

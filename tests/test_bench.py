@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from graphs import FLOAT, INT64, graph, linear, lookup
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from onnx import helper
 
@@ -173,6 +173,7 @@ def test_ids_stay_below_a_hundred_where_the_table_is_larger(tmp_path: Path) -> N
 
 
 @given(batch=st.integers(1, 4), length=st.integers(1, 9), seed=st.integers(0, 99))
+@example(batch=3, length=6, seed=88)  # one that rounds twice
 def test_same_name_gets_the_same_values_in_every_graph(batch: int, length: int, seed: int) -> None:
     x = GraphInput("x", "float32", ("batch", "sequence", 3))
     half = GraphInput("x", "float16", ("batch", "sequence", 3))

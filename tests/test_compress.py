@@ -30,13 +30,13 @@ from lrcompress.formats.run_json import ModelReference
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch
-from lrcompress.pipeline.compressed_model import load, save_compressed
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
+from lrcompress.sources.compressed_model import load, save_compressed
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.structures import Dense, Factors, LowRank, Structure
 

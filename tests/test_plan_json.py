@@ -157,7 +157,7 @@ def test_layers_are_named_exactly(made: Profile) -> None:
 
     with pytest.raises(PlanError, match=r"no line for block\.3"):
         read(rows[:3])
-    with pytest.raises(PlanError, match=r"block\.1 is there twice"):
+    with pytest.raises(PlanError, match=r"block\.1 appears twice"):
         read([*rows, rows[1]])
     with pytest.raises(PlanError, match=r"no layer blok\.1; did you mean block\.1"):
         read([*rows, {**rows[1], "name": "blok.1"}])

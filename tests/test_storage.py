@@ -36,10 +36,10 @@ from lrcompress.formats.profile_json import load_profile, save_profile
 from lrcompress.formats.run_json import read_record
 from lrcompress.layers import LayerSpec, LeftAlone, describe, weight_matrix
 from lrcompress.metrics import LayerMoments, MomentStore, Sensitivity, Whitening
-from lrcompress.pipeline.compressed_model import load, save_compressed
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import CurvePoint, LayerProfile, Profile
 from lrcompress.profiling.spectrum import measure
+from lrcompress.sources.compressed_model import load, save_compressed
 from lrcompress.sources.example import example_batch
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.models import load_model

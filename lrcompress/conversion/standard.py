@@ -75,7 +75,8 @@ def build(conversion: Conversion, layer: nn.Module) -> nn.Module:
     shown = _shown(layer, _made_up(conversion, layer))
     if isinstance(shown, str) or shown.kind != conversion.became:
         raise ModelError(
-            f"{conversion.name}: is no {conversion.became} any more; the model's code has changed"
+            f"{conversion.name}: is not a {conversion.became} any more; the model's code "
+            "has changed"
         )
     built = _plain_layer(conversion, layer, shown)
     if conversion.scale is not None:

@@ -19,7 +19,7 @@ def output_notes(module: nn.Module, batch: Batch) -> tuple[str, ...]:
     with torch.no_grad(), quiet():
         raw = call(module, batch)
     lost = [f"{name or 'the output'} ({kind})" for name, kind in _no_tensors(raw, "")]
-    notes = [f"not in the graph, for they are no tensors: {listed(lost)}"] if lost else []
+    notes = [f"not in the graph, as they are not tensors: {listed(lost)}"] if lost else []
     same = [name for name in named_outputs(raw) if name in batch]
     if same:
         notes.append(f"inputs are called {listed(same)} too: in the graph the outputs are numbered")

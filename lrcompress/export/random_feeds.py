@@ -60,7 +60,7 @@ def refuse_huge(
         shape = " x ".join(str(size) if isinstance(size, int) else "?" for size in sizes)
         raise error(
             f"input {label(argument.name)}: the graph's fixed axes ask for {shape}, more than the "
-            f"{most:,} values that are made up for an input; export it with free axes"
+            f"{most:,} values that lrcompress generates for an input; export it with free axes"
         )
 
 
@@ -118,7 +118,8 @@ def _make_array(given: GraphInput, batch: int, length: int | None, seed: int) ->
     dtype, name = np.dtype(given.dtype), given.name.lower()
     random = np.random.default_rng([seed, zlib.crc32(given.name.encode())])
     if dtype.kind == "f":
-        return random.standard_normal(shape).astype(dtype)
+        # By way of float32: rounded from float64 at once, a few float16 values would differ
+        return random.standard_normal(shape).astype(np.float32).astype(dtype)
     if dtype.kind == "b" or "mask" in name:
         return np.ones(shape, dtype)
     if "token_type" in name or "segment" in name:

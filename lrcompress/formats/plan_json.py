@@ -256,6 +256,6 @@ def _named_structures(rows: object, known: Collection[str]) -> dict[str, Structu
             near = close_names(name, known, whole=True)
             raise PlanError(f"{where}: the model has no layer {label(name)}; {near}remove the line")
         if name in structures:
-            raise PlanError(f"{where}: {label(name)} is there twice; remove one line")
+            raise PlanError(f"{where}: {label(name)} appears twice; remove one line")
         structures[name] = structure_from_json(row.get("structure"), name)
     return structures

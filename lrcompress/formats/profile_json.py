@@ -99,7 +99,9 @@ def load_profile(folder: Path) -> Profile:
     index = from_json(MomentsIndex, value.get("moments"), f"{path}: moments", DataError)
     strange = [shard for shard in index.shards if not SHARD_NAME.fullmatch(shard)]
     if strange:
-        raise DataError(f"{path}: moments.shards: {shown(strange[0])} is no shard's name; {AGAIN}")
+        raise DataError(
+            f"{path}: moments.shards: {shown(strange[0])} is not the name of a shard; {AGAIN}"
+        )
     moments = DiskMoments(folder, index)
     for layer in layers:
         if layer.name in moments:

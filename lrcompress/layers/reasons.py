@@ -77,7 +77,7 @@ def _within_compiled(modules: dict[str, nn.Module]) -> dict[str, str]:
     """Layers inside a torch.compile wrapper, which keeps calling the original module."""
     wrappers = [name for name, part in modules.items() if type(part).__name__ == "OptimizedModule"]
     reason = (
-        "torch.compile's wrapper goes on to call the layer that it was given; give the model as it "
+        "torch.compile's wrapper would still call the original layer; give the model as it "
         "was before torch.compile"
     )
     return {

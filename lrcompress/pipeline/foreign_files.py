@@ -55,7 +55,7 @@ def refuse_links(root: Path) -> None:
             )
         if path.exists() and not path.is_dir():
             raise LrcompressError(
-                f"{path}: is no folder, but a run needs one there; move it, or choose another "
+                f"{path}: is not a folder, but a run needs one there; move it, or choose another "
                 "output folder"
             )
     for name in FILES:

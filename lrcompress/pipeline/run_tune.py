@@ -110,7 +110,8 @@ def _finished_ledger(root: Path) -> Ledger:
     ledger = read_ledger(root)
     if ledger is None or COMPRESS.name not in ledger.stages:
         raise DataError(
-            f"{root}: is no run folder with a compressed model; make one with lrcompress compress"
+            f"{root}: is not a run folder with a compressed model; make one with "
+            "lrcompress compress"
         )
     return ledger
 

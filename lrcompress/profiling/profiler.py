@@ -259,7 +259,7 @@ def _with_noise(
     if noisy is not None:
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
         return together, ""  # still sorted by length
-    return batches, "no token noise: the data are no ids of a vocabulary" if wanted else ""
+    return batches, "no token noise: the data are not token ids" if wanted else ""
 
 
 def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ class Structure(ABC):
         if spec.kind not in self.kinds:
             kinds = ", ".join(sorted(self.kinds))
             raise PlanError(
-                f"{spec.name}: {self.type_name} stands in for {kinds}, not for {spec.kind}; "
+                f"{spec.name}: {self.type_name} can replace {kinds}, not {spec.kind}; "
                 "use low_rank or dense"
             )
         self._check_whole(spec)

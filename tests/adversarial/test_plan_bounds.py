@@ -173,7 +173,7 @@ def test_whatever_poses_another_problem_drops_the_bound(change: str) -> None:
 def test_a_bound_that_is_no_number_is_refused() -> None:
     made = random_profile(5, NARROW)
     data = json.loads(plan_to_json(plan(made, "60%")))
-    with pytest.raises(PlanError, match="NaN is no number"):
+    with pytest.raises(PlanError, match="NaN is not a number"):
         plan_from_json(json.dumps({**data, "lower_bound": float("nan")}), made)
 
 

@@ -29,7 +29,7 @@ class AxisOfInput(click.ParamType[InputAxis]):
         name, colon, axis = str(value).rpartition(":")
         if not (colon and name and axis.isascii() and axis.isdecimal()):
             self.fail(
-                f"{value!r} is no axis of an input; write NAME:AXIS, such as pixel_values:2",
+                f"{value!r} is not an axis of an input; write NAME:AXIS, such as pixel_values:2",
                 param,
                 ctx,
             )

@@ -106,8 +106,8 @@ def _parity(result: ParityResult, bound: float, seed: int, *, unknown: bool) -> 
     shapes = ", ".join(result.cases)
     if unknown:
         detail = (
-            f"nothing can be told: torch's own float32 is off by {result.own:.1e} of the outputs' "
-            f"scale (shapes {shapes}); see arithmetic and values"
+            f"no comparison is possible: torch's own float32 is off by {result.own:.1e} of the "
+            f"outputs' scale (shapes {shapes}); see arithmetic and values"
         )
         return Check("parity", "numeric", None, detail, numbers)
     detail = (

@@ -20,7 +20,7 @@ def widen_bfloat16_(model: Any) -> RewriteResult:
     note = ""
     if chosen:
         operators = ", ".join(sorted({node.op_type for node in chosen}))
-        note = f"in float32, for want of a bfloat16 kernel at opset {model.opset_imports['']}: "
+        note = f"in float32, as there is no bfloat16 kernel at opset {model.opset_imports['']}: "
         note += f"{operators} ({len(chosen)} nodes); their weights are stored in bfloat16"
     return RewriteResult("widen_bfloat16", len(chosen), note)
 

@@ -16,7 +16,6 @@ from lrcompress.compression.report import CompressReport
 from lrcompress.distributed import on_main
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
-from lrcompress.pipeline.compressed_model import save_compressed
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.stage import Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
@@ -24,6 +23,7 @@ from lrcompress.pipeline.stages.plan import PlanInputs
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import IN_NATS, Divergence
+from lrcompress.sources.compressed_model import save_compressed
 
 WEIGHTS_NAME, RECORD_NAME = "model.safetensors", "lrcompress.json"
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from lrcompress.compression.doubts import Doubt, tuned_doubts, void_doubts
 from lrcompress.network.batches import Batch
-from lrcompress.pipeline.compressed_model import load
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.options import RunOptions
@@ -19,6 +18,7 @@ from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import Report
+from lrcompress.sources.compressed_model import load
 from lrcompress.tuning.report import TuneReport
 
 

@@ -28,7 +28,6 @@ from lrcompress.json_dataclasses import from_json, to_json
 from lrcompress.metrics import Whitening
 from lrcompress.network.batches import Batch
 from lrcompress.network.identity import ModelIdentity, what_differs
-from lrcompress.pipeline.compressed_model import load, save_tuned
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.pipeline.run_folder import RunFolder
@@ -36,6 +35,7 @@ from lrcompress.pipeline.stage import Stage, StageOutput
 from lrcompress.pipeline.stages.export import EXPORT
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
+from lrcompress.sources.compressed_model import load, save_tuned
 from lrcompress.sources.factory import import_object
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.text import mask_token
@@ -205,7 +205,7 @@ def _task(reference: str) -> TaskLoss | None:
         return None
     found = import_object(reference, TuneError)
     if not callable(found):
-        raise TuneError(f"{reference}: is no function; name one called as loss(module, batch)")
+        raise TuneError(f"{reference}: is not a function; name one called as loss(module, batch)")
     return cast(TaskLoss, found)
 
 
