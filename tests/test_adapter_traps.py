@@ -12,8 +12,7 @@ import networks
 import peft
 import pytest
 import torch
-from networks import Function
-from test_adapters import (
+from adapted_networks import (
     STEPS,
     assert_close,
     attach,
@@ -24,6 +23,7 @@ from test_adapters import (
     snapshot,
     train_,
 )
+from networks import Function
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError

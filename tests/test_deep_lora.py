@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_adapters import STEPS, STRUCTURED, mixed, outputs, snapshot, train_step_
+from adapted_networks import STEPS, STRUCTURED, mixed, outputs, snapshot, train_step_
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError

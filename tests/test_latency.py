@@ -10,6 +10,7 @@ import networks
 import pytest
 import torch
 from click.testing import CliRunner
+from latency_tables import BLAST, SPEC, measurement, table
 from torch import nn
 
 from lrcompress.errors import DataError, ExportError
@@ -18,13 +19,12 @@ from lrcompress.export.calibrate import CalibrationSettings, calibrate_latency
 from lrcompress.export.forms import FormChoice, choose_forms_, forms_of, use_form_
 from lrcompress.export.latency_grid import linear_layer, not_timed, structures_to_time
 from lrcompress.formats.plan_json import plan_from_json, plan_to_json
-from lrcompress.layers import LayerSpec, describe
+from lrcompress.layers import describe
 from lrcompress.metrics import Whitening
 from lrcompress.planning.choices import layer_choices
 from lrcompress.planning.latency import (
     Latencies,
     LatencyTable,
-    Measurement,
     load_table,
     shipped_table,
     table_from_json,
@@ -37,19 +37,6 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
 from lrcompress.structures import STRUCTURES, Blast, Dense, LowRank
 from lrcompress_cli.main import main
-
-SPEC = LayerSpec("layer", "linear", 64, 64, 1, bias=True)
-BLAST = Blast(16, blocks=4)
-KEPT = BLAST.weight_params(SPEC) / SPEC.weight_params
-
-
-def measurement(form: str, ratio: float, **changes: object) -> Measurement:
-    base = Measurement("cpu", "blast", 4, form, 64, 64, KEPT, 128, ratio)
-    return replace(base, **changes)  # type: ignore[arg-type]
-
-
-def table(*measurements: Measurement) -> LatencyTable:
-    return LatencyTable(measurements)
 
 
 def test_a_structure_that_was_measured_is_estimated_by_its_fastest_form() -> None:

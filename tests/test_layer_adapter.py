@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
+from adapted_networks import STEPS, assert_close, mixed, outputs, perturb_, snapshot, train_
 from random_moments import random_moments
-from test_adapters import STEPS, assert_close, mixed, outputs, perturb_, snapshot, train_
-from test_structure_contract import KINDS, Case, Host
+from structure_cases import KINDS, Case, Host
 from torch import Tensor, nn
 
 from lrcompress.compression.replace import install_

@@ -10,6 +10,7 @@ import networks
 import pytest
 import tiny_models
 import torch
+from drawn_outputs import drawn_outputs
 from networks import Function, feature_batches, token_batches
 from torch import Tensor, nn
 from torch.nn import functional
@@ -61,14 +62,6 @@ def assert_same_moments(one: LayerMoments, other: LayerMoments, tolerance: float
 # --- objectives -------------------------------------------------------------------------------
 
 OF_ANY_OUTPUT = [name for name in OBJECTIVES if "probabilities" not in name]
-
-
-def drawn_outputs(name: str, *shape: int, seed: int) -> Tensor:
-    """Random outputs of the kind that the objective is for."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if name == "probabilities":
-        return x.softmax(-1)
-    return torch.sigmoid(x) if name == "bernoulli-probabilities" else x
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn_outputs import drawn_outputs
 from networks import feature_batches
-from test_profile import drawn_outputs
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from latency_tables import measurement, table
 from structured_network import batches, build
-from test_latency import measurement, table
 
 import lrcompress
 from lrcompress.compression.compress import CompressOptions

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import MODELS, WORDS, edit_json, save_tokenizer
 from torch import nn
 
+from adversarial.checkpoint_runs import check_run, mixed, prefixed
 from adversarial.situations.checks import apart, outputs_of
 from adversarial.situations.situation import low_rank_
-from adversarial.test_checkpoints import check_run, mixed, prefixed
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run

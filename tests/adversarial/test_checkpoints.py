@@ -6,14 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import lrcompress
-from adversarial.situations.checks import apart, exact_budget, graph_outputs, outputs_of, unexpected
+from adversarial.checkpoint_runs import (
+    WIDTH,
+    Net,
+    State,
+    build,
+    check_run,
+    mixed,
+    prefixed,
+)
+from adversarial.situations.checks import apart, outputs_of
 from adversarial.situations.sharing import Tied
 from adversarial.situations.situation import features, low_rank_
 from lrcompress.errors import ModelError
@@ -21,27 +28,9 @@ from lrcompress.network.batches import Batch
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run
 from lrcompress.planning.budget import Budget
 from lrcompress.sources.models import load_model
-from lrcompress.structures import Dense
 
-WIDTH, HIDDEN, OUT = 24, 48, 20
-HERE = "adversarial.test_checkpoints"
+HERE, SHARED = "adversarial.test_checkpoints", "adversarial.checkpoint_runs"
 TEXTS = 80
-
-State = dict[str, Tensor]
-
-
-class Net(nn.Module):
-    """Three layers and a norm with statistics."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, HIDDEN)
-        self.norm = nn.BatchNorm1d(HIDDEN)
-        self.head = nn.Linear(HIDDEN, OUT)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.norm(torch.relu(self.first(x)))
-        return torch.as_tensor(self.head(torch.tanh(self.second(h))))
 
 
 class ChildNamedModule(nn.Module):
@@ -55,20 +44,12 @@ class ChildNamedModule(nn.Module):
         return torch.as_tensor(self.module(x))
 
 
-def build() -> nn.Module:
-    return Net()
-
-
 def build_child_named_module() -> nn.Module:
     return ChildNamedModule()
 
 
 def build_tied() -> nn.Module:
     return Tied()
-
-
-def batches() -> list[Batch]:
-    return features(WIDTH)(0)
 
 
 def id_batches() -> list[Batch]:
@@ -86,46 +67,8 @@ def trained(make: Callable[[], nn.Module] = build) -> nn.Module:
     return network
 
 
-def prefixed(prefix: str) -> Callable[[State], State]:
-    return lambda state: {prefix + name: tensor for name, tensor in state.items()}
-
-
 def in_dtype(dtype: torch.dtype) -> Callable[[State], State]:
     return lambda state: {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
-
-
-def mixed(state: State) -> State:
-    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return {
-        name: tensor.to(dtypes[place % 4]) if tensor.is_floating_point() else tensor
-        for place, (name, tensor) in enumerate(state.items())
-    }
-
-
-def check_run(
-    source: SourceOptions,
-    dense: nn.Module,
-    given: Batch,
-    output: Path,
-    layers: int,
-    left: dict[str, str],
-    tolerance: float = 2e-3,
-    rounding: float = 1e-5,
-) -> None:
-    """The compressed module and its graph do what `dense` does, and all layers were factored."""
-    result = run(
-        RunOptions(source, FolderOptions(output, report=False), exact_budget(source, rounding))
-    )
-    kinds = {x.kind: x.reason for x in result.profile.left_alone if x.matrix_params}
-    assert unexpected(result, kinds, left, ()) == []
-    assert {c.name: c.detail for c in result.report.checks if c.passed is False} == {}
-    assert len(result.plan.layers) == layers
-    unchanged = [x.name for x in result.plan.layers if isinstance(x.structure, Dense)]
-    assert len(unchanged) <= (0 if rounding <= 1e-3 else 1)  # rounded weights have no exact rank
-    session = onnxruntime.InferenceSession(str(output / "model.onnx"))
-    wanted = outputs_of(dense, given)
-    assert apart(outputs_of(lrcompress.load(output), given), wanted) <= tolerance
-    assert apart(graph_outputs(session, given), wanted) <= tolerance
 
 
 CHANGES: dict[str, tuple[Callable[[State], State], float]] = {  # with the largest error
@@ -151,7 +94,7 @@ def test_weights_of_a_factory_are_those_of_the_file(
         torch.save({"state_dict": changed}, path)
     else:
         save_file(changed, path)
-    loaded = load_model(f"{HERE}:build", weights=path).module
+    loaded = load_model(f"{SHARED}:build", weights=path).module
     for name, tensor in trained().state_dict().items():
         (stored,) = [t for n, t in changed.items() if n.endswith(name)]
         assert torch.equal(loaded.state_dict()[name], stored.to(tensor.dtype))
@@ -164,7 +107,7 @@ def test_a_run_over_such_weights_is_right(change: str, tmp_path: Path) -> None:
     alter, tolerance = CHANGES[change]
     path = tmp_path / "weights.safetensors"
     save_file(alter(dict(trained().state_dict())), path)
-    source = SourceOptions(f"{HERE}:build", weights=path, data=f"{HERE}:batches")
+    source = SourceOptions(f"{SHARED}:build", weights=path, data=f"{SHARED}:batches")
     check_run(
         source, trained(), features(WIDTH)(7)[0], tmp_path / "run", 3, {}, tolerance, tolerance / 5
     )
@@ -213,7 +156,7 @@ def test_weights_that_do_not_belong_are_refused(
 ) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(alter(dict(trained().state_dict())), path)
-    source = SourceOptions(f"{HERE}:build", weights=path, data=f"{HERE}:batches")
+    source = SourceOptions(f"{SHARED}:build", weights=path, data=f"{SHARED}:batches")
     with pytest.raises(ModelError, match="belong together") as caught:
         run(RunOptions(source, FolderOptions(tmp_path / "run"), Budget.parse("60%")))
     assert said in str(caught.value)

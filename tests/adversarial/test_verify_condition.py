@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.verify.verify import verify
 
+from .found_mutants import missed_by_value, mutant_of, weight_mutants
 from .ill_conditioned import NETWORKS, network
 from .mutants import scaled
-from .test_verify_mutants import missed_by_value, mutant_of, weight_mutants
 
 NAMES = [make.__name__ for make in NETWORKS]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import test_verify as plain
 import torch
+import verified_networks as plain
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError, LrcompressError, ModelError, VerifyError
