@@ -31,7 +31,7 @@ from lrcompress.pipeline.run_folder import RunFolder, finished_key, open_run_fol
 from lrcompress.pipeline.stages.compress import compress_key, compress_model, is_compressed
 from lrcompress.pipeline.stages.deliver import CompressedRun, deliver
 from lrcompress.pipeline.stages.export import budget_facts
-from lrcompress.pipeline.stages.load import Loaded, configuration, load_sources
+from lrcompress.pipeline.stages.load import Loaded, configuration, load_source_model, load_sources
 from lrcompress.pipeline.stages.plan import (
     PLAN_NAME,
     PlanInputs,
@@ -63,7 +63,6 @@ from lrcompress.progress import SILENT, Progress
 from lrcompress.reporting.html import require_plotly
 from lrcompress.reporting.report import Report
 from lrcompress.sources.loaded_model import LoadedModel
-from lrcompress.sources.models import load_model
 
 
 def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
@@ -100,7 +99,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
             plan, key = decision.plan, decision.key
         found = inputs.profile
         curve = on_main(partial(run_sweep, context, inputs, profiled))
-        tuning = _teaching(inputs, plan)
+        tuning = _tune_inputs(inputs, plan)
         later = _rewriter(context, inputs, tuning, key)
         outcome, key = compress_model(context, inputs, plan, key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
@@ -117,7 +116,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
 
 def _fitted(context: RunContext, inputs: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
     """Return whether no layer needs fitting. profiled, key: the keys of profile and plan."""
-    later = _rewriter(context, inputs, _teaching(inputs, plan), key)
+    later = _rewriter(context, inputs, _tune_inputs(inputs, plan), key)
     swept_already = is_swept(context, inputs, profiled)
     return is_compressed(context, inputs, key, rewritten_by=later) and swept_already
 
@@ -129,7 +128,7 @@ def _rewriter(
     return TUNE.name if is_tuned(context, tuning, compress_key(inputs, key)) else None
 
 
-def _teaching(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
+def _tune_inputs(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
     loaded, options = inputs.loaded, inputs.options
     source = options.source
     if options.tune is None:
@@ -140,13 +139,7 @@ def _teaching(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
 
     def dense() -> LoadedModel:
         """Load the dense model again: the first instance was compressed in place."""
-        again = load_model(
-            source.model,
-            weights=source.weights,
-            trust_remote_code=source.trust_remote_code,
-            allow_pickle=source.allow_pickle,
-            trust_factory=source.trust_factory,
-        )
+        again = load_source_model(source)
         replay_(again.module, conversions)
         difference = what_differs(
             identity, identify(again.module, None, configuration(again)), again.module, first

@@ -26,7 +26,7 @@ from lrcompress.pipeline.run_folder import RunFolder, open_run_folder, read_ledg
 from lrcompress.pipeline.stages.compress import STAGE as COMPRESS
 from lrcompress.pipeline.stages.compress import CompressFacts
 from lrcompress.pipeline.stages.deliver import CompressedRun, deliver
-from lrcompress.pipeline.stages.load import configuration
+from lrcompress.pipeline.stages.load import configuration, load_source_model
 from lrcompress.pipeline.stages.plan import PLAN_NAME, PlanFacts, read_plan
 from lrcompress.pipeline.stages.plan import STAGE as PLAN
 from lrcompress.pipeline.stages.profile import STAGE as PROFILE
@@ -47,7 +47,6 @@ from lrcompress.reporting.html import require_plotly
 from lrcompress.sources.data import kind_of_data, load_batches
 from lrcompress.sources.factory import permit_factory
 from lrcompress.sources.loaded_model import LoadedModel
-from lrcompress.sources.models import load_model
 
 
 def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
@@ -138,13 +137,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
         trusted = source.trust_factory or source.model
         permit_factory(reference.text, trusted, options.folder.output / RECORD_NAME)
     if source.model:
-        other = load_model(
-            source.model,
-            weights=source.weights,
-            trust_remote_code=source.trust_remote_code,
-            allow_pickle=source.allow_pickle,
-            trust_factory=source.trust_factory,
-        )
+        other = load_source_model(source)
         replay_(other.module, record.conversions, strict=False)
         return other
     weights = reference.details.get("weights")
@@ -161,13 +154,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             "there; name it with --reference"
         )
     try:
-        dense = load_model(
-            place,
-            weights=source.weights,
-            trust_remote_code=source.trust_remote_code,
-            allow_pickle=source.allow_pickle,
-            trust_factory=source.trust_factory,
-        )
+        dense = load_source_model(replace(source, model=place))
         replay_(dense.module, record.conversions)
     except LrcompressError as cause:
         raise TuneError(

@@ -63,6 +63,17 @@ class Loaded:
         return self.batches[0] if self.batches else example_batch(self.model)
 
 
+def load_source_model(options: SourceOptions) -> LoadedModel:
+    """Load the model alone, as far as the options trust it."""
+    return load_model(
+        options.model,
+        weights=options.weights,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        trust_factory=options.trust_factory,
+    )
+
+
 def load_sources(options: SourceOptions) -> Loaded:
     """Load the model and the data; convert layers to standard ones where an example allows it.
 
@@ -71,13 +82,7 @@ def load_sources(options: SourceOptions) -> Loaded:
     """
     if options.data is not None:
         kind_of_data(options.data)
-    model = load_model(
-        options.model,
-        weights=options.weights,
-        trust_remote_code=options.trust_remote_code,
-        allow_pickle=options.allow_pickle,
-        trust_factory=options.trust_factory,
-    )
+    model = load_source_model(options)
     check_module_names(model.module)
     batches = None
     if options.data is not None:
