@@ -25,6 +25,7 @@ from networks import feature_batches, token_batches
 from torch import Tensor, nn
 
 from lrcompress import distributed
+from lrcompress.checkpoint import Entry
 from lrcompress.compression import compress
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.compression.report import CompressReport
@@ -134,13 +135,13 @@ class Kept:
     """A store in memory."""
 
     def __init__(self) -> None:
-        self.held: dict[str, Any] = {}
+        self.held: dict[str, Entry] = {}
 
-    def get(self, name: str) -> Any:
+    def get(self, kind: str, name: str = "") -> Entry | None:
         return self.held.get(name)
 
-    def put(self, name: str, factors: Any) -> None:
-        self.held[name] = factors
+    def put(self, kind: str, name: str, entry: Entry) -> None:
+        self.held[name] = entry
 
 
 def profiling_calls() -> int:

@@ -11,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lrcompress.errors import FitError
+from lrcompress.layers import LayerSpec
+from lrcompress.metrics import Whitening
 from lrcompress.profiling.spectrum import (
     RankMeasures,
     loss_curve,
@@ -18,6 +21,7 @@ from lrcompress.profiling.spectrum import (
     measure,
     singular_values,
 )
+from lrcompress.structures import LowRank
 
 SHAPES = [(60, 60), (120, 60), (40, 200)]
 
@@ -142,7 +146,39 @@ def test_singular_values_of_a_large_weight_are_those_of_its_svd(
     """Right to the root of float64's rounding, of the largest."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape, generator=generator) * torch.logspace(0, -4, shape[-1])
-    monkeypatch.setattr("lrcompress.profiling.spectrum.LARGEST_WHOLE_SVD", 300)
+    monkeypatch.setattr("lrcompress.structures.large_svd.LARGEST_WHOLE_SVD", 300)
     found = singular_values(weight)
     wanted = torch.linalg.svdvals(weight.double())
     assert float((found - wanted).abs().max()) <= 1e-7 * float(wanted.max())
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 30), (2, 30, 70), (1, 40, 40)])
+@pytest.mark.parametrize("rank", [1, 7, 30])
+def test_a_large_weight_is_truncated_as_by_its_svd(
+    shape: tuple[int, ...], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator) * torch.logspace(0, -2, shape[-1])
+    monkeypatch.setattr("lrcompress.structures.large_svd.LARGEST_WHOLE_SVD", 300)
+    spec = LayerSpec("layer", "linear", *shape[1:], shape[0], bias=False)
+    factors = LowRank(rank).fit(weight, Whitening(), spec)
+    loss = LowRank(rank).loss(factors, weight, Whitening(), spec)
+    double = weight.double()
+    tails = torch.linalg.svdvals(double)[:, rank:]
+    scale = float(0.5 * double.square().sum())
+    assert loss == pytest.approx(float(0.5 * tails.square().sum()), rel=1e-6, abs=1e-12 * scale)
+    dense = LowRank(rank).dense(factors, spec)
+    assert float(0.5 * (double - dense).square().sum()) == pytest.approx(
+        loss, rel=1e-6, abs=1e-12 * scale
+    )
+    left, right = (f.double() for f in (factors["left"], factors["right"]))
+    sizes = left.square().sum(-2), right.square().sum(-1)  # the singular values, in both
+    torch.testing.assert_close(*sizes, rtol=1e-4, atol=1e-5)
+
+
+def test_a_large_weight_that_is_not_finite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lrcompress.structures.large_svd.LARGEST_WHOLE_SVD", 300)
+    weight = torch.full((1, 40, 40), torch.inf)
+    spec = LayerSpec("layer", "linear", 40, 40, 1, bias=False)
+    with pytest.raises(FitError, match="not finite"):
+        LowRank(3).fit(weight, Whitening(), spec)

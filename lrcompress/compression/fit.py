@@ -12,6 +12,7 @@ from lrcompress.layers import layer_kind, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.structures import Factors, Structure
+from lrcompress.structures.large_svd import fits_by_blocks
 
 BIAS = "bias"  # key next to the structure's own factors
 
@@ -51,12 +52,14 @@ def fit_layer(
         FitError: the weight or its moments are not finite; the message names the layer.
     """
     whitening = layer_whitening(layer, metric, moments)
-    weight = weight_matrix(module).to(torch.float64)
+    weight = weight_matrix(module)
+    if structure.type_name != "low_rank" or not fits_by_blocks(weight, whitening):
+        weight = weight.to(torch.float64)
     try:
         factors = structure.fit(weight, whitening, layer.spec)
     except LrcompressError as cause:
         raise FitError(f"{layer.name}: {cause}") from cause
-    loss = float(whitening.loss(weight - structure.dense(factors, layer.spec)))
+    loss = structure.loss(factors, weight, whitening, layer.spec)
     return replace(rounded_fit(layer, module, structure, metric, moments, factors), loss=loss)
 
 

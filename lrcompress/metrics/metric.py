@@ -19,6 +19,11 @@ class Whitening:
     output: Root = field(default_factory=IdentityRoot)
     input: Root = field(default_factory=IdentityRoot)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether both roots are the identity: the loss is half the squared Frobenius norm."""
+        return isinstance(self.output, IdentityRoot) and isinstance(self.input, IdentityRoot)
+
     def whiten(self, weight: Tensor) -> Tensor:
         """Return G^1/2 W C^1/2 in float64: (groups, m, n)."""
         return self.output.left(self.input.right(weight.to(torch.float64)))

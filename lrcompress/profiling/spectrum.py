@@ -8,7 +8,8 @@ from math import exp, sqrt
 import torch
 from torch import Tensor
 
-LARGEST_WHOLE_SVD = 2**25  # values of a weight; LAPACK holds two float64 copies of it
+from lrcompress.structures.large_svd import gram_by_blocks, is_large
+
 NUMERICAL_RANK_THRESHOLD = 1e-3  # share of the largest singular value
 
 
@@ -76,16 +77,10 @@ def singular_values(weight: Tensor) -> Tensor:
     For a large weight they come from the Gram matrix of its shorter side, summed block by block to
     avoid a float64 copy. They are then accurate to 1e-8 of the largest, enough for float32 weights.
     """
-    if weight.numel() <= LARGEST_WHOLE_SVD:
+    if not is_large(weight):
         found: Tensor = torch.linalg.svdvals(weight.to(torch.float64))
         return found
-    tall = weight if weight.shape[-2] >= weight.shape[-1] else weight.mT
-    short = tall.shape[-1]
-    gram = torch.zeros(*tall.shape[:-2], short, short, dtype=torch.float64, device=weight.device)
-    for rows in torch.split(tall, max(1, LARGEST_WHOLE_SVD // (4 * short)), dim=-2):
-        block = rows.to(torch.float64)
-        gram += block.mT @ block
-    energies: Tensor = torch.linalg.eigvalsh(gram)
+    energies: Tensor = torch.linalg.eigvalsh(gram_by_blocks(weight))
     return energies.clamp_min(0).sqrt().flip(-1)
 
 

@@ -23,6 +23,11 @@ from lrcompress.structures.factorized import (
     FactorizedEmbedding,
     FactorizedLinear,
 )
+from lrcompress.structures.large_svd import (
+    fits_by_blocks,
+    loss_by_blocks,
+    truncated_by_blocks,
+)
 from lrcompress.structures.structure import Factors, Structure
 
 
@@ -58,6 +63,8 @@ class LowRank(Structure):
         quick: bool = False,
         start: Factors | None = None,
     ) -> Factors:
+        if fits_by_blocks(weight, whitening):
+            return truncated_by_blocks(weight, self.rank)
         whitened = whitening.whiten(weight)  # (groups, m', n')
         if not bool(torch.isfinite(whitened).all()):
             raise FitError("the weight or its moments are not finite; check the model and data")
@@ -66,6 +73,13 @@ class LowRank(Structure):
         right = whitening.input.right_inverse(qt[..., : self.rank, :])
         del whitened, qt  # large for a vocabulary, and balancing makes copies
         return balanced(left, right)
+
+    def loss(
+        self, factors: Factors, weight: Tensor, whitening: Whitening, spec: LayerSpec
+    ) -> float:
+        if fits_by_blocks(weight, whitening):
+            return loss_by_blocks(weight, factors)
+        return super().loss(factors, weight, whitening, spec)
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         return factors["left"] @ factors["right"]

@@ -29,6 +29,12 @@ class Structure(ABC):
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # kinds of layers that it can replace
     tried_unasked: ClassVar[bool] = True  # whether --structures auto tries it
 
+    def loss(
+        self, factors: Factors, weight: Tensor, whitening: Whitening, spec: LayerSpec
+    ) -> float:
+        """The loss of the factors in the metric."""
+        return float(whitening.loss(weight - self.dense(factors, spec)))
+
     def check(self, spec: LayerSpec) -> None:
         """Raise PlanError, naming the layer, if the structure cannot replace the layer."""
         if spec.kind not in self.kinds:
