@@ -1,4 +1,4 @@
-"""Write lrcompress/export/cuda_kernels.json: every operator that has a CUDA kernel.
+"""Write lrcompress/graph/cuda_kernels.json: every operator that has a CUDA kernel.
 
     python benchmarks/make_kernel_table.py --installed            # from the installed ONNX Runtime
     python benchmarks/make_kernel_table.py --document OperatorKernels.md --source "1.31.0"
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TABLE = Path(__file__).parent.parent / "lrcompress" / "export" / "cuda_kernels.json"
+TABLE = Path(__file__).parent.parent / "lrcompress" / "graph" / "cuda_kernels.json"
 PROVIDER = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 INTERNAL_DOMAINS = {"com.ms.internal.nhwc"}  # only ONNX Runtime itself makes these nodes

@@ -14,14 +14,17 @@ from torch import Tensor
 from lrcompress.errors import FitError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
+from lrcompress.metrics.root import DiagonalRoot, FullRoot, IdentityRoot, Root, root_of
 from lrcompress.profiling.spectrum import (
     RankMeasures,
+    gram_of_shorter_side,
     loss_curve,
     marchenko_pastur_edge,
     measure,
     singular_values,
 )
 from lrcompress.structures import LowRank
+from lrcompress.structures.large_svd import whitened_gram_by_blocks
 
 SHAPES = [(60, 60), (120, 60), (40, 200)]
 
@@ -182,3 +185,24 @@ def test_a_large_weight_that_is_not_finite_is_refused(monkeypatch: pytest.Monkey
     spec = LayerSpec("layer", "linear", 40, 40, 1, bias=False)
     with pytest.raises(FitError, match="not finite"):
         LowRank(3).fit(weight, Whitening(), spec)
+
+
+@pytest.mark.parametrize("shape", [(1, 70, 30), (2, 30, 70)])
+@pytest.mark.parametrize("long", [IdentityRoot(), DiagonalRoot(torch.rand(1, 70).double())])
+def test_the_gram_matrix_of_a_large_whitened_weight_is_that_of_the_whole(
+    shape: tuple[int, ...], long: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrcompress.structures.large_svd.LARGEST_WHOLE_SVD", 300)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape, generator=generator)
+    x = torch.randn(1, 50, 30, generator=generator, dtype=torch.float64)
+    short = root_of(x.mT @ x)
+    roots = (long, short) if shape[1] > shape[2] else (short, long)
+    whitening = Whitening(*roots)
+    found = whitened_gram_by_blocks(weight, whitening)
+    assert found is not None
+    torch.testing.assert_close(found, gram_of_shorter_side(whitening.whiten(weight)))
+    mixing = Whitening(
+        *(FullRoot(torch.eye(s).double()[None], torch.ones(1, s)) for s in shape[1:])
+    )
+    assert whitened_gram_by_blocks(weight, mixing) is None

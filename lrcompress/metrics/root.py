@@ -40,6 +40,10 @@ class Root(ABC):
         (groups, k, k), or (groups, k) if diagonal.
         """
 
+    def part(self, features: slice) -> Root | None:
+        """Return the root of some of the features alone; None where it mixes features."""
+        return None
+
     def left(self, x: Tensor) -> Tensor:
         """Return S X for X: (groups, k, columns)."""
         return self.right(x.mT).mT
@@ -50,6 +54,9 @@ class Root(ABC):
 
 @dataclass(frozen=True)
 class IdentityRoot(Root):
+    def part(self, features: slice) -> Root | None:
+        return self
+
     def right(self, x: Tensor) -> Tensor:
         return x
 
@@ -65,6 +72,9 @@ class DiagonalRoot(Root):
     """M = diag(values^2); values: (groups, k)."""
 
     values: Tensor
+
+    def part(self, features: slice) -> Root | None:
+        return DiagonalRoot(self.values[..., features])
 
     def right(self, x: Tensor) -> Tensor:
         return x * self.values.unsqueeze(-2)

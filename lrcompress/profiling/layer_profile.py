@@ -16,6 +16,7 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import gram_of_shorter_side, measure, singular_values
 from lrcompress.profiling.structure_curves import structure_curves
+from lrcompress.structures.large_svd import is_large, whitened_gram_by_blocks
 
 SHRINKAGE_PER_FEATURE = 0.25  # times features / rows; measured in benchmarks/quality.py
 LARGEST_SHRINKAGE = 0.5
@@ -33,7 +34,8 @@ def profile_layer(
     """Return the profile, and the whitening of the metric that is the default for planning."""
     weight = weight_matrix(module.get_submodule(spec.name))
     plain = singular_values(weight)
-    if moments is not None or set(options.structures) != {"low_rank"}:
+    fits = set(options.structures) != {"low_rank"}
+    if (moments is not None and not is_large(weight)) or fits:
         weight = weight.to(torch.float64)
     shrinkage = options.shrinkage
     if shrinkage is None:
@@ -76,7 +78,9 @@ def _whitened_spectrum(weight: torch.Tensor, whitening: Whitening) -> torch.Tens
 
     Each s^2 is accurate to the rounding of the largest one, far below any relevant loss.
     """
-    gram = gram_of_shorter_side(whitening.whiten(weight))
+    gram = whitened_gram_by_blocks(weight, whitening) if is_large(weight) else None
+    if gram is None:
+        gram = gram_of_shorter_side(whitening.whiten(weight))
     energies: torch.Tensor = torch.linalg.eigvalsh(gram)
     return energies.clamp_min(0).sqrt().flip(-1)
 

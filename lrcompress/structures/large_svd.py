@@ -39,6 +39,26 @@ def gram_by_blocks(weight: Tensor) -> Tensor:
     return gram
 
 
+def whitened_gram_by_blocks(weight: Tensor, whitening: Whitening) -> Tensor | None:
+    """Return the Gram matrix of the shorter side of the whitened weight: (groups, k, k).
+
+    None where the moment of the longer side mixes its features, so that no block is whitened alone.
+    """
+    tall = _tall(weight)
+    long, short = whitening.output, whitening.input
+    if tall is not weight:
+        long, short = short, long
+    shape = (*tall.shape[:-2], tall.shape[-1], tall.shape[-1])
+    gram = torch.zeros(shape, dtype=torch.float64, device=weight.device)
+    for rows, block in _blocks(tall):
+        root = long.part(rows)
+        if root is None:
+            return None
+        block = root.left(block)
+        gram += block.mT @ block
+    return short.right(short.left(gram))
+
+
 def truncated_by_blocks(weight: Tensor, rank: int) -> Factors:
     """Return the best factors of that rank in float32, half of the singular values in each.
 
