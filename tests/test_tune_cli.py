@@ -312,7 +312,7 @@ def test_a_stop_between_the_weights_and_their_record_is_resumed_to_the_same_bits
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from lrcompress.pipeline import compressed_model as models
+    from lrcompress.sources import compressed_model as models
 
     output = copied(plain, tmp_path / "moved")
     done = iter(range(writes))
