@@ -1,4 +1,4 @@
-"""Where a sum of Kronecker products pays: its loss against other structures of as many parameters.
+"""Compares sums of Kronecker products with other structures of as many parameters.
 
 Each linear layer of a profiled network is fitted with Kronecker sums of three sizes. The loss is
 that of the profile's metric, as a share of the loss of removing the layer.
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -71,24 +71,29 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Batches, str | None]]] = {
 
 def compare(network: str, layers: Iterable[LayerProfile]) -> list[Row]:
     """Return one row for each size of Kronecker sums, from small to large."""
-    found: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    found: dict[int, list[tuple[float, float, float]]] = defaultdict(list)
     for layer in layers:
         if layer.spec.kind == "linear":
-            for place, (kept, own, others) in enumerate(_points(layer)):
-                if kept < 1:
-                    found[place].append((own, others))
-    shares = {0: "2-8 %", 1: "9-24 %", 2: "25-50 %"}
+            for place, point in enumerate(_points(layer)):
+                if point[0] < 1:
+                    found[place].append(point)
     return [
         {
             "model": network,
-            "kept": shares[place],
-            "layers": len(pairs),
-            "wins": sum(own < others for own, others in pairs),
-            "kronecker": round(median(own for own, _ in pairs), 4),
-            "others": round(median(others for _, others in pairs), 4),
+            "kept": span([kept for kept, _, _ in points]),
+            "layers": len(points),
+            "wins": sum(own < others for _, own, others in points),
+            "kronecker": round(median(own for _, own, _ in points), 4),
+            "others": round(median(others for _, _, others in points), 4),
         }
-        for place, pairs in sorted(found.items())
+        for _, points in sorted(found.items())
     ]
+
+
+def span(shares: Sequence[float]) -> str:
+    """The smallest and the largest share, such as "2-8 %", or the one share."""
+    least, most = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{least} %" if least == most else f"{least}-{most} %"
 
 
 def _points(layer: LayerProfile) -> list[tuple[float, float, float]]:
