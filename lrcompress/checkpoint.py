@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from lrcompress.atomic import write_atomically
 from lrcompress.errors import DataError, LrcompressError
 from lrcompress.fingerprint import name_digest
 from lrcompress.json_dataclasses import parse_object
+from lrcompress.tensor_files import write_tensors
 
 _VALUES = "values"
 
@@ -74,10 +73,8 @@ class CheckpointFolder:
 
     def put(self, kind: str, name: str, entry: Entry) -> None:
         """Store an entry; raise LrcompressError if the disk is full or read-only."""
-        # Copies: safetensors refuses tensors that share memory and views of larger tensors
-        whole = {name: t.detach().cpu().clone().contiguous() for name, t in entry.tensors.items()}
         metadata = {_VALUES: json.dumps(dict(entry.values))}
-        write_atomically(self.path(kind, name), lambda part: save_file(whole, part, metadata))
+        write_tensors(self.path(kind, name), entry.tensors, metadata)
 
     def path(self, kind: str, name: str = "") -> Path:
         """Return the file of an entry. Layer names are hashed: they may not be valid file names."""

@@ -12,7 +12,6 @@ from lrcompress.layers import layer_kind, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.structures import Factors, Structure
-from lrcompress.structures.large_svd import fits_by_blocks
 
 BIAS = "bias"  # key next to the structure's own factors
 
@@ -53,7 +52,7 @@ def fit_layer(
     """
     whitening = layer_whitening(layer, metric, moments)
     weight = weight_matrix(module)
-    if structure.type_name != "low_rank" or not fits_by_blocks(weight, whitening):
+    if not structure.takes_large(weight, whitening):
         weight = weight.to(torch.float64)
     try:
         factors = structure.fit(weight, whitening, layer.spec)

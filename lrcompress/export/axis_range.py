@@ -39,12 +39,6 @@ class AxisRange:
         ends = [end for end in (self.most, other.most) if end is not None]
         return AxisRange(least, min(ends) if ends else None, step)
 
-    def within(self, least: int, most: int | None) -> AxisRange:
-        """Return the intersection with other limits."""
-        ends = [end for end in (self.most, most) if end is not None]
-        least = max(self.least, -(-least // self.step) * self.step)
-        return AxisRange(least, min(ends) if ends else None, self.step)
-
     def __str__(self) -> str:
         """For example "1 or more", "2 to 40", "multiples of 4 from 8"."""
         if self.step > 1:

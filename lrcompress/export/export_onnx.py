@@ -16,6 +16,7 @@ from lrcompress import __version__
 from lrcompress.errors import ExportError
 from lrcompress.export.axes import AxisRequest, find_axes
 from lrcompress.export.axis_metadata import PREFIX, Axes, KnownAxis, to_metadata
+from lrcompress.export.axis_range import AxisRange
 from lrcompress.export.example import tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
 from lrcompress.export.forward import NamedForward, check_arguments, unused_name
@@ -157,7 +158,7 @@ class _Traced:
 def _within(axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]) -> dict[str, KnownAxis]:
     """Return the ranges found by trials, restricted to the limits of the trace."""
     return {
-        name: replace(axis, range=axis.range.within(*limits.get(name, (1, None))))
+        name: replace(axis, range=axis.range.intersection(AxisRange(*limits.get(name, (1, None)))))
         for name, axis in axes.known.items()
     }
 

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
-
 from lrcompress.atomic import write_atomically
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.formats.weights import unreadable
@@ -31,22 +28,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     except UnicodeEncodeError:  # surrogates from a path that is not UTF-8
         text = json.dumps(value, indent=2, allow_nan=False)
     write_text(path, text + "\n")
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write safetensors; make each tensor contiguous and give it separate storage."""
-    prepared: dict[str, Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        whole = tensor.detach().cpu().contiguous()
-        storage = whole.untyped_storage()
-        if storage.data_ptr() in storages or storage.nbytes() != whole.nbytes:
-            whole = whole.clone()
-        storages.add(whole.untyped_storage().data_ptr())
-        prepared[name] = whole
-    write_atomically(path, lambda temporary: save_file(prepared, temporary, dict(metadata or {})))
 
 
 def read_json(

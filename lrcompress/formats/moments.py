@@ -18,11 +18,12 @@ from torch import Tensor
 
 from lrcompress.atomic import unwritable
 from lrcompress.errors import DataError
-from lrcompress.formats.files import read_json, write_json, write_tensors
+from lrcompress.formats.files import read_json, write_json
 from lrcompress.formats.weights import opened_safetensors
 from lrcompress.json_dataclasses import to_json
 from lrcompress.messages import label, one_line
 from lrcompress.metrics import LayerMoments, Sensitivity
+from lrcompress.tensor_files import write_tensors
 
 PROFILE_NAME = "profile.json"
 SHARD_PATTERN = "moments-*.safetensors"

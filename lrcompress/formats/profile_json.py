@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
-from lrcompress.formats.files import read_json, write_json, write_tensors
+from lrcompress.formats.files import read_json, write_json
 from lrcompress.formats.moments import (
     PROFILE_NAME,
     SHARD_NAME,
@@ -30,6 +30,7 @@ from lrcompress.network.identity import check_identity
 from lrcompress.profiling.curves_json import AGAIN, curves_from_json, curves_to_json
 from lrcompress.profiling.profile import SCHEMA_VERSION, LayerProfile, Profile
 from lrcompress.profiling.spectrum import RankMeasures
+from lrcompress.tensor_files import write_tensors
 
 SPECTRA_NAME = "spectra.safetensors"
 APART_IN_PROFILE = ("layers", "left_alone", "moments")

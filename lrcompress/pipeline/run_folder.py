@@ -103,7 +103,7 @@ class RunFolder:
         stage: str,
         key: str,
         files: Sequence[str],
-        facts: Mapping[str, Any],
+        facts: object,
         *,
         forget: str | None = None,
     ) -> None:
@@ -119,7 +119,7 @@ class RunFolder:
         stage: str,
         key: str,
         files: Sequence[str],
-        facts: Mapping[str, Any],
+        facts: object,
         forget: str | None,
     ) -> None:
         digests = {name: file_digest(self.path(name)) for name in files}

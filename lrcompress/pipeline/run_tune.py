@@ -35,7 +35,6 @@ from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.pipeline.stages.tune import (
     STAGE,
     ExportedAs,
-    TuneFacts,
     TuneInputs,
     checked_dense,
     last_export,
@@ -124,7 +123,8 @@ def _upstream(folder: RunFolder, inputs: TuneInputs) -> str:
     assert compress is not None
     if last is None:
         return compress.key
-    facts = folder.facts(STAGE.name, TuneFacts)
+    facts = STAGE.recorded(folder)
+    assert facts is not None
     is_again = tune_key(inputs, facts.upstream) == last.key
     is_same = facts.teacher is None or not inputs.differs(facts.teacher)
     return facts.upstream if is_again and is_same else last.key

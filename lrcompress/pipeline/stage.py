@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar
 
-from lrcompress.json_dataclasses import to_json
 from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.run_folder import RunFolder
 
@@ -64,8 +63,7 @@ class Stage(Generic[Facts]):
         with context.clock.stage(self.name):
             output = work()
             if output.finished:
-                facts = cast("dict[str, Any]", to_json(output.facts))
-                context.folder.finish(self.name, key, output.files, facts, forget=forget)
+                context.folder.finish(self.name, key, output.files, output.facts, forget=forget)
         return output.facts
 
     def is_finished(

@@ -15,7 +15,7 @@ from lrcompress.atomic import write_atomically
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.fingerprint import distinct_state
-from lrcompress.formats.files import write_json, write_tensors
+from lrcompress.formats.files import write_json
 from lrcompress.formats.run_json import RECORD_NAME, WEIGHTS_NAME, RunLayer, RunRecord, read_record
 from lrcompress.network.batches import Batch
 from lrcompress.network.function_sketch import sketch_function
@@ -25,6 +25,7 @@ from lrcompress.paths import expanded
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.run_model import load_run
+from lrcompress.tensor_files import write_tensors
 
 
 def save_compressed(

@@ -98,7 +98,7 @@ def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
     found = {(len(batches) - 1, 0)}
     whole = [name for name, t in batches[0].items() if not t.is_floating_point()]
     for name in whole:
-        # As int64, because torch has no maximum for booleans
+        # Converted to int64: torch has no maximum for booleans
         largest = max(range(len(batches)), key=lambda i: int(batches[i][name].long().max()))
         values = batches[largest][name].long()
         found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))

@@ -24,11 +24,6 @@ def is_large(weight: Tensor) -> bool:
     return weight.numel() > LARGEST_WHOLE_SVD
 
 
-def fits_by_blocks(weight: Tensor, whitening: Whitening) -> bool:
-    """Return whether `truncated_by_blocks` fits the weight: a large one in the plain metric."""
-    return is_large(weight) and whitening.is_plain
-
-
 def gram_by_blocks(weight: Tensor) -> Tensor:
     """Return the float64 Gram matrix of the shorter side: (groups, m, n) -> (groups, k, k)."""
     tall = _tall(weight)

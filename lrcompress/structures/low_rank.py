@@ -24,7 +24,7 @@ from lrcompress.structures.factorized import (
     FactorizedLinear,
 )
 from lrcompress.structures.large_svd import (
-    fits_by_blocks,
+    is_large,
     loss_by_blocks,
     truncated_by_blocks,
 )
@@ -63,7 +63,7 @@ class LowRank(Structure):
         quick: bool = False,
         start: Factors | None = None,
     ) -> Factors:
-        if fits_by_blocks(weight, whitening):
+        if self.takes_large(weight, whitening):
             return truncated_by_blocks(weight, self.rank)
         whitened = whitening.whiten(weight)  # (groups, m', n')
         if not bool(torch.isfinite(whitened).all()):
@@ -74,10 +74,13 @@ class LowRank(Structure):
         del whitened, qt  # large for a vocabulary, and balancing makes copies
         return balanced(left, right)
 
+    def takes_large(self, weight: Tensor, whitening: Whitening) -> bool:
+        return is_large(weight) and whitening.is_plain
+
     def loss(
         self, factors: Factors, weight: Tensor, whitening: Whitening, spec: LayerSpec
     ) -> float:
-        if fits_by_blocks(weight, whitening):
+        if self.takes_large(weight, whitening):
             return loss_by_blocks(weight, factors)
         return super().loss(factors, weight, whitening, spec)
 

@@ -29,6 +29,11 @@ class Structure(ABC):
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # kinds of layers that it can replace
     tried_unasked: ClassVar[bool] = True  # whether --structures auto tries it
 
+    def takes_large(self, weight: Tensor, whitening: Whitening) -> bool:
+        """Whether `fit` and `loss` take the weight in its own dtype, block by block, instead of a
+        copy in float64."""
+        return False
+
     def loss(
         self, factors: Factors, weight: Tensor, whitening: Whitening, spec: LayerSpec
     ) -> float:

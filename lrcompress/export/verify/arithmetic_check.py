@@ -89,12 +89,15 @@ def _constants_rounding(
         return 0.0
     constants = computed_constants(subject, rounded)
     generator = np.random.default_rng(comparison.seed)
-    worst = 0.0
-    for _ in range(_TRIALS if constants else 0):
-        off = off_by_rounding(constants, generator)
-        for drawn in draws:
-            names, feed = tuple(comparison.wiring.outputs), _feed(comparison, drawn)
-            plain, moved = graph(names, feed), graph(names, feed, off)
+    if not constants:
+        return 0.0
+    trials = [off_by_rounding(constants, generator) for _ in range(_TRIALS)]
+    names, worst = tuple(comparison.wiring.outputs), 0.0
+    for drawn in draws:
+        feed = _feed(comparison, drawn)
+        plain = graph(names, feed)
+        for off in trials:
+            moved = graph(names, feed, off)
             for name in names:
                 if plain[name].dtype.kind == "f":
                     exact = torch.from_numpy(np.asarray(plain[name]))

@@ -14,6 +14,7 @@ from lrcompress.compression.doubts import SET_ASIDE, doubts, remarks
 from lrcompress.compression.measure import Divergence as Measured
 from lrcompress.compression.report import CompressReport
 from lrcompress.distributed import on_main
+from lrcompress.formats.run_json import RECORD_NAME, WEIGHTS_NAME
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
 from lrcompress.pipeline.context import RunContext
@@ -24,8 +25,6 @@ from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.report import IN_NATS, Divergence
 from lrcompress.sources.compressed_model import save_compressed
-
-WEIGHTS_NAME, RECORD_NAME = "model.safetensors", "lrcompress.json"
 
 log = logging.getLogger(__name__)
 
