@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -12,11 +15,9 @@ from lrcompress.network.agreement import agree, output
 OTHER_SIZES = (-1, -2, 1, 2, 3)  # minus the example's size: all remainders of small strides
 
 
-def resized(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    """Return an input of another size with similar values, zero only by accident."""
-    pads: list[int] = []
-    for old, new in zip(x.shape[2:], sizes, strict=True):
-        pads = [0, new - old, *pads]
+def resized(x: Tensor, change: int) -> Tensor:
+    """Return an input with longer (shorter) axes and similar values, zero only by accident."""
+    pads = [pad for size in x.shape[:1:-1] for pad in (0, max(change, 1 - size))]
     return functional.pad(x, pads, value=1.0) + 0.25
 
 
@@ -28,8 +29,7 @@ def other_inputs(x: Tensor, shown: Product) -> list[Tensor]:
     noise = torch.randn(x.shape, generator=generator).to(x)
     others = [0.5 * x + noise]
     if shown.kind in ("conv1d", "conv2d"):
-        for change in OTHER_SIZES:
-            others.append(resized(x, tuple(max(1, size + change) for size in x.shape[2:])))
+        others += [resized(x, change) for change in OTHER_SIZES]
     return others
 
 
@@ -41,17 +41,24 @@ def same_output(layer: nn.Module, built: nn.Module, x: Tensor) -> bool:
     return isinstance(theirs, Tensor) and agree(output(lambda: built(x.clone())), theirs)
 
 
-def same_in_training(layer: nn.Module, x: Tensor) -> bool:
-    """Whether training mode changes nothing: no dropout of weights, no statistics."""
-    before = {name: value.clone() for name, value in layer.named_buffers()}
-    modes = {child: child.training for child in layer.modules()}
-    theirs = output(lambda: layer(x.clone()))
-    layer.train()
+@contextmanager
+def in_mode(module: nn.Module, *, training: bool) -> Iterator[dict[nn.Module, bool]]:
+    """Context in training or evaluation mode; yields the previous modes, and restores them."""
+    modes = {child: child.training for child in module.modules()}
+    module.train(training)
     try:
-        training = output(lambda: layer(x.clone()))
+        yield modes
     finally:
         for child, mode in modes.items():
             child.training = mode
+
+
+def same_in_training(layer: nn.Module, x: Tensor) -> bool:
+    """Whether training mode changes nothing: no dropout of weights, no statistics."""
+    before = {name: value.clone() for name, value in layer.named_buffers()}
+    theirs = output(lambda: layer(x.clone()))
+    with in_mode(layer, training=True):
+        training = output(lambda: layer(x.clone()))
     moved = False
     for name, value in layer.named_buffers():
         if not torch.equal(value, before[name]):

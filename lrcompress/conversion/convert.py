@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from lrcompress.conversion.attention import SplitAttention
+from lrcompress.conversion.comparison import in_mode
 from lrcompress.conversion.conversion import (
     Conversion,
     ConversionReport,
@@ -37,7 +37,6 @@ from lrcompress.network.agreement import WHOLE_NETWORK, agree, output
 from lrcompress.network.batches import Batch
 from lrcompress.network.call import call
 from lrcompress.network.unfused import nests_tensors, runs_unfused, with_nesting_, without_nesting_
-from lrcompress.network.weight_use import WeightUse
 from lrcompress.profiling.replaceable_layers import few_examples, reasons_to_stay
 
 log = logging.getLogger(__name__)
@@ -57,27 +56,35 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
     Raises:
         DataError: the batch does not fit the network's forward.
     """
-    with _evaluating(module):
+    with in_mode(module, training=False):
         batch = few_examples(module, batch)
     for child in module.modules():
         leave_alone_(child, "")
     before = converted_from(module)
-    with _evaluating(module) as modes:
-        plain = _run(module, batch)
+    with in_mode(module, training=False) as modes:
+        plain = output(lambda: call(module, batch))
+        if isinstance(plain, Exception):
+            raise plain
         candidates = {
             child: name for name, child in module.named_modules() if is_convertible(child)
         }
-        seen = _watched(module, candidates, batch)
-        if seen is None:
+        wanted = [child for child in candidates if not has_hooks(child)]
+        seen = output(lambda: observe(module, wanted, lambda: call(module, batch)))
+        if not isinstance(seen, Observation):
+            log.warning("the model's forward cannot be observed (%s); no layer was converted", seen)
             return ConversionReport((), describe(module).left_alone)
         found, reasons = _found(module, candidates, seen)
-        used = _used(module, seen.use)
+        used = _used(module, seen)
         fingerprint = before.unconverted_fingerprint
         if (found or used) and not fingerprint:
             fingerprint = model_fingerprint(module)
-        kept = _installed(module, found, modes, batch, plain, reasons)
+
+        def unchanged() -> bool:
+            return agree(output(lambda: call(module, batch)), plain, slack=WHOLE_NETWORK)
+
+        kept = _installed(module, found, modes, unchanged, reasons)
         # If a weight is used in ways that cannot become calls, reasons_to_stay reports it
-        kept += _installed(module, used, modes, batch, plain, {}) if used else []
+        kept += _installed(module, used, modes, unchanged, {}) if used else []
     reasons |= reasons_to_stay(module, batch)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
@@ -100,7 +107,7 @@ def replay_(module: nn.Module, conversions: Sequence[Conversion], *, strict: boo
     if not open_:
         return
     done: list[Conversion] = []
-    with _evaluating(module) as modes:
+    with in_mode(module, training=False) as modes:
         for conversion in open_:
             try:
                 target = module.get_submodule(conversion.name)
@@ -113,70 +120,43 @@ def replay_(module: nn.Module, conversions: Sequence[Conversion], *, strict: boo
                     f"{conversion.name}: the model has no {conversion.was} of this name; it "
                     "belongs to another version of the model's code"
                 )
-            _install_(module, conversion, _made(conversion, target), modes)
+            if conversion.became == "encoder":
+                without_nesting_(target)
+            else:
+                _install_(module, Found(conversion, _made(conversion, target)), modes)
             done.append(conversion)
     remember_(module, replace(before, conversions=(*before.conversions, *done)))
 
 
-def _run(module: nn.Module, batch: Batch) -> object:
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        return call(module, batch)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[dict[nn.Module, bool]]:
-    """Context in evaluation mode; yields the previous modes, and restores them at the end."""
-    modes = {child: child.training for child in module.modules()}
-    module.eval()
-    try:
-        yield modes
-    finally:
-        for child, mode in modes.items():
-            child.training = mode
-
-
-def _watched(
-    module: nn.Module, candidates: dict[nn.Module, str], batch: Batch
-) -> Observation | None:
-    wanted = [child for child in candidates if not has_hooks(child)]
-    seen = output(lambda: observe(module, wanted, lambda: _run(module, batch)))
-    if isinstance(seen, Observation):
-        return seen
-    log.warning("the model's forward cannot be watched (%s); no layer was converted", seen)
-    return None
-
-
 def _found(
     module: nn.Module, candidates: dict[nn.Module, str], seen: Observation
-) -> tuple[list[tuple[Conversion, nn.Module]], dict[str, str]]:
+) -> tuple[list[Found], dict[str, str]]:
     """Return the possible conversions with their new layers, and why other layers have none."""
-    found: list[tuple[Conversion, nn.Module]] = []
+    found: list[Found] = []
     reasons: dict[str, str] = {}
-    holders: dict[int, int] = {}
-    for child in module.modules():
-        for parameter in child.parameters(recurse=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    holders = Counter(p for child in module.modules() for p in child.parameters(recurse=False))
     for child, name in candidates.items():
-        shared = any(holders[id(p)] > 1 for p in child.parameters(recurse=False))
-        result = _reason_not_to(child, name, seen)
-        made: Found | str = result or _equivalent(child, name, seen.calls[child], shared=shared)
+        shared = any(holders[p] > 1 for p in child.parameters(recurse=False))
+        reason = _reason_not_to(child, name, seen)
+        made = reason or _equivalent(child, name, seen.calls[child], shared=shared)
         if isinstance(made, str):
             reasons[name] = made
         else:
-            found.append((made.conversion, made.layer))
+            found.append(made)
     return found, reasons
 
 
-def _used(module: nn.Module, use: WeightUse) -> list[tuple[Conversion, nn.Module]]:
+def _used(module: nn.Module, seen: Observation) -> list[Found]:
     """Return replacements of layers whose weight is read elsewhere: products become calls."""
-    made: list[tuple[Conversion, nn.Module]] = []
+    made: list[Found] = []
     for spec in describe(module).layers:
         layer = module.get_submodule(spec.name)
-        other = used_layer(layer) if spec.name and not spec.tied and use.reason(layer) else None
+        if not spec.name or spec.tied or not seen.use.reason(layer):
+            continue
+        other = used_layer(layer)
         if other is not None:
             conversion = Conversion(spec.name, type(layer).__name__, "used")
-            made.append((conversion, share_hooks_(layer, other)))
+            made.append(Found(conversion, share_hooks_(layer, other)))
     return made
 
 
@@ -218,55 +198,56 @@ def _gives_the_same(one: nn.Module, other: nn.Module, made: Call) -> bool:
 
 def _installed(
     module: nn.Module,
-    found: list[tuple[Conversion, nn.Module]],
+    found: list[Found],
     modes: dict[nn.Module, bool],
-    batch: Batch,
-    plain: object,
+    unchanged: Callable[[], bool],
     reasons: dict[str, str],
 ) -> list[Conversion]:
     """Install all of `found`, or one at a time if together they change the output."""
-    undo = [_install_(module, conversion, layer, modes) for conversion, layer in found]
-    encoders = _unnest_(module)
-    if not found or agree(output(lambda: _run(module, batch)), plain, slack=WHOLE_NETWORK):
-        return [*(conversion for conversion, _ in found), *encoders]
-    for (conversion, _), original in zip(reversed(found), reversed(undo), strict=True):
-        replace_(module, conversion.name, original)
-    for encoder in encoders:
-        with_nesting_(module.get_submodule(encoder.name))
+    together = _tried(module, found, modes, unchanged)
+    if together is not None:
+        return together
     kept: list[Conversion] = []
-    for conversion, layer in found:
-        original = _install_(module, conversion, layer, modes)
-        encoders = _unnest_(module)
-        if agree(output(lambda: _run(module, batch)), plain, slack=WHOLE_NETWORK):
-            kept += [conversion, *encoders]
+    for one in found:
+        alone = _tried(module, [one], modes, unchanged)
+        if alone is not None:
+            kept += alone
             continue
-        replace_(module, conversion.name, original)
-        for encoder in encoders:
-            with_nesting_(module.get_submodule(encoder.name))
-        reasons[conversion.name] = (
+        reasons[one.conversion.name] = (
             "with a layer of the same function in its place the network's output changed"
         )
     return kept
 
 
-def _install_(
-    module: nn.Module, conversion: Conversion, layer: nn.Module | None, modes: dict[nn.Module, bool]
-) -> nn.Module:
+def _tried(
+    module: nn.Module,
+    found: list[Found],
+    modes: dict[nn.Module, bool],
+    unchanged: Callable[[], bool],
+) -> list[Conversion] | None:
+    """Install `found`; undo it and return None if the network's output is then another one."""
+    originals = [_install_(module, one, modes) for one in found]
+    encoders = _unnest_(module)
+    if not found or unchanged():
+        return [*(one.conversion for one in found), *encoders]
+    for one, original in zip(reversed(found), reversed(originals), strict=True):
+        replace_(module, one.conversion.name, original)
+    for encoder in encoders:
+        with_nesting_(module.get_submodule(encoder.name))
+    return None
+
+
+def _install_(module: nn.Module, found: Found, modes: dict[nn.Module, bool]) -> nn.Module:
     """Install the layer, and return the original module."""
-    original = module.get_submodule(conversion.name)
-    if layer is None:
-        without_nesting_(original)
-    else:
-        for child in layer.modules():
-            modes.setdefault(child, modes.get(original, False))
-        replace_(module, conversion.name, layer)
+    original = module.get_submodule(found.conversion.name)
+    for child in found.layer.modules():
+        modes.setdefault(child, modes.get(original, False))
+    replace_(module, found.conversion.name, found.layer)
     return original
 
 
-def _made(conversion: Conversion, target: nn.Module) -> nn.Module | None:
-    """Build the new layer; None if the module itself stays."""
-    if conversion.became == "encoder":
-        return None
+def _made(conversion: Conversion, target: nn.Module) -> nn.Module:
+    """Build the new layer."""
     if conversion.became == "attention":
         assert isinstance(target, nn.MultiheadAttention)
         return SplitAttention(target)

@@ -19,10 +19,12 @@ from lrcompress.structures.factorized import linear_of
 
 
 class UsedWeight:
-    """A weight (m, n), or its transpose. Products with it become calls of the layer."""
+    """A weight (m, n), or its transpose. Products x W^T become calls `product(x)`."""
 
-    def __init__(self, layer: UsedLinear | UsedEmbedding, *, transposed: bool = False) -> None:
-        self._layer, self._transposed = layer, transposed
+    def __init__(
+        self, layer: UsedLinear | UsedEmbedding, product: nn.Module, *, transposed: bool = False
+    ) -> None:
+        self._layer, self._product, self._transposed = layer, product, transposed
 
     @property
     def shape(self) -> torch.Size:
@@ -44,15 +46,9 @@ class UsedWeight:
         return 2
 
     def t(self) -> UsedWeight:
-        return UsedWeight(self._layer, transposed=not self._transposed)
+        return UsedWeight(self._layer, self._product, transposed=not self._transposed)
 
-    @property
-    def T(self) -> UsedWeight:
-        return self.t()
-
-    @property
-    def mT(self) -> UsedWeight:
-        return self.t()
+    T = mT = property(t)
 
     def transpose(self, one: int, other: int) -> UsedWeight:
         return self.t() if (one - other) % 2 else self
@@ -86,14 +82,10 @@ class UsedLinear(nn.Module):
 
     @property
     def weight(self) -> UsedWeight:
-        return UsedWeight(self)
-
-    def linear(self, x: Tensor) -> Tensor:
-        out: Tensor = self.product(x)
-        return out
+        return UsedWeight(self, self.product)
 
     def forward(self, input: Tensor) -> Tensor:
-        return _with_bias(self.linear(input), self.bias)
+        return _with_bias(self.product(input), self.bias)
 
 
 class UsedEmbedding(nn.Module):
@@ -111,11 +103,7 @@ class UsedEmbedding(nn.Module):
 
     @property
     def weight(self) -> UsedWeight:
-        return UsedWeight(self)
-
-    def linear(self, x: Tensor) -> Tensor:
-        out: Tensor = self.head(x)
-        return out
+        return UsedWeight(self, self.head)
 
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = self.table(input)
@@ -142,7 +130,7 @@ def _parameter(layer: nn.Module) -> nn.Parameter:
 def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Any:
     if not isinstance(weight, UsedWeight) or weight._transposed:
         return NotImplemented
-    return _with_bias(weight._layer.linear(input), bias)
+    return _with_bias(weight._product(input), bias)
 
 
 def _matmul(input: Any, weight: Any) -> Any:
@@ -151,11 +139,11 @@ def _matmul(input: Any, weight: Any) -> Any:
         if input._transposed or not isinstance(weight, Tensor):
             return NotImplemented
         x = weight if weight.dim() == 1 else weight.mT
-        product = input._layer.linear(x)
+        product = input._product(x)
         return product if weight.dim() == 1 else product.mT
     if not isinstance(weight, UsedWeight) or not weight._transposed:
         return NotImplemented
-    return weight._layer.linear(input)
+    return weight._product(input)
 
 
 def _embedding(input: Tensor, weight: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,22 +55,19 @@ def observe(
 
     def keep(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if len(calls[layer]) < CALLS_KEPT:
-            copies: dict[int, Tensor] = {}
-            calls[layer].append(_copied_call(args, kwargs, copies))
+            calls[layer].append(_copied_call(args, kwargs))
 
-    handles = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in candidates]
-    try:
-        with torch.no_grad(), watch_weights(module) as use:
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in candidates:
+            hooks.enter_context(layer.register_forward_pre_hook(keep, with_kwargs=True))
+        with watch_weights(module) as use:
             raw = run()
-    finally:
-        for handle in handles:
-            handle.remove()
     note_returned(module, raw, use)
     return Observation(calls, use)
 
 
-def products_of(run: Callable[[], object]) -> tuple[object, list[Product]]:
-    """Return the result of `run`, and the standard operations in it."""
+def products_of(run: Callable[[], object]) -> list[Product]:
+    """Return the standard operations that `run` computes, in their order."""
     seen: list[Product] = []
 
     class Watch(TorchFunctionMode):
@@ -87,8 +85,8 @@ def products_of(run: Callable[[], object]) -> tuple[object, list[Product]]:
             return result
 
     with torch.no_grad(), Watch():
-        result = run()
-    return result, seen
+        run()
+    return seen
 
 
 def _product(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Product | None:
@@ -150,9 +148,9 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
     return tuple(int(x) for x in (given * axes if len(given) == 1 else given))
 
 
-def _copied_call(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], copies: dict[int, Tensor]
-) -> Call:
+def _copied_call(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    copies: dict[int, Tensor] = {}
+
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
             return copies.setdefault(id(value), value.detach().clone())

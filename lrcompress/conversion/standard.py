@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from itertools import product as combinations
 
 import torch
@@ -97,9 +98,9 @@ def _only_input(call: Call) -> Tensor | None:
 
 def _shown(layer: nn.Module, x: Tensor) -> Product | str:
     """Return the last standard operation of the layer's forward, or why there is none."""
-    seen = output(lambda: products_of(lambda: layer(x))[1])
+    seen = output(lambda: products_of(lambda: layer(x)))
     if not isinstance(seen, list):
-        return "its forward cannot be watched"
+        return "its forward cannot be observed"
     if not seen:
         return "its forward calls no linear layer, lookup or convolution"
     last = seen[-1]
@@ -112,12 +113,11 @@ def _weight_is_constant(layer: nn.Module, other: Tensor, shown: Product) -> bool
     again = _shown(layer, other)
     if isinstance(again, str) or again.kind != shown.kind:
         return False
-    both = [(shown.weight, again.weight)]
-    if (shown.bias is None) != (again.bias is None):
-        return False
-    if shown.bias is not None and again.bias is not None:
-        both.append((shown.bias, again.bias))
-    return all(torch.equal(one, other) for one, other in both)
+    if shown.bias is None or again.bias is None:
+        same_bias = shown.bias is again.bias
+    else:
+        same_bias = torch.equal(shown.bias, again.bias)
+    return same_bias and torch.equal(shown.weight, again.weight)
 
 
 def _no_room(layer: nn.Module, shown: Product, *, shared: bool) -> str:
@@ -230,15 +230,14 @@ def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ..
         return "it is called with a single example, without a batch axis"
     found: dict[tuple[int, ...], tuple[int, ...]] = {}
     for change in (0, *OTHER_SIZES):
-        sizes = tuple(max(1, size + change) for size in x.shape[2:])
-        probe = x if change == 0 else resized(x, sizes)
+        probe = x if change == 0 else resized(x, change)
         at = shown if change == 0 else _shown(layer, probe)
         if isinstance(at, str) or at.kind != shown.kind:
             continue  # a size that the layer does not accept
         amounts = _amounts(probe, at)
         if amounts is None:
             return "what it convolves is not its input with zeros around it"
-        found[sizes] = amounts
+        found[tuple(probe.shape[2:])] = amounts
     first = found[tuple(x.shape[2:])]
     if all(amounts == first for amounts in found.values()):
         return first, False
@@ -271,13 +270,8 @@ def _amounts(x: Tensor, shown: Product) -> tuple[int, ...] | None:
     else:
         own = [(amount, amount) for amount in shown.padding]
     for before in combinations(*(range(size + 1) for size in extra)):
-        pads: list[int] = []
-        for start, size in zip(before, extra, strict=True):
-            pads = [start, size - start, *pads]
-        if torch.equal(functional.pad(x, pads), u):
-            given = [
-                (start + a, size - start + b)
-                for start, size, (a, b) in zip(before, extra, own, strict=True)
-            ]
-            return tuple(amount for pair in given for amount in pair)
+        pads = [(start, size - start) for start, size in zip(before, extra, strict=True)]
+        if torch.equal(functional.pad(x, [*chain(*reversed(pads))]), u):
+            pairs = zip(pads, own, strict=True)
+            return tuple(chain(*((start + a, end + b) for (start, end), (a, b) in pairs)))
     return None
