@@ -21,13 +21,13 @@ from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.compression import fit
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
-from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.compression.replace import Replacement
 from lrcompress.compression.report import CompressReport
 from lrcompress.compression.sweep import sweep
 from lrcompress.errors import FitError, LrcompressError, ModelError, PlanError
 from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.formats.run_json import ModelReference
-from lrcompress.layers import describe
+from lrcompress.layers import describe, replace_
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch
 from lrcompress.planning.options import PlanOptions
@@ -572,14 +572,11 @@ def seen_by(module: nn.Module, batch: Batch) -> tuple[Inputs, nn.Linear, nn.Line
     torch.manual_seed(1)
     dense, other = module.get_submodule("shared"), nn.Linear(5, 5)
     assert isinstance(dense, nn.Linear)
-    changes = [Replacement("shared", dense, other)]
-
-    def show(*, dense: bool) -> None:
-        (show_originals_ if dense else show_replacements_)(module, changes)
-
-    show(dense=False)
+    replace_(module, "shared", other)
     once = layer_calls(module, ["shared"], batch) == {"shared": 1}
-    pairs = PairedInputs(module, {"shared": dense}, [batch], show, once)
+    pairs = PairedInputs(
+        module, {"shared": dense}, [batch], [Replacement("shared", dense, other)], once
+    )
     return pairs.of("shared"), dense, other
 
 

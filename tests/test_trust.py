@@ -55,7 +55,7 @@ def test_what_does_as_predicted_is_trusted(found: Profile) -> None:
         ),
         (
             report(objective="squared", held_out=Divergence(0.1, 8, apart=0.5)),
-            "moves by 20% of what tells two examples apart",
+            "changes by 20% of the difference between two examples",
         ),
         (
             report(calibration=Divergence(0.1, 64, 0.6)),

@@ -13,8 +13,8 @@ from torch import nn
 from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Measured, measure_both
-from lrcompress.compression.refit import Target
-from lrcompress.compression.refit_data import PreparedRefit, prepare_refit, refit_
+from lrcompress.compression.refit import Refit, Target
+from lrcompress.compression.refit_data import PreparedRefit, prepare_refit
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.distributed import alike, failing_together, in_turns, is_main
@@ -42,6 +42,7 @@ class CompressOptions:
 DEFAULTS = CompressOptions()
 NO_CHECKPOINTS = NoCheckpoints()
 FACTORS = "factors"  # kind of the entries in the store
+LOSS = "loss"  # key in an entry, next to the factors
 
 
 @runs_unfused()
@@ -83,7 +84,7 @@ def compress_(
     trial = None
     if readout is not None and batches is not None and options.refit is not False:
         trial = prepare_refit(
-            module, plan, profile, batches, readout, asked=options.refit, judging=judging
+            module, plan, profile, batches, readout, requested=options.refit, judging=judging
         )
     planned = [_Task(x, _profile_of(x, profile)) for x in plan.layers]
     tasks = [task for task in planned if not isinstance(task.planned.structure, Dense)]
@@ -103,7 +104,8 @@ def compress_(
     if isinstance(trial, PreparedRefit):
         with suppress(FitError):  # output not finite: nothing to compare, but a refit may fix it
             unrefitted = measure()
-        outcome = refit_(module, trial, targets, replacements, plan, profile, progress)
+        refit = Refit(module, targets, profile, plan.metric, trial.held_out, replacements)
+        outcome = refit.run_(trial.train, progress)
     unchanged = outcome is not None and not outcome.accepted
     now = unrefitted if unchanged and unrefitted != Measured() else measure()
     if unchanged:
@@ -181,9 +183,6 @@ def _install_layer_(
         bias_moved=bias is not None and before is not None and not bias.to(before).equal(before),
     )
     return replacements, row, factors
-
-
-LOSS = "loss"  # key in the store, next to the factors
 
 
 def _profile_of(planned: PlannedLayer, profile: Profile) -> LayerProfile:

@@ -46,11 +46,9 @@ class Doubt:
     said: str  # message, with what to do
     severe: bool = False
 
-
-@dataclass(frozen=True)
-class _Reason:
-    why: str
-    severe: bool = False
+    @classmethod
+    def because(cls, reason: str, *, severe: bool = False) -> Doubt:
+        return cls(f"not to be trusted: {reason}; {WHAT_TO_DO}", severe)
 
 
 def doubts(report: CompressReport, profile: Profile) -> tuple[Doubt, ...]:
@@ -62,28 +60,25 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[Doubt, ...]:
     if found is None:
         return ()
     where = SET_ASIDE if report.held_out is not None else CALIBRATION
-    reasons = [*_unpredicted(report, _as_predicted(report, found), where)]
-    reasons += [*_unlike_calibration(report, found), *_changed(report.objective, found, where)]
-    if report.held_out is not None and report.calibration is not None and not reasons:
-        reasons += _changed(report.objective, report.calibration, CALIBRATION)
-    reasons += [*_degenerate(profile), *_too_few(report), *_unseen(profile)]
+    # The prediction is of the plan, before any refit
+    given = [*_unpredicted(report, _unrefitted(report) or found, where)]
+    given += [*_unlike_calibration(report, found), *_changed(report.objective, found, where)]
+    if report.held_out is not None and report.calibration is not None and not given:
+        given += _changed(report.objective, report.calibration, CALIBRATION)
+    given += [*_degenerate(profile), *_too_few(report), *_unseen(profile)]
     if not profile.degenerate:
-        reasons += _alike(report)
-    return tuple(map(_doubt, reasons))
+        given += _alike(report)
+    return tuple(given)
 
 
 def void_doubts(profile: Profile) -> tuple[Doubt, ...]:
     """Return the doubts about data on which nothing can be measured, even after training."""
-    return tuple(_doubt(reason) for reason in _degenerate(profile) if reason.severe)
+    return tuple(doubt for doubt in _degenerate(profile) if doubt.severe)
 
 
 def tuned_doubts(objective: str, found: Divergence) -> tuple[Doubt, ...]:
     """Return the doubts about a tuned compressed network, on its held-out examples."""
-    return tuple(map(_doubt, _changed(objective, found, TUNED)))
-
-
-def _doubt(reason: _Reason) -> Doubt:
-    return Doubt(f"not to be trusted: {reason.why}; {WHAT_TO_DO}", reason.severe)
+    return tuple(_changed(objective, found, TUNED))
 
 
 def remarks(report: CompressReport) -> tuple[str, ...]:
@@ -103,15 +98,12 @@ def remarks(report: CompressReport) -> tuple[str, ...]:
     )
 
 
-def _as_predicted(report: CompressReport, found: Divergence) -> Divergence:
-    """Return the divergence to compare with the prediction: that of the plan before any refit."""
-    before = report.held_out_unrefitted or report.calibration_unrefitted
-    return found if before is None else before
+def _unrefitted(report: CompressReport) -> Divergence | None:
+    return report.held_out_unrefitted or report.calibration_unrefitted
 
 
 def _before_refit(report: CompressReport) -> str:
-    refitted = report.held_out_unrefitted or report.calibration_unrefitted
-    return "" if refitted is None else " before the refit"
+    return " before the refit" if _unrefitted(report) else ""
 
 
 def _negligible(found: Divergence) -> float:
@@ -119,65 +111,65 @@ def _negligible(found: Divergence) -> float:
     return max(NEGLIGIBLE, NEGLIGIBLE_SHARE * (found.apart or 0.0))
 
 
-def _unpredicted(report: CompressReport, found: Divergence, where: str) -> Iterator[_Reason]:
+def _unpredicted(report: CompressReport, found: Divergence, where: str) -> Iterator[Doubt]:
     predicted, measured = report.predicted_divergence, found.mean
     if predicted is None or measured <= max(LARGEST_RATIO * predicted, _negligible(found)):
         return
     times = f"{measured / predicted:.1f} times" if predicted > 0 else "more than"
-    yield _Reason(
+    yield Doubt.because(
         f"the divergence measured on {where}{_before_refit(report)}, {measured:.3g}, is {times} "
         f"the predicted {predicted:.3g}"
     )
 
 
-def _unlike_calibration(report: CompressReport, found: Divergence) -> Iterator[_Reason]:
+def _unlike_calibration(report: CompressReport, found: Divergence) -> Iterator[Doubt]:
     known = report.calibration
     if known is None or found is known:
         return
     if found.mean > max(LARGEST_RATIO * known.mean, _negligible(found)):
-        yield _Reason(
+        yield Doubt.because(
             f"the divergence on examples set aside, {found.mean:.3g}, is "
             f"{found.mean / max(known.mean, 1e-12):.1f} times that on the calibration data, "
             f"{known.mean:.3g}: the calibration data are too few"
         )
 
 
-def _too_few(report: CompressReport) -> Iterator[_Reason]:
+def _too_few(report: CompressReport) -> Iterator[Doubt]:
     found = report.held_out
     if found is None:
-        yield _Reason("no example could be set aside, so nothing tells what it does on others")
+        yield Doubt.because("no example could be set aside, so its behaviour on others is unknown")
     elif found.examples < FEWEST_CONFIRMING:
-        yield _Reason(
-            f"{found.examples} examples set aside are too few to tell what it does on others"
+        yield Doubt.because(
+            f"{found.examples} examples set aside are too few to show its behaviour on others"
         )
 
 
-def _degenerate(profile: Profile) -> Iterator[_Reason]:
-    void = "what is predicted and measured says nothing of other inputs"
+def _degenerate(profile: Profile) -> Iterator[Doubt]:
+    void = "the prediction and the measurement say nothing about other inputs"
     for reason in profile.degenerate:
-        yield _Reason(f"{reason}: {void}", severe=True)
+        yield Doubt.because(f"{reason}: {void}", severe=True)
     for reason in profile.thin:
-        yield _Reason(reason)
+        yield Doubt.because(reason)
 
 
-def _alike(report: CompressReport) -> Iterator[_Reason]:
+def _alike(report: CompressReport) -> Iterator[Doubt]:
     known = report.calibration
     if known is not None and known.apart is not None and known.apart <= ALIKE:
         why = "the network gives the same output for all calibration examples"
-        yield _Reason(why, severe=True)
+        yield Doubt.because(why, severe=True)
 
 
-def _unseen(profile: Profile) -> Iterator[_Reason]:
+def _unseen(profile: Profile) -> Iterator[Doubt]:
     readout = profile.readout
     seen = 1.0 if readout is None else 1 - readout.unseen / SHARE
     if seen < SMALLEST_SEEN:
-        yield _Reason(
+        yield Doubt.because(
             f"the calibration data show only {seen:.0%} of the classes as first "
             "choices, and the others cannot be measured"
         )
 
 
-def _changed(objective: str, found: Divergence, where: str) -> Iterator[_Reason]:
+def _changed(objective: str, found: Divergence, where: str) -> Iterator[Doubt]:
     """Yield how the output changed, in the first of the criteria that applies."""
     apart = found.mean / found.apart if found.apart and found.apart > ALIKE else 0.0
     collapsed = apart > SEVERE_APART and found.per_position > SMALLEST_COLLAPSE
@@ -185,13 +177,13 @@ def _changed(objective: str, found: Divergence, where: str) -> Iterator[_Reason]
     ties = found.per_position <= NEGLIGIBLE  # changes are then near ties
     if kept is not None and 1 - kept > LARGEST_CHANGE and not ties:
         why = f"the first choice changes for {1 - kept:.1%} of {where}"
-        yield _Reason(why, severe=collapsed or kept < FEWEST_KEPT)
+        yield Doubt.because(why, severe=collapsed or kept < FEWEST_KEPT)
     elif objective == "cosine" and 1 - found.per_position < SMALLEST_COSINE:
         cosine = 1 - found.per_position
         why = f"the mean cosine to the dense output is {cosine:.3f} on {where}"
-        yield _Reason(why, severe=collapsed or cosine < SEVERE_COSINE)
+        yield Doubt.because(why, severe=collapsed or cosine < SEVERE_COSINE)
     elif collapsed or (kept is None and objective != "cosine" and apart > LARGEST_APART):
-        yield _Reason(
-            f"the output moves by {apart:.0%} of what tells two examples apart, on {where}",
+        yield Doubt.because(
+            f"the output changes by {apart:.0%} of the difference between two examples, on {where}",
             severe=collapsed,
         )

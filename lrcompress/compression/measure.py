@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lrcompress.compression.replace import Replacement, show_originals_, show_replacements_
+from lrcompress.compression.replace import Replacement, showing_originals
 from lrcompress.distributed import in_turns
 from lrcompress.errors import FitError
 from lrcompress.network.batches import Batch, Batches
@@ -67,11 +67,8 @@ def measure_divergence(
     """
 
     def measured(batch: Batch) -> _Sums:
-        show_originals_(module, replacements)
-        try:
+        with showing_originals(module, replacements):
             dense, weights = readout(call(module, batch), batch)
-        finally:
-            show_replacements_(module, replacements)
         other, _ = readout(call(module, batch), batch)
         if not bool(torch.isfinite(other).all()):
             raise FitError(
@@ -108,28 +105,28 @@ def measure_both(
 
     Raises FitError like `measure_divergence`.
     """
-    found: list[Divergence | None] = []
-    for name, given in (("measure", batches), ("confirm", confirming)):
+
+    def measured(stage: str, given: Batches | None) -> Divergence | None:
         if readout is None or not given:
-            found.append(None)
-            continue
-        with progress.stage(name, len(given)) as step:
-            found.append(measure_divergence(module, replacements, given, readout, step))
-    return Measured(*found)
+            return None
+        with progress.stage(stage, len(given)) as step:
+            return measure_divergence(module, replacements, given, readout, step)
+
+    return Measured(measured("measure", batches), measured("confirm", confirming))
 
 
 @torch.no_grad()
-def judged_divergence(module: nn.Module, judge: HeldOutDivergence) -> Divergence:
-    """Measure the divergence from the dense outputs that `judge` holds."""
+def measure_held_out(module: nn.Module, held_out: HeldOutDivergence) -> Divergence:
+    """Measure the divergence from the dense outputs that `held_out` stores."""
 
     def measured(index: int) -> _Sums:
-        batch, (dense, weights) = judge.batches[index], judge.outputs[index]
-        other, _ = judge.readout(call(module, batch), batch)
-        return _compared(judge.readout, dense, other, weights)
+        batch, (dense, weights) = held_out.batches[index], held_out.outputs[index]
+        other, _ = held_out.readout(call(module, batch), batch)
+        return _compared(held_out.readout, dense, other, weights)
 
-    places = range(len(judge.batches))
+    places = range(len(held_out.batches))
     with frozen(module):
-        return _mean(list(in_turns(places, measured) if judge.shared else map(measured, places)))
+        return _mean(list(in_turns(places, measured) if held_out.shared else map(measured, places)))
 
 
 def _compared(readout: Readout, dense: Tensor, other: Tensor, weights: Tensor) -> _Sums:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from lrcompress.compression.replace import Replacement, showing_originals
 from lrcompress.distributed import in_turns
 from lrcompress.layers import input_rows, weight_matrix
 from lrcompress.network.batches import MASK, Batch, Batches
 from lrcompress.network.call import call, frozen, on_device
 from lrcompress.network.padding import without_padding
-
-
-class Forward(Protocol):
-    def __call__(self, *, dense: bool) -> None:
-        """Make the network compute with its dense or its compressed layers."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +59,14 @@ def layer_calls(module: nn.Module, names: Sequence[str], batch: Batch) -> dict[s
     """Count the calls of each layer, in the order of the first calls; without uncalled layers."""
     calls: dict[str, int] = {}
 
-    def seen(name: str) -> Callable[..., None]:
-        return lambda *_: calls.update({name: calls.get(name, 0) + 1})
+    def count(name: str, *_: object) -> None:
+        calls[name] = calls.get(name, 0) + 1
 
-    handles = [module.get_submodule(n).register_forward_pre_hook(seen(n)) for n in names]
-    try:
-        with torch.no_grad(), frozen(module):
-            call(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad(), frozen(module):
+        for name in names:
+            layer = module.get_submodule(name)
+            hooks.enter_context(layer.register_forward_pre_hook(partial(count, name)))
+        call(module, batch)
     return calls
 
 
@@ -82,14 +75,14 @@ class PairedInputs:
     """Moments of layers' inputs in both networks, over the rows that are not padding.
 
     originals: dense layers by name. One pass captures the dense inputs of all of them; the rows
-    are kept until their layer is requested. once: a forward pass calls each of them a single time,
-    so it can stop early.
+    are kept until their layer is requested. replacements: all of the network's. once: a forward
+    pass calls each of `originals` a single time, so it can stop early.
     """
 
     module: nn.Module
     originals: Mapping[str, nn.Module]
     batches: Batches
-    show: Forward
+    replacements: Sequence[Replacement]
     once: bool
     _waiting: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
 
@@ -113,11 +106,8 @@ class PairedInputs:
 
     def _dense(self, name: str, index: int) -> Tensor | None:
         if (name, index) not in self._waiting:
-            self.show(dense=True)
-            try:
+            with showing_originals(self.module, self.replacements):
                 rows = _captured(self.module, self.originals, self.batches[index], once=self.once)
-            finally:
-                self.show(dense=False)
             self._waiting |= {(layer, index): found for layer, found in rows.items()}
         return self._waiting.pop((name, index))
 
@@ -160,26 +150,20 @@ def _captured(
     mask = batch.get(MASK)
     mask = None if mask is None or mask.dim() != 2 else mask.bool()
 
-    def capture(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> None:
-            given = args[0] if args else next(iter(named.values()))
-            rows = input_rows(originals[name], given.detach())
-            # copied at once, since the network may overwrite its activations in place
-            kept = without_padding(rows, rows.shape[:-2], mask).to(torch.float32, copy=True)
-            held.setdefault(name, []).append(kept)
-            if once and len(held) == len(originals):
-                raise _Reached
+    def capture(
+        name: str, _: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Tensor]
+    ) -> None:
+        given = args[0] if args else next(iter(named.values()))
+        rows = input_rows(originals[name], given.detach())
+        # copied at once, since the network may overwrite its activations in place
+        kept = without_padding(rows, rows.shape[:-2], mask).to(torch.float32, copy=True)
+        held.setdefault(name, []).append(kept)
+        if once and len(held) == len(originals):
+            raise _Reached
 
-        return hook
-
-    handles = [
-        module.get_submodule(name).register_forward_pre_hook(capture(name), with_kwargs=True)
-        for name in originals
-    ]
-    try:
-        with torch.no_grad(), frozen(module), suppress(_Reached):
-            module(**on_device(module, batch))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad(), frozen(module), suppress(_Reached):
+        for name in originals:
+            layer, hook = module.get_submodule(name), partial(capture, name)
+            hooks.enter_context(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        module(**on_device(module, batch))
     return {name: torch.cat(held[name]) if name in held else None for name in originals}

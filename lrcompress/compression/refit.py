@@ -20,12 +20,8 @@ from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
 from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
-from lrcompress.compression.replace import (
-    Replacement,
-    show_originals_,
-    show_replacements_,
-    stand_in,
-)
+from lrcompress.compression.replace import Replacement, stand_in
+from lrcompress.compression.report import RefitTrial
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.network.batches import Batches, batch_size
@@ -63,33 +59,40 @@ class Target:
 
 @dataclass
 class Refit:
-    """Refits `targets` of `module` in place; `accepted` counts the groups that changed."""
+    """Refits `targets` of `module` in place, and updates `replacements`."""
 
     module: nn.Module
     targets: Sequence[Target]
     profile: Profile
     metric: str
-    judge: HeldOutDivergence
+    held_out: HeldOutDivergence
     replacements: list[Replacement]
-    accepted: int = 0
 
-    def run_(self, batches: Batches, progress: Progress) -> int:
-        """Refit all groups, and return their number."""
+    def run_(self, batches: Batches, progress: Progress) -> RefitTrial:
+        """Refit all groups; a proposal stays if it lowers the divergence on `held_out`."""
         calls = layer_calls(self.module, [target.spec.name for target in self._able()], batches[0])
         groups = list(self._groups(calls))
-        best = self.judge.divergence(self.module)
+        before = best = self.held_out.divergence(self.module)
+        accepted = 0
         with progress.stage("refit", len(groups)) as step:
             for sweep in self._sweeps(groups, sum(map(batch_size, batches))):
                 firsts = [group[0].spec.name for group in sweep]
                 once = all(calls[name] == 1 for name in firsts)
-                inputs = self._inputs(firsts, batches, once=once)
+                held = {change.name: change.original for change in self.replacements}
+                originals = {name: held[name] for name in firsts}
+                inputs = PairedInputs(self.module, originals, batches, self.replacements, once)
                 for name, group in zip(firsts, sweep, strict=True):
-                    best = self._visit_(group, inputs.of(name), best)
+                    divergence = self._visit_(group, inputs.of(name), best)
+                    accepted += divergence < best
+                    best = divergence
                     step.advance()
-        return len(groups)
+        return RefitTrial(before, best, len(groups), accepted)
 
     def _visit_(self, group: Sequence[Target], seen: Inputs, best: float) -> float:
-        """Propose weight and bias, then the bias alone; keep the first that is below `best`."""
+        """Propose weight and bias, then the bias alone; keep the first that is below `best`.
+
+        Returns the divergence, `best` if neither is kept.
+        """
         held = [target.change.replacement for target in group]
         for with_weight in (True, False):
             if not with_weight and all(target.bias is None for target in group):
@@ -97,9 +100,8 @@ class Refit:
             propose = partial(self._proposal, seen=seen, with_weight=with_weight)
             for target, (factors, bias) in zip(group, in_turns(group, propose), strict=True):
                 self._install_(target, factors, bias)
-            divergence = self.judge.divergence(self.module)
+            divergence = self.held_out.divergence(self.module)
             if divergence < best:
-                self.accepted += 1
                 return divergence
         for target, replacement in zip(group, held, strict=True):
             self._put_(target, replacement)
@@ -133,14 +135,6 @@ class Refit:
             held += size
         if sweep:
             yield sweep
-
-    def _inputs(self, names: Sequence[str], batches: Batches, *, once: bool) -> PairedInputs:
-        def show(*, dense: bool) -> None:
-            (show_originals_ if dense else show_replacements_)(self.module, self.replacements)
-
-        held = {change.name: change.original for change in self.replacements}
-        originals = {name: held[name] for name in names}
-        return PairedInputs(self.module, originals, batches, show, once)
 
     def _proposal(
         self, target: Target, seen: Inputs, *, with_weight: bool

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -77,7 +78,12 @@ def show_originals_(module: nn.Module, replacements: Iterable[Replacement]) -> N
         replace_(module, change.name, change.original)
 
 
-def show_replacements_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
-    """Undo `show_originals_`."""
-    for change in replacements:
-        replace_(module, change.name, change.replacement)
+@contextmanager
+def showing_originals(module: nn.Module, replacements: Iterable[Replacement]) -> Iterator[None]:
+    """Context in which the network computes with its dense layers."""
+    show_originals_(module, replacements)
+    try:
+        yield
+    finally:
+        for change in replacements:
+            replace_(module, change.name, change.replacement)

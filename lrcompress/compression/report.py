@@ -21,7 +21,7 @@ class CompressedLayer:
 
 @dataclass(frozen=True)
 class RefitTrial:
-    """Divergence on the examples that judged the refit.
+    """Divergence on the examples that decided about the refit.
 
     The refit was not fitted to them, but they selected among its proposals and are in the profile.
     So the gain is an upper estimate of the gain on unseen examples.

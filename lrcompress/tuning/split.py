@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lrcompress.compression.refit_data import JUDGES_EVERY, judging_batches
+from lrcompress.compression.refit_data import HELD_OUT_EVERY, held_out_batches
 from lrcompress.errors import DataError
 from lrcompress.network.batches import Batch, Batches, batch_size
 
@@ -39,12 +39,12 @@ def split(batches: Batches) -> Split:
         raise DataError(
             f"{examples} example to tune on: one at least teaches and another judges; give more"
         )
-    judging = judging_batches(batches)
+    judging = held_out_batches(batches)
     if judging:
         own = {id(batch) for batch in judging}
         kept = [batch for batch in batches if id(batch) not in own]
         return Split(tuple(kept), tuple(judging))
-    every = min(JUDGES_EVERY, examples)
+    every = min(HELD_OUT_EVERY, examples)
     train, first = [], 0
     for batch in batches:
         places = torch.arange(first, first + batch_size(batch))

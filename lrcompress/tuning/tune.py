@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from lrcompress.checkpoint import CheckpointStore, NoCheckpoints
-from lrcompress.compression.measure import judged_divergence
+from lrcompress.compression.measure import measure_held_out
 from lrcompress.distributed import on_main, world_size
 from lrcompress.errors import TuneError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
@@ -115,7 +115,7 @@ def tune_(
                 raise
             report = adapted.merged_(report, whitenings or {})
         if setup.judge is not None:
-            report = replace(report, quality=judged_divergence(module, setup.judge))
+            report = replace(report, quality=measure_held_out(module, setup.judge))
     after = {name: parameter.shape for name, parameter in module.named_parameters()}
     assert after == sizes, "tuning changed a size"
     return report

@@ -195,12 +195,12 @@ def test_a_network_that_says_nothing_any_more_is_severe(collapse: str) -> None:
         for name, parameter in head.named_parameters():
             if collapse == "zero" or "bias" not in name:
                 parameter.zero_()
-    from lrcompress.compression.measure import judged_divergence
+    from lrcompress.compression.measure import measure_held_out
     from lrcompress.network.held_out_divergence import held_out_divergence
 
     assert made.profile.readout is not None
     judge = held_out_divergence(build(), made.aside.confirming, made.profile.readout)
-    (doubt,) = tuned_doubts("kl", judged_divergence(module, judge))
+    (doubt,) = tuned_doubts("kl", measure_held_out(module, judge))
     assert doubt.severe
 
 
