@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.layers import describe
-from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.data import load_batches, load_data
 from lrcompress.sources.example import example_batch
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.models import load_model
 from lrcompress.sources.options import BATCH_TOKENS, DataOptions
+from lrcompress.sources.run_model import rebuild_empty
 
 KINDS = tuple(tiny_models.MODELS)
 # Two ways to add the same float32 numbers: a few units in the last place of activations near 1

@@ -74,7 +74,7 @@ def clean(raw: Mapping[str, object], module: nn.Module, where: str) -> Batch:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in batch.items())
         raise DataError(
             f"{where}: the inputs differ in their number of examples ({shapes}); "
-            "give each input a row for every example"
+            "give each input one row per example"
         )
     if "input_ids" in batch:
         check_token_ids([batch["input_ids"]], module, where)

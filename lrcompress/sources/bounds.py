@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ class Held:
         for path in paths:
             with safe_open(path, framework="pt") as file:
                 shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-        return cls(len(shapes), sum(_product(shape) for shape in shapes))
+        return cls(len(shapes), sum(map(prod, shapes)))
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Held:
@@ -50,8 +52,8 @@ def check_counts(config: object, path: Path) -> None:
     for field, number in _counts(config):
         if number > MOST_COUNTED:
             raise ModelError(
-                f"{path}: {label(field)} is {number}, which no model has; correct it or copy the "
-                "file again"
+                f"{path}: {label(field)} is {number}, more than any model has; correct it or copy "
+                "the file again"
             )
 
 
@@ -82,31 +84,20 @@ def _bounded(held: Held, where: Path, times: int) -> Iterator[None]:
     numbers = times * held.numbers + SPARE_NUMBERS
     left = {"modules": modules, "parameters": numbers, "buffered numbers": MOST_BUFFERED}
 
-    def spend(kind: str, amount: int) -> None:
-        left[kind] -= amount
+    def spend(kind: str, module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
+        left[kind] -= part.numel() if isinstance(part, Tensor) else int(kind == "modules")
         if left[kind] < 0:
             raise ModelError(
-                f"{where}: describes a model of more {kind} than its weights could fill "
+                f"{where}: describes a model with more {kind} than its weights could fill "
                 f"({held.numbers:,} numbers in {held.tensors:,} tensors); check that it belongs "
                 "to them"
             )
 
-    def on_module(module: nn.Module, name: str, part: nn.Module | None) -> None:
-        spend("modules", 1)
-
-    def on_parameter(module: nn.Module, name: str, part: Tensor | None) -> None:
-        spend("parameters", 0 if part is None else part.numel())
-
-    def on_buffer(module: nn.Module, name: str, part: Tensor | None) -> None:
-        spend("buffered numbers", 0 if part is None else part.numel())
-
-    with ExitStack() as hooks:
-        for hook in (
-            registrations.register_module_module_registration_hook(on_module),
-            registrations.register_module_parameter_registration_hook(on_parameter),
-            registrations.register_module_buffer_registration_hook(on_buffer),
-        ):
-            hooks.callback(hook.remove)
+    with (
+        registrations.register_module_module_registration_hook(partial(spend, "modules")),
+        registrations.register_module_parameter_registration_hook(partial(spend, "parameters")),
+        registrations.register_module_buffer_registration_hook(partial(spend, "buffered numbers")),
+    ):
         yield
 
 
@@ -121,10 +112,3 @@ def _counts(value: Any, field: str = "") -> Iterator[tuple[str, int]]:
                 yield from _counts(item, field)
     elif isinstance(value, int | float) and not isinstance(value, bool) and COUNTED.search(field):
         yield field, value if isinstance(value, int) else MOST_COUNTED + 1 if value > 1e6 else 0
-
-
-def _product(shape: list[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

@@ -7,28 +7,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lrcompress.errors import DataError
-from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch
 from lrcompress.paths import check_regular, expanded
 from lrcompress.sources.arrays import array_batches, made_batches
-from lrcompress.sources.example import example_batch
 from lrcompress.sources.factory import import_object, is_import_reference
 from lrcompress.sources.forward import check_runs
 from lrcompress.sources.images import image_batches
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.options import DataOptions
 from lrcompress.sources.text import read_texts
-
-__all__ = [
-    "DataOptions",
-    "LoadedData",
-    "example_batch",
-    "fingerprint_batches",
-    "kind_of_data",
-    "load_batches",
-    "load_data",
-]
 
 Kind = Literal["images", "text", "arrays", "made"]
 ACCEPTED = ".txt, .jsonl, .npz, .safetensors, a folder of images, or pkg.module:batches"
@@ -61,8 +49,7 @@ def load_data(reference: str, model: LoadedModel, options: DataOptions) -> Loade
     if kind == "images":
         batches = image_batches(path, model, options)
     elif kind == "text":
-        texts = read_texts(path, model, options)
-        batches, warnings = texts.batches, texts.warnings
+        batches, warnings = read_texts(path, model, options)
     elif kind == "arrays":
         batches = array_batches(path, model.module, options)
     else:

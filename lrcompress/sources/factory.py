@@ -11,17 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.formats.run_json import ModelReference
 from lrcompress.formats.weights import fill_, read_state
 from lrcompress.messages import label, listed, one_line
 from lrcompress.sources.loaded_model import LoadedModel
-from lrcompress.sources.wrapped_names import unwrapped
 
 PATTERN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
+WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to names
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +46,22 @@ def load_factory(reference: str, weights: Path | None, *, allow_pickle: bool) ->
         )
         log.warning("%s", warning)
         return LoadedModel(module, ModelReference("factory", reference), warnings=(warning,))
-    state = unwrapped(read_state(weights, allow_pickle=allow_pickle), module)
+    state = _unwrapped(read_state(weights, allow_pickle=allow_pickle), module)
     fill_(module, state, state.__getitem__, weights, keep_dtype=False)
     return LoadedModel(module, ModelReference("factory", reference, {"weights": weights.name}))
+
+
+def _unwrapped(state: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors under the names that they had in the model before it was wrapped.
+
+    The names are kept if the module is wrapped itself, or has a child of such a name.
+    """
+    children = {f"{name}." for name, _ in module.named_children()}
+    for _ in range(len(WRAPPERS)):  # compiled, then DataParallel, or the other way round
+        for prefix in set(WRAPPERS) - children:
+            if state and all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def permit_factory(reference: str, trusted: str, where: Path) -> None:

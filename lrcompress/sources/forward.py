@@ -41,8 +41,8 @@ def check_names(names: Iterable[str], module: nn.Module, where: str) -> None:
     unknown = [] if taken.takes_any else [name for name in given if name not in taken.names]
     if unknown:
         raise DataError(
-            f"{where}: the model takes no {listed(unknown)}; "
-            f"name the inputs among {listed(taken.names, most=12)}"
+            f"{where}: the model has no input {listed(unknown)}; "
+            f"its inputs are {listed(taken.names, most=12)}"
         )
     absent = [name for name in taken.required if name not in given]
     if absent:
@@ -51,10 +51,14 @@ def check_names(names: Iterable[str], module: nn.Module, where: str) -> None:
 
 def vocabulary(module: nn.Module) -> int | None:
     """Return the vocabulary size in the model's configuration, if it has one."""
-    config: Any = getattr(module, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    size = getattr(text, "vocab_size", None)
+    size = getattr(text_config(module), "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
+
+
+def text_config(module: nn.Module) -> Any:
+    """Return the configuration of the model's text part, or the only one; None without one."""
+    config: Any = getattr(module, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def check_token_ids(ids: Iterable[Tensor], module: nn.Module, where: str) -> None:

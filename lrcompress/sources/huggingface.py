@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ NUMBER = re.compile(r"\d+")
 AUTO = "AutoModel"  # also the prefix of transformers' other classes that find the model's own code
 
 
-@dataclass(frozen=True)
-class _Report:
-    """Names missing from the weights, and names in the weights unknown to the module."""
-
-    missing: list[str]
-    unexpected: list[str]
-
-
 def load_folder(
     folder: Path, text: str, *, trust_remote_code: bool, allow_pickle: bool
 ) -> LoadedModel:
@@ -48,17 +39,15 @@ def load_folder(
     own_code = trust_remote_code and names_own_code(folder)
     state, held = folder_state(folder, allow_pickle=allow_pickle)
     _check_size(folder, details, held, times=4)
-    module, report = _load(folder, details, state)
-    missing = report.missing
+    module, missing, unexpected = _load(folder, details, state)
     if missing and all("pooler" in name.split(".") for name in missing):
         # Encoders are often published without the pooling layer, which the class would then
         # initialise at random
         details["add_pooling_layer"] = "false"
-        module, report = _load(folder, details, state)
-    if report.missing:
+        module, missing, unexpected = _load(folder, details, state)
+    if missing:
         raise ModelError(
-            f"{folder}: the weights lack {listed(report.missing)}; check that config.json belongs "
-            "to them"
+            f"{folder}: the weights lack {listed(missing)}; check that config.json belongs to them"
         )
     return LoadedModel(
         module=module,
@@ -67,7 +56,7 @@ def load_folder(
         folder=folder,
         own_code=own_code,
         pooling=pooling(folder),
-        warnings=_left_out(folder, module, report.unexpected),
+        warnings=_left_out(folder, module, unexpected),
     )
 
 
@@ -160,7 +149,8 @@ def _options(details: Mapping[str, str]) -> dict[str, Any]:
 
 def _load(
     folder: Path, details: Mapping[str, str], state: dict[str, Tensor] | None
-) -> tuple[nn.Module, _Report]:
+) -> tuple[nn.Module, list[str], list[str]]:
+    """Return the model, the names that its weights lack, and those that it has no place for."""
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
         source: dict[str, Any] = {"use_safetensors": True}
         if state is not None:
@@ -181,7 +171,7 @@ def _load(
             "check that it belongs to the weights"
         )
     _drop_cache(module)
-    return module, _Report(sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
+    return module, sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
 
 
 def _left_out(folder: Path, module: nn.Module, unexpected: list[str]) -> tuple[str, ...]:

@@ -29,9 +29,9 @@ def read_lines(path: Path, *, most: int | None) -> Iterator[tuple[int, str]]:
         with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
             first = 1
             for block in _blocks(file, path, most):
-                suspect = "\0" in block or not _is_text(block)
+                suspect = not _is_text(block)
                 for number, line in enumerate(block.split("\n"), start=first):
-                    if suspect and ("\0" in line or not _is_text(line)):
+                    if suspect and not _is_text(line):
                         raise DataError(f"{path}:{number}: {ENCODING}")
                     if stripped := line.strip():
                         yield number, stripped if most is None else stripped[:most]
@@ -62,10 +62,8 @@ def _blocks(file: TextIO, path: Path, most: int | None) -> Iterator[str]:
 
 
 def _is_text(line: str) -> bool:
-    if line.isascii():
-        return True
     try:
         line.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in line

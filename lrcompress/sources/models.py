@@ -7,17 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrcompress.errors import ModelError
-from lrcompress.formats.run_json import ModelReference
 from lrcompress.formats.weights import PICKLED, unreadable
 from lrcompress.paths import expanded
-from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.factory import is_import_reference, load_factory
-from lrcompress.sources.finalize import ready_
 from lrcompress.sources.huggingface import load_folder
-from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.loaded_model import LoadedModel, ready_
 from lrcompress.sources.run_model import is_run_folder, load_run
-
-__all__ = ["LoadedModel", "ModelReference", "load_model", "rebuild_empty"]
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 ACCEPTED = "a Hugging Face folder, a run folder, or pkg.module:factory with --weights"
@@ -62,7 +57,7 @@ def load_model(
         return replace(loaded, module=ready_(loaded.module, weights or reference))
     if HUB_ID.fullmatch(reference):
         raise ModelError(
-            f"{reference}: no such folder, and nothing is fetched from a hub; download it first "
+            f"{reference}: no such folder, and models are not downloaded; download it first "
             f"(hf download {reference} --local-dir DIR) and give DIR"
         )
     raise ModelError(f"{reference}: no such folder; a model is {ACCEPTED}")

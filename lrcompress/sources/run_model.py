@@ -22,11 +22,10 @@ from lrcompress.formats.weights import fill_, opened_safetensors
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.messages import label
 from lrcompress.network.function_sketch import function_differs
-from lrcompress.sources.architecture import rebuild_empty
 from lrcompress.sources.bounds import Held
-from lrcompress.sources.factory import permit_factory
-from lrcompress.sources.finalize import ready_
-from lrcompress.sources.loaded_model import LoadedModel
+from lrcompress.sources.factory import call_factory, permit_factory
+from lrcompress.sources.huggingface import empty_module
+from lrcompress.sources.loaded_model import LoadedModel, ready_
 from lrcompress.sources.sidecar_files import UNTRUSTED, companions, names_own_code, pooling
 from lrcompress.structures import Dense
 
@@ -53,7 +52,11 @@ def load_run(
         permit_factory(record.reference.text, trust_factory, folder / RECORD_NAME)
     own_code = trust_remote_code and names_own_code(folder)
     weights = folder / WEIGHTS_NAME
-    module = rebuild_empty(record.reference, folder, _held(weights))
+    size: Held | None = None
+    if weights.is_file():  # a missing file is reported when it is read
+        with opened_safetensors(weights):
+            size = Held.of_files([weights])
+    module = rebuild_empty(record.reference, folder, size)
     try:
         replay_(module, record.conversions)
     except ModelError as cause:
@@ -74,6 +77,23 @@ def load_run(
     )
 
 
+def rebuild_empty(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
+    """Build the module that `reference` names, from config.json in `folder` or from its factory.
+
+    Its weights are arbitrary. held: the size of the compressed weights that will fill it.
+
+    Raises:
+        ModelError: the config or factory is missing or broken.
+    """
+    if reference.kind == "huggingface":
+        return empty_module(reference, folder, held)
+    if reference.kind == "factory":
+        return call_factory(reference.text)
+    raise ModelError(
+        f"{folder}: its record names a run as its source instead of the dense model; undo the edit"
+    )
+
+
 def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
     """Raise ModelError if the module computes something else than when it was written."""
     if record.function is None:
@@ -87,20 +107,12 @@ def _check_function(module: nn.Module, record: RunRecord, folder: Path) -> None:
         )
 
 
-def _held(weights: Path) -> Held | None:
-    """Return the size of the weights; None if the file is missing, which is reported later."""
-    if not weights.is_file():
-        return None
-    with opened_safetensors(weights):
-        return Held.of_files([weights])
-
-
 def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path) -> None:
-    specs = {spec.name: spec for spec in describe(module).layers}
+    specs: dict[str, LayerSpec] = {}
     for layer in layers:
         if isinstance(layer.structure, Dense):
             continue
-        if layer.name not in specs:  # it may lie inside a layer that was replaced before it
+        if layer.name not in specs:  # it may be inside a layer that was replaced before it
             specs = {spec.name: spec for spec in describe(module).layers}
         spec = specs.get(layer.name)
         if spec is None:
@@ -114,7 +126,8 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
             raise PlanError(f"{folder / RECORD_NAME}: {cause}") from cause
         try:
             factors = layer.structure.empty_factors(spec)
-            install_(module, spec, layer.structure, factors, _empty_bias(layer, spec))
+            bias = torch.zeros(spec.groups * spec.out_features) if layer.bias else None
+            install_(module, spec, layer.structure, factors, bias)
         except LrcompressError:
             raise
         except RuntimeError as cause:  # sizes that no tensor can have
@@ -122,7 +135,3 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
                 f"{folder / RECORD_NAME}: {label(layer.name)} cannot be rebuilt as "
                 f"{layer.structure}; undo the edit"
             ) from cause
-
-
-def _empty_bias(layer: RunLayer, spec: LayerSpec) -> torch.Tensor | None:
-    return torch.zeros(spec.groups * spec.out_features) if layer.bias else None

@@ -33,7 +33,7 @@ SENTENCE_TRANSFORMERS = (
 )
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", *IMAGE_PROCESSOR)
 UNTRUSTED = (
-    "brings Python code of its own, which would run here; pass --trust-remote-code if you trust it"
+    "needs its own Python code, which would run here; pass --trust-remote-code if you trust it"
 )
 TERMS = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE")
 COMPANIONS = (
@@ -68,13 +68,9 @@ def pooling(folder: Path) -> Pooling | None:
     if not path.is_file():
         return None
     config = read_json(path, foreign=True)
-    modes: dict[object, Pooling] = {"mean": "mean", "cls": "cls"}
+    modes: dict[str, Pooling] = {"mean": "mean", "cls": "cls"}
     if "pooling_mode" in config:  # sentence-transformers 5 and later
-        mode = config["pooling_mode"]
-        return modes.get(mode) if isinstance(mode, str) else None
-    flags: dict[str, Pooling] = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "cls",
-    }
+        return modes.get(str(config["pooling_mode"]))
     on = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-    return flags.get(on[0]) if len(on) == 1 else None
+    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    return modes.get(flags.get(on[0], "")) if len(on) == 1 else None

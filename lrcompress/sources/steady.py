@@ -12,9 +12,8 @@ from lrcompress.network.batches import Batch
 from lrcompress.network.call import call
 from lrcompress.network.outputs import named_outputs
 
-LARGEST_CHANGE = (
-    1e-5  # relative to an output's largest value; another order of summation in threads causes less
-)
+# Relative to an output's largest value; another order of summation in threads causes less
+LARGEST_CHANGE = 1e-5
 
 
 @torch.no_grad()
@@ -33,22 +32,23 @@ def check_steady(module: nn.Module, example: Batch, where: str) -> None:
             kept = {n: x.clone() for n, x in module.named_buffers() if n in touched}
             second = _outputs(module, example)
         except DataError as cause:  # the example ran before
-            raise ModelError(_unsteady(where, "and with some it fails")) from cause
+            raise ModelError(_unsteady(where, "and some calls fail")) from cause
     change = _largest_change(first, second)
     if change > LARGEST_CHANGE:
         raise ModelError(_unsteady(where, f"by {change:.2g} of its size"))
     for name, buffer in module.named_buffers():
-        if name in kept and not _equal(buffer, kept[name]):
+        if name in kept and not torch.equal(buffer, kept[name]):
             raise ModelError(
-                f"{where}: each call changes the model's buffer {name}, in evaluation mode too, so "
-                "that it is another model after each call; let it change in training alone"
+                f"{where}: each call changes the model's buffer {name} even in evaluation mode, "
+                "so the model is another one after each call; change the buffer in training only"
             )
 
 
 def _unsteady(where: str, how: str) -> str:
     return (
         f"{where}: the model's output on the same input changes from call to call, {how}: it draws "
-        "random numbers or keeps what it saw; make its forward deterministic in evaluation mode"
+        "random numbers or keeps state between calls; make its forward deterministic in evaluation "
+        "mode"
     )
 
 
@@ -85,7 +85,3 @@ def _largest_change(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -
             scale = max(float(one.abs().max()), torch.finfo(torch.float64).tiny)
             worst = max(worst, float((one - other).abs().max()) / scale)
     return worst
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(torch.equal(one, other))

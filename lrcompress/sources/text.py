@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lrcompress.errors import DataError
 from lrcompress.formats.files import read_json
 from lrcompress.messages import listed, shown
 from lrcompress.network.batches import Batch
-from lrcompress.sources.forward import arguments, check_token_ids
+from lrcompress.sources.forward import arguments, check_token_ids, text_config
 from lrcompress.sources.lines import read_lines
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.options import BATCH_TOKENS, DataOptions
@@ -25,25 +25,20 @@ from lrcompress.sources.transformers_access import transformers_for
 # What a tokenizer may return besides the ids, with the value at padded positions
 TOKEN_INPUTS = {"attention_mask": 0, "token_type_ids": 0}
 
-
 # More than any language needs; further characters would be truncated as tokens anyway
 CHARACTERS_PER_TOKEN = 64
 MOST_CHARACTERS = 2**26  # in all texts: a few GB as tokens
 UNKNOWN_SHARE = 0.1  # share of tokens; with a suitable tokenizer it is far lower
 
 
-@dataclass(frozen=True, eq=False)
-class Texts:
-    batches: list[Batch]
-    warnings: tuple[str, ...]
-
-
-def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
+def read_texts(
+    path: Path, model: LoadedModel, options: DataOptions
+) -> tuple[list[Batch], tuple[str, ...]]:
     """Tokenize the texts into batches, sorted by length to reduce padding; padded on the right.
 
-    Each line is an example, cut at `max_length` tokens or at the model's own limit. Before
-    tokenizing, it is cut at CHARACTERS_PER_TOKEN characters per token, so that a long line costs
-    nothing.
+    Returns the batches, and warnings about the texts. Each line is an example, cut at `max_length`
+    tokens or at the model's own limit. Before tokenizing, it is cut at CHARACTERS_PER_TOKEN
+    characters per token, so that a long line costs nothing.
     """
     tokenizer = _tokenizer(model, path)
     limit = _limit(tokenizer, model.module, options)
@@ -61,11 +56,16 @@ def read_texts(path: Path, model: LoadedModel, options: DataOptions) -> Texts:
         raise DataError(f"{path}: the tokenizer finds no tokens in it; check that it is text")
     fills = {"input_ids": _pad_id(tokenizer), **{name: TOKEN_INPUTS[name] for name in names}}
     batches = [
-        {name: _padded([encoded[name][i] for i in part], fill) for name, fill in fills.items()}
+        {
+            name: pad_sequence(
+                [torch.tensor(encoded[name][i]) for i in part], batch_first=True, padding_value=fill
+            )
+            for name, fill in fills.items()
+        }
         for part in _portions(order, encoded["input_ids"], options.batch_size)
     ]
     check_token_ids((batch["input_ids"] for batch in batches), model.module, str(path))
-    return Texts(batches, _unknown_words(path, tokenizer, lines, encoded["input_ids"]))
+    return batches, _unknown_words(path, tokenizer, lines, encoded["input_ids"])
 
 
 def _unknown_words(
@@ -111,8 +111,8 @@ def _examples(path: Path, characters: int, options: DataOptions) -> Iterator[str
             held += len(text)
         if held > MOST_CHARACTERS:
             raise DataError(
-                f"{path}: more than {MOST_CHARACTERS:,} characters of text; take some of its lines "
-                "with a smaller --max-examples"
+                f"{path}: more than {MOST_CHARACTERS:,} characters of text; use fewer lines with "
+                "a smaller --max-examples"
             )
         if text:
             yield text
@@ -123,7 +123,7 @@ def _text_of(line: str, where: str) -> str:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as cause:
-        raise DataError(f"{where}: not JSON; give one object a line") from cause
+        raise DataError(f"{where}: not JSON; give one object per line") from cause
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
@@ -166,14 +166,9 @@ def _needs_own_code(folder: Path, transformers: Any) -> bool:
 
 def _limit(tokenizer: Any, module: nn.Module, options: DataOptions) -> int:
     """Return `max_length`, or the smaller limit of the tokenizer or the position table."""
-    config: Any = getattr(module, "config", None)
-    told = (getattr(tokenizer, "model_max_length", None), _positions(config))
-    return min([options.max_length, *(n for n in told if isinstance(n, int) and n > 0)])
-
-
-def _positions(config: Any) -> Any:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(text, "max_position_embeddings", None)
+    positions = getattr(text_config(module), "max_position_embeddings", None)
+    limits = (getattr(tokenizer, "model_max_length", None), positions)
+    return min([options.max_length, *(n for n in limits if isinstance(n, int) and n > 0)])
 
 
 def _pad_id(tokenizer: Any) -> int:
@@ -181,10 +176,8 @@ def _pad_id(tokenizer: Any) -> int:
 
     Decoders often have no padding token.
     """
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token, int):
-            return token
-    return 0
+    tokens = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((token for token in tokens if isinstance(token, int)), 0)
 
 
 def _portions(order: list[int], ids: list[list[int]], size: int | None) -> Iterator[list[int]]:
@@ -198,8 +191,3 @@ def _portions(order: list[int], ids: list[list[int]], size: int | None) -> Itera
         part.append(i)
     if part:
         yield part
-
-
-def _padded(rows: list[list[int]], fill: int) -> torch.Tensor:
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [fill] * (longest - len(row)) for row in rows])
