@@ -31,8 +31,6 @@ from lrcompress.profiling.profile_readout import profile_readout
 from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 
-__all__ = ["CompressOptions", "CompressReport", "compress_"]
-
 
 @dataclass(frozen=True)
 class CompressOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,7 @@ class Divergence:
         return self.mean / self.positions
 
 
-@dataclass(frozen=True)
-class _Sums:
+class _Sums(NamedTuple):
     """Sums over one batch."""
 
     total: float
@@ -137,14 +137,13 @@ def _compared(readout: Readout, dense: Tensor, other: Tensor, weights: Tensor) -
 
 
 def _mean(batches: Sequence[_Sums]) -> Divergence:
-    examples, pairs = sum(x.examples for x in batches), sum(x.pairs for x in batches)
-    choices, counted = sum(x.choices for x in batches), sum(x.counted for x in batches)
+    total, examples, apart, pairs, counted, agreed, choices = map(sum, zip(*batches, strict=True))
     return Divergence(
         # Rounding can make the divergence of equal outputs slightly negative
-        mean=max(sum(x.total for x in batches), 0.0) / max(examples, 1),
+        mean=max(total, 0.0) / max(examples, 1),
         examples=examples,
-        top1_agreement=sum(x.agreed for x in batches) / choices if choices else None,
-        apart=sum(x.apart for x in batches) / pairs if pairs else None,
+        top1_agreement=agreed / choices if choices else None,
+        apart=apart / pairs if pairs else None,
         positions=counted / examples if examples and counted else 1.0,
     )
 

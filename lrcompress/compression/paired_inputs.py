@@ -92,7 +92,10 @@ class PairedInputs:
         Batches whose rows cannot be paired, because the networks route them differently, are
         skipped. Several processes share the batches. Each gets all rows, to sum in the same order.
         """
-        sums = _Sums(weight_matrix(self.originals[name]))
+        groups, _, n = weight_matrix(self.originals[name]).shape
+        sizes = ((groups, n, n), (groups, n, n), (groups, n), (groups, n))
+        sums = [torch.zeros(size, dtype=torch.float64) for size in sizes]
+        rows = 0
 
         def pair(index: int) -> tuple[Tensor | None, Tensor | None]:
             dense = self._dense(name, index)
@@ -100,9 +103,23 @@ class PairedInputs:
             return dense, _captured(self.module, only, self.batches[index], once=self.once)[name]
 
         for dense, other in in_turns(range(len(self.batches)), pair):
-            if dense is not None and other is not None and dense.shape == other.shape:
-                sums.add(dense, other)
-        return sums.finish()
+            if dense is None or other is None or dense.shape != other.shape:
+                continue
+            terms = (
+                torch.einsum("rgn,rgk->gnk", dense, other),
+                torch.einsum("rgn,rgk->gnk", other, other),
+                dense.sum(0),
+                other.sum(0),
+            )
+            sums = [total.to(term.device) + term for total, term in zip(sums, terms, strict=True)]
+            rows += len(dense)
+        cross, second, dense_mean, other_mean = (total / max(rows, 1) for total in sums)
+        return Inputs(
+            cross=cross - _outer(dense_mean, other_mean),
+            compressed=second - _outer(other_mean, other_mean),
+            dense_mean=dense_mean,
+            compressed_mean=other_mean,
+        )
 
     def _dense(self, name: str, index: int) -> Tensor | None:
         if (name, index) not in self._waiting:
@@ -110,36 +127,6 @@ class PairedInputs:
                 rows = _captured(self.module, self.originals, self.batches[index], once=self.once)
             self._waiting |= {(layer, index): found for layer, found in rows.items()}
         return self._waiting.pop((name, index))
-
-
-class _Sums:
-    def __init__(self, weight: Tensor) -> None:
-        groups, _, n = weight.shape
-        square, line = (groups, n, n), (groups, n)
-        self._sums = [torch.zeros(s, dtype=torch.float64) for s in (square, square, line, line)]
-        self._rows = 0
-
-    def add(self, dense: Tensor, other: Tensor) -> None:
-        """Add rows. Both tensors are (rows, g, n)."""
-        terms = [
-            torch.einsum("rgn,rgk->gnk", dense, other),
-            torch.einsum("rgn,rgk->gnk", other, other),
-            dense.sum(0),
-            other.sum(0),
-        ]
-        pairs = zip(self._sums, terms, strict=True)
-        self._sums = [total.to(term.device) + term for total, term in pairs]
-        self._rows += len(dense)
-
-    def finish(self) -> Inputs:
-        rows = max(self._rows, 1)
-        cross, second, dense_mean, other_mean = (total / rows for total in self._sums)
-        return Inputs(
-            cross=cross - _outer(dense_mean, other_mean),
-            compressed=second - _outer(other_mean, other_mean),
-            dense_mean=dense_mean,
-            compressed_mean=other_mean,
-        )
 
 
 def _captured(

@@ -11,7 +11,7 @@ output on held-out examples decides: the bias and the weight, the bias alone, or
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from lrcompress.compression.replace import Replacement, stand_in
 from lrcompress.compression.report import RefitTrial
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
-from lrcompress.network.batches import Batches, batch_size
+from lrcompress.network.batches import Batch, Batches, batch_size
 from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
@@ -70,8 +70,7 @@ class Refit:
 
     def run_(self, batches: Batches, progress: Progress) -> RefitTrial:
         """Refit all groups; a proposal stays if it lowers the divergence on `held_out`."""
-        calls = layer_calls(self.module, [target.spec.name for target in self._able()], batches[0])
-        groups = list(self._groups(calls))
+        calls, groups = self._groups(batches[0])
         before = best = self.held_out.divergence(self.module)
         accepted = 0
         with progress.stage("refit", len(groups)) as step:
@@ -99,7 +98,9 @@ class Refit:
                 break
             propose = partial(self._proposal, seen=seen, with_weight=with_weight)
             for target, (factors, bias) in zip(group, in_turns(group, propose), strict=True):
-                self._install_(target, factors, bias)
+                original = target.change.original
+                built = stand_in(original, target.spec, target.structure, factors, bias)
+                self._put_(target, built)
             divergence = self.held_out.divergence(self.module)
             if divergence < best:
                 return divergence
@@ -107,17 +108,18 @@ class Refit:
             self._put_(target, replacement)
         return best
 
-    def _able(self) -> list[Target]:
-        """Return the targets with a shifted input: lookups have none."""
-        return [t for t in self.targets if t.spec.kind != "embedding" and not t.spec.tied]
+    def _groups(self, batch: Batch) -> tuple[dict[str, int], list[list[Target]]]:
+        """Return each layer's calls, and the targets grouped by shared input, as they compute.
 
-    def _groups(self, order: Iterable[str]) -> Iterator[list[Target]]:
-        """Yield the targets grouped by shared input, in order of computation."""
-        by_name = {t.spec.name: t for t in self._able()}
+        Lookups are left out: their input does not shift.
+        """
+        able = [t for t in self.targets if t.spec.kind != "embedding" and not t.spec.tied]
+        by_name = {target.spec.name: target for target in able}
+        calls = layer_calls(self.module, list(by_name), batch)
         groups: dict[str, list[Target]] = {}
-        for name in order:
+        for name in calls:
             groups.setdefault(by_name[name].layer.input_group, []).append(by_name[name])
-        yield from groups.values()
+        return calls, list(groups.values())
 
     def _sweeps(
         self, groups: Sequence[Sequence[Target]], examples: int
@@ -159,10 +161,6 @@ class Refit:
         given = dense @ seen.compressed_mean.unsqueeze(-1)
         moved = bias.to(torch.float64) + (lost - given).flatten()
         return factors, moved.to(bias.dtype)
-
-    def _install_(self, target: Target, factors: Factors, bias: Tensor | None) -> None:
-        original = target.change.original
-        self._put_(target, stand_in(original, target.spec, target.structure, factors, bias))
 
     def _put_(self, target: Target, replacement: nn.Module) -> None:
         replace_(self.module, target.spec.name, replacement)

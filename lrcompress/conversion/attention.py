@@ -33,7 +33,9 @@ class SplitAttention(nn.Module):
         self.add_zero_attn = like.add_zero_attn
         weights, biases = _projections(like)
         self.q_proj, self.k_proj, self.v_proj = map(linear_of, weights, biases)
-        self.out_proj = linear_of(_parameter(like.out_proj.weight), like.out_proj.bias)
+        weight = like.out_proj.weight
+        assert isinstance(weight, nn.Parameter)  # torch declares a Tensor
+        self.out_proj = linear_of(weight, like.out_proj.bias)
         self.bias_k, self.bias_v = like.bias_k, like.bias_v
         self.train(like.training)
 
@@ -59,8 +61,9 @@ class SplitAttention(nn.Module):
         k, v = self.k_proj(key), self.v_proj(value)
         if self.bias_k is not None and self.bias_v is not None:
             axis = 1 if examples_first else 0
-            k = torch.cat([k, self._learnt(self.bias_k, k, axis)], axis)
-            v = torch.cat([v, self._learnt(self.bias_v, v, axis)], axis)
+            shape = (k.shape[0], 1, -1) if examples_first else (1, k.shape[1], -1)
+            k = torch.cat([k, self.bias_k.expand(shape)], axis)  # the same for every example
+            v = torch.cat([v, self.bias_v.expand(shape)], axis)
         k = self._heads(k, examples_first=examples_first)  # (N, heads, S, d)
         v = self._heads(v, examples_first=examples_first)
         if self.add_zero_attn:
@@ -87,11 +90,6 @@ class SplitAttention(nn.Module):
         x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)
         return x.permute(0, 2, 1, 3) if examples_first else x.permute(1, 2, 0, 3)
 
-    def _learnt(self, row: Tensor, x: Tensor, axis: int) -> Tensor:
-        """Return one more key or value, the same for every example."""
-        shape = (x.shape[0], 1, -1) if axis == 1 else (1, x.shape[1], -1)
-        return row.expand(*shape)
-
     def _mask(self, padding: Tensor | None, attention: Tensor | None, q: Tensor) -> Tensor | None:
         """Return the mask added to the scores, (N or 1, heads or 1, L or 1, S)."""
         added = int(self.bias_k is not None) + int(self.add_zero_attn)
@@ -117,19 +115,11 @@ def _additive(mask: Tensor, like: Tensor) -> Tensor:
 
 def _projections(like: nn.MultiheadAttention) -> tuple[list[Any], list[Any]]:
     """Return the weights and the biases of queries, keys and values."""
-    biases: list[Any] = [None] * 3
-    if like.in_proj_bias is not None:
-        biases = [_part(like.in_proj_bias, k, like.embed_dim) for k in range(3)]
+    biases = [None] * 3 if like.in_proj_bias is None else _thirds(like.in_proj_bias)
     if like.in_proj_weight is None:
         return [like.q_proj_weight, like.k_proj_weight, like.v_proj_weight], biases
-    return [_part(like.in_proj_weight, k, like.embed_dim) for k in range(3)], biases
+    return _thirds(like.in_proj_weight), biases
 
 
-def _part(packed: nn.Parameter, number: int, size: int) -> nn.Parameter:
-    rows = packed.detach()[number * size : (number + 1) * size]
-    return nn.Parameter(rows.clone(), requires_grad=packed.requires_grad)
-
-
-def _parameter(tensor: Tensor) -> nn.Parameter:
-    assert isinstance(tensor, nn.Parameter)  # torch declares a Tensor
-    return tensor
+def _thirds(packed: nn.Parameter) -> list[Any]:
+    return [nn.Parameter(part.clone(), packed.requires_grad) for part in packed.detach().chunk(3)]

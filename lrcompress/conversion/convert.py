@@ -267,6 +267,3 @@ def _unnest_(module: nn.Module) -> list[Conversion]:
             done.append(Conversion(name, type(child).__name__, "encoder"))
             without_nesting_(child)
     return done
-
-
-__all__ = ["ConversionReport", "convert_", "replay_"]

@@ -154,16 +154,13 @@ def _guesses(conversion: Conversion, layer: nn.Module, x: Tensor) -> list[Conver
 
 
 def _plain_layer(conversion: Conversion, layer: nn.Module, shown: Product) -> nn.Module:
-    weight = _parameter(layer, shown.weight)
-    if weight is None:
-        weight = _made(shown.weight, next(layer.parameters()))
+    weight = _as_parameter(layer, shown.weight)
     bias: nn.Parameter | None = None
     if conversion.bias:
         bias = layer.get_parameter(conversion.bias)
         bias = bias if bias.dim() == 1 else nn.Parameter(bias.detach().flatten())
     elif shown.bias is not None:
-        bias = _parameter(layer, shown.bias)
-        bias = _made(shown.bias, next(layer.parameters())) if bias is None else bias
+        bias = _as_parameter(layer, shown.bias)
     if shown.kind == "linear":
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
         return _with(linear, weight, bias)
@@ -213,11 +210,13 @@ def _parameter(layer: nn.Module, tensor: Tensor) -> nn.Parameter | None:
     return None
 
 
-def _made(values: Tensor, like: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(
-        values.detach().clone(memory_format=torch.contiguous_format),
-        requires_grad=like.requires_grad,
-    )
+def _as_parameter(layer: nn.Module, tensor: Tensor) -> nn.Parameter:
+    """Return the layer's own parameter that `tensor` is, else a new one with its values."""
+    own = _parameter(layer, tensor)
+    if own is not None:
+        return own
+    values = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(values, next(layer.parameters()).requires_grad)
 
 
 def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ...], bool] | str:

@@ -1,3 +1,1 @@
 """Loading of models and of calibration data."""
-
-from __future__ import annotations

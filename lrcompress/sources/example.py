@@ -62,7 +62,5 @@ def _image_shape(config: Any) -> tuple[int, int, int] | None:
     size = getattr(config, "image_size", None)
     channels = getattr(config, "num_channels", 3)
     if isinstance(size, int):
-        return channels, size, size
-    if isinstance(size, list | tuple) and len(size) == 2:
-        return channels, size[0], size[1]
-    return None
+        size = (size, size)
+    return (channels, *size) if isinstance(size, list | tuple) and len(size) == 2 else None

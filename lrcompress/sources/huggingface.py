@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from lrcompress.errors import ModelError
 from lrcompress.formats.files import read_json
 from lrcompress.formats.run_json import ModelReference
+from lrcompress.formats.weights import opened_safetensors, read_state
 from lrcompress.messages import label, listed
+from lrcompress.paths import stays_inside
 from lrcompress.sources.bounds import Held, check_architecture, check_counts
 from lrcompress.sources.loaded_model import LoadedModel
-from lrcompress.sources.shards import folder_state
 from lrcompress.sources.sidecar_files import UNTRUSTED, companions, names_own_code, pooling
 from lrcompress.sources.transformers_access import transformers_for
 
 log = logging.getLogger(__name__)
 
+SAFETENSORS, PICKLED = "model.safetensors", "pytorch_model.bin"
 NUMBER = re.compile(r"\d+")
 AUTO = "AutoModel"  # also the prefix of transformers' other classes that find the model's own code
 
@@ -37,7 +39,7 @@ def load_folder(
     """
     details = _details(folder, trust_remote_code=trust_remote_code)
     own_code = trust_remote_code and names_own_code(folder)
-    state, held = folder_state(folder, allow_pickle=allow_pickle)
+    state, held = _folder_state(folder, allow_pickle=allow_pickle)
     _check_size(folder, details, held, times=4)
     module, missing, unexpected = _load(folder, details, state)
     if missing and all("pooler" in name.split(".") for name in missing):
@@ -74,6 +76,61 @@ def empty_module(reference: ModelReference, folder: Path, held: Held | None = No
         module = _built(library, folder, details)
     _drop_cache(module)
     return module
+
+
+def _folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor] | None, Held]:
+    """Return the tensors of torch weights (None for safetensors), and the size of the weights.
+
+    The headers of safetensors are checked. transformers reads the tensors itself, so that they
+    are not held twice.
+
+    Raises:
+        ModelError: no weights, a missing or damaged shard, pickled objects.
+    """
+    shards = _shards(folder / SAFETENSORS)
+    if shards is not None:
+        for shard, names in shards.items():
+            with opened_safetensors(shard) as file:
+                absent = sorted(set(names) - set(file.keys()))
+            if absent:
+                raise ModelError(f"{shard}: lacks {listed(absent)}; copy or download it again")
+        return None, Held.of_files(list(shards))
+    shards = _shards(folder / PICKLED)
+    if shards is not None:
+        states = (read_state(shard, allow_pickle=allow_pickle) for shard in shards)
+        merged = {name: tensor for state in states for name, tensor in state.items()}
+        return merged, Held.of_state(merged)
+    raise ModelError(
+        f"{folder}: has config.json but no {SAFETENSORS} (nor its index, nor {PICKLED}); "
+        "copy the weights there"
+    )
+
+
+def _shards(whole: Path) -> dict[Path, list[str]] | None:
+    """Return each shard with the tensors that the index lists for it; all must exist.
+
+    A file that holds all weights is the only shard. None if there is neither.
+    """
+    index = whole.with_name(f"{whole.name}.index.json")
+    if whole.is_file():
+        return {whole: []}
+    if not index.is_file():
+        return None
+    mapping = read_json(index, foreign=True).get("weight_map")
+    if not isinstance(mapping, dict) or not all(isinstance(f, str) for f in mapping.values()):
+        raise ModelError(f"{index}: lacks a weight_map of file names; copy or download it again")
+    shards: dict[Path, list[str]] = {}
+    for name, file in mapping.items():
+        if not stays_inside(file):
+            raise ModelError(
+                f"{index}: names the shard {label(file)}, which is not in its folder; "
+                "correct it or download it again"
+            )
+        shards.setdefault(index.parent / file, []).append(name)
+    for shard in shards:
+        if not shard.is_file():
+            raise ModelError(f"{label(str(shard))}: this shard is missing; copy or download it")
+    return dict(sorted(shards.items()))
 
 
 def _built(library: Any, folder: Path, details: Mapping[str, str]) -> nn.Module:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from lrcompress.errors import ModelError
+from lrcompress.formats.run_json import RECORD_NAME
 from lrcompress.formats.weights import PICKLED, unreadable
 from lrcompress.paths import expanded
 from lrcompress.sources.factory import is_import_reference, load_factory
 from lrcompress.sources.huggingface import load_folder
 from lrcompress.sources.loaded_model import LoadedModel, ready_
-from lrcompress.sources.run_model import is_run_folder, load_run
+from lrcompress.sources.run_model import load_run
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 ACCEPTED = "a Hugging Face folder, a run folder, or pkg.module:factory with --weights"
@@ -43,7 +44,7 @@ def load_model(
             f"{reference}: has its own weights; --weights goes with pkg.module:factory only"
         )
     if is_folder:
-        if is_run_folder(path):
+        if (path / RECORD_NAME).is_file():
             return load_run(
                 path, reference, trust_remote_code=trust_remote_code, trust_factory=trust_factory
             )

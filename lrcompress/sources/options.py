@@ -11,7 +11,6 @@ from lrcompress.errors import DataError
 
 Item = TypeVar("Item")
 
-
 BATCH_TOKENS = 1024
 EXAMPLES = 16
 

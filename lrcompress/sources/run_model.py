@@ -30,10 +30,6 @@ from lrcompress.sources.sidecar_files import UNTRUSTED, companions, names_own_co
 from lrcompress.structures import Dense
 
 
-def is_run_folder(folder: Path) -> bool:
-    return (folder / RECORD_NAME).is_file()
-
-
 def load_run(
     folder: Path, text: str, *, trust_remote_code: bool = False, trust_factory: str = ""
 ) -> LoadedModel:
