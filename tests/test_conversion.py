@@ -283,7 +283,7 @@ def _patched(layer: nn.Module) -> nn.Module:
 
 
 LEFT_ALONE: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
-    "odd padding": (lambda: OddPadding(4, 6, 3), IMAGE, "not known here"),
+    "odd padding": (lambda: OddPadding(4, 6, 3), IMAGE, "in an unknown way"),
     "reflected": (lambda: Reflected(4, 6, 3), IMAGE, "zeros around it"),
     "normalised input": (lambda: Cosine(8, 6), ROWS, "not that of linear"),
     "weight from the input": (lambda: Dynamic(8, 6), ROWS, "depends on its input"),

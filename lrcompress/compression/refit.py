@@ -148,11 +148,11 @@ class Refit:
         factors = target.factors
         if with_weight:
             change = weight @ seen.correction(DAMPING, centred=bias is not None)
-            wanted = weight + WEIGHT_STEP * change
+            improved = weight + WEIGHT_STEP * change
             moments = self.profile.moments.get(target.spec.name)
             whitening = layer_whitening(target.layer, self.metric, moments)
             factors = target.structure.fit(
-                wanted, whitening, target.spec, quick=True, start=target.factors
+                improved, whitening, target.spec, quick=True, start=target.factors
             )
         if bias is None:
             return factors, layer_bias(original)

@@ -47,7 +47,7 @@ def sweep(
     readout = profile_readout(module, profile, judging)
     if readout is None:
         raise PlanError("the profile was made without data, which a sweep needs; profile again")
-    judge = held_out_divergence(module, judging, readout)
+    held_out = held_out_divergence(module, judging, readout)
     points = []
     with progress.stage("sweep", sum(len(plan.layers) for plan in plans)) as step:
         for plan in plans:
@@ -57,7 +57,7 @@ def sweep(
                     if not isinstance(planned.structure, Dense):
                         done += _replaced_(module, profile, plan, planned.name)
                     step.advance()
-                measured = judge.divergence(module)
+                measured = held_out.divergence(module)
             finally:
                 show_originals_(module, reversed(done))
             points.append(SweepPoint(str(plan.budget), plan.params, plan.predicted_loss, measured))

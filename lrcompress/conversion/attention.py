@@ -51,7 +51,7 @@ class SplitAttention(nn.Module):
         is_causal: bool = False,  # noqa: FBT001
     ) -> tuple[Tensor, Tensor | None]:
         if is_causal and attn_mask is None:
-            raise RuntimeError("is_causal says what attn_mask is; give attn_mask too")
+            raise RuntimeError("is_causal only describes attn_mask; give attn_mask too")
         batched = query.dim() == 3
         if not batched:
             query, key, value = query[None], key[None], value[None]

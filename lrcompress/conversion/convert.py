@@ -68,8 +68,8 @@ def convert_(module: nn.Module, batch: Batch) -> ConversionReport:
         candidates = {
             child: name for name, child in module.named_modules() if is_convertible(child)
         }
-        wanted = [child for child in candidates if not has_hooks(child)]
-        seen = output(lambda: observe(module, wanted, lambda: call(module, batch)))
+        observed = [child for child in candidates if not has_hooks(child)]
+        seen = output(lambda: observe(module, observed, lambda: call(module, batch)))
         if not isinstance(seen, Observation):
             log.warning("the model's forward cannot be observed (%s); no layer was converted", seen)
             return ConversionReport((), describe(module).left_alone)
@@ -214,7 +214,7 @@ def _installed(
             kept += alone
             continue
         reasons[one.conversion.name] = (
-            "with a layer of the same function in its place the network's output changed"
+            "an equivalent layer in its place changes the network's output"
         )
     return kept
 

@@ -242,13 +242,13 @@ def _padding(layer: nn.Module, x: Tensor, shown: Product) -> tuple[tuple[int, ..
         return first, False
     kernel = shown.weight.shape[2:]
     for sizes, amounts in found.items():
-        wanted = [
+        expected = [
             int(amount)
             for axis, size in enumerate(sizes)
             for amount in same_padding(size, kernel[axis], shown.stride[axis], shown.dilation[axis])
         ]
-        if list(amounts) != wanted:
-            return "its padding depends on the input's size in a way that is not known here"
+        if list(amounts) != expected:
+            return "its padding depends on the input's size in an unknown way"
     return first, True
 
 

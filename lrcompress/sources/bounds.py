@@ -27,14 +27,14 @@ MOST_BUFFERED = 2**28  # numbers in buffers, which the model computes itself, su
 
 
 @dataclass(frozen=True)
-class Held:
+class Size:
     """The number of tensors and of values in weight files."""
 
     tensors: int
     numbers: int
 
     @classmethod
-    def of_files(cls, paths: list[Path]) -> Held:
+    def of_files(cls, paths: list[Path]) -> Size:
         """Count from the headers; the caller has checked that the files are complete."""
         shapes = []
         for path in paths:
@@ -43,7 +43,7 @@ class Held:
         return cls(len(shapes), sum(map(prod, shapes)))
 
     @classmethod
-    def of_state(cls, state: Mapping[str, Tensor]) -> Held:
+    def of_state(cls, state: Mapping[str, Tensor]) -> Size:
         return cls(len(state), sum(tensor.numel() for tensor in state.values()))
 
 
@@ -58,7 +58,7 @@ def check_counts(config: object, path: Path) -> None:
 
 
 def check_architecture(
-    build: Callable[[], nn.Module], held: Held, where: Path, *, times: int
+    build: Callable[[], nn.Module], size: Size, where: Path, *, times: int
 ) -> None:
     """Build the architecture on the meta device, and stop if the weights could not fill it.
 
@@ -69,7 +69,7 @@ def check_architecture(
         ModelError: far more layers or parameters than the weights hold.
     """
     try:
-        with torch.device("meta"), _bounded(held, where, times):
+        with torch.device("meta"), _bounded(size, where, times):
             build()
     except LrcompressError:
         raise
@@ -78,10 +78,10 @@ def check_architecture(
 
 
 @contextmanager
-def _bounded(held: Held, where: Path, times: int) -> Iterator[None]:
+def _bounded(size: Size, where: Path, times: int) -> Iterator[None]:
     """Count every module, parameter and buffer that is registered inside the block."""
-    modules = MODULES_PER_TENSOR * held.tensors + SPARE_MODULES
-    numbers = times * held.numbers + SPARE_NUMBERS
+    modules = MODULES_PER_TENSOR * size.tensors + SPARE_MODULES
+    numbers = times * size.numbers + SPARE_NUMBERS
     left = {"modules": modules, "parameters": numbers, "buffered numbers": MOST_BUFFERED}
 
     def spend(kind: str, module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
@@ -89,7 +89,7 @@ def _bounded(held: Held, where: Path, times: int) -> Iterator[None]:
         if left[kind] < 0:
             raise ModelError(
                 f"{where}: describes a model with more {kind} than its weights could fill "
-                f"({held.numbers:,} numbers in {held.tensors:,} tensors); check that it belongs "
+                f"({size.numbers:,} numbers in {size.tensors:,} tensors); check that it belongs "
                 "to them"
             )
 

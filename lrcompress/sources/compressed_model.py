@@ -131,4 +131,4 @@ def _copy(source: Path, target: Path) -> None:
     try:
         write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
     except FileNotFoundError as cause:
-        raise LrcompressError(f"{source}: vanished while it was copied; run again") from cause
+        raise LrcompressError(f"{source}: was deleted while it was copied; run again") from cause

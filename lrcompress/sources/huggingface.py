@@ -17,7 +17,7 @@ from lrcompress.formats.run_json import ModelReference
 from lrcompress.formats.weights import opened_safetensors, read_state
 from lrcompress.messages import label, listed
 from lrcompress.paths import stays_inside
-from lrcompress.sources.bounds import Held, check_architecture, check_counts
+from lrcompress.sources.bounds import Size, check_architecture, check_counts
 from lrcompress.sources.loaded_model import LoadedModel
 from lrcompress.sources.sidecar_files import UNTRUSTED, companions, names_own_code, pooling
 from lrcompress.sources.transformers_access import transformers_for
@@ -39,8 +39,8 @@ def load_folder(
     """
     details = _details(folder, trust_remote_code=trust_remote_code)
     own_code = trust_remote_code and names_own_code(folder)
-    state, held = _folder_state(folder, allow_pickle=allow_pickle)
-    _check_size(folder, details, held, times=4)
+    state, size = _folder_state(folder, allow_pickle=allow_pickle)
+    _check_size(folder, details, size, times=4)
     module, missing, unexpected = _load(folder, details, state)
     if missing and all("pooler" in name.split(".") for name in missing):
         # Encoders are often published without the pooling layer, which the class would then
@@ -62,23 +62,23 @@ def load_folder(
     )
 
 
-def empty_module(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
+def empty_module(reference: ModelReference, folder: Path, size: Size | None = None) -> nn.Module:
     """Build the architecture that config.json in `folder` describes, with arbitrary weights.
 
-    held: the size of the compressed weights that will fill it.
+    size: that of the compressed weights that will fill it.
     """
     details = reference.details
     path = folder / "config.json"
     check_counts(read_json(path, foreign=True), path)
-    if held is not None:
-        _check_size(folder, details, held, times=1000)
+    if size is not None:
+        _check_size(folder, details, size, times=1000)
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
         module = _built(library, folder, details)
     _drop_cache(module)
     return module
 
 
-def _folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor] | None, Held]:
+def _folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor] | None, Size]:
     """Return the tensors of torch weights (None for safetensors), and the size of the weights.
 
     The headers of safetensors are checked. transformers reads the tensors itself, so that they
@@ -94,12 +94,12 @@ def _folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor
                 absent = sorted(set(names) - set(file.keys()))
             if absent:
                 raise ModelError(f"{shard}: lacks {listed(absent)}; copy or download it again")
-        return None, Held.of_files(list(shards))
+        return None, Size.of_files(list(shards))
     shards = _shards(folder / PICKLED)
     if shards is not None:
         states = (read_state(shard, allow_pickle=allow_pickle) for shard in shards)
         merged = {name: tensor for state in states for name, tensor in state.items()}
-        return merged, Held.of_state(merged)
+        return merged, Size.of_state(merged)
     raise ModelError(
         f"{folder}: has config.json but no {SAFETENSORS} (nor its index, nor {PICKLED}); "
         "copy the weights there"
@@ -142,13 +142,13 @@ def _built(library: Any, folder: Path, details: Mapping[str, str]) -> nn.Module:
     return module
 
 
-def _check_size(folder: Path, details: Mapping[str, str], held: Held, *, times: int) -> None:
+def _check_size(folder: Path, details: Mapping[str, str], size: Size, *, times: int) -> None:
     """Raise ModelError for an architecture that is far larger than the weights."""
     if "remote_code" in details:  # trusted code, which may run anything at its first call
         return
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
         path = folder / "config.json"
-        check_architecture(lambda: _built(library, folder, details), held, path, times=times)
+        check_architecture(lambda: _built(library, folder, details), size, path, times=times)
 
 
 def _details(folder: Path, *, trust_remote_code: bool) -> dict[str, str]:

@@ -22,7 +22,7 @@ from lrcompress.formats.weights import fill_, opened_safetensors
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.messages import label
 from lrcompress.network.function_sketch import function_differs
-from lrcompress.sources.bounds import Held
+from lrcompress.sources.bounds import Size
 from lrcompress.sources.factory import call_factory, permit_factory
 from lrcompress.sources.huggingface import empty_module
 from lrcompress.sources.loaded_model import LoadedModel, ready_
@@ -48,10 +48,10 @@ def load_run(
         permit_factory(record.reference.text, trust_factory, folder / RECORD_NAME)
     own_code = trust_remote_code and names_own_code(folder)
     weights = folder / WEIGHTS_NAME
-    size: Held | None = None
+    size: Size | None = None
     if weights.is_file():  # a missing file is reported when it is read
         with opened_safetensors(weights):
-            size = Held.of_files([weights])
+            size = Size.of_files([weights])
     module = rebuild_empty(record.reference, folder, size)
     try:
         replay_(module, record.conversions)
@@ -73,16 +73,16 @@ def load_run(
     )
 
 
-def rebuild_empty(reference: ModelReference, folder: Path, held: Held | None = None) -> nn.Module:
+def rebuild_empty(reference: ModelReference, folder: Path, size: Size | None = None) -> nn.Module:
     """Build the module that `reference` names, from config.json in `folder` or from its factory.
 
-    Its weights are arbitrary. held: the size of the compressed weights that will fill it.
+    Its weights are arbitrary. size: that of the compressed weights that will fill it.
 
     Raises:
         ModelError: the config or factory is missing or broken.
     """
     if reference.kind == "huggingface":
-        return empty_module(reference, folder, held)
+        return empty_module(reference, folder, size)
     if reference.kind == "factory":
         return call_factory(reference.text)
     raise ModelError(

@@ -104,12 +104,12 @@ def _examples(path: Path, characters: int, options: DataOptions) -> Iterator[str
         DataError: more characters in all than can be held.
     """
     records = path.suffix == ".jsonl"
-    held = 0
+    total = 0
     for i, (number, line) in enumerate(read_lines(path, most=None if records else characters)):
         text = _text_of(line, f"{path}:{number}").strip()[:characters] if records else line
         if options.max_examples is None or i < options.max_examples:
-            held += len(text)
-        if held > MOST_CHARACTERS:
+            total += len(text)
+        if total > MOST_CHARACTERS:
             raise DataError(
                 f"{path}: more than {MOST_CHARACTERS:,} characters of text; use fewer lines with "
                 "a smaller --max-examples"
