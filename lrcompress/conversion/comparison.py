@@ -59,9 +59,7 @@ def same_in_training(layer: nn.Module, x: Tensor) -> bool:
     theirs = output(lambda: layer(x.clone()))
     with in_mode(layer, training=True):
         training = output(lambda: layer(x.clone()))
-    moved = False
-    for name, value in layer.named_buffers():
-        if not torch.equal(value, before[name]):
-            value.copy_(before[name])
-            moved = True
+    moved = [(name, x) for name, x in layer.named_buffers() if not torch.equal(x, before[name])]
+    for name, value in moved:
+        value.copy_(before[name])
     return not moved and agree(training, theirs)

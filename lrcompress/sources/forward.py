@@ -89,7 +89,8 @@ def check_runs(module: nn.Module, batches: Sequence[Batch], where: str) -> None:
         try:
             module(**{name: tensor.clone() for name, tensor in example.items()})
         except Exception as cause:  # the model's code may raise anything
-            given = ", ".join(f"{n} {_kind(t)} {tuple(t.shape)}" for n, t in example.items())
+            kinds = {name: str(t.dtype).removeprefix("torch.") for name, t in example.items()}
+            given = ", ".join(f"{n} {kinds[n]} {tuple(t.shape)}" for n, t in example.items())
             raise DataError(
                 f"{where}: the model fails on it ({type(cause).__name__}: {one_line(cause)}; "
                 f"given {given}); check shapes, dtypes and ranges"
@@ -107,7 +108,3 @@ def _extremes(batches: Sequence[Batch]) -> list[tuple[Batch, int]]:
         values = batches[largest][name].long()
         found.add((largest, int(values.reshape(len(values), -1).amax(1).argmax())))
     return [(batches[i], row) for i, row in sorted(found)]
-
-
-def _kind(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")

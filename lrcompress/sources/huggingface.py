@@ -73,9 +73,7 @@ def empty_module(reference: ModelReference, folder: Path, size: Size | None = No
     if size is not None:
         _check_size(folder, details, size, times=1000)
     with torch.random.fork_rng(devices=[]), transformers_for(str(folder), ModelError) as library:
-        module = _built(library, folder, details)
-    _drop_cache(module)
-    return module
+        return _built(library, folder, details)
 
 
 def _folder_state(folder: Path, *, allow_pickle: bool) -> tuple[dict[str, Tensor] | None, Size]:
@@ -139,6 +137,7 @@ def _built(library: Any, folder: Path, details: Mapping[str, str]) -> nn.Module:
     module: nn.Module = build(
         _config(library, folder, details), dtype=torch.float32, **_options(details)
     )
+    _drop_cache(module)
     return module
 
 

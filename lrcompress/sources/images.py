@@ -56,7 +56,6 @@ def _processor(model: LoadedModel, folder: Path) -> Any:
             f"{folder}: the model has no image processor; give the arrays as .npz or "
             "pkg.module:batches"
         )
-    assert model.folder is not None
     for name in IMAGE_PROCESSOR:
         _check_sizes(model.folder / name)
     with transformers_for(f"{model.folder}: its image processor", DataError) as transformers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from lrcompress.formats.files import read_json
 
@@ -58,7 +58,7 @@ def names_own_code(folder: Path) -> bool:
     return any("auto_map" in read_json(path, foreign=True) for path in paths if path.is_file())
 
 
-def holds_any(folder: Path | None, names: tuple[str, ...]) -> bool:
+def holds_any(folder: Path | None, names: tuple[str, ...]) -> TypeGuard[Path]:
     return folder is not None and any((folder / name).is_file() for name in names)
 
 

@@ -91,7 +91,7 @@ def _unknown_words(
 
 def mask_token(model: LoadedModel) -> int | None:
     """Return the id of the mask token if the model's tokenizer has one."""
-    if not holds_any(model.folder, TOKENIZER) or model.folder is None:
+    if not holds_any(model.folder, TOKENIZER):
         return None
     found = _tokenizer(model, model.folder).mask_token_id
     return found if isinstance(found, int) else None
@@ -142,7 +142,6 @@ def _tokenizer(model: LoadedModel, path: Path) -> Any:
             f"{path}: the model has no tokenizer for text; give token ids as .npz or "
             "pkg.module:batches"
         )
-    assert model.folder is not None
     with transformers_for(f"{model.folder}: its tokenizer", DataError) as transformers:
         if not model.own_code and _needs_own_code(model.folder, transformers):
             raise DataError(f"{model.folder}: its tokenizer {UNTRUSTED}")
