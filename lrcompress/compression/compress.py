@@ -13,8 +13,7 @@ from torch import nn
 from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Measured, measure_both
-from lrcompress.compression.refit import Refit, Target
-from lrcompress.compression.refit_data import PreparedRefit, prepare_refit
+from lrcompress.compression.refit import PreparedRefit, Refit, Target, prepare_refit
 from lrcompress.compression.replace import Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.distributed import alike, failing_together, in_turns, is_main

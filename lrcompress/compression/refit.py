@@ -25,14 +25,73 @@ from lrcompress.compression.report import RefitTrial
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
 from lrcompress.network.batches import Batch, Batches, batch_size
-from lrcompress.network.held_out_divergence import HeldOutDivergence
+from lrcompress.network.held_out_divergence import HeldOutDivergence, held_out_divergence
+from lrcompress.network.readout import Readout
+from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.progress import Progress
-from lrcompress.structures import Factors, Structure
+from lrcompress.structures import Dense, Factors, Structure
 
 WEIGHT_STEP = 0.5  # fraction of W* - W: B is noisy, and upstream errors are not all linear
 DAMPING = 0.03  # of the mean input energy
-LARGEST_HELD = 2**26  # values of dense inputs held at once: 256 MB
+HELD_OUT_EVERY = 5  # one batch in five is held out, the rest are fitted
+LARGEST_FITTED = 384  # examples
+LARGEST_HELD_OUT = 64  # examples
+AFFORDABLE_FLOPS = 2e13  # a few minutes on two cores
+LARGEST_DENSE_INPUTS = 2**26  # values of dense inputs held at once: 256 MB
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRefit:
+    held_out: HeldOutDivergence
+    train: tuple[Batch, ...]
+
+
+def prepare_refit(
+    module: nn.Module,
+    plan: Plan,
+    profile: Profile,
+    batches: Batches,
+    readout: Readout,
+    *,
+    requested: bool | None,
+    judging: Batches | None = None,
+) -> PreparedRefit | str | None:
+    """Collect what a refit needs from the still dense network; a string says why there is none.
+
+    judging: held-out examples that decide about the refit. None: one in five of the batches
+    decides, and the rest are fitted.
+    """
+    if judging is None:
+        held_out = held_out_batches(batches)
+        rest = [b for i, b in enumerate(batches) if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
+    else:
+        held_out, rest = _up_to(judging, LARGEST_HELD_OUT), list(batches)
+    train = _up_to(rest, LARGEST_FITTED)
+    if not held_out or not train:
+        return f"no refit: fewer than {HELD_OUT_EVERY} batches of data" if requested else None
+    groups = {
+        profile[layer.name].input_group
+        for layer in plan.layers
+        if not isinstance(layer.structure, Dense)
+    }
+    examples = sum(map(batch_size, train)) + 2 * sum(map(batch_size, held_out))
+    flops = len(groups) * examples * profile.total_flops_per_example
+    if requested is None and flops > AFFORDABLE_FLOPS:
+        return f"no refit: it would take {flops:.1e} FLOPs; --refit runs it anyway"
+    return PreparedRefit(held_out_divergence(module, held_out, readout, shared=True), tuple(train))
+
+
+def held_out_batches(batches: Batches) -> list[Batch]:
+    """Return the batches to hold out; none if there are too few."""
+    return _up_to(batches[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY], LARGEST_HELD_OUT)
+
+
+def _up_to(batches: Batches, examples: int) -> list[Batch]:
+    """Return evenly spread batches (they are sorted by length) with about `examples` examples."""
+    total = sum(map(batch_size, batches))
+    step = max(1, -(-total // examples))
+    return list(batches[step // 2 :: step])
 
 
 @dataclass
@@ -130,7 +189,7 @@ class Refit:
         for group in groups:
             spec = group[0].spec
             size = examples * group[0].layer.rows_per_example * spec.groups * spec.in_features
-            if sweep and held + size > LARGEST_HELD:
+            if sweep and held + size > LARGEST_DENSE_INPUTS:
                 yield sweep
                 sweep, held = [], 0.0
             sweep.append(group)

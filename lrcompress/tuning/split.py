@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lrcompress.compression.refit_data import HELD_OUT_EVERY, held_out_batches
+from lrcompress.compression.refit import HELD_OUT_EVERY, held_out_batches
 from lrcompress.errors import DataError
 from lrcompress.network.batches import Batch, Batches, batch_size
 
