@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,14 +14,7 @@ from lrcompress.profiling.input_moments import InputMoment
 from lrcompress.profiling.second_moment import SecondMoment, SymmetricSum
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Shapes and count of one running sum in one process."""
-
-    shapes: Mapping[str, Shape]
-    count: int = 0  # rows of an input moment
+Sums = InputMoment | GaussNewtonFactors
 
 
 def agree_(collector: Collector) -> None:
@@ -48,54 +40,33 @@ def sum_(collector: Collector) -> None:
     """
     if world_size() == 1:
         return
-    devices = {watch.name: _device(watch.module) for watch in collector.watches}
-    for name, parts in _everybodys({n: _moment_parts(m) for n, m in collector.inputs.items()}):
-        moment = collector.inputs.setdefault(name, InputMoment())
-        device = devices[name]
-        moment.first = _sum(moment.first, parts.shapes["first"], device)
-        moment.absolute = _sum(moment.absolute, parts.shapes["absolute"], device)
-        _sum_second_(moment.seconds, parts.shapes["second"], device)
-        moment.rows = parts.count
-    for name, parts in _everybodys({n: _joint_parts(j) for n, j in collector.joints.items()}):
-        joint = collector.joints.setdefault(name, GaussNewtonFactors())
-        device = devices[name]
-        _sum_second_(joint.inputs, parts.shapes["inputs"], device)
-        _sum_second_(joint.outputs, parts.shapes["outputs"], device)
-        if "cross" in parts.shapes:  # embedding lookups have none
-            joint.cross = _sum(joint.cross, parts.shapes["cross"], device)
-            joint.bias = _sum(joint.bias, parts.shapes["bias"], device)
+    for sums, new in ((collector.inputs, InputMoment), (collector.joints, GaussNewtonFactors)):
+        own = {name: _shapes(held) for name, held in sums.items()}
+        everywhere = {name: shapes for theirs in gathered(own) for name, shapes in theirs.items()}
+        for name, shapes in everywhere.items():
+            device = next(collector.watched[name].parameters()).device
+            _sum_parts_(sums.setdefault(name, new()), shapes, device)
+    rows = gathered({name: moment.rows for name, moment in collector.inputs.items()})
+    for name, moment in collector.inputs.items():
+        moment.rows = sum(theirs[name] for theirs in rows)
 
 
-def _moment_parts(moment: InputMoment) -> _Parts:
-    parts = {"second": moment.second, "first": moment.first, "absolute": moment.absolute}
-    return _Parts(_shapes(parts), moment.rows)
-
-
-def _joint_parts(joint: GaussNewtonFactors) -> _Parts:
+def _shapes(sums: Sums) -> dict[str, Shape]:
+    """Shapes of the sums that this process has, by field; they are the same in every process."""
     parts = {
-        "inputs": joint.inputs.whole(),
-        "outputs": joint.outputs.whole(),
-        "cross": joint.cross,
-        "bias": joint.bias,
+        field: value.whole() if isinstance(value, SecondMoment) else value
+        for field, value in vars(sums).items()
     }
-    return _Parts(_shapes(parts))
+    return {field: tuple(x.shape) for field, x in parts.items() if isinstance(x, Tensor)}
 
 
-def _shapes(parts: Mapping[str, Tensor | None]) -> dict[str, Shape]:
-    return {name: tuple(part.shape) for name, part in parts.items() if part is not None}
-
-
-def _everybodys(own: Mapping[str, _Parts]) -> list[tuple[str, _Parts]]:
-    """Gather the parts of all processes by name, in the same order everywhere; counts are added.
-
-    Shapes are the same in every process that has the sum.
-    """
-    found: dict[str, _Parts] = {}
-    for theirs in gathered(dict(own)):
-        for name, parts in theirs.items():
-            count = parts.count + (found[name].count if name in found else 0)
-            found[name] = _Parts(parts.shapes, count)
-    return list(found.items())
+def _sum_parts_(sums: Sums, shapes: Mapping[str, Shape], device: torch.device) -> None:
+    for field, shape in shapes.items():
+        own = getattr(sums, field)
+        if isinstance(own, SecondMoment):
+            _sum_second_(own, shape, device)
+        else:
+            setattr(sums, field, _sum(own, shape, device))
 
 
 def _sum_second_(moment: SecondMoment, shape: Shape, device: torch.device) -> None:
@@ -113,7 +84,3 @@ def _sum(own: Tensor | None, shape: Shape, device: torch.device) -> Tensor:
     if own is None:
         return all_reduce_(torch.zeros(shape, dtype=torch.float64, device=device))
     return all_reduce_(own.clone(memory_format=torch.contiguous_format))
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -7,8 +7,8 @@ share one input moment.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,14 +22,6 @@ from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, InputMoment
 
 
-@dataclass(frozen=True)
-class Watch:
-    """A module whose rows are collected. A tied weight is watched once per module that uses it."""
-
-    name: str
-    module: nn.Module
-
-
 @dataclass
 class Collector:
     """Hooks on the watched modules; `inputs` and `joints` hold their running moments.
@@ -39,7 +31,7 @@ class Collector:
     input after the layer has read it. Without `share_inputs`, every layer's input is copied.
     """
 
-    watches: Sequence[Watch]
+    watched: Mapping[str, nn.Module]  # a tied weight once for each module that uses it
     with_sensitivity: bool
     share_inputs: bool = True
     inputs: dict[str, InputMoment] = field(default_factory=dict)
@@ -56,18 +48,14 @@ class Collector:
     @contextmanager
     def watching(self) -> Iterator[None]:
         # Prepended, because the user's hooks may change the layer's output
-        handles = [
-            w.module.register_forward_hook(
-                partial(self._on_forward, w.name), prepend=True, with_kwargs=True
-            )
-            for w in self.watches
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, module in self.watched.items():
+                hook = partial(self._on_forward, name)
+                hooks.enter_context(
+                    module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                )
+            hooks.callback(self._seen.clear)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._seen.clear()
 
     def begin_batch(self, batch: Batch) -> None:
         mask = batch.get("attention_mask")

@@ -49,7 +49,7 @@ def profile_layer(
                 continue
             whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
             spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
-            if name == (options.metric or "two-sided"):
+            if name == options.metric_with_data:
                 default, fitted_in = whitening, name
     profiled = LayerProfile(
         spec=spec,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,12 +13,7 @@ from lrcompress.checkpoint import CheckpointStore, NoCheckpoints
 from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
-from lrcompress.layers import (
-    LayerSpec,
-    ModelLayers,
-    describe,
-    first_nonfinite,
-)
+from lrcompress.layers import LayerSpec, ModelLayers, describe, first_nonfinite
 from lrcompress.messages import listed
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batches, batch_size, token_count
@@ -27,13 +24,12 @@ from lrcompress.network.readout import Readout
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import token_noise
 from lrcompress.network.unfused import runs_unfused
+from lrcompress.profiling.calibration_pass import chunked, collected
 from lrcompress.profiling.curves_json import keep_curves
 from lrcompress.profiling.degenerate_data import degenerate, repeats
-from lrcompress.profiling.layer_chunks import chunked, collected
 from lrcompress.profiling.layer_profile import profile_layer
 from lrcompress.profiling.layer_work import LayerWork, layer_cost
 from lrcompress.profiling.left_alone import left_alone_warning
-from lrcompress.profiling.malloc_trim import give_back_freed_memory
 from lrcompress.profiling.moment_sink import MemorySink, MomentSink
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -164,7 +160,7 @@ def _with_data(
 ) -> Profile:
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
-    metric = options.metric or "two-sided"
+    metric = options.metric_with_data
     examples, tokens = sum(batch_size(batch) for batch in batches), token_count(batches)
     readout, assumed = find_readout(
         module,
@@ -192,12 +188,12 @@ def _with_data(
     # Only a metric in the unit of the divergence can be compared with a trial
     if options.trials and METRICS[metric].needs_outputs:
         trials = plan_trials(module, len(found.layers), judging or batches, readout)
-    work = LayerWork(module, options, metric, trials, seen, sink, store, unseen)
-    chunks = chunked(found.layers, options.max_memory, METRICS[metric])
+    work = LayerWork(module, options, trials, seen, sink, store, unseen)
+    chunks = chunked(found.layers, options)
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
-        collector = collected(module, chunk, batches, readout, metric, options, progress, name)
-        give_back_freed_memory()
+        collector = collected(module, chunk, batches, readout, options, progress, name)
+        _return_freed_memory()
         with progress.stage("spectra", len(chunk)) as step:
             work.run(chunk, collector, step)
     layers = [work.measured[x.name] for x in found.layers if x.name in work.measured]
@@ -243,6 +239,16 @@ def _with_data(
         ),
         moments=sink.finish(),
     )
+
+
+def _return_freed_memory() -> None:
+    """Return memory that glibc keeps on the heap to the system.
+
+    After a pass over the data, the heap has gaps where activations were, and later tensors may not
+    fit in them. One call after the pass costs far less time than a release for each tensor.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _with_noise(
