@@ -24,8 +24,7 @@ from lrcompress.network.readout import Readout, choose_readout
 from lrcompress.network.readout_search import find_readout
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.profile import Profile, profile_readout
 from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.tune import tune_

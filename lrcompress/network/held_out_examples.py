@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lrcompress.network.batches import Batch, Batches, batch_size, examples_of, is_divisible
+from lrcompress.network.batches import (
+    Batch,
+    Batches,
+    batch_size,
+    evenly_spread,
+    examples_of,
+    is_divisible,
+)
 
 JUDGING_SHARE, MOST_JUDGING, FEWEST_JUDGING = 0.1, 64, 8  # of the examples; examples
 CONFIRMING_SHARE, MOST_CONFIRMING, FEWEST_CONFIRMING = 0.05, 64, 4
@@ -51,9 +58,9 @@ def _wanted(total: int, share: float, fewest: int, most: int, *, most_share: flo
 
 def _by_batches(batches: Batches, judging: int, confirming: int) -> SetAside:
     count = len(batches)
-    judges = _spread(range(count), min(judging, max(1, count // 3)))
+    judges = set(evenly_spread(range(count), min(judging, max(1, count // 3))))
     rest = [place for place in range(count) if place not in judges]
-    confirms = _spread(rest, min(confirming, max(1, len(rest) // 3)))
+    confirms = set(evenly_spread(rest, min(confirming, max(1, len(rest) // 3))))
     return SetAside(
         tuple(batches[i] for i in rest if i not in confirms),
         tuple(batches[i] for i in sorted(judges)),
@@ -86,7 +93,7 @@ def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, 
     """
     largest = max(sizes)
     places = max(1, min(len(sizes), -(-4 * (judging + confirming) // largest)))
-    givers = _spread(range(len(sizes)), places)
+    givers = set(evenly_spread(range(len(sizes)), places))
     given = {place: [0, 0] for place in range(len(sizes))}
     least = 1 if len(sizes) == 1 else 0  # examples that a batch keeps
     for kind, wanted in enumerate((judging, confirming)):
@@ -96,8 +103,3 @@ def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, 
             if first:
                 given[min(first, key=lambda p: given[p][kind] / sizes[p])][kind] += 1
     return [(judges, confirms) for judges, confirms in given.values()]
-
-
-def _spread(places: range | list[int], count: int) -> set[int]:
-    """Return about `count` of the places, evenly spread."""
-    return {places[(2 * k + 1) * len(places) // (2 * count)] for k in range(count)}

@@ -42,6 +42,11 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
     return found
 
 
+def tensors_of(raw: object) -> Iterator[Tensor]:
+    """Yield all tensors of a module's output, nested ones included."""
+    return (tensor for _, tensor in _walk(raw, ""))
+
+
 def has_name(raw: object) -> bool:
     """Whether the model names its outputs (mapping, named tuple or dataclass)."""
     return _entries(raw) is not None and not isinstance(raw, list)

@@ -13,7 +13,6 @@ from lrcompress.network.batches import Batch
 from lrcompress.network.head import Head
 from lrcompress.network.objectives import OBJECTIVES
 from lrcompress.network.objectives.objective import Objective, Reading
-from lrcompress.network.objectives.permutation import permuted
 from lrcompress.network.objectives.weighted_sum import Part, Scaled, WeightedSum, packed
 from lrcompress.network.output_recognition import Sample, recognise
 from lrcompress.network.outputs import HIDDEN, KNOWN, has_name, measured_names, named_outputs
@@ -82,6 +81,16 @@ class Readout:
         if len(self.heads) > 1 or tensor.dim() != len(head.shape):
             return tensor
         return head.arranged(tensor)
+
+
+def permuted(v: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Permute the classes of a random share of the probes v: (examples, classes).
+
+    Unseen classes then get as much weight as seen ones.
+    """
+    hit = torch.rand((len(v), 1), generator=generator) < share
+    order = torch.rand(v.shape, generator=generator).argsort(-1)
+    return torch.where(hit.to(v.device), v.gather(-1, order.to(v.device)), v)
 
 
 def choose_readout(

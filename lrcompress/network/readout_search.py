@@ -14,6 +14,7 @@ from lrcompress.network.call import call, frozen
 from lrcompress.network.head import Head
 from lrcompress.network.last_operation import UNKNOWN, Origin, OriginTrace
 from lrcompress.network.objectives import OBJECTIVES
+from lrcompress.network.operators import OperatorWatch
 from lrcompress.network.output_recognition import Sample, recognise
 from lrcompress.network.outputs import KNOWN, has_name, measured_names, named_outputs
 from lrcompress.network.readout import Readout, assumptions, check_objective, joined, pooled
@@ -53,7 +54,8 @@ def find_readout(
     """
     check_objective(objective)
     with frozen(module):
-        with OriginTrace() as trace:
+        trace = OriginTrace()
+        with OperatorWatch(trace.note):
             raw = call(module, batches[0])
         names, note = measured_names(raw, outputs, batches[0])
         named, tensors = has_name(raw), named_outputs(raw)

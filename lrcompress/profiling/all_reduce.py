@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrcompress.distributed import all_reduce_, gathered, world_size
 from lrcompress.profiling.collector import Collector
@@ -14,7 +15,7 @@ from lrcompress.profiling.input_moments import InputMoment
 from lrcompress.profiling.second_moment import SecondMoment, SymmetricSum
 
 Shape = tuple[int, ...]
-Sums = InputMoment | GaussNewtonFactors
+_Sums = TypeVar("_Sums", InputMoment, GaussNewtonFactors)
 
 
 def agree_(collector: Collector) -> None:
@@ -40,33 +41,36 @@ def sum_(collector: Collector) -> None:
     """
     if world_size() == 1:
         return
-    for sums, new in ((collector.inputs, InputMoment), (collector.joints, GaussNewtonFactors)):
-        own = {name: _shapes(held) for name, held in sums.items()}
-        everywhere = {name: shapes for theirs in gathered(own) for name, shapes in theirs.items()}
-        for name, shapes in everywhere.items():
-            device = next(collector.watched[name].parameters()).device
-            _sum_parts_(sums.setdefault(name, new()), shapes, device)
+    _sum_all_(collector.inputs, InputMoment, collector.watched)
+    _sum_all_(collector.joints, GaussNewtonFactors, collector.watched)
     rows = gathered({name: moment.rows for name, moment in collector.inputs.items()})
     for name, moment in collector.inputs.items():
         moment.rows = sum(theirs[name] for theirs in rows)
 
 
-def _shapes(sums: Sums) -> dict[str, Shape]:
+def _sum_all_(
+    sums: dict[str, _Sums], new: Callable[[], _Sums], watched: Mapping[str, nn.Module]
+) -> None:
+    own = {name: _shapes(held) for name, held in sums.items()}
+    everywhere = {name: shapes for theirs in gathered(own) for name, shapes in theirs.items()}
+    for name, shapes in everywhere.items():
+        device = next(watched[name].parameters()).device
+        held = sums.setdefault(name, new())
+        for field, shape in shapes.items():
+            part = getattr(held, field)
+            if isinstance(part, SecondMoment):
+                _sum_second_(part, shape, device)
+            else:
+                setattr(held, field, _sum(part, shape, device))
+
+
+def _shapes(sums: InputMoment | GaussNewtonFactors) -> dict[str, Shape]:
     """Shapes of the sums that this process has, by field; they are the same in every process."""
     parts = {
         field: value.whole() if isinstance(value, SecondMoment) else value
         for field, value in vars(sums).items()
     }
     return {field: tuple(x.shape) for field, x in parts.items() if isinstance(x, Tensor)}
-
-
-def _sum_parts_(sums: Sums, shapes: Mapping[str, Shape], device: torch.device) -> None:
-    for field, shape in shapes.items():
-        own = getattr(sums, field)
-        if isinstance(own, SecondMoment):
-            _sum_second_(own, shape, device)
-        else:
-            setattr(sums, field, _sum(own, shape, device))
 
 
 def _sum_second_(moment: SecondMoment, shape: Shape, device: torch.device) -> None:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.layers import input_rows, layer_kind, output_rows
-from lrcompress.network.batches import Batch, batch_size
-from lrcompress.network.padding import positions_first, without_padding
+from lrcompress.network.batches import Batch, batch_size, positions_first, without_padding
 from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, InputMoment
 

@@ -16,8 +16,7 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
-from lrcompress.profiling.profile import CurvePoint, LayerProfile
-from lrcompress.profiling.structure_curves import Curves
+from lrcompress.profiling.profile import CurvePoint, Curves, LayerProfile
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 
 KIND = "curves"
@@ -44,7 +43,7 @@ def kept_curves(store: CheckpointStore, layer: LayerProfile) -> Curves | None:
         )
     except (LookupError, TypeError, DataError):
         return None
-    sound = curves and all(_what_is_no_curve(curve, spec) is None for curve in curves)
+    sound = curves and all(_fault(curve, spec) is None for curve in curves)
     return curves if sound else None
 
 
@@ -90,16 +89,18 @@ def curves_from_json(
     curves = []
     for i, curve in enumerate(value):
         points = [_point(item, spec, f"{where}[{i}][{j}]") for j, item in enumerate(curve)]
-        wrong = _what_is_no_curve(points, spec)
-        if wrong is None and max(p.loss for p in points) > _most_to_lose(own[metric]):
-            wrong = "loses many times what removing the layer would"
-        if wrong is not None:
-            raise DataError(f"{where}[{i}]: the curve of {layer} {wrong}; {AGAIN}")
+        fault = _fault(points, spec)
+        # A quick fit may lose slightly more than a zero weight
+        most = 10 * max(float(0.5 * own[metric].square().sum()), 1.0)
+        if fault is None and max(p.loss for p in points) > most:
+            fault = "loses many times what removing the layer would"
+        if fault is not None:
+            raise DataError(f"{where}[{i}]: the curve of {layer} {fault}; {AGAIN}")
         curves.append(tuple(points))
     return tuple(curves)
 
 
-def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
+def _fault(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
     """Return what is wrong with a curve, else None.
 
     A curve has one structure, growing sizes, and no loss above that of a smaller size.
@@ -117,11 +118,6 @@ def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | No
         if after.loss > point.loss:
             return f"loses more as {after.structure} than as {point.structure}"
     return None
-
-
-def _most_to_lose(spectrum: Tensor) -> float:
-    """Return ten times the loss of a zero weight: a quick fit may slightly exceed that loss."""
-    return 10 * max(float(0.5 * spectrum.square().sum()), 1.0)
 
 
 def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:

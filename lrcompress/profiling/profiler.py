@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -209,6 +208,13 @@ def _with_data(
     work_per_example = total_flops_per_example(
         module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
     )
+    warnings += [f"degenerate calibration: {reason}" for reason in (*useless, *repeated)]
+    warnings += unexercised_warning(work.unexercised)
+    if work_per_example.uncounted:
+        warnings.append(
+            f"the work of {listed(work_per_example.uncounted)} is not counted: no formula for it "
+            "is known, so the FLOPs are of the rest"
+        )
     unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
     return Profile(
         layers=tuple(layers),
@@ -230,13 +236,7 @@ def _with_data(
         readout=readout,
         degenerate=useless,
         thin=() if useless else (*repeated, *unseen_work),
-        warnings=(
-            *warnings,
-            *(f"degenerate calibration: {reason}" for reason in (*useless, *repeated)),
-            *unexercised_warning(work.unexercised),
-            *_uncounted_warning(work_per_example.uncounted),
-            *left_alone_warning(left_alone, found.total_params),
-        ),
+        warnings=(*warnings, *left_alone_warning(left_alone, found.total_params)),
         moments=sink.finish(),
     )
 
@@ -266,15 +266,6 @@ def _with_noise(
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
         return together, ""  # still sorted by length
     return batches, "no token noise: the data are not token ids" if wanted else ""
-
-
-def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:
-    if not operators:
-        return ()
-    return (
-        f"the work of {listed(operators)} is not counted: no formula for it is known, so the FLOPs "
-        "are of the rest",
-    )
 
 
 def _stored_bytes(module: nn.Module) -> int:

@@ -34,7 +34,8 @@ class StandIn(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        product = self.codes if hasattr(self, "codes") else self.down
+        own = cast(Any, self)
+        product: nn.Module = own.codes if hasattr(self, "codes") else own.down
         return WRONG * cast(Tensor, product.weight)
 
     def forward(self, input: Tensor) -> Tensor:
