@@ -69,7 +69,7 @@ def _counted(module: nn.Module, batch: Batch) -> Work:
         if any(x.is_floating_point() or x.is_complex() for x in tensors_of(result)):
             seen.add(func._overloadpacket)
 
-    counter = FlopCounterMode(display=False, custom_mapping=dict(FORMULAS))
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     # Entered before the counter, `note` gets the operators after the counter has decomposed them
     with torch.no_grad(), OperatorWatch(note), counter:
         call(module, batch)

@@ -68,8 +68,8 @@ class Head:
         """
         if tensor.dim() <= max(self.examples_at, self.features_at or 0):
             raise DataError(
-                f"output {self.name!r} is {_sizes(tuple(tensor.shape))} on one batch and "
-                f"{_sizes(self.shape)} on another; give batches of one form"
+                f"output {self.name!r} is {sizes(tuple(tensor.shape))} on one batch and "
+                f"{sizes(self.shape)} on another; give batches of one form"
             )
         ends = (self.examples_at, self.features_at)
         middle = [dim for dim in range(tensor.dim()) if dim not in ends]
@@ -90,8 +90,8 @@ class Head:
         where = f" ({', '.join(layout)})" if layout else ""
         why = f"; {self.why}" if self.why else ""
         taken = f"{self.taken_for}{where}, divergence {self.objective}{why}"
-        return f"output {self.name!r} ({_sizes(self.shape)}): {taken}"
+        return f"output {self.name!r} ({sizes(self.shape)}): {taken}"
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
+def sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))

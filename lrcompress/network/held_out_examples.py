@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lrcompress.network.batches import (
     Batch,
@@ -70,20 +71,15 @@ def _by_batches(batches: Batches, judging: int, confirming: int) -> SetAside:
 
 def _by_examples(batches: Batches, judging: int, confirming: int) -> SetAside:
     """Split off examples at the ends of evenly spread batches."""
-    calibration: list[Batch] = []
-    judges: list[Batch] = []
-    confirms: list[Batch] = []
-    parts = _shares([batch_size(b) for b in batches], judging, confirming)
-    for batch, (judge, confirm) in zip(batches, parts, strict=True):
+    parts: tuple[list[Batch], ...] = ([], [], [])
+    shares = _shares([batch_size(b) for b in batches], judging, confirming)
+    for batch, (judged, confirmed) in zip(batches, shares, strict=True):
         size = batch_size(batch)
-        kept = size - judge - confirm
-        if kept:
-            calibration.append(examples_of(batch, 0, kept))
-        if judge:
-            judges.append(examples_of(batch, kept, kept + judge))
-        if confirm:
-            confirms.append(examples_of(batch, size - confirm, size))
-    return SetAside(tuple(calibration), tuple(judges), tuple(confirms))
+        ends = (0, size - judged - confirmed, size - confirmed, size)
+        for part, (start, stop) in zip(parts, pairwise(ends), strict=True):
+            if start < stop:
+                part.append(examples_of(batch, start, stop))
+    return SetAside(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]))
 
 
 def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from lrcompress.network.objectives import OBJECTIVES
 from lrcompress.network.objectives.objective import Objective, Reading
 from lrcompress.network.objectives.weighted_sum import Part, Scaled, WeightedSum, packed
 from lrcompress.network.output_recognition import Sample, recognise
-from lrcompress.network.outputs import HIDDEN, KNOWN, has_name, measured_names, named_outputs
+from lrcompress.network.outputs import HIDDEN, has_name, measured_names, named_outputs
 
 SEVERAL = "weighted-sum"  # the objective of several heads
 
@@ -119,13 +119,6 @@ def choose_readout(
     ]
     readout = joined([pooled(head, pooling, named=named) for head in heads], raw, batch or {})
     return readout, assumptions(readout, note)
-
-
-def first_readout(raw: object, *, objective: str, pooling: str | None) -> Readout:
-    """Return the readout of an old profile, which does not store it: the first output."""
-    tensors = named_outputs(raw)
-    name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
-    return choose_readout(raw, objective=objective, pooling=pooling, outputs=(name,))[0]
 
 
 def check_objective(objective: str) -> None:

@@ -82,10 +82,10 @@ def _vocabulary(module: nn.Module, batch: Batch) -> int:
 
 def _in_every_text(batches: Sequence[Batch]) -> Tensor:
     """Ids present in every text, padding excluded."""
-    shared: set[int] | None = None
-    for batch in batches:
-        for row, ids in enumerate(batch[IDS]):
-            own = ids[batch[MASK][row].bool()] if MASK in batch else ids
-            seen = set(own.tolist())
-            shared = seen if shared is None else shared & seen
-    return torch.tensor(sorted(shared or ()), dtype=torch.int64)
+    texts = [
+        set((ids[batch[MASK][row].bool()] if MASK in batch else ids).tolist())
+        for batch in batches
+        for row, ids in enumerate(batch[IDS])
+    ]
+    shared: set[int] = set.intersection(*texts) if texts else set()
+    return torch.tensor(sorted(shared), dtype=torch.int64)

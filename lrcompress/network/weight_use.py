@@ -94,16 +94,7 @@ def note_returned(module: nn.Module, raw: object, found: WeightUse) -> None:
         found.note(_owning(tensor, owners), type(module).__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class _Owned:
-    """A parameter's byte range in a storage, and the modules that hold it."""
-
-    start: int
-    stop: int
-    layers: list[nn.Module] = field(default_factory=list)
-
-
-_Owners = Mapping[int, Sequence[_Owned]]  # by address of the storage
+_Owners = Mapping[int, Sequence[tuple[int, int, nn.Module]]]
 
 
 def _read(
@@ -122,31 +113,20 @@ def _read(
 
 def _owning(tensor: Tensor, owners: _Owners) -> list[nn.Module]:
     start, stop = _extent(tensor)
-    return [
-        layer
-        for held in owners.get(_storage(tensor), ())
-        if start < held.stop and held.start < stop
-        for layer in held.layers
-    ]
+    ranges = owners.get(_storage(tensor), ())
+    return [layer for first, end, layer in ranges if start < end and first < stop]
 
 
 def _owners(module: nn.Module) -> _Owners:
-    held: dict[tuple[int, int, int], _Owned] = {}
-
-    def hold(parameter: Tensor, layer: nn.Module) -> None:
-        key = (_storage(parameter), *_extent(parameter))
-        held.setdefault(key, _Owned(*key[1:])).layers.append(layer)
-
+    """Return the byte ranges of parameters and who holds them, by the address of their storage."""
+    owners: dict[int, list[tuple[int, int, nn.Module]]] = defaultdict(list)
     for child in module.modules():
-        for parameter in child.parameters(recurse=False):
-            hold(parameter, child)
+        held = [*child.parameters(recurse=False)]
         if isinstance(child, nn.MultiheadAttention):  # it reads out_proj's weights itself
-            for parameter in child.out_proj.parameters(recurse=False):
-                hold(parameter, child)
-    owners: dict[int, list[_Owned]] = defaultdict(list)
-    for (storage, _, _), owned in held.items():
-        if storage:
-            owners[storage].append(owned)
+            held += child.out_proj.parameters(recurse=False)
+        for parameter in held:
+            if _storage(parameter):
+                owners[_storage(parameter)].append((*_extent(parameter), child))
     return owners
 
 

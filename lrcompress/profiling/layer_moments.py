@@ -28,7 +28,7 @@ def take_moments(
     own = collector.inputs.get(collector.leaders.get(spec.name, spec.name))
     if own is None or own.first is None or own.absolute is None or own.rows == 0:
         return None
-    summed = own.second
+    summed = own.seconds.whole()
     assert summed is not None
     second = (summed / examples).float()
     if not bool(torch.isfinite(second).all()):

@@ -14,7 +14,8 @@ from lrcompress.metrics import MomentStore
 from lrcompress.network.batches import Batches
 from lrcompress.network.call import call
 from lrcompress.network.identity import ModelIdentity
-from lrcompress.network.readout import Readout, first_readout
+from lrcompress.network.outputs import KNOWN, named_outputs
+from lrcompress.network.readout import Readout, choose_readout
 from lrcompress.profiling.spectrum import RankMeasures, loss_curve
 from lrcompress.structures import Structure
 
@@ -132,7 +133,7 @@ class Profile:
 def profile_readout(module: nn.Module, profile: Profile, batches: Batches) -> Readout | None:
     """Return the readout of a profile; None where the profile was made without data.
 
-    For an old profile that does not store its readout, it is reconstructed.
+    For an old profile that does not store its readout, it is reconstructed: the first output.
     """
     if profile.readout is not None:
         return profile.readout
@@ -140,4 +141,8 @@ def profile_readout(module: nn.Module, profile: Profile, batches: Batches) -> Re
         return None
     with torch.no_grad():
         raw = call(module, batches[0])
-    return first_readout(raw, objective=profile.objective, pooling=profile.pooling)
+    tensors = named_outputs(raw)
+    name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
+    return choose_readout(
+        raw, objective=profile.objective, pooling=profile.pooling, outputs=(name,)
+    )[0]

@@ -108,8 +108,7 @@ def with_weight_prior(moments: LayerMoments, weight: Tensor, share: float) -> La
     prior = rows.mT @ rows
     sensitivity = moments.sensitivity
     if sensitivity is not None and sensitivity.input.dim() == 3:
-        blended = _blend(sensitivity.input, prior, share)
-        sensitivity = replace(sensitivity, input=blended)
+        sensitivity = replace(sensitivity, input=_blend(sensitivity.input, prior, share))
     return replace(moments, input=_blend(moments.input, prior, share), sensitivity=sensitivity)
 
 

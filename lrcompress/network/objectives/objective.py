@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Reading = tuple[Tensor, Tensor]  # outputs (examples, *positions, features) and their weights
+Agreement = tuple[float, float]  # number of choices that are the same, and of all choices
 
 
 class Objective(ABC):
@@ -27,9 +28,7 @@ class Objective(ABC):
         """Return v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
 
     @abstractmethod
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
+    def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:
         """Return the number of choices that are the same in both outputs, and the number of all.
 
         None where the outputs make no choices (embeddings, regression).
@@ -54,9 +53,7 @@ class PointwiseObjective(Objective):
         weighted = self.pointwise(dense.float(), other.float()) * weights
         return weighted.flatten(1).sum(1) if weighted.dim() > 1 else weighted
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
+    def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:
         chosen, others = self.choices(dense), self.choices(other)
         if chosen is None or others is None:
             return None
