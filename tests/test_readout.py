@@ -334,7 +334,7 @@ def test_a_head_of_a_known_model_output_is_measured_alone_and_the_rest_is_told()
     ).eval()
     readout, warnings = find_readout(module, features())
     assert [head.name for head in readout.heads] == ["logits"]
-    assert warnings == ("not measured: pred_boxes (--output-name asks for them)",)
+    assert warnings == ("not measured: pred_boxes (--output-name measures them)",)
     both, _ = find_readout(module, features(), outputs=("logits", "pred_boxes"))
     assert [head.objective for head in both.heads] == ["kl", "squared"]
 
@@ -353,7 +353,7 @@ def test_a_network_of_one_batch_size_is_read_and_the_layout_is_an_assumption() -
     ).eval()
     readout, (warning,) = find_readout(module, square_sequences())
     assert readout.heads[0].examples_at == 0
-    assert "sizes do not tell" in warning
+    assert "sizes do not distinguish" in warning
 
 
 # --- the objectives ------------------------------------------------------------------------------

@@ -187,7 +187,7 @@ def _own_call(layer: nn.Module) -> str | None:
         return f"its {patched[0]} was replaced on this one module"
     for name in ("__call__", "_call_impl", "_wrapped_call_impl"):
         if getattr(type(layer), name) is not getattr(nn.Module, name):
-            return f"its class {type(layer).__name__} has a {name} of its own"
+            return f"its class {type(layer).__name__} overrides {name}"
     return None
 
 

@@ -91,11 +91,11 @@ def function_differs(
         inputs = _made_up(known)
     now = _outputs(module, inputs)
     if not now:
-        return "it no longer runs on the inputs that it took"
+        return "it no longer runs on the inputs that it accepted"
     for name, before in known.outputs.items():
         output, after = f"output {label(name)}", now.get(name)
         if after is None:
-            return f"{output} is no longer there"
+            return f"{output} is missing"
         if after.shape != before.shape:
             return f"{output} has shape {after.shape}, not {before.shape}"
         change = _change(before, after)

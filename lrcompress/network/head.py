@@ -42,8 +42,8 @@ class Head:
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> Reading:
         if self.name not in outputs:
             raise DataError(
-                f"the model's output has no {self.name!r} on every batch; it has "
-                f"{', '.join(map(repr, outputs))}; name one that is always there with --output-name"
+                f"the model does not return {self.name!r} on every batch; it returned "
+                f"{', '.join(map(repr, outputs))}; name an output of every batch with --output-name"
             )
         values = self.arranged(outputs[self.name])
         mask = batch.get("attention_mask")
@@ -69,7 +69,7 @@ class Head:
         if tensor.dim() <= max(self.examples_at, self.features_at or 0):
             raise DataError(
                 f"output {self.name!r} is {sizes(tuple(tensor.shape))} on one batch and "
-                f"{sizes(self.shape)} on another; give batches of one form"
+                f"{sizes(self.shape)} on another; give batches of the same form"
             )
         ends = (self.examples_at, self.features_at)
         middle = [dim for dim in range(tensor.dim()) if dim not in ends]

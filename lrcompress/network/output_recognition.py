@@ -91,14 +91,14 @@ class _Form:
 
     def given(self, objective: str) -> Head:
         """Return the head for a given objective; only the layout is inferred."""
-        why = "as asked for"
+        why = "as requested"
         if objective == "probabilities":
             dim = self._dim_that_sums_to_one()
             if dim is None:
-                raise self._refusal(objective, "sum to one along no dimension", "kl")
+                raise self._refusal(objective, "do not sum to one along any dimension", "kl")
             return self._head(objective, why, dim)
         if objective == "bernoulli-probabilities" and not self._in_unit_interval():
-            raise self._refusal(objective, "do not all lie between 0 and 1", "bernoulli")
+            raise self._refusal(objective, "are not all between 0 and 1", "bernoulli")
         dim = self._class_dim() if objective == "kl" else self._feature_dim()
         return self._head(objective, why, dim, "numbers" if objective == "squared" else None)
 
@@ -171,11 +171,11 @@ class _Form:
     def _by_form(self) -> Head:
         dim, certain = self._class_dim(), bool(self.words & SCORE_WORDS)
         if dim is not None and self._spread(dim) > LARGEST_LOGITS:
-            why = f"values of {self._spread(dim):.2g}, of which a softmax would be certain"
+            why = f"values of {self._spread(dim):.2g}, at which a softmax saturates"
             return self._head("squared", why, self._feature_dim(), assumed=True)
         if dim is not None and len(self.shape) >= 2:
             others = (
-                "--objective takes others: cosine for an embedding, squared for numbers, "
+                "--objective changes it: cosine for an embedding, squared for numbers, "
                 "bernoulli for independent yes or no"
             )
             why = "by its name" if certain else others
@@ -188,7 +188,7 @@ class _Form:
         if self._in_unit_interval():
             why = "values from 0 to 1; --objective bernoulli-probabilities for probabilities"
         else:
-            why = "one number at each place; --objective bernoulli for logits of yes or no"
+            why = "one number at each position; --objective bernoulli for logits of yes or no"
         return self._head("squared", why, features, assumed=True)
 
     def _class_dim(self) -> int | None:

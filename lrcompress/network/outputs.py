@@ -83,7 +83,7 @@ def measured_names(
             taken = tuple(n for n in known if n in EMBEDDINGS) or known[:1]
             taken = taken if known[0] in taken else known[:1]
             others = [name for name in top if name not in (*taken, *AUXILIARY, *HIDDEN)]
-            note = f"not measured: {', '.join(others)} (--output-name asks for them)"
+            note = f"not measured: {', '.join(others)} (--output-name measures them)"
             return taken, note if others else ""
     results = [name for name in top if name not in AUXILIARY] or top[:1]
     results = [name for name in results if name not in HIDDEN] or results[:1]

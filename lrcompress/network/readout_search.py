@@ -108,7 +108,7 @@ def _run(module: nn.Module, batch: Batch, names: Sequence[str]) -> Seen:
     if missing:
         raise DataError(
             f"the model returns {missing[0]!r} on some batches and not on others; name outputs "
-            "that are always there with --output-name"
+            "of every batch with --output-name"
         )
     return Seen({name: outputs[name] for name in names}, batch)
 
@@ -137,9 +137,9 @@ def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
         with suppress(DataError):  # the network may reject it
             dims = _example_dims(name, [*seen, _run(module, other, [name])]) or dims
     if not dims:
-        return _Layout(0, found=False, note="no dimension follows the number of examples")
+        return _Layout(0, found=False, note="the size of no dimension is the number of examples")
     if len(dims) > 1:
-        note = f"sizes do not tell examples from other dimensions; taken along dimension {dims[0]}"
+        note = f"sizes do not distinguish the examples; taken along dimension {dims[0]}"
         return _Layout(dims[0], found=True, note=note, pairs=True)
     return _Layout(dims[0], found=True)
 
@@ -179,7 +179,10 @@ def _without_pairs(
     left = ", ".join(name for name in names if layouts[name].pairs)
     if not kept or not left:
         return tuple(names), ""
-    return kept, f"not measured: {left}, a value for each pair of examples (--output-name asks)"
+    return (
+        kept,
+        f"not measured: {left}, a value for each pair of examples (--output-name measures it)",
+    )
 
 
 def _is_constant(name: str, dim: int, seen: Sequence[Seen]) -> bool:
@@ -209,6 +212,6 @@ def _normalised(head: Head, heads: int, seen: Sequence[Seen]) -> Head:
             total, pairs = total + float(apart.sum()), pairs + len(outputs)
     mean = total / pairs if pairs else 0.0
     if not 1e-30 < mean < 1e30:
-        why = f"{head.why}; no two examples differ in it to normalise it by"
+        why = f"{head.why}; not normalised, because no two examples differ in it"
         return replace(head, weight=1 / heads, why=why.removeprefix("; "), assumed=True)
     return replace(head, weight=1 / (heads * mean))

@@ -38,7 +38,7 @@ class WeightUse:
         reader = self.read_by.get(layer)
         if reader is None:
             return ""
-        return f"{reader} reads its weight itself, beside or instead of calling it"
+        return f"{reader} reads its weight directly, besides or instead of calling it"
 
 
 @contextmanager

@@ -79,12 +79,12 @@ def curves_from_json(
     layer = label(spec.name)
     if not isinstance(value, list) or not all(isinstance(curve, list) for curve in value):
         raise DataError(
-            f"{where}: must be a list of lists, not {shown(value)}, of {layer}; {AGAIN}"
+            f"{where}: the curves of {layer} must be a list of lists, not {shown(value)}; {AGAIN}"
         )
     if value and metric not in own:
         raise DataError(
-            f"{where}: were fitted in the metric {shown(metric)}, of which {layer} has no "
-            f"spectrum; {AGAIN}"
+            f"{where}: the curves were fitted in the metric {shown(metric)}, in which {layer} has "
+            f"no spectrum; {AGAIN}"
         )
     curves = []
     for i, curve in enumerate(value):
@@ -93,7 +93,7 @@ def curves_from_json(
         # A quick fit may lose slightly more than a zero weight
         most = 10 * max(float(0.5 * own[metric].square().sum()), 1.0)
         if fault is None and max(p.loss for p in points) > most:
-            fault = "loses many times what removing the layer would"
+            fault = "has a loss many times that of removing the layer"
         if fault is not None:
             raise DataError(f"{where}[{i}]: the curve of {layer} {fault}; {AGAIN}")
         curves.append(tuple(points))
@@ -109,22 +109,22 @@ def _fault(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
         return "is empty"
     types = {point.structure.type_name: point for point in points}
     if len(types) > 1:
-        return f"mixes {listed(list(types))}"
+        return f"mixes the structures {listed(list(types))}"
     if types.keys() & {"dense", "low_rank"}:
-        return f"is of {listed(list(types))}, whose loss needs none"
+        return f"is of {listed(list(types))}, whose loss needs no curve"
     for point, after in pairwise(points):
         if point.structure.weight_params(spec) >= after.structure.weight_params(spec):
             return f"does not grow from {point.structure} to {after.structure}"
         if after.loss > point.loss:
-            return f"loses more as {after.structure} than as {point.structure}"
+            return f"has a larger loss at {after.structure} than at {point.structure}"
     return None
 
 
 def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:
     if not isinstance(value, dict):
         raise DataError(
-            f"{where}: must be an object {{...}}, not {shown(value)}, of {label(spec.name)}; "
-            f"{AGAIN}"
+            f"{where}: a point of {label(spec.name)} must be an object {{...}}, not "
+            f"{shown(value)}; {AGAIN}"
         )
     loss = from_json(float, value.get("loss"), f"{where}.loss", DataError)
     try:
@@ -133,5 +133,5 @@ def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:
     except PlanError as cause:
         raise DataError(f"{where}: {cause}; {AGAIN}") from cause
     if loss < 0:
-        raise DataError(f"{where}.loss: must not be negative, of {label(spec.name)}; {AGAIN}")
+        raise DataError(f"{where}.loss: {label(spec.name)} has a negative loss; {AGAIN}")
     return CurvePoint(structure, loss)

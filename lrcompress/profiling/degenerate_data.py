@@ -50,7 +50,7 @@ def repeats(batches: Batches, others: Batches) -> tuple[str, ...]:
         return ()
     return (
         f"{repeated} of {len(seen)} calibration examples are repeats, so that those set aside are "
-        "no new ones",
+        "not new",
     )
 
 
@@ -123,8 +123,8 @@ def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> str:
             held = one
     if pairs and (spread <= ROUNDING * largest or apart <= ALIKE * pairs):
         return (
-            "the network gives the same output for all calibration examples, so that nothing it "
-            "does can be measured by them"
+            "the network gives the same output for all calibration examples, so that they do "
+            "not show what it does"
         )
     return ""
 

@@ -105,6 +105,6 @@ def _unreached(spec: LayerSpec, moments: LayerMoments | None, collector: Collect
     if spec.name in collector.without_gradient:
         return "no gradient reaches it: the model's forward runs it under torch.no_grad"
     return (
-        "no gradient reaches it: the measured output does not depend on it, or only by way of a "
+        "no gradient reaches it: the measured output does not depend on it, or only through a "
         "detached tensor"
     )

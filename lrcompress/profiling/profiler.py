@@ -97,12 +97,12 @@ def _check_same(module: nn.Module, batches: Batches | None) -> None:
         return
     if not same_everywhere(model_fingerprint(module)):
         raise ModelError(
-            "the processes hold different weights; load them from one file, or seed what is drawn"
+            "the processes hold different weights; load them from one file, or set the same seed"
         )
     if not same_everywhere(None if batches is None else fingerprint_batches(batches)):
         raise DataError(
-            "the processes hold different calibration data; give each of them all of it, in the "
-            "same order"
+            "the processes hold different calibration data; give each process all of the data, in "
+            "the same order"
         )
 
 
@@ -141,7 +141,7 @@ def _without_data(
         seed=options.seed,
         structures=options.structures,
         warnings=(
-            "no data: errors are weighed by nothing but the weights (plain metric)",
+            "no data: errors are weighted by the weights alone (plain metric)",
             *left_alone_warning(found.left_alone, found.total_params),
         ),
     )
@@ -201,7 +201,7 @@ def _with_data(
     if not layers:
         reason = left_alone[-1].reason
         raise ModelError(
-            f"{left_alone[-1].name}: {reason}, and so with every layer; check the data and the "
+            f"{left_alone[-1].name}: {reason}, as for every other layer; check the data and the "
             "model's forward, or use --metric input-weighted, which needs no gradient"
         )
     middle = batches[len(batches) // 2]
@@ -213,7 +213,7 @@ def _with_data(
     if work_per_example.uncounted:
         warnings.append(
             f"the work of {listed(work_per_example.uncounted)} is not counted: no formula for it "
-            "is known, so the FLOPs are of the rest"
+            "is known, so the FLOPs are those of the rest"
         )
     unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
     return Profile(

@@ -134,7 +134,7 @@ def _problem(
         return f"with another module in its place the model cannot be saved ({_named(saved)})"
     if any(calls[name] != called[name] for name in made):
         return (
-            "the model calls it by a reference of its own (in a list, a closure or a bound "
+            "the model calls it through another reference (in a list, a closure or a bound "
             "method), which a replacement would not change"
         )
     if not agree(raw, plain, slack=SLACK):

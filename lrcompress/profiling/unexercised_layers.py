@@ -21,7 +21,7 @@ from lrcompress.profiling.second_moment import trace
 
 CONSTANT = 1e-9  # share of the inputs' energy; a smaller variance is rounding
 ZERO_INPUTS = "its inputs are zero on all calibration data"
-ONE_INPUT = "it gets one and the same input on all calibration data"
+ONE_INPUT = "it gets the same input on all calibration data"
 NO_EFFECT = "the measured output does not change with it on the calibration data"
 DOUBTED = 0.1  # share of the compressible weights
 
@@ -54,7 +54,7 @@ def unexercised_warning(layers: Mapping[str, str]) -> tuple[str, ...]:
     """Return one warning line for each reason. layers: name -> reason."""
     return tuple(
         f"{listed([name for name, own in layers.items() if own == reason])}: {reason}, so that "
-        "what compressing loses there cannot be measured; give data that reach it, or --exclude it"
+        "the loss of compressing it cannot be measured; give data that reach it, or --exclude it"
         for reason in dict.fromkeys(layers.values())
     )
 
