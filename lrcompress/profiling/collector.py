@@ -39,7 +39,7 @@ class Collector:
     consistent: bool = True
     without_gradient: set[str] = field(default_factory=set)  # layers run under torch.no_grad
     _uses: Counter[str] = field(default_factory=Counter)  # calls in this batch
-    _pending: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = field(default_factory=dict)
+    _pending: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _seen: list[tuple[Tensor, Hashable, str]] = field(default_factory=list)
     _mask: Tensor | None = None
     _examples: int = 1
@@ -66,12 +66,11 @@ class Collector:
     def end_probe(self) -> None:
         """Add up the uses of layers that are called several times: they have one gradient."""
         for name, uses in self._pending.items():
-            module = uses[0][0]
-            if len({len(rows) for _, _, rows in uses}) == 1:
-                inputs = torch.cat([inputs for _, inputs, _ in uses], 1)
-                uses = [(module, inputs, torch.cat([rows for _, _, rows in uses], 1))]
-            for _, inputs, rows in uses:
-                self._add_joint(name, module, inputs, rows)
+            if len({len(rows) for _, rows in uses}) == 1:
+                inputs, rows = zip(*uses, strict=True)
+                uses = [(torch.cat(inputs, 1), torch.cat(rows, 1))]
+            for use in uses:
+                self._add_joint(name, *use)
         self._pending.clear()
 
     def end_batch(self) -> None:
@@ -91,7 +90,7 @@ class Collector:
         assert isinstance(x, Tensor)
         x = x.detach() if self.share_inputs else x.detach().clone()
         self._uses[name] += 1
-        self._add_input(name, module, x)
+        self._add_input(name, x)
         if not self.with_sensitivity:
             return None
         if not torch.is_grad_enabled():
@@ -101,11 +100,12 @@ class Collector:
             # Parameters are frozen, so the graph starts here. A clone, not the leaf itself,
             # because the network may change its activations in place.
             output = output.detach().requires_grad_().clone()
-        hook = partial(self._on_gradient, name, module, x, _version(x))
+        hook = partial(self._on_gradient, name, x, _version(x))
         output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
 
-    def _add_input(self, name: str, module: nn.Module, x: Tensor) -> None:
+    def _add_input(self, name: str, x: Tensor) -> None:
+        module = self.watched[name]
         key = _identity(module, x)
         leader = next((who for _, seen, who in self._seen if seen == key), name)
         if not self.share_inputs:
@@ -123,9 +123,8 @@ class Collector:
         else:
             moment.add(without_padding(rows, rows.shape[:-2], self._mask))
 
-    def _on_gradient(
-        self, name: str, module: nn.Module, x: Tensor, version: int, gradient: Tensor
-    ) -> None:
+    def _on_gradient(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
+        module = self.watched[name]
         if _version(x) != version:
             self.consistent = False  # x no longer holds what the layer read
         rows = self._by_example(output_rows(module, gradient), 2)  # (e, t, g, m)
@@ -134,11 +133,12 @@ class Collector:
         trailing = 0 if isinstance(module, nn.Embedding) else 2
         inputs = self._by_example(input_rows(module, x), trailing)  # (e, t) or (e, t, g, n)
         if self._uses[name] > 1:
-            self._pending.setdefault(name, []).append((module, inputs, rows))
+            self._pending.setdefault(name, []).append((inputs, rows))
         else:
-            self._add_joint(name, module, inputs, rows)
+            self._add_joint(name, inputs, rows)
 
-    def _add_joint(self, name: str, module: nn.Module, inputs: Tensor, rows: Tensor) -> None:
+    def _add_joint(self, name: str, inputs: Tensor, rows: Tensor) -> None:
+        module = self.watched[name]
         joint = self.joints.setdefault(name, GaussNewtonFactors())
         if isinstance(module, nn.Embedding):
             joint.add_tokens(inputs, rows, module.num_embeddings)

@@ -32,19 +32,14 @@ def kept_curves(store: CheckpointStore, layer: LayerProfile) -> Curves | None:
     entry = store.get(KIND, layer.name)
     if entry is None:
         return None
-    spec, metric, held = layer.spec, layer.curves_metric, entry.values
+    metric, held = layer.curves_metric, entry.values
     most = layer.loss_of_removal(metric)
     try:
         if held["metric"] != metric or abs(held["most"] - most) > SAME * most:
             return None
-        curves = tuple(
-            tuple(_point(item, spec, f"{KIND}[{i}][{j}]") for j, item in enumerate(curve))
-            for i, curve in enumerate(held["curves"])
-        )
+        return curves_from_json(held["curves"], metric, layer.spectra, layer.spec, KIND) or None
     except (LookupError, TypeError, DataError):
         return None
-    sound = curves and all(_fault(curve, spec) is None for curve in curves)
-    return curves if sound else None
 
 
 def keep_curves(store: CheckpointStore, layer: LayerProfile) -> None:
