@@ -53,25 +53,25 @@ def has_name(raw: object) -> bool:
 
 
 def measured_names(
-    raw: object, asked: Sequence[str], batch: Batch | None
+    raw: object, requested: Sequence[str], batch: Batch | None
 ) -> tuple[tuple[str, ...], str]:
     """Return the names of the outputs to measure, and a note about those that are not.
 
-    Without `asked`: every top-level output except by-products, copies, and inputs that are passed
-    through. For a Hugging Face model, an output of a known name is measured alone.
+    requested: their names; empty: every top-level output except by-products, copies, and inputs
+    that are passed through. For a Hugging Face model, an output of a known name is measured alone.
 
     Raises:
-        DataError: an asked name is not the name of an output.
+        DataError: a requested name is not the name of an output.
     """
     outputs = named_outputs(raw)
-    unknown = [name for name in asked if name not in outputs]
+    unknown = [name for name in requested if name not in outputs]
     if unknown:
         raise DataError(
             f"the model has no floating-point output {unknown[0]!r}; it has "
             f"{', '.join(map(repr, outputs))}; name one of them with --output-name"
         )
-    if asked:
-        return tuple(dict.fromkeys(asked)), ""
+    if requested:
+        return tuple(dict.fromkeys(requested)), ""
     top = [name for name in outputs if name in _top_names(raw)]
     if not top:
         nested = next(iter(outputs)).rpartition(".")[0]

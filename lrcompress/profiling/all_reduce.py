@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 _Sums = TypeVar("_Sums", InputMoment, GaussNewtonFactors)
 
 
-def agree_(collector: Collector) -> None:
+def synchronise_(collector: Collector) -> None:
     """Synchronise the input groups and their consistency across processes."""
     if world_size() == 1:
         return

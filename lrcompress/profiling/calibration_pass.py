@@ -17,7 +17,7 @@ from lrcompress.network.batches import Batch, Batches, examples_of, is_divisible
 from lrcompress.network.call import call
 from lrcompress.network.in_place import changes_in_place, saved_copies
 from lrcompress.network.readout import Readout
-from lrcompress.profiling.all_reduce import agree_, sum_
+from lrcompress.profiling.all_reduce import sum_, synchronise_
 from lrcompress.profiling.collector import Collector
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT
 from lrcompress.profiling.options import ProfileOptions
@@ -73,7 +73,7 @@ def collected(
         collector = Collector(watched, needs_outputs, share_inputs)
         with progress.stage(name, len(shard(batches))) as step, failing_together():
             _collect(module, batches, collector, readout, options, step)
-        agree_(collector)
+        synchronise_(collector)
         if collector.consistent:
             break
     sum_(collector)

@@ -67,9 +67,9 @@ def profile(
     """
     if options.metric is not None and options.metric not in METRICS:
         raise DataError(f"metric {options.metric!r} is unknown; choose {', '.join(METRICS)}")
-    strange = [name for name in options.structures if name not in STRUCTURES]
-    if strange:
-        raise DataError(f"structure {strange[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
+    unknown = [name for name in options.structures if name not in STRUCTURES]
+    if unknown:
+        raise DataError(f"structure {unknown[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
     _check_same(module, batches)
     bad = first_nonfinite(module)
     if bad is not None:
