@@ -179,10 +179,8 @@ def _without_pairs(
     left = ", ".join(name for name in names if layouts[name].pairs)
     if not kept or not left:
         return tuple(names), ""
-    return (
-        kept,
-        f"not measured: {left}, a value for each pair of examples (--output-name measures it)",
-    )
+    note = f"not measured: {left}, a value for each pair of examples (--output-name measures it)"
+    return kept, note
 
 
 def _is_constant(name: str, dim: int, seen: Sequence[Seen]) -> bool:

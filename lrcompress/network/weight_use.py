@@ -94,6 +94,7 @@ def note_returned(module: nn.Module, raw: object, found: WeightUse) -> None:
         found.note(_owning(tensor, owners), type(module).__name__)
 
 
+# Byte ranges of parameters and the modules that hold them, by the address of their storage
 _Owners = Mapping[int, Sequence[tuple[int, int, nn.Module]]]
 
 
@@ -118,7 +119,6 @@ def _owning(tensor: Tensor, owners: _Owners) -> list[nn.Module]:
 
 
 def _owners(module: nn.Module) -> _Owners:
-    """Return the byte ranges of parameters and who holds them, by the address of their storage."""
     owners: dict[int, list[tuple[int, int, nn.Module]]] = defaultdict(list)
     for child in module.modules():
         held = [*child.parameters(recurse=False)]
