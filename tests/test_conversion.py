@@ -361,7 +361,7 @@ def test_a_layer_whose_weight_is_used_otherwise_is_left_alone() -> None:
     report = lrcompress.convert_(module, {"x": ROWS})
     assert {x.name for x in report.conversions} == {"b", "c"}
     reasons = {x.name: x.reason for x in report.left_alone if x.matrix_params}
-    assert reasons == {"a": "Parent reads its weight itself, beside or instead of calling it"}
+    assert reasons == {"a": "Parent reads its weight directly, besides or instead of calling it"}
 
 
 class TiedByProduct(nn.Module):

@@ -13,9 +13,10 @@ from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.profiling import layer_profile as profiling_layer
+from lrcompress.profiling.layer_profile import structure_curves
 from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.profile import Curves
 from lrcompress.profiling.profiler import profile
-from lrcompress.profiling.structure_curves import Curves, structure_curves
 
 OPTIONS = ProfileOptions(structures=("low_rank", "blast", "monarch"))
 

@@ -24,8 +24,7 @@ from lrcompress.network.readout import Readout, choose_readout
 from lrcompress.network.readout_search import find_readout
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.profile import Profile, profile_readout
 from lrcompress.profiling.profiler import profile
 from lrcompress.tuning.options import TuneOptions
 from lrcompress.tuning.tune import tune_
@@ -335,7 +334,7 @@ def test_a_head_of_a_known_model_output_is_measured_alone_and_the_rest_is_told()
     ).eval()
     readout, warnings = find_readout(module, features())
     assert [head.name for head in readout.heads] == ["logits"]
-    assert warnings == ("not measured: pred_boxes (--output-name asks for them)",)
+    assert warnings == ("not measured: pred_boxes (--output-name measures them)",)
     both, _ = find_readout(module, features(), outputs=("logits", "pred_boxes"))
     assert [head.objective for head in both.heads] == ["kl", "squared"]
 
@@ -354,7 +353,7 @@ def test_a_network_of_one_batch_size_is_read_and_the_layout_is_an_assumption() -
     ).eval()
     readout, (warning,) = find_readout(module, square_sequences())
     assert readout.heads[0].examples_at == 0
-    assert "sizes do not tell" in warning
+    assert "sizes do not distinguish" in warning
 
 
 # --- the objectives ------------------------------------------------------------------------------

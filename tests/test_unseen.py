@@ -12,8 +12,7 @@ from lrcompress.compression.compress import compress_
 from lrcompress.layers import weight_matrix
 from lrcompress.metrics import LayerMoments, Sensitivity
 from lrcompress.network.batches import Batch
-from lrcompress.network.objectives.permutation import permuted
-from lrcompress.network.readout import choose_readout
+from lrcompress.network.readout import choose_readout, permuted
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planner import plan
 from lrcompress.profiling import unseen_classes as unseen

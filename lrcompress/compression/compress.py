@@ -25,8 +25,7 @@ from lrcompress.network.identity import identify, what_differs
 from lrcompress.network.unfused import runs_unfused
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.layer_work import layer_cost
-from lrcompress.profiling.profile import LayerProfile, Profile
-from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.profile import LayerProfile, Profile, profile_readout
 from lrcompress.progress import SILENT, Progress, Step
 from lrcompress.structures import Dense, Factors
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from lrcompress.compression.replace import Replacement, showing_originals
 from lrcompress.distributed import in_turns
 from lrcompress.layers import input_rows, weight_matrix
-from lrcompress.network.batches import MASK, Batch, Batches
+from lrcompress.network.batches import MASK, Batch, Batches, without_padding
 from lrcompress.network.call import call, frozen, on_device
-from lrcompress.network.padding import without_padding
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,7 @@ from lrcompress.errors import PlanError
 from lrcompress.network.batches import Batches
 from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.planning.plan import Plan
-from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.profile import Profile, profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.structures import Dense
 

@@ -14,12 +14,10 @@ conv1d, conv2d     out_channels/g, in_channels/g * prod k the patch under the ke
 
 from __future__ import annotations
 
-from lrcompress.layers.describe import LayerSpec, LeftAlone, ModelLayers, describe
-from lrcompress.layers.edit import first_nonfinite, replace_
-from lrcompress.layers.hooks import has_hooks, share_hooks_
+from lrcompress.layers.describe import LayerSpec, LeftAlone, ModelLayers, describe, leave_alone_
+from lrcompress.layers.edit import first_nonfinite, has_hooks, replace_, share_hooks_
 from lrcompress.layers.kind import Kind, is_convertible, layer_kind
 from lrcompress.layers.matrix import input_rows, output_rows, weight_matrix
-from lrcompress.layers.reasons import leave_alone_
 
 __all__ = [
     "Kind",

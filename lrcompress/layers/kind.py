@@ -1,4 +1,4 @@
-"""The kinds of layers that may be compressed, told by their forward."""
+"""The kinds of layers that may be compressed, recognised by their forward."""
 
 from __future__ import annotations
 

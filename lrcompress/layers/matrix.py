@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrcompress.errors import ModelError
-from lrcompress.layers.kind import Kind, layer_kind
+from lrcompress.layers.kind import layer_kind
 
 
 def weight_matrix(layer: nn.Module) -> Tensor:
@@ -18,16 +18,6 @@ def weight_matrix(layer: nn.Module) -> Tensor:
     kind = layer_kind(layer)
     if kind is None:
         raise ModelError(f"{type(layer).__name__} has no matrix form; exclude the layer")
-    return matrix_of_kind(layer, kind)
-
-
-def weight_of(layer: nn.Module) -> Tensor:
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def matrix_of_kind(layer: nn.Module, kind: Kind) -> Tensor:
     weight = weight_of(layer).detach()
     if kind == "linear":
         return weight[None]
@@ -35,6 +25,12 @@ def matrix_of_kind(layer: nn.Module, kind: Kind) -> Tensor:
         return weight.mT[None]
     groups = int(getattr(layer, "groups", 1))
     return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def input_rows(layer: nn.Module, x: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from lrcompress.network.outputs import tensors_of
 
 LARGEST_ERROR = 0.05  # of the scale, in any dtype
 WHOLE_NETWORK = 100  # rounding grows with depth; the errors to be detected are far larger
@@ -20,21 +21,6 @@ def tolerance(dtype: torch.dtype) -> float:
     """
     units = 84 if dtype in (torch.float32, torch.float64) else 4
     return units * torch.finfo(dtype).eps
-
-
-def tensors_of(raw: object) -> Iterator[Tensor]:
-    """Yield all tensors of a module's output, nested ones included."""
-    if isinstance(raw, Tensor):
-        yield raw
-    elif isinstance(raw, Mapping):
-        for value in raw.values():
-            yield from tensors_of(value)
-    elif isinstance(raw, tuple | list):
-        for value in raw:
-            yield from tensors_of(value)
-    elif dataclasses.is_dataclass(raw) and not isinstance(raw, type):
-        for item in dataclasses.fields(raw):
-            yield from tensors_of(getattr(raw, item.name))
 
 
 def agree(one: object, other: object, *, slack: float = 1.0) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 Batch = dict[str, Tensor]
 Batches = Sequence[Batch]  # iterated more than once
@@ -62,6 +65,30 @@ def spread_examples(batches: Batches, examples: int) -> list[Batch]:
     parts = max(1, min(len(batches), -(-examples // largest), examples))
     if examples < 2 * largest:  # take examples of several lengths, not one batch of one length
         parts = max(1, min(len(batches), examples, 4))
-    chosen = [batches[(2 * place + 1) * len(batches) // (2 * parts)] for place in range(parts)]
     each = max(1, examples // parts)
+    chosen = evenly_spread(batches, parts)
     return [examples_of(b, 0, each) if is_divisible(b) else b for b in chosen]
+
+
+def evenly_spread(items: Sequence[_T], count: int) -> list[_T]:
+    """Return `count` of the items, evenly spread; repeated where there are fewer."""
+    return [items[(2 * k + 1) * len(items) // (2 * count)] for k in range(count)]
+
+
+def positions_first(mask: Tensor | None, positions: torch.Size) -> bool:
+    """Whether the layout is (positions, examples), as in torch's recurrent layers."""
+    return mask is not None and mask.shape != positions and mask.T.shape == positions
+
+
+def without_padding(rows: Tensor, positions: torch.Size, mask: Tensor | None) -> Tensor:
+    """Drop a layer's padding rows: (*positions, ...) -> (kept, ...).
+
+    mask: (examples, positions), true for tokens. If its shape does not fit the rows (pooled
+    vectors, a position table), all rows are kept.
+    """
+    flat = rows.reshape(positions.numel(), *rows.shape[len(positions) :])
+    if mask is not None and positions_first(mask, positions):
+        mask = mask.T
+    if mask is None or (mask.shape != positions and (mask.numel(),) != tuple(positions)):
+        return flat
+    return flat[mask.flatten().to(flat.device)]

@@ -5,7 +5,7 @@ As in torch's own table, biases, activations, norms, pooling and softmax count a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import log2, prod
 from typing import Any
 
@@ -126,15 +126,8 @@ def sampled(
     return 2 * neighbours * prod(out_shape)
 
 
-def matrix_vector(matrix: Shape, *_: object, **__: object) -> int:
-    return 2 * prod(matrix)
-
-
-def added_matrix_vector(added: Shape, matrix: Shape, *_: object, **__: object) -> int:
-    return 2 * prod(matrix)
-
-
-def inner_product(left: Shape, *_: object, **__: object) -> int:
+def product_with_vector(left: Shape, *_: object, **__: object) -> int:
+    """FLOPs of the product of a matrix, or of a vector, with a vector."""
     return 2 * prod(left)
 
 
@@ -148,8 +141,9 @@ def product_of_rows(left: Shape, right: Shape, *_: object, **__: object) -> int:
     return 2 * prod(left) * right[0]
 
 
-def added_product(added: Shape, left: Shape, right: Shape, *_: object, **__: object) -> int:
-    return product(left, right)
+def added_to(formula: Formula) -> Formula:
+    """The formula of an operator that adds its first argument to the result of another one."""
+    return lambda _, *args, **named: formula(*args, **named)
 
 
 def distances(left: Shape, right: Shape, *_: object, **__: object) -> int:
@@ -180,13 +174,13 @@ _BY_NAME: dict[str, Formula] = {
     "grid_sampler_3d": sampled,
     "_grid_sampler_2d_cpu_fallback": sampled,
     "cudnn_grid_sampler": sampled,
-    "mv": matrix_vector,
-    "addmv": added_matrix_vector,
-    "dot": inner_product,
-    "vdot": inner_product,
+    "mv": product_with_vector,
+    "addmv": added_to(product_with_vector),
+    "dot": product_with_vector,
+    "vdot": product_with_vector,
     **dict.fromkeys(
         ("addbmm", "addbmm_", "addmm_", "baddbmm_", "_addmm_activation", "_sparse_addmm"),
-        added_product,
+        added_to(product),
     ),
     "_int_mm": product,
     "_grouped_mm": product,
@@ -196,7 +190,7 @@ _BY_NAME: dict[str, Formula] = {
     "_euclidean_dist": products_of_points,
 }
 
-FORMULAS: Mapping[Any, Formula] = {
+FORMULAS: dict[Any, Formula] = {
     getattr(torch.ops.aten, name): formula
     for name, formula in _BY_NAME.items()
     if hasattr(torch.ops.aten, name)

@@ -66,16 +66,13 @@ def sketch_function(module: nn.Module, batch: Batch) -> FunctionSketch | None:
     None where the outputs are not finite or differ between calls. The sketch reveals nothing of the
     batch but names, shapes and the largest integers.
     """
-    inputs = record_inputs(batch)
-    made = FunctionSketch(inputs, tolerance=_tolerance(module))
-    few = _few(batch)
-    outputs = _outputs(module, _made_up(made))
-    found = FunctionSketch(inputs, outputs, made.tolerance)
-    if not outputs:
-        outputs = _outputs(module, few)
-        found = replace(found, outputs=outputs, examples=fingerprint_batches([few]))
+    found = FunctionSketch(record_inputs(batch), tolerance=_tolerance(module))
+    found = replace(found, outputs=_outputs(module, _made_up(found)))
+    if not found.outputs:
+        few = _few(batch)
+        found = replace(found, outputs=_outputs(module, few), examples=fingerprint_batches([few]))
     # The outputs of a network that keeps state between calls are not a function of its inputs
-    return found if outputs and function_differs(found, module, batch) is None else None
+    return found if found.outputs and function_differs(found, module, batch) is None else None
 
 
 def function_differs(
@@ -87,24 +84,23 @@ def function_differs(
     compared and the result is None.
     """
     if known.examples:
-        few = None if batch is None else _few(batch)
-        if few is None or fingerprint_batches([few]) != known.examples:
+        inputs = None if batch is None else _few(batch)
+        if inputs is None or fingerprint_batches([inputs]) != known.examples:
             return None
-        now = _outputs(module, few)
     else:
-        now = _outputs(module, _made_up(known))
+        inputs = _made_up(known)
+    now = _outputs(module, inputs)
     if not now:
-        return "it no longer runs on the inputs that it took"
+        return "it no longer runs on the inputs that it accepted"
     for name, before in known.outputs.items():
-        told = f"output {label(name)}"
-        after = now.get(name)
+        output, after = f"output {label(name)}", now.get(name)
         if after is None:
-            return f"{told} is no longer there"
+            return f"{output} is missing"
         if after.shape != before.shape:
-            return f"{told} has shape {after.shape}, not {before.shape}"
+            return f"{output} has shape {after.shape}, not {before.shape}"
         change = _change(before, after)
         if not change <= max(known.tolerance, _tolerance(module)):
-            return f"{told} differs by {change:.2g} of its size"
+            return f"{output} differs by {change:.2g} of its size"
     return None
 
 

@@ -42,8 +42,8 @@ class Head:
     def __call__(self, outputs: Mapping[str, Tensor], batch: Batch) -> Reading:
         if self.name not in outputs:
             raise DataError(
-                f"the model's output has no {self.name!r} on every batch; it has "
-                f"{', '.join(map(repr, outputs))}; name one that is always there with --output-name"
+                f"the model does not return {self.name!r} on every batch; it returned "
+                f"{', '.join(map(repr, outputs))}; name an output of every batch with --output-name"
             )
         values = self.arranged(outputs[self.name])
         mask = batch.get("attention_mask")
@@ -68,8 +68,8 @@ class Head:
         """
         if tensor.dim() <= max(self.examples_at, self.features_at or 0):
             raise DataError(
-                f"output {self.name!r} is {_sizes(tuple(tensor.shape))} on one batch and "
-                f"{_sizes(self.shape)} on another; give batches of one form"
+                f"output {self.name!r} is {sizes(tuple(tensor.shape))} on one batch and "
+                f"{sizes(self.shape)} on another; give batches of the same form"
             )
         ends = (self.examples_at, self.features_at)
         middle = [dim for dim in range(tensor.dim()) if dim not in ends]
@@ -90,8 +90,8 @@ class Head:
         where = f" ({', '.join(layout)})" if layout else ""
         why = f"; {self.why}" if self.why else ""
         taken = f"{self.taken_for}{where}, divergence {self.objective}{why}"
-        return f"output {self.name!r} ({_sizes(self.shape)}): {taken}"
+        return f"output {self.name!r} ({sizes(self.shape)}): {taken}"
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
+def sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.distributed import in_turns
-from lrcompress.network.batches import Batch, Batches, batch_size
+from lrcompress.network.batches import Batch, Batches, batch_size, evenly_spread
 from lrcompress.network.call import call, frozen
 from lrcompress.network.readout import Readout
 
@@ -37,14 +37,14 @@ class HeldOutDivergence:
         Infinite where the output is not finite, so that such a network is never chosen.
         """
 
-        def judged(index: int) -> float:
+        def found(index: int) -> float:
             batch, (dense, weights) = self.batches[index], self.outputs[index]
             other, _ = self.readout(call(module, batch), batch)
             return float(self.readout.objective.divergence(dense, other, weights).sum())
 
         places = range(len(self.batches))
         with frozen(module):
-            total = sum(in_turns(places, judged) if self.shared else map(judged, places))
+            total = sum(in_turns(places, found) if self.shared else map(found, places))
         examples = sum(map(batch_size, self.batches))
         return max(total, 0.0) / examples if total == total else float("inf")
 
@@ -58,16 +58,15 @@ def held_out_divergence(
     It holds as many batches as fit in LARGEST_KEPT, evenly spread because batches are sorted by
     length.
     """
-    first = _judge_by_first(module, batches, readout, shared=shared)
+    first = _from_first(module, batches, readout, shared=shared)
     if len(first.batches) == len(batches):
         return first
-    room = len(first.batches)
-    spread = [batches[(2 * place + 1) * len(batches) // (2 * room)] for place in range(room)]
+    spread = evenly_spread(batches, len(first.batches))
     del first
-    return _judge_by_first(module, spread, readout, shared=shared)
+    return _from_first(module, spread, readout, shared=shared)
 
 
-def _judge_by_first(
+def _from_first(
     module: nn.Module, batches: Batches, readout: Readout, *, shared: bool
 ) -> HeldOutDivergence:
     kept: list[Batch] = []

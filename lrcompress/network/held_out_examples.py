@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from lrcompress.network.batches import Batch, Batches, batch_size, examples_of, is_divisible
+from lrcompress.network.batches import (
+    Batch,
+    Batches,
+    batch_size,
+    evenly_spread,
+    examples_of,
+    is_divisible,
+)
 
 JUDGING_SHARE, MOST_JUDGING, FEWEST_JUDGING = 0.1, 64, 8  # of the examples; examples
 CONFIRMING_SHARE, MOST_CONFIRMING, FEWEST_CONFIRMING = 0.05, 64, 4
@@ -51,9 +59,9 @@ def _wanted(total: int, share: float, fewest: int, most: int, *, most_share: flo
 
 def _by_batches(batches: Batches, judging: int, confirming: int) -> SetAside:
     count = len(batches)
-    judges = _spread(range(count), min(judging, max(1, count // 3)))
+    judges = set(evenly_spread(range(count), min(judging, max(1, count // 3))))
     rest = [place for place in range(count) if place not in judges]
-    confirms = _spread(rest, min(confirming, max(1, len(rest) // 3)))
+    confirms = set(evenly_spread(rest, min(confirming, max(1, len(rest) // 3))))
     return SetAside(
         tuple(batches[i] for i in rest if i not in confirms),
         tuple(batches[i] for i in sorted(judges)),
@@ -63,20 +71,15 @@ def _by_batches(batches: Batches, judging: int, confirming: int) -> SetAside:
 
 def _by_examples(batches: Batches, judging: int, confirming: int) -> SetAside:
     """Split off examples at the ends of evenly spread batches."""
-    calibration: list[Batch] = []
-    judges: list[Batch] = []
-    confirms: list[Batch] = []
-    parts = _shares([batch_size(b) for b in batches], judging, confirming)
-    for batch, (judge, confirm) in zip(batches, parts, strict=True):
+    parts: tuple[list[Batch], ...] = ([], [], [])
+    shares = _shares([batch_size(b) for b in batches], judging, confirming)
+    for batch, (judged, confirmed) in zip(batches, shares, strict=True):
         size = batch_size(batch)
-        kept = size - judge - confirm
-        if kept:
-            calibration.append(examples_of(batch, 0, kept))
-        if judge:
-            judges.append(examples_of(batch, kept, kept + judge))
-        if confirm:
-            confirms.append(examples_of(batch, size - confirm, size))
-    return SetAside(tuple(calibration), tuple(judges), tuple(confirms))
+        ends = (0, size - judged - confirmed, size - confirmed, size)
+        for part, (start, stop) in zip(parts, pairwise(ends), strict=True):
+            if start < stop:
+                part.append(examples_of(batch, start, stop))
+    return SetAside(tuple(parts[0]), tuple(parts[1]), tuple(parts[2]))
 
 
 def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, int]]:
@@ -86,7 +89,7 @@ def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, 
     """
     largest = max(sizes)
     places = max(1, min(len(sizes), -(-4 * (judging + confirming) // largest)))
-    givers = _spread(range(len(sizes)), places)
+    givers = set(evenly_spread(range(len(sizes)), places))
     given = {place: [0, 0] for place in range(len(sizes))}
     least = 1 if len(sizes) == 1 else 0  # examples that a batch keeps
     for kind, wanted in enumerate((judging, confirming)):
@@ -96,8 +99,3 @@ def _shares(sizes: list[int], judging: int, confirming: int) -> list[tuple[int, 
             if first:
                 given[min(first, key=lambda p: given[p][kind] / sizes[p])][kind] += 1
     return [(judges, confirms) for judges, confirms in given.values()]
-
-
-def _spread(places: range | list[int], count: int) -> set[int]:
-    """Return about `count` of the places, evenly spread."""
-    return {places[(2 * k + 1) * len(places) // (2 * count)] for k in range(count)}

@@ -71,8 +71,9 @@ def what_differs(
     found = []
     if known.weights != own.weights:
         found.append("other weights")
-    settings = _other_settings(known.configuration, own.configuration)
-    if settings:
+    before, now = known.configuration, own.configuration
+    settings = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+    if before and now and settings:
         found.append(f"another configuration ({listed(settings)})")
     if known.modules and own.modules and known.modules != own.modules and not found:
         found.append("other modules, or other settings of them")
@@ -102,12 +103,6 @@ def _settings(module: nn.Module) -> str:
         return module.extra_repr()
     except Exception:  # the user's own extra_repr may raise anything
         return ""
-
-
-def _other_settings(known: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    if not known or not own:
-        return []
-    return sorted(name for name in {*known, *own} if known.get(name) != own.get(name))
 
 
 def _digest(text: str) -> str:

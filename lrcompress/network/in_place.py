@@ -6,7 +6,7 @@ Networks that are run but never trained may do that: x += layer(x), sigmoid(x).m
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import TypeVar
 
 import torch
@@ -47,15 +47,13 @@ def changes_in_place(layers: Iterable[nn.Module], run: Callable[[], Tensor]) -> 
         begun = output.requires_grad or not torch.is_grad_enabled()
         return output if begun else output.detach().requires_grad_().clone()
 
-    handles = [layer.register_forward_hook(begin, prepend=True) for layer in set(layers)]
-    try:
-        with torch.enable_grad():
+    with ExitStack() as hooks, torch.enable_grad():
+        for layer in set(layers):
+            hooks.enter_context(layer.register_forward_hook(begin, prepend=True))
+        try:
             output = run()
             if output.requires_grad:
                 torch.autograd.backward(output.sum())
-    except RuntimeError as cause:
-        return is_changed_in_place(cause)
-    finally:
-        for handle in handles:
-            handle.remove()
+        except RuntimeError as cause:
+            return is_changed_in_place(cause)
     return False

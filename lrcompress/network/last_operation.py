@@ -6,13 +6,14 @@ sizes and strides are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from lrcompress.network.outputs import tensors_of
 
 SOFTMAX, LOG_SOFTMAX, SIGMOID = "softmax", "log_softmax", "sigmoid"
 ENDINGS = {
@@ -60,32 +61,21 @@ class _Written:
         return found[0] if len(found) == 1 else None
 
 
-class OriginTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A context in which a network runs once; `origin` then returns the origin of an output."""
+@dataclass(frozen=True, eq=False)
+class OriginTrace:
+    """Where `note` watches a run of a network, `origin` then returns the origin of an output."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._written: dict[int, _Written] = {}  # by the address of the memory
+    _written: dict[int, _Written] = field(default_factory=dict)  # by the address of the memory
 
     def origin(self, tensor: Tensor) -> Origin:
         written = self._known(tensor)
         return UNKNOWN if written is None else Origin(written.operation, written.dim_of(tensor))
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
+    def note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         out = result[0] if isinstance(result, tuple | list) and result else result
-        if isinstance(out, Tensor) and out.layout is torch.strided:
-            self._record(func, args, out)
-        return result
-
-    def _record(self, func: Any, args: Sequence[Any], out: Tensor) -> None:
-        given = [x for x in _flat(args) if isinstance(x, Tensor) and x.layout is torch.strided]
+        if not isinstance(out, Tensor) or out.layout is not torch.strided:
+            return
+        given = [x for x in tensors_of(args) if x.layout is torch.strided]
         mutable = func._schema.is_mutable
         if not mutable and any(_address(x) == _address(out) for x in given):
             return  # a view
@@ -97,10 +87,8 @@ class OriginTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             same = all(x is not None and x.operation == before.operation for x in known)
             operation = before.operation if same else ""
         dim = self._dim(name, args, given, out)
-        if dim is None:
-            self._written[_address(out)] = _Written(operation)
-        else:
-            self._written[_address(out)] = _Written(operation, out.shape[dim], out.stride()[dim])
+        features = () if dim is None else (out.shape[dim], out.stride()[dim])
+        self._written[_address(out)] = _Written(operation, *features)
 
     def _dim(
         self, name: str, args: Sequence[Any], given: Sequence[Tensor], out: Tensor
@@ -125,7 +113,3 @@ class OriginTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _flat(args: Sequence[Any]) -> list[Any]:
-    return [y for x in args for y in (x if isinstance(x, tuple | list) else (x,))]

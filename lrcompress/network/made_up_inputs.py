@@ -49,7 +49,7 @@ def check_inputs(
     for name, seen in inputs.items():
         sizes = seen.dtype in DTYPES and min(seen.shape, default=1) >= 1 and seen.largest >= 0
         if not sizes or len(seen.shape) > 16 or prod(seen.shape) > MOST_VALUES:
-            raise error(f"{where}.{label(name)} is not an input; make the file again")
+            raise error(f"{where}.{label(name)} is not a valid input; make the file again")
 
 
 def made_up(inputs: Mapping[str, InputRecord], generator: torch.Generator) -> Batch:

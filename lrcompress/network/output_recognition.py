@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import DataError
-from lrcompress.network.head import Head
+from lrcompress.network.head import Head, sizes
 from lrcompress.network.last_operation import LOG_SOFTMAX, SIGMOID, SOFTMAX, UNKNOWN, Origin
 from lrcompress.network.outputs import EMBEDDINGS, HIDDEN, LOGITS
 
@@ -20,42 +20,30 @@ REGRESSION_WORDS = {
     "box", "boxes", "bbox", "bboxes", "depth", "offset", "offsets", "coordinates", "keypoints",
     "regression",
 }  # fmt: skip
-
-
+TAKEN_FOR = {
+    "kl": "logits",
+    "cosine": "an embedding",
+    "squared": "regression",
+    "probabilities": "probabilities",
+    "bernoulli": "logits of yes or no",
+    "bernoulli-probabilities": "probabilities of yes or no",
+}
 LARGEST_LOGITS = 1e4  # spread of class scores, above which a softmax has no gradient
 ROUNDING = 1e-5  # of the largest value: float32 rounding makes equal outputs differ by less
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One output on a few batches. `counts`: examples of each batch; empty if unknown."""
+    """One output on a few batches."""
 
     name: str
     named: bool  # the model names it, so that the name is not its place in a tuple
     tensors: tuple[Tensor, ...]
-    counts: tuple[int, ...] = ()
     origin: Origin = UNKNOWN
 
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.tensors[0].shape)
-
-    def example_dims(self) -> list[int]:
-        """Dimensions whose size equals the number of examples in every batch."""
-        if not self.counts:
-            return [0]
-        pairs = list(zip(self.tensors, self.counts, strict=True))
-        dims = range(min(tensor.dim() for tensor, _ in pairs))
-        return [dim for dim in dims if all(x.shape[dim] == n for x, n in pairs)]
-
-
-@dataclass(frozen=True)
-class _Kind:
-    objective: str
-    taken_for: str
-    why: str = ""
-    features_at: int | None = None
-    assumed: bool = False
 
 
 def recognise(
@@ -67,18 +55,8 @@ def recognise(
         DataError: `objective` needs probabilities, but the values are none.
     """
     form = _Form(sample, examples_at)
-    kind = form.kind() if objective == "auto" else form.asked(objective)
-    head = Head(
-        name=sample.name,
-        objective=kind.objective,
-        taken_for=kind.taken_for,
-        why=kind.why,
-        shape=sample.shape,
-        examples_at=examples_at,
-        features_at=kind.features_at,
-        assumed=kind.assumed,
-    )
-    if alone and objective == "auto" and kind.taken_for == "regression":
+    head = form.recognised() if objective == "auto" else form.given(objective)
+    if alone and objective == "auto" and head.taken_for == "regression":
         return _in_units_of_variance(head, form.finite)
     return head
 
@@ -108,110 +86,110 @@ class _Form:
         self.others = [dim for dim in range(len(self.shape)) if dim != examples_at]
         self.classes = [dim for dim in self.others if self.shape[dim] >= 2]
 
-    def kind(self) -> _Kind:
+    def recognised(self) -> Head:
         return self._by_name() or self._by_values() or self._by_form()
 
-    def asked(self, objective: str) -> _Kind:
-        """Return the kind for a given objective; only the layout is inferred."""
-        why = "as asked for"
+    def given(self, objective: str) -> Head:
+        """Return the head for a given objective; only the layout is inferred."""
+        why = "as requested"
         if objective == "probabilities":
             dim = self._dim_that_sums_to_one()
             if dim is None:
-                raise self._refusal(objective, "sum to one along no dimension", "kl")
-            return _Kind(objective, "probabilities", why, dim)
+                raise self._refusal(objective, "do not sum to one along any dimension", "kl")
+            return self._head(objective, why, dim)
         if objective == "bernoulli-probabilities" and not self._in_unit_interval():
-            raise self._refusal(objective, "do not all lie between 0 and 1", "bernoulli")
-        taken_for = {
-            "kl": "logits", "cosine": "an embedding", "bernoulli": "logits of yes or no",
-            "bernoulli-probabilities": "probabilities of yes or no",
-        }.get(objective, "numbers")  # fmt: skip
+            raise self._refusal(objective, "are not all between 0 and 1", "bernoulli")
         dim = self._class_dim() if objective == "kl" else self._feature_dim()
-        return _Kind(objective, taken_for, why, dim)
+        return self._head(objective, why, dim, "numbers" if objective == "squared" else None)
+
+    def _head(
+        self,
+        objective: str,
+        why: str,
+        dim: int | None,
+        kind: str | None = None,
+        *,
+        assumed: bool = False,
+    ) -> Head:
+        layout = (self.shape, self.examples_at, dim)
+        taken_for = kind or TAKEN_FOR[objective]
+        return Head(self.sample.name, objective, taken_for, why, *layout, assumed=assumed)
 
     def _refusal(self, objective: str, fault: str, instead: str) -> DataError:
-        sizes = " x ".join(map(str, self.shape))
         return DataError(
-            f"output {self.sample.name!r} ({sizes}): --objective {objective} needs probabilities, "
-            f"and its values {fault}; use --objective auto, or {instead} for logits"
+            f"output {self.sample.name!r} ({sizes(self.shape)}): --objective {objective} needs "
+            f"probabilities, and its values {fault}; use --objective auto, or {instead} for logits"
         )
 
-    def _by_name(self) -> _Kind | None:
-        name, words, last = self.sample.name, self.words, len(self.shape) - 1
+    def _by_name(self) -> Head | None:
+        name, words = self.sample.name, self.words
+        last = len(self.shape) - 1 if self.others else None
         if not self.sample.named:
             return None
         if name in (*EMBEDDINGS, *HIDDEN) or (words & EMBEDDING_WORDS and self.others):
-            return _Kind("cosine", "an embedding", "by its name", last if self.others else None)
+            return self._head("cosine", "by its name", last)
         if name in LOGITS:
             return self._named_logits(last)
         if words & REGRESSION_WORDS:
-            return _Kind("squared", "regression", "by its name", self._feature_dim())
+            return self._head("squared", "by its name", self._feature_dim())
         return None
 
-    def _named_logits(self, last: int) -> _Kind:
+    def _named_logits(self, last: int | None) -> Head:
         """Classes along the last dimension, or the second of maps, unless values show another."""
-        if not self.others or (len(self.shape) < 4 and self.shape[last] < 2):
-            return _Kind("squared", "one score", "by its name", last if self.others else None)
+        if last is None or (len(self.shape) < 4 and self.shape[last] < 2):
+            return self._head("squared", "by its name", last, "one score")
         dim = self._class_dim()
         if dim is None:
-            return _Kind("bernoulli", "logits of yes or no", "by its name", self._feature_dim())
+            return self._head("bernoulli", "by its name", self._feature_dim())
         ending = self.sample.origin.operation
         if ending in (SOFTMAX, SIGMOID) and self._in_unit_interval():
             other = "probabilities" if ending == SOFTMAX else "bernoulli-probabilities"
             why = f"by its name, but it ends in a {ending}: --objective {other}"
-            return _Kind("kl", "logits", why, dim, assumed=True)
-        return _Kind("kl", "logits", "", dim)
+            return self._head("kl", why, dim, assumed=True)
+        return self._head("kl", "", dim)
 
-    def _by_values(self) -> _Kind | None:
+    def _by_values(self) -> Head | None:
         """Recognise probabilities, log-probabilities and unit vectors."""
         ending = self.sample.origin.operation
         dim = self._dim_that_sums_to_one()
         if dim is not None:
             why = "it ends in a softmax" if ending == SOFTMAX else "they sum to one"
-            return _Kind("probabilities", "probabilities", why, dim)
+            return self._head("probabilities", why, dim)
         dim = self._dim_of_log_probabilities()
         if dim is not None:
-            why = "log-probabilities, which are logits too"
-            return _Kind("kl", "logits", why, dim)
-        if self._in_unit_interval():
-            taken_for, why = "probabilities of yes or no", f"it ends in a {ending}"
-            if ending in (SIGMOID, SOFTMAX):
-                name = "bernoulli-probabilities"
-                return _Kind(name, taken_for, why, self._feature_dim())
-            if self.words & PROBABILITY_WORDS:
-                name = "bernoulli-probabilities"
-                return _Kind(name, taken_for, "by its name", self._feature_dim())
+            return self._head("kl", "log-probabilities, which are logits too", dim)
+        ends = ending in (SIGMOID, SOFTMAX)
+        if self._in_unit_interval() and (ends or self.words & PROBABILITY_WORDS):
+            why = f"it ends in a {ending}" if ends else "by its name"
+            return self._head("bernoulli-probabilities", why, self._feature_dim())
         if len(self.shape) == 2 and self.classes and not self.words & SCORE_WORDS:
             rows = [x.movedim(self.examples_at, 0).float().norm(dim=-1) for x in self.finite]
             if rows and float((torch.cat(rows) - 1).abs().max()) <= _tolerance(self.finite[0]):
-                return _Kind("cosine", "an embedding", "its rows have norm 1", self.others[0])
+                return self._head("cosine", "its rows have norm 1", self.others[0])
         return None
 
-    def _by_form(self) -> _Kind:
+    def _by_form(self) -> Head:
         dim, certain = self._class_dim(), bool(self.words & SCORE_WORDS)
         if dim is not None and self._spread(dim) > LARGEST_LOGITS:
-            why = f"values of {self._spread(dim):.2g}, of which a softmax would be certain"
-            return _Kind("squared", "regression", why, self._feature_dim(), assumed=True)
+            why = f"values of {self._spread(dim):.2g}, at which a softmax saturates"
+            return self._head("squared", why, self._feature_dim(), assumed=True)
         if dim is not None and len(self.shape) >= 2:
-            why = "by its name"
-            if not certain:
-                why = (
-                    "--objective takes others: cosine for an embedding, squared for numbers, "
-                    "bernoulli for independent yes or no"
-                )
-            return _Kind("kl", "logits", why, dim, assumed=not certain)
+            others = (
+                "--objective changes it: cosine for an embedding, squared for numbers, "
+                "bernoulli for independent yes or no"
+            )
+            why = "by its name" if certain else others
+            return self._head("kl", why, dim, assumed=not certain)
         features = self._feature_dim()
         if certain or (len(self.shape) >= 4 and self._has_both_signs()):
-            why = (
-                "by its name"
-                if certain
-                else "one channel, values of both signs; " + ("--objective squared for numbers")
-            )
-            return _Kind("bernoulli", "logits of yes or no", why, features, assumed=not certain)
+            other = "one channel, values of both signs; --objective squared for numbers"
+            why = "by its name" if certain else other
+            return self._head("bernoulli", why, features, assumed=not certain)
         if self._in_unit_interval():
             why = "values from 0 to 1; --objective bernoulli-probabilities for probabilities"
         else:
-            why = "one number at each place; --objective bernoulli for logits of yes or no"
-        return _Kind("squared", "regression", why, features, assumed=True)
+            why = "one number at each position; --objective bernoulli for logits of yes or no"
+        return self._head("squared", why, features, assumed=True)
 
     def _class_dim(self) -> int | None:
         """The dimension of the classes; None where no dimension has two entries."""
@@ -247,7 +225,7 @@ class _Form:
     def _dim_that_sums_to_one(self) -> int | None:
         if not self._in_unit_interval():
             return None
-        return self._settled([dim for dim in self.classes if self._all_one(dim)], SOFTMAX)
+        return self._chosen([dim for dim in self.classes if self._all_one(dim)], SOFTMAX)
 
     def _all_one(self, dim: int) -> bool:
         return all(
@@ -264,9 +242,9 @@ class _Form:
                 float(x.float().logsumexp(dim).abs().max()) <= _tolerance(x) for x in self.finite
             )
         ]
-        return self._settled(found, LOG_SOFTMAX)
+        return self._chosen(found, LOG_SOFTMAX)
 
-    def _settled(self, found: list[int], ending: str) -> int | None:
+    def _chosen(self, found: list[int], ending: str) -> int | None:
         """Choose one of several dimensions: that of the last operation if known, else the last."""
         origin = self.sample.origin
         if origin.operation == ending and origin.dim in found:

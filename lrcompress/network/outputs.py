@@ -42,31 +42,36 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
     return found
 
 
+def tensors_of(raw: object) -> Iterator[Tensor]:
+    """Yield all tensors of a module's output, nested ones included."""
+    return (tensor for _, tensor in _walk(raw, ""))
+
+
 def has_name(raw: object) -> bool:
     """Whether the model names its outputs (mapping, named tuple or dataclass)."""
     return _entries(raw) is not None and not isinstance(raw, list)
 
 
 def measured_names(
-    raw: object, asked: Sequence[str], batch: Batch | None
+    raw: object, requested: Sequence[str], batch: Batch | None
 ) -> tuple[tuple[str, ...], str]:
     """Return the names of the outputs to measure, and a note about those that are not.
 
-    Without `asked`: every top-level output except by-products, copies, and inputs that are passed
-    through. For a Hugging Face model, an output of a known name is measured alone.
+    requested: their names; empty: every top-level output except by-products, copies, and inputs
+    that are passed through. For a Hugging Face model, an output of a known name is measured alone.
 
     Raises:
-        DataError: an asked name is not the name of an output.
+        DataError: a requested name is not the name of an output.
     """
     outputs = named_outputs(raw)
-    unknown = [name for name in asked if name not in outputs]
+    unknown = [name for name in requested if name not in outputs]
     if unknown:
         raise DataError(
             f"the model has no floating-point output {unknown[0]!r}; it has "
             f"{', '.join(map(repr, outputs))}; name one of them with --output-name"
         )
-    if asked:
-        return tuple(dict.fromkeys(asked)), ""
+    if requested:
+        return tuple(dict.fromkeys(requested)), ""
     top = [name for name in outputs if name in _top_names(raw)]
     if not top:
         nested = next(iter(outputs)).rpartition(".")[0]
@@ -78,7 +83,7 @@ def measured_names(
             taken = tuple(n for n in known if n in EMBEDDINGS) or known[:1]
             taken = taken if known[0] in taken else known[:1]
             others = [name for name in top if name not in (*taken, *AUXILIARY, *HIDDEN)]
-            note = f"not measured: {', '.join(others)} (--output-name asks for them)"
+            note = f"not measured: {', '.join(others)} (--output-name measures them)"
             return taken, note if others else ""
     results = [name for name in top if name not in AUXILIARY] or top[:1]
     results = [name for name in results if name not in HIDDEN] or results[:1]

@@ -13,10 +13,9 @@ from lrcompress.network.batches import Batch
 from lrcompress.network.head import Head
 from lrcompress.network.objectives import OBJECTIVES
 from lrcompress.network.objectives.objective import Objective, Reading
-from lrcompress.network.objectives.permutation import permuted
 from lrcompress.network.objectives.weighted_sum import Part, Scaled, WeightedSum, packed
 from lrcompress.network.output_recognition import Sample, recognise
-from lrcompress.network.outputs import HIDDEN, KNOWN, has_name, measured_names, named_outputs
+from lrcompress.network.outputs import HIDDEN, has_name, measured_names, named_outputs
 
 SEVERAL = "weighted-sum"  # the objective of several heads
 
@@ -84,6 +83,16 @@ class Readout:
         return head.arranged(tensor)
 
 
+def permuted(v: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Permute the classes of a random share of the probes v: (examples, classes).
+
+    Unseen classes then get as much weight as seen ones.
+    """
+    hit = torch.rand((len(v), 1), generator=generator) < share
+    order = torch.rand(v.shape, generator=generator).argsort(-1)
+    return torch.where(hit.to(v.device), v.gather(-1, order.to(v.device)), v)
+
+
 def choose_readout(
     raw: object,
     *,
@@ -110,13 +119,6 @@ def choose_readout(
     ]
     readout = joined([pooled(head, pooling, named=named) for head in heads], raw, batch or {})
     return readout, assumptions(readout, note)
-
-
-def first_readout(raw: object, *, objective: str, pooling: str | None) -> Readout:
-    """Return the readout of an old profile, which does not store it: the first output."""
-    tensors = named_outputs(raw)
-    name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
-    return choose_readout(raw, objective=objective, pooling=pooling, outputs=(name,))[0]
 
 
 def check_objective(objective: str) -> None:

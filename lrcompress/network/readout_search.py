@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import DataError
-from lrcompress.network.batches import Batch, Batches, batch_size
+from lrcompress.network.batches import Batch, Batches, batch_size, is_divisible
 from lrcompress.network.call import call, frozen
 from lrcompress.network.head import Head
-from lrcompress.network.last_operation import UNKNOWN, Origin, OriginTrace
+from lrcompress.network.last_operation import OriginTrace
 from lrcompress.network.objectives import OBJECTIVES
+from lrcompress.network.operators import OperatorWatch
 from lrcompress.network.output_recognition import Sample, recognise
 from lrcompress.network.outputs import KNOWN, has_name, measured_names, named_outputs
 from lrcompress.network.readout import Readout, assumptions, check_objective, joined, pooled
@@ -53,7 +55,8 @@ def find_readout(
     """
     check_objective(objective)
     with frozen(module):
-        with OriginTrace() as trace:
+        trace = OriginTrace()
+        with OperatorWatch(trace.note):
             raw = call(module, batches[0])
         names, note = measured_names(raw, outputs, batches[0])
         named, tensors = has_name(raw), named_outputs(raw)
@@ -68,7 +71,7 @@ def find_readout(
         note = "; ".join(x for x in (note, crossed) if x)
     heads = []
     for name in names:
-        sample = _sample(name, seen, origins[name], named=named)
+        sample = Sample(name, named, tuple(one.outputs[name] for one in seen), origins[name])
         at, alone = layouts[name].examples_at, len(names) == 1
         head = recognise(sample, at, objective=objective, alone=alone)
         if layouts[name].note:
@@ -105,23 +108,15 @@ def _run(module: nn.Module, batch: Batch, names: Sequence[str]) -> Seen:
     if missing:
         raise DataError(
             f"the model returns {missing[0]!r} on some batches and not on others; name outputs "
-            "that are always there with --output-name"
+            "of every batch with --output-name"
         )
     return Seen({name: outputs[name] for name in names}, batch)
 
 
-def _try(module: nn.Module, batch: Batch, name: str) -> Seen | None:
-    """Run a batch of another size; None where the network rejects it (the layout is assumed)."""
-    try:
-        return _run(module, batch, [name])
-    except DataError:
-        return None
-
-
-def _sample(name: str, seen: Sequence[Seen], origin: Origin, *, named: bool) -> Sample:
-    tensors = tuple(one.outputs[name] for one in seen)
-    counts = tuple(one.examples for one in seen)
-    return Sample(name, named, tensors, counts, origin)
+def _example_dims(name: str, seen: Sequence[Seen]) -> list[int]:
+    """Dimensions whose size equals the number of examples in every batch."""
+    dims = range(min(one.outputs[name].dim() for one in seen))
+    return [d for d in dims if all(one.outputs[name].shape[d] == one.examples for one in seen)]
 
 
 @dataclass(frozen=True)
@@ -133,19 +128,18 @@ class _Layout:
 
 
 def _layout(module: nn.Module, name: str, seen: Sequence[Seen]) -> _Layout:
-    """Find the dimension of the examples; equal sizes are told apart by a batch of another size."""
-    dims = _sample(name, seen, UNKNOWN, named=False).example_dims()
+    """Find the dimension of the examples; a batch of another size distinguishes equal sizes."""
+    dims = _example_dims(name, seen)
     if name in KNOWN and 0 in dims:
         return _Layout(0, found=True)
-    if len(dims) > 1:
-        other = _of_another_size(seen[0].batch)
-        more = None if other is None else _try(module, other, name)
-        if more is not None:
-            dims = _sample(name, [*seen, more], UNKNOWN, named=False).example_dims() or dims
+    other = _of_another_size(seen[0].batch) if len(dims) > 1 else None
+    if other is not None:
+        with suppress(DataError):  # the network may reject it
+            dims = _example_dims(name, [*seen, _run(module, other, [name])]) or dims
     if not dims:
-        return _Layout(0, found=False, note="no dimension follows the number of examples")
+        return _Layout(0, found=False, note="the size of no dimension is the number of examples")
     if len(dims) > 1:
-        note = f"sizes do not tell examples from other dimensions; taken along dimension {dims[0]}"
+        note = f"sizes do not distinguish the examples; taken along dimension {dims[0]}"
         return _Layout(dims[0], found=True, note=note, pairs=True)
     return _Layout(dims[0], found=True)
 
@@ -155,10 +149,9 @@ def _of_another_size(batch: Batch) -> Batch | None:
 
     None where not every input has examples first.
     """
-    examples = batch_size(batch)
-    if any(value.dim() == 0 or len(value) != examples for value in batch.values()):
+    if not is_divisible(batch):
         return None
-    if examples > 1:
+    if batch_size(batch) > 1:
         return {name: value[:-1] for name, value in batch.items()}
     return {name: torch.cat([value, value]) for name, value in batch.items()}
 
@@ -186,7 +179,8 @@ def _without_pairs(
     left = ", ".join(name for name in names if layouts[name].pairs)
     if not kept or not left:
         return tuple(names), ""
-    return kept, f"not measured: {left}, a value for each pair of examples (--output-name asks)"
+    note = f"not measured: {left}, a value for each pair of examples (--output-name measures it)"
+    return kept, note
 
 
 def _is_constant(name: str, dim: int, seen: Sequence[Seen]) -> bool:
@@ -216,6 +210,6 @@ def _normalised(head: Head, heads: int, seen: Sequence[Seen]) -> Head:
             total, pairs = total + float(apart.sum()), pairs + len(outputs)
     mean = total / pairs if pairs else 0.0
     if not 1e-30 < mean < 1e30:
-        why = f"{head.why}; no two examples differ in it to normalise it by"
+        why = f"{head.why}; not normalised, because no two examples differ in it"
         return replace(head, weight=1 / heads, why=why.removeprefix("; "), assumed=True)
     return replace(head, weight=1 / (heads * mean))

@@ -11,16 +11,16 @@ the time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lrcompress.network.batches import Batch, Batches
+from lrcompress.network.batches import MASK, Batch, Batches
 from lrcompress.network.call import call
 
 IDS = "input_ids"
-MASK = "attention_mask"
 RATE = 0.6  # of the tokens of a text
 SMALLEST_VOCABULARY = 1000  # a text shows all tokens of a smaller one (bytes, amino acids)
 
@@ -72,23 +72,20 @@ def _vocabulary(module: nn.Module, batch: Batch) -> int:
             assert isinstance(layer, nn.Embedding)
             found.append(layer.num_embeddings)
 
-    embeddings = [layer for layer in module.modules() if isinstance(layer, nn.Embedding)]
-    handles = [layer.register_forward_pre_hook(look) for layer in embeddings]
-    try:
-        with torch.no_grad():
-            call(module, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Embedding):
+                hooks.enter_context(layer.register_forward_pre_hook(look))
+        call(module, batch)
     return min(found, default=0)
 
 
 def _in_every_text(batches: Sequence[Batch]) -> Tensor:
     """Ids present in every text, padding excluded."""
-    shared: set[int] | None = None
-    for batch in batches:
-        for row, ids in enumerate(batch[IDS]):
-            own = ids[batch[MASK][row].bool()] if MASK in batch else ids
-            seen = set(own.tolist())
-            shared = seen if shared is None else shared & seen
-    return torch.tensor(sorted(shared or ()), dtype=torch.int64)
+    texts = [
+        set((ids[batch[MASK][row].bool()] if MASK in batch else ids).tolist())
+        for batch in batches
+        for row, ids in enumerate(batch[IDS])
+    ]
+    shared: set[int] = set.intersection(*texts) if texts else set()
+    return torch.tensor(sorted(shared), dtype=torch.int64)

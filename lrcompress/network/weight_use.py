@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,10 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrcompress.layers import layer_kind
-from lrcompress.network.agreement import tensors_of
+from lrcompress.network.operators import OperatorWatch
+from lrcompress.network.outputs import tensors_of
 
 # Operators that read only a tensor's dtype, device or shape
 _HARMLESS = {"is_same_size", "_has_same_storage_numel", "is_pinned"}
@@ -29,12 +29,16 @@ class WeightUse:
 
     read_by: dict[nn.Module, str] = field(default_factory=dict)
 
+    def note(self, layers: Iterable[nn.Module], reader: str) -> None:
+        for layer in layers:
+            self.read_by.setdefault(layer, reader)
+
     def reason(self, layer: nn.Module) -> str:
         """Why the layer must not be replaced; "" if no other module reads its weight."""
         reader = self.read_by.get(layer)
         if reader is None:
             return ""
-        return f"{reader} reads its weight itself, beside or instead of calling it"
+        return f"{reader} reads its weight directly, besides or instead of calling it"
 
 
 @contextmanager
@@ -49,117 +53,80 @@ def watch_weights(module: nn.Module) -> Iterator[WeightUse]:
     running: list[nn.Module] = []
     known = set(module.modules())
     strict = {layer for layer in known if layer_kind(layer) is not None}
+    others, owners = known - strict, _owners(module)
+
+    def note(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: object) -> None:
+        reader = type(running[-1]).__name__ if running else "the caller"
+        for tensor in _read(func, args, kwargs, result):
+            layers = _owning(tensor, owners)
+            if not any(layer in running for layer in layers):
+                found.note(layers, reader)
 
     def enter(layer: nn.Module, args: object) -> None:
-        if layer in known and layer not in strict:
-            running.append(layer)
-
-    def leave(layer: nn.Module, args: object, result: object) -> None:
-        if layer in known and layer not in strict:
-            running.pop()
-
-    def enter_strictly(layer: nn.Module, args: object) -> None:
         running.append(layer)
 
-    def leave_strictly(layer: nn.Module, args: object, result: object) -> None:
+    def leave(layer: nn.Module, args: object, result: object) -> None:
         running.pop()
 
-    handles = [
-        register_module_forward_pre_hook(enter),
-        register_module_forward_hook(leave, always_call=True),
-        *(layer.register_forward_pre_hook(enter_strictly) for layer in strict),
-        *(
-            layer.register_forward_hook(leave_strictly, prepend=True, always_call=True)
-            for layer in strict
-        ),
-    ]
-    try:
-        with _Watch(_owners(module), running, found):
+    def enter_other(layer: nn.Module, args: object) -> None:
+        if layer in others:
+            running.append(layer)
+
+    def leave_other(layer: nn.Module, args: object, result: object) -> None:
+        if layer in others:
+            running.pop()
+
+    with ExitStack() as hooks:
+        hooks.enter_context(register_module_forward_pre_hook(enter_other))
+        hooks.enter_context(register_module_forward_hook(leave_other, always_call=True))
+        for layer in strict:
+            hooks.enter_context(layer.register_forward_pre_hook(enter))
+            hook = layer.register_forward_hook(leave, prepend=True, always_call=True)
+            hooks.enter_context(hook)
+        with OperatorWatch(note):
             yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def note_returned(module: nn.Module, raw: object, found: WeightUse) -> None:
     """Add to `found` the layers whose weight, or a view of it, is an output of the network."""
     owners = _owners(module)
     for tensor in tensors_of(raw):
-        for layer in _owning(tensor, owners):
-            found.read_by.setdefault(layer, type(module).__name__)
+        found.note(_owning(tensor, owners), type(module).__name__)
 
 
-@dataclass(frozen=True, eq=False)
-class _Owned:
-    """A parameter's byte range in a storage, and the modules that hold it."""
-
-    start: int
-    stop: int
-    layers: list[nn.Module] = field(default_factory=list)
+# Byte ranges of parameters and the modules that hold them, by the address of their storage
+_Owners = Mapping[int, Sequence[tuple[int, int, nn.Module]]]
 
 
-_Owners = Mapping[int, Sequence[_Owned]]  # by address of the storage
-
-
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    def __init__(self, owners: _Owners, running: list[nn.Module], found: WeightUse) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.owners, self.running, self.found = owners, running, found
-
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Collection[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = str(getattr(func, "_schema", func)).partition("(")[0].partition("::")[2]
-        name = name.partition(".")[0]
-        if not (name in _HARMLESS or name.endswith("_like") or name.startswith("new_")):
-            changes = bool(getattr(getattr(func, "_schema", None), "is_mutable", False))
-            made = set() if changes else {_storage(x) for x in _tensors((result,))}
-            for tensor in _tensors((*args, *(kwargs or {}).values())):
-                # Making a view is not a use; an operator that reads the view has the same memory
-                if _storage(tensor) not in made:
-                    self._note(tensor)
-        return result
-
-    def _note(self, tensor: Tensor) -> None:
-        owners = _owning(tensor, self.owners)
-        if owners and not any(owner in self.running for owner in owners):
-            reader = type(self.running[-1]).__name__ if self.running else "the caller"
-            for owner in owners:
-                self.found.read_by.setdefault(owner, reader)
+def _read(
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: object
+) -> list[Tensor]:
+    """Return the tensors whose values an operator reads."""
+    schema = getattr(func, "_schema", None)
+    name = str(schema or func).partition("(")[0].partition("::")[2].partition(".")[0]
+    if name in _HARMLESS or name.endswith("_like") or name.startswith("new_"):
+        return []
+    changes = bool(getattr(schema, "is_mutable", False))
+    # Making a view is not a use; an operator that reads the view has the same memory
+    made = set() if changes else {_storage(x) for x in tensors_of(result)}
+    return [x for x in tensors_of((*args, *kwargs.values())) if _storage(x) not in made]
 
 
 def _owning(tensor: Tensor, owners: _Owners) -> list[nn.Module]:
     start, stop = _extent(tensor)
-    return [
-        layer
-        for held in owners.get(_storage(tensor), ())
-        if start < held.stop and held.start < stop
-        for layer in held.layers
-    ]
+    ranges = owners.get(_storage(tensor), ())
+    return [layer for first, end, layer in ranges if start < end and first < stop]
 
 
 def _owners(module: nn.Module) -> _Owners:
-    held: dict[tuple[int, int, int], _Owned] = {}
-
-    def hold(parameter: Tensor, layer: nn.Module) -> None:
-        key = (_storage(parameter), *_extent(parameter))
-        held.setdefault(key, _Owned(*key[1:])).layers.append(layer)
-
+    owners: dict[int, list[tuple[int, int, nn.Module]]] = defaultdict(list)
     for child in module.modules():
-        for parameter in child.parameters(recurse=False):
-            hold(parameter, child)
+        held = [*child.parameters(recurse=False)]
         if isinstance(child, nn.MultiheadAttention):  # it reads out_proj's weights itself
-            for parameter in child.out_proj.parameters(recurse=False):
-                hold(parameter, child)
-    owners: dict[int, list[_Owned]] = defaultdict(list)
-    for (storage, _, _), owned in held.items():
-        if storage:
-            owners[storage].append(owned)
+            held += child.out_proj.parameters(recurse=False)
+        for parameter in held:
+            if _storage(parameter):
+                owners[_storage(parameter)].append((*_extent(parameter), child))
     return owners
 
 
@@ -180,11 +147,3 @@ def _extent(tensor: Tensor) -> tuple[int, int]:
     start = int(tensor.storage_offset())
     last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
     return start * tensor.element_size(), (start + last + 1) * tensor.element_size()
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrcompress.distributed import all_reduce_, gathered, world_size
 from lrcompress.profiling.collector import Collector
@@ -15,17 +15,10 @@ from lrcompress.profiling.input_moments import InputMoment
 from lrcompress.profiling.second_moment import SecondMoment, SymmetricSum
 
 Shape = tuple[int, ...]
+_Sums = TypeVar("_Sums", InputMoment, GaussNewtonFactors)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Shapes and count of one running sum in one process."""
-
-    shapes: Mapping[str, Shape]
-    count: int = 0  # rows of an input moment
-
-
-def agree_(collector: Collector) -> None:
+def synchronise_(collector: Collector) -> None:
     """Synchronise the input groups and their consistency across processes."""
     if world_size() == 1:
         return
@@ -48,54 +41,36 @@ def sum_(collector: Collector) -> None:
     """
     if world_size() == 1:
         return
-    devices = {watch.name: _device(watch.module) for watch in collector.watches}
-    for name, parts in _everybodys({n: _moment_parts(m) for n, m in collector.inputs.items()}):
-        moment = collector.inputs.setdefault(name, InputMoment())
-        device = devices[name]
-        moment.first = _sum(moment.first, parts.shapes["first"], device)
-        moment.absolute = _sum(moment.absolute, parts.shapes["absolute"], device)
-        _sum_second_(moment.seconds, parts.shapes["second"], device)
-        moment.rows = parts.count
-    for name, parts in _everybodys({n: _joint_parts(j) for n, j in collector.joints.items()}):
-        joint = collector.joints.setdefault(name, GaussNewtonFactors())
-        device = devices[name]
-        _sum_second_(joint.inputs, parts.shapes["inputs"], device)
-        _sum_second_(joint.outputs, parts.shapes["outputs"], device)
-        if "cross" in parts.shapes:  # embedding lookups have none
-            joint.cross = _sum(joint.cross, parts.shapes["cross"], device)
-            joint.bias = _sum(joint.bias, parts.shapes["bias"], device)
+    _sum_all_(collector.inputs, InputMoment, collector.watched)
+    _sum_all_(collector.joints, GaussNewtonFactors, collector.watched)
+    rows = gathered({name: moment.rows for name, moment in collector.inputs.items()})
+    for name, moment in collector.inputs.items():
+        moment.rows = sum(theirs[name] for theirs in rows)
 
 
-def _moment_parts(moment: InputMoment) -> _Parts:
-    parts = {"second": moment.second, "first": moment.first, "absolute": moment.absolute}
-    return _Parts(_shapes(parts), moment.rows)
+def _sum_all_(
+    sums: dict[str, _Sums], new: Callable[[], _Sums], watched: Mapping[str, nn.Module]
+) -> None:
+    own = {name: _shapes(held) for name, held in sums.items()}
+    everywhere = {name: shapes for theirs in gathered(own) for name, shapes in theirs.items()}
+    for name, shapes in everywhere.items():
+        device = next(watched[name].parameters()).device
+        held = sums.setdefault(name, new())
+        for field, shape in shapes.items():
+            part = getattr(held, field)
+            if isinstance(part, SecondMoment):
+                _sum_second_(part, shape, device)
+            else:
+                setattr(held, field, _sum(part, shape, device))
 
 
-def _joint_parts(joint: GaussNewtonFactors) -> _Parts:
+def _shapes(sums: InputMoment | GaussNewtonFactors) -> dict[str, Shape]:
+    """Shapes of the sums that this process has, by field; they are the same in every process."""
     parts = {
-        "inputs": joint.inputs.whole(),
-        "outputs": joint.outputs.whole(),
-        "cross": joint.cross,
-        "bias": joint.bias,
+        field: value.whole() if isinstance(value, SecondMoment) else value
+        for field, value in vars(sums).items()
     }
-    return _Parts(_shapes(parts))
-
-
-def _shapes(parts: Mapping[str, Tensor | None]) -> dict[str, Shape]:
-    return {name: tuple(part.shape) for name, part in parts.items() if part is not None}
-
-
-def _everybodys(own: Mapping[str, _Parts]) -> list[tuple[str, _Parts]]:
-    """Gather the parts of all processes by name, in the same order everywhere; counts are added.
-
-    Shapes are the same in every process that has the sum.
-    """
-    found: dict[str, _Parts] = {}
-    for theirs in gathered(dict(own)):
-        for name, parts in theirs.items():
-            count = parts.count + (found[name].count if name in found else 0)
-            found[name] = _Parts(parts.shapes, count)
-    return list(found.items())
+    return {field: tuple(x.shape) for field, x in parts.items() if isinstance(x, Tensor)}
 
 
 def _sum_second_(moment: SecondMoment, shape: Shape, device: torch.device) -> None:
@@ -113,7 +88,3 @@ def _sum(own: Tensor | None, shape: Shape, device: torch.device) -> Tensor:
     if own is None:
         return all_reduce_(torch.zeros(shape, dtype=torch.float64, device=device))
     return all_reduce_(own.clone(memory_format=torch.contiguous_format))
-
-
-def _device(module: torch.nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -7,8 +7,8 @@ share one input moment.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,18 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.layers import input_rows, layer_kind, output_rows
-from lrcompress.network.batches import Batch, batch_size
-from lrcompress.network.padding import positions_first, without_padding
+from lrcompress.network.batches import Batch, batch_size, positions_first, without_padding
 from lrcompress.profiling.gauss_newton_factors import GaussNewtonFactors
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT, InputMoment
-
-
-@dataclass(frozen=True)
-class Watch:
-    """A module whose rows are collected. A tied weight is watched once per module that uses it."""
-
-    name: str
-    module: nn.Module
 
 
 @dataclass
@@ -39,7 +30,7 @@ class Collector:
     input after the layer has read it. Without `share_inputs`, every layer's input is copied.
     """
 
-    watches: Sequence[Watch]
+    watched: Mapping[str, nn.Module]  # a tied weight once for each module that uses it
     with_sensitivity: bool
     share_inputs: bool = True
     inputs: dict[str, InputMoment] = field(default_factory=dict)
@@ -48,7 +39,7 @@ class Collector:
     consistent: bool = True
     without_gradient: set[str] = field(default_factory=set)  # layers run under torch.no_grad
     _uses: Counter[str] = field(default_factory=Counter)  # calls in this batch
-    _pending: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = field(default_factory=dict)
+    _pending: dict[str, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     _seen: list[tuple[Tensor, Hashable, str]] = field(default_factory=list)
     _mask: Tensor | None = None
     _examples: int = 1
@@ -56,18 +47,14 @@ class Collector:
     @contextmanager
     def watching(self) -> Iterator[None]:
         # Prepended, because the user's hooks may change the layer's output
-        handles = [
-            w.module.register_forward_hook(
-                partial(self._on_forward, w.name), prepend=True, with_kwargs=True
-            )
-            for w in self.watches
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, module in self.watched.items():
+                hook = partial(self._on_forward, name)
+                hooks.enter_context(
+                    module.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                )
+            hooks.callback(self._seen.clear)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._seen.clear()
 
     def begin_batch(self, batch: Batch) -> None:
         mask = batch.get("attention_mask")
@@ -79,12 +66,11 @@ class Collector:
     def end_probe(self) -> None:
         """Add up the uses of layers that are called several times: they have one gradient."""
         for name, uses in self._pending.items():
-            module = uses[0][0]
-            if len({len(rows) for _, _, rows in uses}) == 1:
-                inputs = torch.cat([inputs for _, inputs, _ in uses], 1)
-                uses = [(module, inputs, torch.cat([rows for _, _, rows in uses], 1))]
-            for _, inputs, rows in uses:
-                self._add_joint(name, module, inputs, rows)
+            if len({len(rows) for _, rows in uses}) == 1:
+                inputs, rows = zip(*uses, strict=True)
+                uses = [(torch.cat(inputs, 1), torch.cat(rows, 1))]
+            for use in uses:
+                self._add_joint(name, *use)
         self._pending.clear()
 
     def end_batch(self) -> None:
@@ -104,7 +90,7 @@ class Collector:
         assert isinstance(x, Tensor)
         x = x.detach() if self.share_inputs else x.detach().clone()
         self._uses[name] += 1
-        self._add_input(name, module, x)
+        self._add_input(name, x)
         if not self.with_sensitivity:
             return None
         if not torch.is_grad_enabled():
@@ -114,11 +100,12 @@ class Collector:
             # Parameters are frozen, so the graph starts here. A clone, not the leaf itself,
             # because the network may change its activations in place.
             output = output.detach().requires_grad_().clone()
-        hook = partial(self._on_gradient, name, module, x, _version(x))
+        hook = partial(self._on_gradient, name, x, _version(x))
         output.register_hook(hook)  # type: ignore[no-untyped-call]
         return output
 
-    def _add_input(self, name: str, module: nn.Module, x: Tensor) -> None:
+    def _add_input(self, name: str, x: Tensor) -> None:
+        module = self.watched[name]
         key = _identity(module, x)
         leader = next((who for _, seen, who in self._seen if seen == key), name)
         if not self.share_inputs:
@@ -136,9 +123,8 @@ class Collector:
         else:
             moment.add(without_padding(rows, rows.shape[:-2], self._mask))
 
-    def _on_gradient(
-        self, name: str, module: nn.Module, x: Tensor, version: int, gradient: Tensor
-    ) -> None:
+    def _on_gradient(self, name: str, x: Tensor, version: int, gradient: Tensor) -> None:
+        module = self.watched[name]
         if _version(x) != version:
             self.consistent = False  # x no longer holds what the layer read
         rows = self._by_example(output_rows(module, gradient), 2)  # (e, t, g, m)
@@ -147,11 +133,12 @@ class Collector:
         trailing = 0 if isinstance(module, nn.Embedding) else 2
         inputs = self._by_example(input_rows(module, x), trailing)  # (e, t) or (e, t, g, n)
         if self._uses[name] > 1:
-            self._pending.setdefault(name, []).append((module, inputs, rows))
+            self._pending.setdefault(name, []).append((inputs, rows))
         else:
-            self._add_joint(name, module, inputs, rows)
+            self._add_joint(name, inputs, rows)
 
-    def _add_joint(self, name: str, module: nn.Module, inputs: Tensor, rows: Tensor) -> None:
+    def _add_joint(self, name: str, inputs: Tensor, rows: Tensor) -> None:
+        module = self.watched[name]
         joint = self.joints.setdefault(name, GaussNewtonFactors())
         if isinstance(module, nn.Embedding):
             joint.add_tokens(inputs, rows, module.num_embeddings)

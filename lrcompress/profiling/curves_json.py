@@ -16,8 +16,7 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
-from lrcompress.profiling.profile import CurvePoint, LayerProfile
-from lrcompress.profiling.structure_curves import Curves
+from lrcompress.profiling.profile import CurvePoint, Curves, LayerProfile
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 
 KIND = "curves"
@@ -33,19 +32,14 @@ def kept_curves(store: CheckpointStore, layer: LayerProfile) -> Curves | None:
     entry = store.get(KIND, layer.name)
     if entry is None:
         return None
-    spec, metric, held = layer.spec, layer.curves_metric, entry.values
+    metric, held = layer.curves_metric, entry.values
     most = layer.loss_of_removal(metric)
     try:
         if held["metric"] != metric or abs(held["most"] - most) > SAME * most:
             return None
-        curves = tuple(
-            tuple(_point(item, spec, f"{KIND}[{i}][{j}]") for j, item in enumerate(curve))
-            for i, curve in enumerate(held["curves"])
-        )
+        return curves_from_json(held["curves"], metric, layer.spectra, layer.spec, KIND) or None
     except (LookupError, TypeError, DataError):
         return None
-    sound = curves and all(_what_is_no_curve(curve, spec) is None for curve in curves)
-    return curves if sound else None
 
 
 def keep_curves(store: CheckpointStore, layer: LayerProfile) -> None:
@@ -80,26 +74,28 @@ def curves_from_json(
     layer = label(spec.name)
     if not isinstance(value, list) or not all(isinstance(curve, list) for curve in value):
         raise DataError(
-            f"{where}: must be a list of lists, not {shown(value)}, of {layer}; {AGAIN}"
+            f"{where}: the curves of {layer} must be a list of lists, not {shown(value)}; {AGAIN}"
         )
     if value and metric not in own:
         raise DataError(
-            f"{where}: were fitted in the metric {shown(metric)}, of which {layer} has no "
-            f"spectrum; {AGAIN}"
+            f"{where}: the curves were fitted in the metric {shown(metric)}, in which {layer} has "
+            f"no spectrum; {AGAIN}"
         )
     curves = []
     for i, curve in enumerate(value):
         points = [_point(item, spec, f"{where}[{i}][{j}]") for j, item in enumerate(curve)]
-        wrong = _what_is_no_curve(points, spec)
-        if wrong is None and max(p.loss for p in points) > _most_to_lose(own[metric]):
-            wrong = "loses many times what removing the layer would"
-        if wrong is not None:
-            raise DataError(f"{where}[{i}]: the curve of {layer} {wrong}; {AGAIN}")
+        fault = _fault(points, spec)
+        # A quick fit may lose slightly more than a zero weight
+        most = 10 * max(float(0.5 * own[metric].square().sum()), 1.0)
+        if fault is None and max(p.loss for p in points) > most:
+            fault = "has a loss many times that of removing the layer"
+        if fault is not None:
+            raise DataError(f"{where}[{i}]: the curve of {layer} {fault}; {AGAIN}")
         curves.append(tuple(points))
     return tuple(curves)
 
 
-def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
+def _fault(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
     """Return what is wrong with a curve, else None.
 
     A curve has one structure, growing sizes, and no loss above that of a smaller size.
@@ -108,27 +104,22 @@ def _what_is_no_curve(points: Sequence[CurvePoint], spec: LayerSpec) -> str | No
         return "is empty"
     types = {point.structure.type_name: point for point in points}
     if len(types) > 1:
-        return f"mixes {listed(list(types))}"
+        return f"mixes the structures {listed(list(types))}"
     if types.keys() & {"dense", "low_rank"}:
-        return f"is of {listed(list(types))}, whose loss needs none"
+        return f"is of {listed(list(types))}, whose loss needs no curve"
     for point, after in pairwise(points):
         if point.structure.weight_params(spec) >= after.structure.weight_params(spec):
             return f"does not grow from {point.structure} to {after.structure}"
         if after.loss > point.loss:
-            return f"loses more as {after.structure} than as {point.structure}"
+            return f"has a larger loss at {after.structure} than at {point.structure}"
     return None
-
-
-def _most_to_lose(spectrum: Tensor) -> float:
-    """Return ten times the loss of a zero weight: a quick fit may slightly exceed that loss."""
-    return 10 * max(float(0.5 * spectrum.square().sum()), 1.0)
 
 
 def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:
     if not isinstance(value, dict):
         raise DataError(
-            f"{where}: must be an object {{...}}, not {shown(value)}, of {label(spec.name)}; "
-            f"{AGAIN}"
+            f"{where}: a point of {label(spec.name)} must be an object {{...}}, not "
+            f"{shown(value)}; {AGAIN}"
         )
     loss = from_json(float, value.get("loss"), f"{where}.loss", DataError)
     try:
@@ -137,5 +128,5 @@ def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:
     except PlanError as cause:
         raise DataError(f"{where}: {cause}; {AGAIN}") from cause
     if loss < 0:
-        raise DataError(f"{where}.loss: must not be negative, of {label(spec.name)}; {AGAIN}")
+        raise DataError(f"{where}.loss: {label(spec.name)} has a negative loss; {AGAIN}")
     return CurvePoint(structure, loss)

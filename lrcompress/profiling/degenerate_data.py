@@ -6,7 +6,7 @@ looks like a good result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +36,10 @@ def degenerate(
 ) -> tuple[str, ...]:
     """Return clauses that say why calibration and held-out batches are degenerate; empty if not."""
     everything = [*batches, *others]
-    told = [*_inputs(everything)] or [*_one_example(everything)]
-    return tuple(told or _outputs(module, everything, readout))
+    clause = (
+        _inputs(everything) or _one_example(everything) or _outputs(module, everything, readout)
+    )
+    return (clause,) if clause else ()
 
 
 def repeats(batches: Batches, others: Batches) -> tuple[str, ...]:
@@ -48,11 +50,11 @@ def repeats(batches: Batches, others: Batches) -> tuple[str, ...]:
         return ()
     return (
         f"{repeated} of {len(seen)} calibration examples are repeats, so that those set aside are "
-        "no new ones",
+        "not new",
     )
 
 
-def _inputs(batches: Batches) -> Iterator[str]:
+def _inputs(batches: Batches) -> str:
     given = {
         name: [batch[name] for batch in batches if name in batch]
         for name in batches[0]
@@ -60,15 +62,15 @@ def _inputs(batches: Batches) -> Iterator[str]:
     }
     values = {name: _range(tensors) for name, tensors in given.items()}
     if all(low == high for low, high in values.values()):
-        told = ", ".join(f"{name!r} {low:g}" for name, (low, _) in values.items())
-        yield f"every value of the calibration inputs is the same ({told})"
-        return
+        found = ", ".join(f"{name!r} {low:g}" for name, (low, _) in values.items())
+        return f"every value of the calibration inputs is the same ({found})"
     largest = max(max(abs(low), abs(high)) for low, high in values.values())
     if largest < SMALLEST_INPUT:
-        yield (
+        return (
             f"the largest value of the calibration inputs is {largest:.2g}, whose square is zero "
             "in float32; scale them as the model expects them"
         )
+    return ""
 
 
 def _range(tensors: Sequence[Tensor]) -> tuple[float, float]:
@@ -78,12 +80,11 @@ def _range(tensors: Sequence[Tensor]) -> tuple[float, float]:
     return min(float(x.min()) for x in held), max(float(x.max()) for x in held)
 
 
-def _one_example(batches: Batches) -> Iterator[str]:
+def _one_example(batches: Batches) -> str:
     seen = _digests(batches)
     if len(seen) == 1:
-        yield "the calibration data hold a single example"
-    elif len(set(seen)) == 1:
-        yield f"all {len(seen)} calibration examples are the same"
+        return "the calibration data hold a single example"
+    return f"all {len(seen)} calibration examples are the same" if len(set(seen)) == 1 else ""
 
 
 def _digests(batches: Batches) -> list[str]:
@@ -104,8 +105,8 @@ def _digest(batch: Batch, row: int) -> str:
 
 
 @torch.no_grad()
-def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> Iterator[str]:
-    """Yield a clause if the network gives the same output for all examples."""
+def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> str:
+    """Return a clause if the network gives the same output for all examples."""
     some = spread_examples(batches, OUTPUTS_LOOKED_AT)
     held: tuple[Tensor, Tensor] | None = None
     largest, spread, apart, pairs = 0.0, 0.0, 0.0, 0
@@ -121,14 +122,14 @@ def _outputs(module: nn.Module, batches: Batches, readout: Readout) -> Iterator[
             largest = max(largest, float(one[0].float().abs().max()))
             held = one
     if pairs and (spread <= ROUNDING * largest or apart <= ALIKE * pairs):
-        yield (
-            "the network gives the same output for all calibration examples, so that nothing it "
-            "does can be measured by them"
+        return (
+            "the network gives the same output for all calibration examples, so that they do "
+            "not show what it does"
         )
+    return ""
 
 
 def _features(weights: Tensor, outputs: Tensor) -> Tensor:
     """The weights with a feature dimension; 1 where outputs are packed."""
-    if weights.shape != outputs.shape[:-1]:
-        return outputs.new_ones(())
-    return weights.unsqueeze(-1)
+    fits = weights.shape == outputs.shape[:-1]
+    return weights.unsqueeze(-1) if fits else outputs.new_ones(())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.metrics import Sensitivity
-from lrcompress.profiling.second_moment import SecondMoment
+from lrcompress.profiling.second_moment import SecondMoment, trace
 
 
 @dataclass
@@ -70,14 +70,14 @@ class GaussNewtonFactors:
         inputs, outputs = self.inputs.whole(), self.outputs.whole()
         if inputs is None or outputs is None:
             return None
-        trace = _trace(outputs)  # (g,)
-        if not bool((trace > 0).any()):
+        traces = trace(outputs)  # (g,)
+        if not bool((traces > 0).any()):
             return None
-        trace = trace.clamp_min(1e-300).reshape(-1, *(1,) * (outputs.dim() - 1))
+        traces = traces.clamp_min(1e-300).reshape(-1, *(1,) * (outputs.dim() - 1))
         per_example = 1.0 / (examples * probes)
         return Sensitivity(
             input=inputs * per_example,
-            output=outputs / trace,
+            output=outputs / traces,
             cross=None if self.cross is None else self.cross * per_example,
             bias=None if self.bias is None else self.bias * per_example,
         )
@@ -86,8 +86,3 @@ class GaussNewtonFactors:
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
     """Accumulate in float64, so that rounding does not grow with the number of batches."""
     return term.to(torch.float64) if total is None else total.add_(term)
-
-
-def _trace(moment: Tensor) -> Tensor:
-    """Trace of each group: (g,)."""
-    return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum(-1)

@@ -25,11 +25,6 @@ class InputMoment:
     absolute: Tensor | None = None  # (g, k)
     rows: int = 0
 
-    @property
-    def second(self) -> Tensor | None:
-        """The sum of second moments (g, k, k), or its diagonal (g, k)."""
-        return self.seconds.whole()
-
     def add(self, rows: Tensor) -> None:
         """Add rows: (count, g, k)."""
         count, groups, k = rows.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def take_moments(
     own = collector.inputs.get(collector.leaders.get(spec.name, spec.name))
     if own is None or own.first is None or own.absolute is None or own.rows == 0:
         return None
-    summed = own.second
+    summed = own.seconds.whole()
     assert summed is not None
     second = (summed / examples).float()
     if not bool(torch.isfinite(second).all()):
@@ -50,13 +51,10 @@ def take_moments(
 
 def _in_float32(sensitivity: Sensitivity) -> Sensitivity:
     """Convert to the stored dtype, so that a profile read from disk has the same bits."""
-    cross, bias = sensitivity.cross, sensitivity.bias
-    return Sensitivity(
-        input=sensitivity.input.float(),
-        output=sensitivity.output.float(),
-        cross=None if cross is None else cross.float(),
-        bias=None if bias is None else bias.float(),
-    )
+    parts: dict[str, Any] = {
+        name: None if part is None else part.float() for name, part in vars(sensitivity).items()
+    }
+    return Sensitivity(**parts)
 
 
 def _sensitivity(collector: Collector, name: str, examples: int, probes: int) -> Sensitivity | None:

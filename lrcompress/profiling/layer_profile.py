@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from lrcompress.checkpoint import CheckpointStore
+from lrcompress.errors import FitError
 from lrcompress.layers import LayerSpec, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
 from lrcompress.profiling.curves_json import kept_curves
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT
 from lrcompress.profiling.options import ProfileOptions
-from lrcompress.profiling.profile import LayerProfile
+from lrcompress.profiling.profile import CurvePoint, Curves, LayerProfile
 from lrcompress.profiling.spectrum import gram_of_shorter_side, measure, singular_values
-from lrcompress.profiling.structure_curves import structure_curves
+from lrcompress.structures import STRUCTURES, Factors
 from lrcompress.structures.large_svd import is_large, whitened_gram_by_blocks
 
 SHRINKAGE_PER_FEATURE = 0.25  # times features / rows; measured in benchmarks/quality.py
@@ -49,7 +51,7 @@ def profile_layer(
                 continue
             whitening = metric.whitening(moments, shrinkage=shrinkage, centred=centred)
             spectra[name] = _over_groups(_whitened_spectrum(weight, whitening))
-            if name == (options.metric or "two-sided"):
+            if name == options.metric_with_data:
                 default, fitted_in = whitening, name
     profiled = LayerProfile(
         spec=spec,
@@ -65,6 +67,31 @@ def profile_layer(
     if curves is None:
         curves = structure_curves(weight, default, spec, options.structures)
     return replace(profiled, curves=curves), default
+
+
+def structure_curves(
+    weight: torch.Tensor, whitening: Whitening, spec: LayerSpec, structures: Sequence[str]
+) -> Curves:
+    """Return one curve for each family of the named structures that suits the layer.
+
+    weight: (groups, m, n). Each fit starts from the next smaller one of its family, and losses
+    never grow with size. A family that cannot be fitted has no curve, and the planner ignores it.
+    """
+    curves = []
+    for name in structures:
+        for family in STRUCTURES[name].families(spec):
+            points: list[CurvePoint] = []
+            factors: Factors | None = None
+            for structure in family:
+                try:
+                    factors = structure.fit(weight, whitening, spec, quick=True, start=factors)
+                except FitError:
+                    break
+                loss = float(whitening.loss(weight - structure.dense(factors, spec)))
+                points.append(CurvePoint(structure, min([loss, *(p.loss for p in points)])))
+            if points:
+                curves.append(tuple(points))
+    return tuple(curves)
 
 
 def shrinkage_for(spec: LayerSpec, rows: int) -> float:

@@ -37,7 +37,6 @@ class LayerWork:
 
     module: nn.Module
     options: ProfileOptions
-    metric: str
     trials: TrialPlan | None
     examples: int
     sink: MomentSink
@@ -68,11 +67,11 @@ class LayerWork:
         reason = None if moments is not None and reached else _unreached(spec, moments, collector)
         if moments is None or reason is not None:
             params = spec.weight_params
-            left = LeftAlone(spec.name, spec.kind, params, reason or "", params)
-            self.missed[spec.name] = left
+            self.missed[spec.name] = LeftAlone(spec.name, spec.kind, params, reason or "", params)
             return None
-        needs_sensitivity = collector.with_sensitivity
-        moments, unexercised = exercised(spec, moments, needs_sensitivity=needs_sensitivity)
+        moments, unexercised = exercised(
+            spec, moments, needs_sensitivity=collector.with_sensitivity
+        )
         weight = weight_matrix(self.module.get_submodule(spec.name))
         if unexercised and bool((weight != 0).any()):  # a zero weight has nothing to lose
             self.unexercised[spec.name] = unexercised
@@ -87,7 +86,7 @@ class LayerWork:
         )
         if self.trials is None:
             return layer
-        metric = METRICS[self.metric]
+        metric = METRICS[self.options.metric_with_data]
         trials = try_ranks(self.module, layer, task.moments, metric, whitening, self.trials)
         return replace(layer, trials=trials)
 
@@ -106,6 +105,6 @@ def _unreached(spec: LayerSpec, moments: LayerMoments | None, collector: Collect
     if spec.name in collector.without_gradient:
         return "no gradient reaches it: the model's forward runs it under torch.no_grad"
     return (
-        "no gradient reaches it: the measured output does not depend on it, or only by way of a "
+        "no gradient reaches it: the measured output does not depend on it, or only through a "
         "detached tensor"
     )

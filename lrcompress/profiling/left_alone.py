@@ -65,19 +65,19 @@ def left_alone_warning(left_alone: Sequence[LeftAlone], total_params: int) -> tu
     held = sum(group.params for group in groups)
     if not total_params or held <= MENTIONED * total_params:
         return ()
-    told = left_alone_in_words(groups, total_params)
-    return (f"left alone: {_share(held, total_params)} of the parameters: {told}",)
+    which = left_alone_in_words(groups, total_params)
+    return (f"left alone: {_share(held, total_params)} of the parameters: {which}",)
 
 
 def left_alone_in_words(groups: Sequence[LeftGroup], whole: int) -> str:
     """Describe the largest groups in a line; several groups each get their share of `whole`."""
     several = len(groups) > 1
-    told = [
+    parts = [
         f"{f'{_share(group.params, whole)} in ' * several}{group.label} ({group.reason})"
         for group in groups[:REASONS]
     ]
     more = len(groups) - REASONS
-    return "; ".join([*told, *([f"{more} more kinds"] if more > 0 else [])])
+    return "; ".join([*parts, *([f"{more} more kinds"] if more > 0 else [])])
 
 
 def _share(part: int, whole: int) -> str:

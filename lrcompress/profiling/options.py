@@ -19,3 +19,8 @@ class ProfileOptions:
     token_noise: bool | None = None  # None: where it was measured to help (see token_noise.py)
     structures: tuple[str, ...] = ("low_rank",)  # measure their loss curves; low rank needs no fit
     seed: int = 0
+
+    @property
+    def metric_with_data(self) -> str:
+        """The metric that is the default for planning after a profile with data."""
+        return self.metric or "two-sided"

@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import exp, isfinite, log
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lrcompress.layers import LayerSpec, LeftAlone
 from lrcompress.metrics import MomentStore
+from lrcompress.network.batches import Batches
+from lrcompress.network.call import call
 from lrcompress.network.identity import ModelIdentity
-from lrcompress.network.readout import Readout
+from lrcompress.network.outputs import KNOWN, named_outputs
+from lrcompress.network.readout import Readout, choose_readout
 from lrcompress.profiling.spectrum import RankMeasures, loss_curve
 from lrcompress.structures import Structure
 
@@ -38,6 +42,9 @@ class CurvePoint:
     loss: float
 
 
+Curves = tuple[tuple[CurvePoint, ...], ...]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerProfile:
     """The measurements of one layer.
@@ -53,7 +60,7 @@ class LayerProfile:
     shrinkage: float = 0.0  # of the moments behind the weighted spectra
     centred: bool = False  # the spectra assume that the bias compensates the mean error
     trials: tuple[Trial, ...] = ()  # in the profile's metric, by rank
-    curves: tuple[tuple[CurvePoint, ...], ...] = ()  # of structures without a closed-form loss
+    curves: Curves = ()  # of structures without a closed-form loss
     curves_metric: str = ""  # the metric of the curves and of the trials
     factor: float = 1.0  # multiplies every loss; measured on the whole network
 
@@ -113,10 +120,7 @@ class Profile:
     schema_version: int = SCHEMA_VERSION
 
     def __getitem__(self, name: str) -> LayerProfile:
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
+        return {layer.name: layer for layer in self.layers}[name]
 
     def corrected(self, factors: Mapping[str, float]) -> Profile:
         """Return the profile with each named layer's losses multiplied by its factor."""
@@ -124,3 +128,21 @@ class Profile:
             return self
         layers = (replace(layer, factor=factors.get(layer.name, 1.0)) for layer in self.layers)
         return replace(self, layers=tuple(layers))
+
+
+def profile_readout(module: nn.Module, profile: Profile, batches: Batches) -> Readout | None:
+    """Return the readout of a profile; None where the profile was made without data.
+
+    For an old profile that does not store its readout, it is reconstructed: the first output.
+    """
+    if profile.readout is not None:
+        return profile.readout
+    if profile.objective == "none":
+        return None
+    with torch.no_grad():
+        raw = call(module, batches[0])
+    tensors = named_outputs(raw)
+    name = next((known for known in KNOWN if known in tensors), next(iter(tensors)))
+    return choose_readout(
+        raw, objective=profile.objective, pooling=profile.pooling, outputs=(name,)
+    )[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+import platform
 from dataclasses import replace
 
 from torch import nn
@@ -11,12 +12,7 @@ from lrcompress.checkpoint import CheckpointStore, NoCheckpoints
 from lrcompress.distributed import alike, in_turns, is_main, same_everywhere, world_size
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches, model_fingerprint
-from lrcompress.layers import (
-    LayerSpec,
-    ModelLayers,
-    describe,
-    first_nonfinite,
-)
+from lrcompress.layers import LayerSpec, ModelLayers, describe, first_nonfinite
 from lrcompress.messages import listed
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batches, batch_size, token_count
@@ -27,13 +23,12 @@ from lrcompress.network.readout import Readout
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import token_noise
 from lrcompress.network.unfused import runs_unfused
+from lrcompress.profiling.calibration_pass import chunked, collected
 from lrcompress.profiling.curves_json import keep_curves
 from lrcompress.profiling.degenerate_data import degenerate, repeats
-from lrcompress.profiling.layer_chunks import chunked, collected
 from lrcompress.profiling.layer_profile import profile_layer
 from lrcompress.profiling.layer_work import LayerWork, layer_cost
 from lrcompress.profiling.left_alone import left_alone_warning
-from lrcompress.profiling.malloc_trim import give_back_freed_memory
 from lrcompress.profiling.moment_sink import MemorySink, MomentSink
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -72,9 +67,9 @@ def profile(
     """
     if options.metric is not None and options.metric not in METRICS:
         raise DataError(f"metric {options.metric!r} is unknown; choose {', '.join(METRICS)}")
-    strange = [name for name in options.structures if name not in STRUCTURES]
-    if strange:
-        raise DataError(f"structure {strange[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
+    unknown = [name for name in options.structures if name not in STRUCTURES]
+    if unknown:
+        raise DataError(f"structure {unknown[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
     _check_same(module, batches)
     bad = first_nonfinite(module)
     if bad is not None:
@@ -102,12 +97,12 @@ def _check_same(module: nn.Module, batches: Batches | None) -> None:
         return
     if not same_everywhere(model_fingerprint(module)):
         raise ModelError(
-            "the processes hold different weights; load them from one file, or seed what is drawn"
+            "the processes hold different weights; load them from one file, or set the same seed"
         )
     if not same_everywhere(None if batches is None else fingerprint_batches(batches)):
         raise DataError(
-            "the processes hold different calibration data; give each of them all of it, in the "
-            "same order"
+            "the processes hold different calibration data; give each process all of the data, in "
+            "the same order"
         )
 
 
@@ -146,7 +141,7 @@ def _without_data(
         seed=options.seed,
         structures=options.structures,
         warnings=(
-            "no data: errors are weighed by nothing but the weights (plain metric)",
+            "no data: errors are weighted by the weights alone (plain metric)",
             *left_alone_warning(found.left_alone, found.total_params),
         ),
     )
@@ -164,7 +159,7 @@ def _with_data(
 ) -> Profile:
     if not batches or any(not batch or batch_size(batch) == 0 for batch in batches):
         raise DataError("the calibration data is empty; give at least one example")
-    metric = options.metric or "two-sided"
+    metric = options.metric_with_data
     examples, tokens = sum(batch_size(batch) for batch in batches), token_count(batches)
     readout, assumed = find_readout(
         module,
@@ -192,12 +187,12 @@ def _with_data(
     # Only a metric in the unit of the divergence can be compared with a trial
     if options.trials and METRICS[metric].needs_outputs:
         trials = plan_trials(module, len(found.layers), judging or batches, readout)
-    work = LayerWork(module, options, metric, trials, seen, sink, store, unseen)
-    chunks = chunked(found.layers, options.max_memory, METRICS[metric])
+    work = LayerWork(module, options, trials, seen, sink, store, unseen)
+    chunks = chunked(found.layers, options)
     for number, chunk in enumerate(chunks):
         name = "moments" if len(chunks) == 1 else f"moments {number + 1}/{len(chunks)}"
-        collector = collected(module, chunk, batches, readout, metric, options, progress, name)
-        give_back_freed_memory()
+        collector = collected(module, chunk, batches, readout, options, progress, name)
+        _return_freed_memory()
         with progress.stage("spectra", len(chunk)) as step:
             work.run(chunk, collector, step)
     layers = [work.measured[x.name] for x in found.layers if x.name in work.measured]
@@ -206,13 +201,20 @@ def _with_data(
     if not layers:
         reason = left_alone[-1].reason
         raise ModelError(
-            f"{left_alone[-1].name}: {reason}, and so with every layer; check the data and the "
+            f"{left_alone[-1].name}: {reason}, as for every other layer; check the data and the "
             "model's forward, or use --metric input-weighted, which needs no gradient"
         )
     middle = batches[len(batches) // 2]
     work_per_example = total_flops_per_example(
         module, middle, [p.spec for p in layers], {p.name: p.rows_per_example for p in layers}
     )
+    warnings += [f"degenerate calibration: {reason}" for reason in (*useless, *repeated)]
+    warnings += unexercised_warning(work.unexercised)
+    if work_per_example.uncounted:
+        warnings.append(
+            f"the work of {listed(work_per_example.uncounted)} is not counted: no formula for it "
+            "is known, so the FLOPs are those of the rest"
+        )
     unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
     return Profile(
         layers=tuple(layers),
@@ -234,15 +236,19 @@ def _with_data(
         readout=readout,
         degenerate=useless,
         thin=() if useless else (*repeated, *unseen_work),
-        warnings=(
-            *warnings,
-            *(f"degenerate calibration: {reason}" for reason in (*useless, *repeated)),
-            *unexercised_warning(work.unexercised),
-            *_uncounted_warning(work_per_example.uncounted),
-            *left_alone_warning(left_alone, found.total_params),
-        ),
+        warnings=(*warnings, *left_alone_warning(left_alone, found.total_params)),
         moments=sink.finish(),
     )
+
+
+def _return_freed_memory() -> None:
+    """Return memory that glibc keeps on the heap to the system.
+
+    After a pass over the data, the heap has gaps where activations were, and later tensors may not
+    fit in them. One call after the pass costs far less time than a release for each tensor.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _with_noise(
@@ -260,15 +266,6 @@ def _with_noise(
         together = [pair for both in zip(batches, noisy, strict=True) for pair in both]
         return together, ""  # still sorted by length
     return batches, "no token noise: the data are not token ids" if wanted else ""
-
-
-def _uncounted_warning(operators: Sequence[str]) -> tuple[str, ...]:
-    if not operators:
-        return ()
-    return (
-        f"the work of {listed(operators)} is not counted: no formula for it is known, so the FLOPs "
-        "are of the rest",
-    )
 
 
 def _stored_bytes(module: nn.Module) -> int:

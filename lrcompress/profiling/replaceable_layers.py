@@ -8,8 +8,10 @@ output changes, the network fails, or the stand-in is not called.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import nn
@@ -52,7 +54,7 @@ def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
     """
     layers = describe(module).layers
     with frozen(module):
-        run = _Run(module, few_examples(module, batch))
+        run = partial(output, partial(call, module, few_examples(module, batch)))
         plain = run()
         if isinstance(plain, Exception):
             return {}
@@ -68,18 +70,7 @@ def few_examples(module: nn.Module, batch: Batch) -> Batch:
     if not batch or batch_size(batch) <= EXAMPLES:
         return batch
     short = {name: tensor[:EXAMPLES] for name, tensor in batch.items()}
-    return batch if isinstance(output(lambda: call(module, short)), Exception) else short
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """The network's output on the example, with the same random numbers each time."""
-
-    module: nn.Module
-    batch: Batch
-
-    def __call__(self) -> object:
-        return output(lambda: call(self.module, self.batch))
+    return batch if isinstance(output(partial(call, module, short)), Exception) else short
 
 
 def _read_elsewhere(
@@ -127,9 +118,9 @@ def _problem(
         if spec.name
         for name, stand_in in stand_ins(module, spec).items()
     }
-    calls = dict.fromkeys(made, 0)
+    calls: Counter[str] = Counter()
     for name, (layer, stand_in) in made.items():
-        stand_in.on_call = _counting(calls, name)
+        stand_in.on_call = partial(_count, calls, name)
         replace_(module, name, share_hooks_(layer, stand_in.train(layer.training)))
     try:
         raw = run()
@@ -143,7 +134,7 @@ def _problem(
         return f"with another module in its place the model cannot be saved ({_named(saved)})"
     if any(calls[name] != called[name] for name in made):
         return (
-            "the model calls it by a reference of its own (in a list, a closure or a bound "
+            "the model calls it through another reference (in a list, a closure or a bound "
             "method), which a replacement would not change"
         )
     if not agree(raw, plain, slack=SLACK):
@@ -156,31 +147,19 @@ def _named(error: Exception) -> str:
     return f"{type(cause).__name__}: {one_line(cause)}"
 
 
-def _counting(calls: dict[str, int], name: str) -> Callable[[], None]:
-    def count() -> None:
-        calls[name] += 1
-
-    return count
+def _count(calls: Counter[str], name: str, *_: object) -> None:
+    calls[name] += 1
 
 
 def _called(
     module: nn.Module, layers: Sequence[LayerSpec], run: Callable[[], object]
-) -> dict[str, int]:
+) -> Counter[str]:
     """Return the number of calls of each layer in one run."""
-    calls = {name: 0 for spec in layers for name in (spec.name, *spec.tied)}
-
-    def counting(name: str) -> Callable[..., None]:
-        count = _counting(calls, name)
-        return lambda *_: count()
-
-    handles = [
-        module.get_submodule(name).register_forward_hook(counting(name), prepend=True)
-        for name in calls
-    ]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
+    calls: Counter[str] = Counter()
+    with torch.no_grad(), ExitStack() as hooks:
+        for name in (used for spec in layers for used in (spec.name, *spec.tied)):
+            hook = partial(_count, calls, name)
+            layer = module.get_submodule(name)
+            hooks.enter_context(layer.register_forward_hook(hook, prepend=True))
+        run()
     return calls

@@ -68,6 +68,12 @@ class SecondMoment:
         return self.diagonal if self.full is None else self.full.whole()
 
 
+def trace(moment: Tensor) -> Tensor:
+    """Return the trace of each group in float64: (g, k, k), or (g, k) for a diagonal, -> (g,)."""
+    diagonal = moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)
+    return diagonal.to(torch.float64).sum(-1)
+
+
 def _by_group(rows: Tensor) -> Tensor:
     """(e, g, t, k) -> (g, e t, k)."""
     return rows.transpose(0, 1).flatten(1, 2)

@@ -33,7 +33,7 @@ AFFORDABLE_FLOPS = 1e13  # a minute or two on two cores
 class TrialPlan:
     """The reference outputs and shares of the break-even rank, common to all layers' trials."""
 
-    judge: HeldOutDivergence
+    held_out: HeldOutDivergence
     shares: tuple[float, ...]  # of the break-even rank
 
 
@@ -102,7 +102,7 @@ def try_ranks(
         truncated = structure.build(layer, spec, factors, bias)
         replace_(module, spec.name, share_hooks_(layer, truncated))
         try:
-            measured = trials.judge.divergence(module)
+            measured = trials.held_out.divergence(module)
         finally:
             # the name now refers to the replacement, which this replaces by the layer
             replace_(module, spec.name, layer)

@@ -17,10 +17,11 @@ from torch import Tensor
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import listed
 from lrcompress.metrics import LayerMoments, Sensitivity
+from lrcompress.profiling.second_moment import trace
 
 CONSTANT = 1e-9  # share of the inputs' energy; a smaller variance is rounding
 ZERO_INPUTS = "its inputs are zero on all calibration data"
-ONE_INPUT = "it gets one and the same input on all calibration data"
+ONE_INPUT = "it gets the same input on all calibration data"
 NO_EFFECT = "the measured output does not change with it on the calibration data"
 DOUBTED = 0.1  # share of the compressible weights
 
@@ -30,7 +31,7 @@ def exercised(
 ) -> tuple[LayerMoments, str]:
     """Return the moments with missing ones filled in, and why they were missing ("": none were)."""
     per_example = moments.rows / max(moments.examples, 1)
-    energy = _trace(moments.input)  # (g,)
+    energy = trace(moments.input)  # (g,)
     dead = energy <= 0
     reason = ZERO_INPUTS if bool(dead.all()) else ""
     if not reason and _is_constant(spec, moments, energy, per_example):
@@ -44,21 +45,18 @@ def exercised(
     if not needs_sensitivity:
         return moments, reason
     found = moments.sensitivity
-    if found is not None and bool((_trace(found.input) > 0).any()):
+    if found is not None and bool((trace(found.input) > 0).any()):
         return moments, reason
     return replace(moments, sensitivity=_own_output(spec, moments, found)), reason or NO_EFFECT
 
 
 def unexercised_warning(layers: Mapping[str, str]) -> tuple[str, ...]:
     """Return one warning line for each reason. layers: name -> reason."""
-    lines = []
-    for reason in dict.fromkeys(layers.values()):
-        names = [name for name, own in layers.items() if own == reason]
-        lines.append(
-            f"{listed(names)}: {reason}, so that what compressing loses there cannot be measured; "
-            "give data that reach it, or --exclude it"
-        )
-    return tuple(lines)
+    return tuple(
+        f"{listed([name for name, own in layers.items() if own == reason])}: {reason}, so that "
+        "the loss of compressing it cannot be measured; give data that reach it, or --exclude it"
+        for reason in dict.fromkeys(layers.values())
+    )
 
 
 def unexercised_doubt(layers: Mapping[str, str], specs: Sequence[LayerSpec]) -> tuple[str, ...]:
@@ -67,10 +65,9 @@ def unexercised_doubt(layers: Mapping[str, str], specs: Sequence[LayerSpec]) -> 
     unseen = sum(spec.weight_params for spec in specs if spec.name in layers)
     if not whole or unseen < DOUBTED * whole:
         return ()
-    share = f"{unseen / whole:.0%}"
     return (
-        f"the calibration data do not show what {share} of the compressible weights do "
-        f"({listed(list(layers))})",
+        f"the calibration data do not show what {unseen / whole:.0%} of the compressible weights "
+        f"do ({listed(list(layers))})",
     )
 
 
@@ -112,9 +109,3 @@ def _with_identity(moment: Tensor, dead: Tensor, scale: float) -> Tensor:
     if moment.dim() == 3:
         return torch.where(dead[:, None, None], torch.diag(whole), moment)
     return torch.where(dead[:, None], whole, moment)
-
-
-def _trace(moment: Tensor) -> Tensor:
-    """Trace of each group in float64: (g,)."""
-    wide = moment.to(torch.float64)
-    return (wide if wide.dim() == 2 else wide.diagonal(dim1=-2, dim2=-1)).sum(-1)

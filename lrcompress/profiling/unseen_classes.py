@@ -10,8 +10,9 @@ the second moment of unseen inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -77,32 +78,23 @@ def _head(module: nn.Module, batches: Batches, outputs: Tensor) -> str | None:
     """The Linear layer whose output is the network's output, possibly before a softmax."""
     found: list[str] = []
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: object, output: Tensor) -> None:
-            if output.shape == outputs.shape and _is_same(output, outputs):
-                found.append(name)
+    def look(name: str, layer: nn.Module, args: object, output: Tensor) -> None:
+        if output.shape == outputs.shape and _is_same(output, outputs):
+            found.append(name)
 
-        return hook
-
-    handles = [
-        layer.register_forward_hook(look(name), prepend=True)
-        for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and layer.out_features == outputs.shape[-1]
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear) and layer.out_features == outputs.shape[-1]:
+                hook = partial(look, name)
+                hooks.enter_context(layer.register_forward_hook(hook, prepend=True))
         call(module, batches[0])
-    finally:
-        for handle in handles:
-            handle.remove()
     return found[-1] if found else None
 
 
 def _is_same(output: Tensor, outputs: Tensor) -> bool:
-    for form in (output, output.softmax(-1), output.log_softmax(-1)):
-        scale = max(float(outputs.abs().max()), 1e-30)
-        if float((form - outputs).abs().max()) <= TOLERANCE * scale:
-            return True
-    return False
+    scale = max(float(outputs.abs().max()), 1e-30)
+    forms = (output, output.softmax(-1), output.log_softmax(-1))
+    return any(float((form - outputs).abs().max()) <= TOLERANCE * scale for form in forms)
 
 
 def with_weight_prior(moments: LayerMoments, weight: Tensor, share: float) -> LayerMoments:
@@ -116,8 +108,7 @@ def with_weight_prior(moments: LayerMoments, weight: Tensor, share: float) -> La
     prior = rows.mT @ rows
     sensitivity = moments.sensitivity
     if sensitivity is not None and sensitivity.input.dim() == 3:
-        blended = _blend(sensitivity.input, prior, share)
-        sensitivity = replace(sensitivity, input=blended)
+        sensitivity = replace(sensitivity, input=_blend(sensitivity.input, prior, share))
     return replace(moments, input=_blend(moments.input, prior, share), sensitivity=sensitivity)
 
 

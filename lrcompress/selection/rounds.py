@@ -28,8 +28,7 @@ from lrcompress.planning.budget import Budget
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
-from lrcompress.profiling.profile import Profile
-from lrcompress.profiling.profile_readout import profile_readout
+from lrcompress.profiling.profile import Profile, profile_readout
 from lrcompress.progress import SILENT, Progress
 from lrcompress.selection.candidates import CANDIDATES, Candidate
 from lrcompress.selection.measurements import Measurements

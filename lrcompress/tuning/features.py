@@ -14,9 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from lrcompress.network.batches import MASK, Batch, batch_size
+from lrcompress.network.batches import MASK, Batch, batch_size, without_padding
 from lrcompress.network.call import call
-from lrcompress.network.padding import without_padding
 from lrcompress.network.readout import Readout
 
 Seen = list[list[Tensor]]  # for each watched module, the output of each call

@@ -116,7 +116,7 @@ def test_a_layer_whose_weight_is_read_elsewhere_stays(name: str) -> None:
     other, profiled, plan = compressed(module, batches)
     assert "first" not in plan.structures
     assert reason_of(profiled, "first") in (
-        f"{'Taker' if name == 'another module' else 'Pair'} reads its weight itself, beside or "
+        f"{'Taker' if name == 'another module' else 'Pair'} reads its weight directly, besides or "
         "instead of calling it",
         "the model's output changes with another module of the same function in its place",
     )
@@ -215,7 +215,7 @@ def test_a_buffer_that_shares_a_weights_memory_is_the_weight() -> None:
     module = low_rank_(Pair(lambda m, x: m.first(x) + x @ m.alias))
     module.register_buffer("alias", module.first.weight.data, persistent=False)
     profiled = lrcompress.profile(module, rows(WIDTH))  # no copy, in which they would part
-    assert "reads its weight itself" in reason_of(profiled, "first")
+    assert "reads its weight directly" in reason_of(profiled, "first")
 
 
 HARMLESS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -271,7 +271,7 @@ def test_a_table_that_is_read_elsewhere_stays(name: str) -> None:
     module = low_rank_(TiedByFunction(TIED[name]))
     batches = ids(50, 5)
     other, profiled, _ = compressed(module, batches)
-    assert "TiedByFunction reads its weight itself" in reason_of(profiled, "first")
+    assert "TiedByFunction reads its weight directly" in reason_of(profiled, "first")
     assert [layer.name for layer in profiled.layers] == ["second"]
     assert_same(module, other, batches[0])
 
@@ -304,7 +304,7 @@ def test_a_layer_whose_weight_a_hook_reads_stays(hook: Callable[[Any], None]) ->
     hook(module)
     batches = rows(WIDTH)
     other, profiled, _ = compressed(module, batches)
-    assert "reads its weight itself" in reason_of(profiled, "first")
+    assert "reads its weight directly" in reason_of(profiled, "first")
     assert_same(module, other, batches[0])
 
 
@@ -378,11 +378,11 @@ def _materialised() -> nn.Module:
 
 
 OWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "__call__": (lambda: OwnCall(WIDTH, WIDTH), "class OwnCall has a __call__ of its own"),
-    "_call_impl": (lambda: OwnCallImpl(WIDTH, WIDTH), "has a _call_impl of its own"),
+    "__call__": (lambda: OwnCall(WIDTH, WIDTH), "class OwnCall overrides __call__"),
+    "_call_impl": (lambda: OwnCallImpl(WIDTH, WIDTH), "overrides _call_impl"),
     "forward": (_patched, "its forward was replaced on this one module"),
     "_call_impl on the instance": (_patched_call, "its _call_impl was replaced on this one"),
-    "class": (_another_class, "class Swapped has a __call__ of its own"),
+    "class": (_another_class, "class Swapped overrides __call__"),
     "dynamic class": (_partial_on_a_dynamic_class, "Dynamic has no matrix form here"),
     "__getattr__": (lambda: OwnWeight(WIDTH, WIDTH), "computed from other parameters"),
 }
@@ -497,9 +497,9 @@ def _renamed_when_saved(module: Any) -> None:
 
 
 HELD: dict[str, tuple[Callable[[Any], None], str]] = {
-    "list": (_held_in_a_list, "calls it by a reference of its own"),
-    "bound method": (_bound, "Pair reads its weight itself"),
-    "closure": (_closed_over, "calls it by a reference of its own"),
+    "list": (_held_in_a_list, "calls it through another reference"),
+    "bound method": (_bound, "Pair reads its weight directly"),
+    "closure": (_closed_over, "calls it through another reference"),
     "class": (_told_by_class, "the model's output changes with another module"),
     "state hook": (_renamed_when_saved, "the model cannot be saved (KeyError"),
     "attribute": (_with_an_attribute, "the model fails (AttributeError"),
@@ -539,7 +539,7 @@ def test_a_compiled_function_is_watched_too() -> None:
     product = torch.compile(lambda x, weight: x @ weight, backend="eager")
     module = low_rank_(Pair(lambda m, x: m.first(x) + product(x, m.first.weight)))
     profiled = lrcompress.profile(module, rows(WIDTH))
-    assert "reads its weight itself" in reason_of(profiled, "first")
+    assert "reads its weight directly" in reason_of(profiled, "first")
 
 
 def test_a_layer_compiled_in_place_is_a_layer() -> None:

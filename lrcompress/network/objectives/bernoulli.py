@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lrcompress.network.objectives.objective import Objective, per_example
+from lrcompress.network.objectives.objective import PointwiseObjective
 from lrcompress.network.objectives.smoothing import sigmoid_probe
 
 
-class Bernoulli(Objective):
+class Bernoulli(PointwiseObjective):
     """D = sum over features of KL(sigmoid f || sigmoid g) in nats, for binary logits.
 
     Hessian diag(p (1 - p)) with p = sigmoid f. Probes are drawn from its mean over finite changes
@@ -19,20 +19,16 @@ class Bernoulli(Objective):
 
     name = "bernoulli"
 
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        f, g = dense.float(), other.float()
+    def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
         # D(f, g) = D(-f, -g). With f <= 0, no two values near one are subtracted
-        flip = torch.where(f > 0, -1.0, 1.0)
-        f, g = f * flip, g * flip
-        pointwise = functional.softplus(g) - functional.softplus(f) - torch.sigmoid(f) * (g - f)
-        return per_example(pointwise.sum(-1) * weights)
+        flip = torch.where(dense > 0, -1.0, 1.0)
+        f, g = dense * flip, other * flip
+        terms = functional.softplus(g) - functional.softplus(f) - torch.sigmoid(f) * (g - f)
+        return terms.sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         return sigmoid_probe(dense, weights, generator)
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
-        """Compare the sign of each feature."""
-        same = ((dense > 0) == (other > 0)).to(weights.dtype) * weights.unsqueeze(-1)
-        return float(same.sum()), float(weights.sum()) * dense.shape[-1]
+    def choices(self, outputs: Tensor) -> Tensor:
+        """Return the sign of each feature."""
+        return outputs > 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrcompress.network.objectives.objective import Objective, per_example, relative_entropy
+from lrcompress.network.objectives.objective import PointwiseObjective, relative_entropy
 from lrcompress.network.objectives.probabilities import FLOOR
 from lrcompress.network.objectives.smoothing import sigmoid_probe
 
 
-class BernoulliProbabilities(Objective):
+class BernoulliProbabilities(PointwiseObjective):
     """D = sum over features of KL(p || q) in nats between binary probabilities.
 
     Hessian diag(1 / (p + FLOOR) + 1 / (1 - p + FLOOR)), which is 1 / (p (1 - p)) but bounded.
@@ -20,10 +20,9 @@ class BernoulliProbabilities(Objective):
 
     name = "bernoulli-probabilities"
 
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        p, q = dense.float(), other.float()
-        pointwise = relative_entropy(p, q, FLOOR) + relative_entropy(1 - p, 1 - q, FLOOR)
-        return per_example(pointwise.sum(-1) * weights)
+    def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
+        yes = relative_entropy(dense, other, FLOOR)
+        return (yes + relative_entropy(1 - dense, 1 - other, FLOOR)).sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         p = dense.float().clamp(0, 1)
@@ -31,9 +30,6 @@ class BernoulliProbabilities(Objective):
         slope = 1 / (p + FLOOR) + 1 / (1 - p + FLOOR)  # of the logit by p
         return sigmoid_probe(logits, weights, generator) * slope
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
-        """Compare whether each feature's probability is above one half."""
-        same = ((dense > 0.5) == (other > 0.5)).to(weights.dtype) * weights.unsqueeze(-1)
-        return float(same.sum()), float(weights.sum()) * dense.shape[-1]
+    def choices(self, outputs: Tensor) -> Tensor:
+        """Return whether each feature's probability is above one half."""
+        return outputs > 0.5

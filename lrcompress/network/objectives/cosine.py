@@ -6,23 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lrcompress.network.objectives.objective import Objective
+from lrcompress.network.objectives.objective import PointwiseObjective, gaussian
 
 
-class Cosine(Objective):
+class Cosine(PointwiseObjective):
     """D = 1 - cos(f, g), for embeddings; Hessian (I - u u^T) / |f|^2 with u = f / |f|."""
 
     name = "cosine"
 
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        cosine = functional.cosine_similarity(dense.float(), other.float(), dim=-1)
-        distance = (1 - cosine) * weights
-        return distance.flatten(1).sum(1) if distance.dim() > 1 else distance
+    def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
+        return 1 - functional.cosine_similarity(dense, other, dim=-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         f = dense.float()
         norm = f.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         u = f / norm
-        z = torch.randn(f.shape, generator=generator, dtype=f.dtype).to(f.device)
+        z = gaussian(f, generator)
         v: Tensor = (z - u * (u * z).sum(-1, keepdim=True)) / norm * weights.unsqueeze(-1)
         return v

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 Reading = tuple[Tensor, Tensor]  # outputs (examples, *positions, features) and their weights
+Agreement = tuple[float, float]  # number of choices that are the same, and of all choices
 
 
 class Objective(ABC):
@@ -26,19 +27,38 @@ class Objective(ABC):
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         """Return v of the outputs' shape with E[v v^T] = Hessian of the divergence at `dense`."""
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
+    @abstractmethod
+    def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:
         """Return the number of choices that are the same in both outputs, and the number of all.
 
         None where the outputs make no choices (embeddings, regression).
         """
+
+
+class PointwiseObjective(Objective):
+    """An objective that compares each position of two outputs alone."""
+
+    @abstractmethod
+    def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
+        """Return the divergence at each position, without padding weights: (examples, *positions).
+
+        dense, other: float32.
+        """
+
+    def choices(self, outputs: Tensor) -> Tensor | None:
+        """Return what the outputs choose: (examples, *positions, choices); None: they do not."""
         return None
 
+    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+        weighted = self.pointwise(dense.float(), other.float()) * weights
+        return weighted.flatten(1).sum(1) if weighted.dim() > 1 else weighted
 
-def per_example(pointwise: Tensor) -> Tensor:
-    """Sum over positions: (examples, *positions) -> (examples,)."""
-    return pointwise.flatten(1).sum(1) if pointwise.dim() > 1 else pointwise
+    def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:
+        chosen, others = self.choices(dense), self.choices(other)
+        if chosen is None or others is None:
+            return None
+        same = torch.eq(chosen, others).to(weights.dtype) * weights.unsqueeze(-1)
+        return float(same.sum()), float(weights.sum()) * chosen.shape[-1]
 
 
 def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrcompress.network.objectives.objective import Objective, per_example, relative_entropy
+from lrcompress.network.objectives.objective import PointwiseObjective, relative_entropy
 from lrcompress.network.objectives.smoothing import softmax_probe
 
 FLOOR = 1e-7  # 1 + FLOOR differs from 1 in float32, and a softmax rarely returns less
 
 
-class Probabilities(Objective):
+class Probabilities(PointwiseObjective):
     """D = KL(p || q) in nats for probabilities that sum to one over the features.
 
     Hessian diag(1 / (p + FLOOR)) - 1 1^T on the simplex. Multiplied by the softmax's Jacobian on
@@ -21,17 +21,13 @@ class Probabilities(Objective):
 
     name = "probabilities"
 
-    def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        pointwise = relative_entropy(dense.float(), other.float(), FLOOR).sum(-1)
-        return per_example(pointwise * weights)
+    def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
+        return relative_entropy(dense, other, FLOOR).sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         p = dense.float().clamp_min(0) + FLOOR
         return softmax_probe(p.log(), weights, generator) / p
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
-        """Compare the most probable class at each position."""
-        same = (dense.argmax(-1) == other.argmax(-1)).to(weights.dtype) * weights
-        return float(same.sum()), float(weights.sum())
+    def choices(self, outputs: Tensor) -> Tensor:
+        """Return the most probable class at each position."""
+        return outputs.argmax(-1, keepdim=True)

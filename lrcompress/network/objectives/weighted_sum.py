@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrcompress.network.objectives.objective import Objective, Reading
+from lrcompress.network.objectives.objective import Agreement, Objective, Reading
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class WeightedSum(Objective):
         header = dense.new_zeros(len(dense), len(self.parts), dtype=drawn[0].dtype)
         return torch.cat([header, *drawn], 1)
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
+    def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:
         """Return the agreement, summed over the heads that make choices."""
         pairs = zip(
             self.parts, self._heads(dense, weights), self._heads(other, weights), strict=True
@@ -107,7 +105,5 @@ class Scaled(Objective):
         v: Tensor = self.weight**0.5 * self.of.probe(dense, weights, generator)
         return v
 
-    def agreement(
-        self, dense: Tensor, other: Tensor, weights: Tensor
-    ) -> tuple[float, float] | None:
+    def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:
         return self.of.agreement(dense, other, weights)

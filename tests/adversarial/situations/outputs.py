@@ -87,7 +87,7 @@ SITUATIONS = {
     "one_number": _row(lambda x, h, y: y, out=1, layers=2, says=("assumed",)),
     "one_number_squeezed": _row(lambda x, h, y: y.squeeze(-1), out=1, layers=2, says=("assumed",)),
     "unbounded": _row(lambda x, h, y: torch.exp(6 * y), tolerance=1e-2),
-    "huge_scale": _row(lambda x, h, y: y * 1e6, says=("a softmax would be certain",)),
+    "huge_scale": _row(lambda x, h, y: y * 1e6, says=("a softmax saturates",)),
     "tiny_scale": _row(lambda x, h, y: y * 1e-6, says=("the same output for all",)),
     "probabilities": _row(lambda x, h, y: (4 * y).softmax(-1)),
     "log_probabilities": _row(lambda x, h, y: (4 * y).log_softmax(-1)),

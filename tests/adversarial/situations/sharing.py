@@ -11,7 +11,7 @@ from torch.nn import functional
 from adversarial.situations.situation import Situation, features, tokens
 
 WIDTH, HIDDEN, OUT = 24, 48, 20
-READ = "reads its weight itself"
+READ = "reads its weight directly"
 SHARED = "its weight is shared by layers of other kinds"
 
 
@@ -224,6 +224,6 @@ SITUATIONS = {
     ),
     "slice_of_a_weight": Situation(Slices, x, 1, {"wide": READ}),
     "norm_as_output": Situation(Penalty, x, 1, {"first": READ}),
-    "layers_in_a_plain_list": Situation(Borrowed, x, 0, refused="a reference of its own"),
+    "layers_in_a_plain_list": Situation(Borrowed, x, 0, refused="through another reference"),
     "bound_forward": Situation(BoundMethod, x, 1, {"first.product": "reads its weight"}),
 }

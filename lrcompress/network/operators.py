@@ -1,10 +1,14 @@
-"""Names of operators that cost FLOPs for which there is no formula."""
+"""Watch the operators that PyTorch dispatches, and name those whose FLOPs are not counted."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Note = Callable[[Any, Sequence[Any], Mapping[str, Any], Any], None]
 
 # Parts of the names of torch's operators that compute products, factorisations or transforms
 _COSTLY = re.compile(
@@ -19,10 +23,29 @@ _CHEAP = (
 _TORCHS_OWN = ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional")
 
 
+class OperatorWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A context that calls `note(operator, args, kwargs, result)` after each operator."""
+
+    def __init__(self, note: Note) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._note = note
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._note(func, args, kwargs or {}, result)
+        return result
+
+
 def uncounted(seen: Iterable[Any], known: Iterable[Any]) -> tuple[str, ...]:
     """Return the names of the operators in `seen` that cost FLOPs and that no formula counts.
 
-    Operators registered by other libraries are assumed to cost FLOPs: nothing is known of them.
+    Operators registered by other libraries are assumed to cost FLOPs: their cost is unknown.
     """
     counted = set(known)
     names = []
