@@ -513,7 +513,7 @@ def test_outputs_take_the_names_of_the_field():
     [
         ({"x": torch.randn(2, 12)}, {}, "it takes: features"),
         ({"features": torch.randn(2, 13)}, {}, "fails on inputs features"),
-        ({"features": torch.randn(2, 12)}, {"opset": 19}, "opset 19 is not offered"),
+        ({"features": torch.randn(2, 12)}, {"opset": 19}, "opset 19 is not supported"),
         ({"features": torch.randn(2, 12)}, {"precision": "int4"}, "precision 'int4' is unknown"),
         ({"features": torch.randn(2, 12)}, {"dynamic": {"ids": {1: "n"}}}, "no input named 'ids'"),
         ({"features": torch.randn(2, 12)}, {"dynamic": {"features": {5: "n"}}}, "no axis 5"),
