@@ -277,6 +277,20 @@ def test_weights_keep_their_names(exported):
     assert {name for name, p in module.named_parameters() if p.dim() > 1} <= stored
 
 
+def test_parameter_with_the_suffix_of_a_transpose_keeps_its_name(tmp_path: Path):
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.T = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input @ self.T
+
+    module = nn.Sequential(Product()).eval()
+    export(module, {"input": torch.randn(2, 4)}, tmp_path / "m.onnx")
+    assert [t.name for t in onnx.load(tmp_path / "m.onnx").graph.initializer] == ["0.T"]
+
+
 def test_file_says_where_it_comes_from_but_not_on_which_machine(exported):
     _, path, _ = exported("bert")
     noted = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
