@@ -58,15 +58,14 @@ def _cuda_works() -> bool:
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
-@pytest.mark.parametrize("strict", [False, True])
 def test_gpu_session_never_falls_back_silently(
-    tmp_path: Path, provider: str, capfd: pytest.CaptureFixture[str], *, strict: bool
+    tmp_path: Path, provider: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if _cuda_works():
         pytest.skip("this machine has a working CUDA provider")
     capfd.readouterr()
     with pytest.raises(ProviderUnavailable, match="lrcompress doctor") as caught:
-        open_session(linear(tmp_path / "m.onnx"), provider, strict=strict)  # type: ignore[arg-type]
+        open_session(linear(tmp_path / "m.onnx"), provider)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")  # ONNX Runtime's own complaints stay inside
 
@@ -120,7 +119,6 @@ def test_only_nodes_that_compute_shapes_may_stay_on_the_cpu(tmp_path: Path) -> N
     assert report.compute_nodes_off("cpu") == ()
     off = [(node.name, node.operator) for node in report.compute_nodes_off("cuda")]
     assert off == [("row", "Reshape"), ("picked", "Gather"), ("", "Relu")]
-    json.dumps(report.to_json())
 
 
 def test_placement_needs_a_record(tmp_path: Path) -> None:
@@ -317,7 +315,7 @@ def test_nonsense_settings_are_refused(tmp_path: Path, settings: BenchSettings) 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     target = BenchTarget("m", linear(tmp_path / "m.onnx"))
-    with pytest.raises(DataError, match="name of its own"):
+    with pytest.raises(DataError, match="under a different name"):
         bench([target, target], QUICK)
 
 

@@ -277,6 +277,20 @@ def test_weights_keep_their_names(exported):
     assert {name for name, p in module.named_parameters() if p.dim() > 1} <= stored
 
 
+def test_parameter_with_the_suffix_of_a_transpose_keeps_its_name(tmp_path: Path):
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.T = nn.Parameter(torch.randn(4, 3))
+
+        def forward(self, input: Tensor) -> Tensor:
+            return input @ self.T
+
+    module = nn.Sequential(Product()).eval()
+    export(module, {"input": torch.randn(2, 4)}, tmp_path / "m.onnx")
+    assert [t.name for t in onnx.load(tmp_path / "m.onnx").graph.initializer] == ["0.T"]
+
+
 def test_file_says_where_it_comes_from_but_not_on_which_machine(exported):
     _, path, _ = exported("bert")
     noted = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
@@ -513,7 +527,7 @@ def test_outputs_take_the_names_of_the_field():
     [
         ({"x": torch.randn(2, 12)}, {}, "it takes: features"),
         ({"features": torch.randn(2, 13)}, {}, "fails on inputs features"),
-        ({"features": torch.randn(2, 12)}, {"opset": 19}, "opset 19 is not offered"),
+        ({"features": torch.randn(2, 12)}, {"opset": 19}, "opset 19 is not supported"),
         ({"features": torch.randn(2, 12)}, {"precision": "int4"}, "precision 'int4' is unknown"),
         ({"features": torch.randn(2, 12)}, {"dynamic": {"ids": {1: "n"}}}, "no input named 'ids'"),
         ({"features": torch.randn(2, 12)}, {"dynamic": {"features": {5: "n"}}}, "no axis 5"),

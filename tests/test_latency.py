@@ -15,9 +15,14 @@ from torch import nn
 
 from lrcompress.errors import DataError, ExportError
 from lrcompress.export import calibrate
-from lrcompress.export.calibrate import CalibrationSettings, calibrate_latency
+from lrcompress.export.calibrate import (
+    CalibrationSettings,
+    calibrate_latency,
+    linear_layer,
+    not_timed,
+    structures_to_time,
+)
 from lrcompress.export.forms import FormChoice, choose_forms_, forms_of, use_form_
-from lrcompress.export.latency_grid import linear_layer, not_timed, structures_to_time
 from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.layers import describe
 from lrcompress.metrics import Whitening
@@ -269,7 +274,7 @@ def test_structures_of_other_layers_are_named_as_not_timed(tmp_path: Path) -> No
     record = json.loads(result.stdout)
     assert set(record) == {"file", "machine", "measurements", "not_timed"}
     assert set(record["not_timed"]) == {"tucker2", "monarch"}
-    assert "not timed: tucker2 (it stands for conv1d, conv2d" in result.stderr
+    assert "not timed: tucker2 (it replaces conv1d, conv2d" in result.stderr
     assert {it.structure for it in load_table(output).measurements} == {"low_rank"}
 
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-_HAS_ATTENTION = 23
-
 
 def attention_translation(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the custom translation table for torch.onnx, whose own translation requires 4 axes."""
@@ -36,6 +34,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
+    from onnx_ir.tensor_adapters import to_torch_dtype
     from onnxscript import opset18 as op
 
     if dropout_p:
@@ -43,7 +42,7 @@ def _attention(
     rank = len(query.shape)
     if scale is None:
         scale = 1.0 / sqrt(query.shape[-1])
-    if opset >= _HAS_ATTENTION and rank == 4:
+    if opset >= 23 and rank == 4:
         from onnxscript import opset23
 
         return opset23.Attention(
@@ -64,7 +63,7 @@ def _attention(
         probabilities = op.Softmax(op.Add(scores, mask), axis=-1)
         safe = op.Where(op.IsNaN(probabilities), op.CastLike(0.0, query), probabilities)
         return op.MatMul(safe, value)
-    lowest = torch.finfo(_TORCH_DTYPES[query.dtype.name]).min
+    lowest = torch.finfo(to_torch_dtype(query.dtype)).min
     bias = op.Where(mask, op.CastLike(0.0, query), op.CastLike(lowest, query))
     attended = op.MatMul(op.Softmax(op.Add(scores, bias), axis=-1), value)
     if is_causal:  # every position sees itself
@@ -72,14 +71,6 @@ def _attention(
     # In float32, because ONNX Runtime has no bfloat16 ReduceMax on CUDA
     any_key = op.ReduceMax(op.Cast(mask, to=1), op.Constant(value_ints=[-1]), keepdims=1)
     return op.Mul(attended, op.CastLike(any_key, query))  # (..., t, v)
-
-
-_TORCH_DTYPES = {
-    "FLOAT": torch.float32,
-    "FLOAT16": torch.float16,
-    "BFLOAT16": torch.bfloat16,
-    "DOUBLE": torch.float64,
-}
 
 
 def _causal(op: Any, query: Any, key: Any) -> Any:

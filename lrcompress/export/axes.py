@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -19,8 +19,8 @@ from lrcompress.export.axis_groups import AxisGroup, find_groups
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, Axes
 from lrcompress.export.axis_probe import Axis, Probe, unchanged_buffers
 from lrcompress.export.axis_range import find_range
-from lrcompress.export.graph_axes import AS_ASKED, GraphAxes, NamedAxes, is_length, notes_on
-from lrcompress.network.batches import Batch
+from lrcompress.export.graph_axes import AS_REQUESTED, GraphAxes, NamedAxes, is_length, notes_on
+from lrcompress.network.batches import Batch, batch_size
 
 _LARGEST_TABLE = 4096  # most rows of a table of positions that is tried as a limit
 _TABLES_TRIED = 6
@@ -45,7 +45,7 @@ def find_axes(module: nn.Module, batch: Batch, request: AxisRequest | None = Non
     """
     request = request or AxisRequest()
     _check_named(batch, request.dynamic, "dynamic")
-    _check_named(batch, {name: dict.fromkeys(a, "") for name, a in request.fixed.items()}, "fixed")
+    _check_named(batch, request.fixed, "fixed")
     _check_examples(batch)
     with unchanged_buffers(module):
         probe = Probe(module, batch)
@@ -59,14 +59,14 @@ def find_axes(module: nn.Module, batch: Batch, request: AxisRequest | None = Non
     return GraphAxes(probe.network, ranks, named, notes)
 
 
-def _check_named(batch: Batch, axes: Axes, kind: str) -> None:
-    for name, asked in axes.items():
+def _check_named(batch: Batch, axes: Mapping[str, Iterable[int]], kind: str) -> None:
+    for name, requested in axes.items():
         if name not in batch:
             raise ExportError(
                 f"{kind} axes: no input named {name!r}; the inputs are {', '.join(batch)}"
             )
-        for axis in asked:
-            rank = batch[name].dim()
+        rank = batch[name].dim()
+        for axis in requested:
             if not 0 <= axis < rank:
                 raise ExportError(
                     f"{kind} axes: {name} has {rank} axes, there is no axis {axis}; "
@@ -89,12 +89,12 @@ def _check_examples(batch: Batch) -> None:
 
 def _rows(probe: Probe, batch: Batch) -> AxisGroup:
     axes = tuple((name, 0) for name in batch)
-    found = find_range(lambda rows: probe.failure({}, rows), probe.rows)
-    own = next(iter(batch.values())).shape[0]
-    if isinstance(found, str):
-        return AxisGroup(axes, probe.rows, None, found)
-    reason = "" if found.least == 1 else (probe.failure({}, 1) or "")
-    return AxisGroup(axes, own, found, reason)
+    found, reason = find_range(lambda rows: probe.failure({}, rows), probe.rows)
+    if found is None:
+        return AxisGroup(axes, probe.rows, None, reason)
+    if found.least > 1:
+        reason = probe.failure({}, 1) or ""
+    return AxisGroup(axes, batch_size(batch), found, reason)
 
 
 def _tables(module: nn.Module) -> list[int]:
@@ -114,37 +114,31 @@ def _named(
 ) -> Iterator[NamedAxes]:
     taken: set[str] = set()
     for group in groups:
-        asked = [
-            label for name, axis in group.axes if (label := _asked(request, name, axis)) is not None
-        ]
-        name = next((label for label in asked if label), "") or _name(group, batch, taken)
-        taken.add(name)
+        dynamic = [(name, a) for name, a in group.axes if a in request.dynamic.get(name, {})]
+        labels = (request.dynamic[name][axis] for name, axis in dynamic)
+        label = next(filter(None, labels), "") or _name(group, batch, taken)
+        taken.add(label)
         fixed = next((axis for axis in group.axes if _to_be_fixed(request, batch, axis)), None)
-        if asked and fixed is not None:
+        if dynamic and fixed is not None:
             raise ExportError(
-                f"axis {fixed[1]} of {fixed[0]} is asked to be dynamic and fixed at once; "
+                f"axis {fixed[1]} of {fixed[0]} is requested to be both dynamic and fixed; "
                 "its size is that of every axis that is coupled with it: leave one of them out"
             )
-        if asked and group.range is None:
-            where, axis = next((n, a) for n, a in group.axes if _asked(request, n, a) is not None)
+        if dynamic and group.range is None:
+            name, axis = dynamic[0]
             raise ExportError(
-                f"dynamic axes: {network} takes axis {axis} of {where} in size {group.size} only "
+                f"dynamic axes: {network} takes axis {axis} of {name} in size {group.size} only "
                 f"({group.reason}); leave it out of the dynamic axes"
             )
-        why = AS_ASKED if fixed is not None else ""
+        why = AS_REQUESTED if fixed is not None else ""
         if group.range is None:
             why = group.reason
-        yield NamedAxes(name, group, bool(asked), why)
-
-
-def _asked(request: AxisRequest, name: str, axis: int) -> str | None:
-    return request.dynamic.get(name, {}).get(axis)
+        yield NamedAxes(label, group, bool(dynamic), why)
 
 
 def _to_be_fixed(request: AxisRequest, batch: Batch, axis: Axis) -> bool:
-    if axis[1] in request.fixed.get(axis[0], ()):
-        return True
-    return request.static_sequence and is_length(batch, axis)
+    named = axis[1] in request.fixed.get(axis[0], ())
+    return named or (request.static_sequence and is_length(batch, axis))
 
 
 def _name(group: AxisGroup, batch: Batch, taken: set[str]) -> str:
@@ -154,12 +148,9 @@ def _name(group: AxisGroup, batch: Batch, taken: set[str]) -> str:
     if axis == 0:
         return BATCH
     if lengths:
-        return SEQUENCE if SEQUENCE not in taken else f"{_word(lengths[0])}_{SEQUENCE}"
+        name = SEQUENCE if SEQUENCE not in taken else f"{lengths[0]}_{SEQUENCE}"
+        return re.sub(r"\W", "_", name)
     side = {2: "height", 3: "width"}.get(axis, "")
     if batch[first].dim() == 4 and side and side not in taken and len(group.axes) == 1:
         return side
-    return f"{_word(first)}_{axis}"
-
-
-def _word(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    return re.sub(r"\W", "_", f"{first}_{axis}")

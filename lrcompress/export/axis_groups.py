@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,14 +20,14 @@ class AxisGroup:
     axes: tuple[Axis, ...]
     size: int  # in the example
     range: AxisRange | None  # None: no other size works
-    reason: str = ""  # why no other size works
+    reason: str  # why no other size works, or why size 1 does not
 
 
 def find_groups(probe: Probe, axes: Sequence[Axis], tables: Sequence[int]) -> list[AxisGroup]:
     """Partition `axes` into groups. Only axes of the same size in the example can be coupled."""
-    by_size: dict[int, list[Axis]] = {}
+    by_size: dict[int, list[Axis]] = defaultdict(list)
     for name, axis in axes:
-        by_size.setdefault(probe.batch[name].shape[axis], []).append((name, axis))
+        by_size[probe.batch[name].shape[axis]].append((name, axis))
     found: list[AxisGroup] = []
     for size, alike in by_size.items():
         whole = _moved(probe, tuple(alike), size, tables)
@@ -43,10 +44,7 @@ def _moved(probe: Probe, axes: tuple[Axis, ...], size: int, tables: Sequence[int
     def fails(new: int) -> str | None:
         return probe.failure(dict.fromkeys(axes, new))
 
-    found = find_range(fails, size, tables)
-    if isinstance(found, str):
-        return AxisGroup(axes, size, None, found)
-    return AxisGroup(axes, size, found)
+    return AxisGroup(axes, size, *find_range(fails, size, tables))
 
 
 def _parts(

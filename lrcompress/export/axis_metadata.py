@@ -74,18 +74,18 @@ def fixed_axes(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None
 
 def malformed(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Return the keys that are present but malformed, and therefore ignored."""
-    meant: dict[str, Callable[[Any], bool]] = {
+    checks: dict[str, Callable[[Any], bool]] = {
         LIMITS: _is_pair,
         STEPS: _is_size,
         SIZES: _is_size,
         FIXED: lambda axes: isinstance(axes, list),
     }
-    wrong = []
-    for key, makes_sense in meant.items():
-        held = _object(metadata, key)
-        if PREFIX + key in metadata and (held is None or not all(map(makes_sense, held.values()))):
-            wrong.append(key)
-    return tuple(wrong)
+    found = {key: _object(metadata, key) for key in checks if PREFIX + key in metadata}
+    return tuple(
+        key
+        for key, values in found.items()
+        if values is None or not all(map(checks[key], values.values()))
+    )
 
 
 def _object(metadata: Mapping[str, str], key: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
-from lrcompress.export.forward import NamedForward
+from lrcompress.export.forward import example_refused
 from lrcompress.export.parity_inputs import redrawn
-from lrcompress.export.precision import cast_copy
+from lrcompress.export.precision import float32_forward
 from lrcompress.export.tracing import quiet
 from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch, batch_size
@@ -33,9 +34,7 @@ class Probe:
     def __init__(self, module: nn.Module, batch: Batch) -> None:
         self.network = type(module).__name__
         self.batch = {name: tensor.detach().cpu() for name, tensor in batch.items()}
-        self._forward = NamedForward(
-            cast_copy(module, "fp32"), list(batch), torch.float32, keep_io=True
-        ).eval()
+        self._forward = float32_forward(module, batch)
         self._tried: dict[tuple[int, frozenset[tuple[Axis, int]]], str | None] = {}
         self.rows, self._base = self._start()
 
@@ -55,24 +54,23 @@ class Probe:
         together = self._different_rows()
         if self.failure({}, 1) is not None or self.failure({}, self.rows) is not None:
             return False
-        each = [
-            {name: t[row : row + 1] for name, t in together.items()} for row in range(self.rows)
-        ]
         try:
             whole, again = self._run(together), self._run(together, seed=1)
-            alones = [self._run(one) for one in each]
+            single = [
+                self._run({name: t[row : row + 1] for name, t in together.items()})
+                for row in range(self.rows)
+            ]
         except Exception:  # the network's own code, on rows that are not in the data
             return False
         if not all(_close(whole[name], again[name]) for name in whole):
             return False
-        for row, alone in enumerate(alones):
-            for name, output in whole.items():
-                by_row = output.dim() > 0 and len(output) == self.rows
-                if not by_row or alone[name].shape != output[row : row + 1].shape:
-                    continue
-                if not _close(alone[name], output[row : row + 1]):
-                    return True
-        return False
+        return any(
+            alone[name].shape == output[row : row + 1].shape
+            and not _close(alone[name], output[row : row + 1])
+            for row, alone in enumerate(single)
+            for name, output in whole.items()
+            if output.dim() > 0 and len(output) == self.rows
+        )
 
     def _start(self) -> tuple[int, Outputs]:
         own = batch_size(self.batch)
@@ -88,11 +86,7 @@ class Probe:
                 raise ExportError(f"{self.network} returns no tensor; wrap its forward")
             return rows, outputs
         assert cause is not None
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.batch.items())
-        raise ExportError(
-            f"{self.network} fails on inputs {shapes}: {one_line(cause, 300)}; "
-            "give an example batch that it accepts"
-        ) from cause
+        raise example_refused(self.network, self.batch, cause) from cause
 
     def _failure(self, moved: Mapping[Axis, int], rows: int) -> str | None:
         try:
@@ -102,15 +96,15 @@ class Probe:
         for name, base in self._base.items():
             if name not in outputs:
                 return f"output {name} is missing"
-            reason = _odd(outputs[name], base, rows, self.rows)
-            if reason is not None:
-                return f"output {name} {reason}"
+            fault = _fault(outputs[name], base, rows, self.rows)
+            if fault is not None:
+                return f"output {name} {fault}"
         return None
 
     def _drawn(self, moved: Mapping[Axis, int], rows: int) -> Batch:
-        sizes: dict[str, dict[int, int]] = {}
+        sizes: dict[str, dict[int, int]] = defaultdict(dict)
         for (name, axis), size in moved.items():
-            sizes.setdefault(name, {})[axis] = size
+            sizes[name][axis] = size
         picked = torch.arange(rows) % batch_size(self.batch)
         return redrawn(self.batch, picked, sizes, torch.Generator().manual_seed(0))
 
@@ -146,7 +140,7 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
                     buffer.copy_(kept)
 
 
-def _odd(output: Tensor, base: Tensor, rows: int, base_rows: int) -> str | None:
+def _fault(output: Tensor, base: Tensor, rows: int, base_rows: int) -> str | None:
     """Return what is wrong with an output, although no exception was raised; None if it is fine."""
     shape, was = tuple(output.shape), tuple(base.shape)
     if len(shape) != len(was):

@@ -47,50 +47,36 @@ class AxisRange:
         return f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
 
 
-def find_range(fails: Fails, own: int, tables: Sequence[int] = ()) -> AxisRange | str:
-    """Return the range of sizes around `own` that work, or the reason why no other size works.
+def find_range(fails: Fails, own: int, tables: Sequence[int] = ()) -> tuple[AxisRange | None, str]:
+    """Return the range of sizes around `own` that work; None and a reason if no other size works.
 
     It is assumed that every size between two working sizes works too, in the same steps.
 
     tables: candidates for the largest size, such as the rows of a table of positions.
     """
-    for step in _steps(own):
-        up = all(fails(own + k * step) is None for k in range(1, _near(step) + 1))
-        down = not up and own > step and _all_below(fails, own, step)
+    # A step divides every working size, including `own`.
+    steps = [step for step in range(1, min(own, _LARGEST_STEP) + 1) if own % step == 0]
+    for step in steps[:_STEPS_TRIED]:
+        near = range(step, (_near(step) + 1) * step, step)  # distances of neighbouring sizes
+        up = all(fails(own + k) is None for k in near)
+        down = not up and own > step and all(fails(own - k) is None for k in near if k < own)
         if not up and not down:
             continue
         half = own // 2 // step * step
         far = (half or step) if half < own else own  # distant sizes have to work too
         if fails(far) is not None and fails(2 * own) is not None:
             break
-        least = _least(fails, far if fails(far) is None else own, step)
-        return AxisRange(least, own if down else _most(fails, own, step, tables), step)
-    return _why_not(fails, own)
-
-
-def _steps(own: int) -> list[int]:
-    """Return the candidate steps: a step divides every working size, including `own`."""
-    limit = min(own, _LARGEST_STEP)
-    return [step for step in range(1, limit + 1) if own % step == 0][:_STEPS_TRIED]
+        works = far if fails(far) is None else own
+        least = step if fails(step) is None else _limit(fails, step, works // step, 1)
+        return AxisRange(least, own if down else _most(fails, own, step, tables), step), ""
+    for size in (own + 1, own - 1, own + 2, 2 * own):
+        if size >= 1 and (reason := fails(size)) is not None:
+            return None, f"at {size}: {reason}"
+    return None, f"only sizes next to {own} work"
 
 
 def _near(step: int) -> int:
     return _CONFIRMED if step == 1 else _CONFIRMED - 1
-
-
-def _all_below(fails: Fails, own: int, step: int) -> bool:
-    sizes = [size for k in range(1, _near(step) + 1) if (size := own - k * step) >= 1]
-    return all(fails(size) is None for size in sizes)
-
-
-def _least(fails: Fails, works: int, step: int) -> int:
-    if fails(step) is None:
-        return step
-    low, high = 1, works // step  # in units of `step`: low fails, high works
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fails(middle * step) is None else (middle, high)
-    return high * step
 
 
 def _most(fails: Fails, own: int, step: int, tables: Sequence[int]) -> int | None:
@@ -101,19 +87,19 @@ def _most(fails: Fails, own: int, step: int, tables: Sequence[int]) -> int | Non
         if fails(size + step) is None:
             works = size + step
             continue
-        low, high = works // step, size // step + 1  # in units of `step`: low works, high fails
-        for close in (high - 1, high - 2, high - 3):  # some tables start at their third row
-            if close > low and fails(close * step) is None:
-                return close * step
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fails(middle * step) is None else (low, middle)
-        return low * step
+        for close in (size, size - step, size - 2 * step):  # some tables start at their third row
+            if close > works and fails(close) is None:
+                return close
+        return _limit(fails, step, works // step, size // step + 1)
     return None
 
 
-def _why_not(fails: Fails, own: int) -> str:
-    for size in (own + 1, own - 1, own + 2, 2 * own):
-        if size >= 1 and (reason := fails(size)) is not None:
-            return f"at {size}: {reason}"
-    return f"only sizes next to {own} work"
+def _limit(fails: Fails, step: int, works: int, breaks: int) -> int:
+    """Return the last size that works between two, which are given in units of `step`."""
+    while abs(works - breaks) > 1:
+        middle = (works + breaks) // 2
+        if fails(middle * step) is None:
+            works = middle
+        else:
+            breaks = middle
+    return works * step

@@ -9,10 +9,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lrcompress.errors import DataError
 from lrcompress.export.bench_report import (
@@ -23,20 +21,12 @@ from lrcompress.export.bench_report import (
     Latency,
     Ratio,
 )
-from lrcompress.export.bench_sizes import TimedGraph, cells_to_time, file_axes
+from lrcompress.export.bench_sizes import Cell, TimedGraph, cells_to_time, file_axes
 from lrcompress.export.memory import PeakMemory, peak_memory
-from lrcompress.export.random_feeds import (
-    Feed,
-    GraphInput,
-    InputMaker,
-    graph_inputs,
-    id_limits,
-    make_feed,
-)
+from lrcompress.export.random_feeds import Feed, InputMaker, graph_inputs, id_limits, make_feed
 from lrcompress.export.session import (
     EXECUTION_PROVIDERS,
     ProviderName,
-    Session,
     file_bytes,
     onnxruntime_for,
     open_session,
@@ -48,17 +38,6 @@ from lrcompress.progress import SILENT, Progress
 __all__ = ["BenchReport", "BenchSettings", "BenchTarget", "bench", "device_name"]
 
 DEFAULTS = BenchSettings()
-
-
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    target: BenchTarget
-    session: Session
-    graph: TimedGraph
-
-    @property
-    def inputs(self) -> tuple[GraphInput, ...]:
-        return self.graph.inputs
 
 
 def bench(
@@ -80,31 +59,31 @@ def bench(
     """
     _check(targets, settings)
     opened = [_open(target, settings) for target in targets]
-    cells = cells_to_time([one.graph for one in opened], settings)
+    cells = cells_to_time(opened, settings)
     latencies: list[Latency] = []
     ratios: list[Ratio] = []
     with progress.stage("bench", len(cells) * (settings.runs + settings.warmup)) as step:
-        for batch, length in cells:
-            feeds = [_feed(one, batch, length, settings, input_maker) for one in opened]
+        for cell in cells:
+            batch, length = cell
+            feeds = [_feed(one, cell, settings.seed, input_maker) for one in opened]
             calls = [
-                timed_call(one.target.name, one.session, feed, settings.provider)
+                timed_call(one.name, one.session, feed, settings.provider)
                 for one, feed in zip(opened, feeds, strict=True)
             ]
             times_ms = take_turns(
                 calls, runs=settings.runs, warmup=settings.warmup, advance=step.advance
             )  # (targets, runs)
             rows = batch * (length or 1)
-            latencies += [
-                _latency(one.target.name, batch, length, rows, times)
-                for one, times in zip(opened, times_ms, strict=True)
-            ]
-            ratios += [
-                _ratio(one, opened[0], (batch, length), times, times_ms[0], settings.seed)
-                for one, times in zip(opened[1:], times_ms[1:], strict=True)
-            ]
+            for one, times in zip(opened, times_ms, strict=True):
+                p50_ms, p90_ms = map(float, np.percentile(times, (50, 90)))
+                per_s = rows / p50_ms * 1e3
+                latencies.append(Latency(one.name, batch, length, p50_ms, p90_ms, per_s))
+                if one is not opened[0]:
+                    ratio = latency_ratio(times, times_ms[0], seed=settings.seed)
+                    ratios.append(Ratio(one.name, opened[0].name, batch, length, *ratio))
     largest = max(cells, key=lambda cell: cell[0] * (cell[1] or 1))
     footprints = tuple(
-        _footprint(one, _feed(one, *largest, settings, input_maker), settings) for one in opened
+        _footprint(one, _feed(one, largest, settings.seed, input_maker), settings) for one in opened
     )
     return BenchReport(
         provider=settings.provider,
@@ -134,7 +113,7 @@ def device_name(provider: ProviderName) -> str:
 def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
     names = [target.name for target in targets]
     if not targets or len(set(names)) != len(names):
-        raise DataError("bench: give at least one model, each under a name of its own")
+        raise DataError("bench: give at least one model, each under a different name")
     for name, values in (("batches", settings.batches), ("lengths", settings.lengths)):
         if values is not None and (not values or min(values) < 1):
             raise DataError(f"bench: {name} must be whole numbers from 1; got {values}")
@@ -142,52 +121,26 @@ def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
         raise DataError(f"bench: runs must be at least 1 and warmup 0; got {settings}")
 
 
-def _open(target: BenchTarget, settings: BenchSettings) -> _Opened:
+def _open(target: BenchTarget, settings: BenchSettings) -> TimedGraph:
     session = open_session(target.path, settings.provider, threads=settings.threads, fastest=True)
     known = file_axes(target.path)
     inputs = graph_inputs(session.get_inputs(), id_limits(target.path), known)
-    return _Opened(target, session, TimedGraph(target.name, inputs, known))
+    return TimedGraph(target.name, target.path, session, inputs, known)
 
 
-def _feed(
-    one: _Opened, batch: int, length: int | None, settings: BenchSettings, maker: InputMaker | None
-) -> Feed:
+def _feed(one: TimedGraph, cell: Cell, seed: int, maker: InputMaker | None) -> Feed:
     if maker is None:
-        return make_feed(one.inputs, batch, length, settings.seed)
-    feed = maker(one.inputs, batch, length)
+        return make_feed(one.inputs, *cell, seed)
+    feed = maker(one.inputs, *cell)
     missing = [given.name for given in one.inputs if given.name not in feed]
     if missing:
-        raise DataError(f"{one.target.name}: the given inputs lack {missing[0]}; add it")
+        raise DataError(f"{one.name}: the given inputs lack {missing[0]}; add it")
     return {given.name: feed[given.name].astype(given.dtype) for given in one.inputs}
 
 
-def _latency(
-    name: str, batch: int, length: int | None, rows: int, times_ms: NDArray[np.float64]
-) -> Latency:
-    p50_ms, p90_ms = (float(value) for value in np.percentile(times_ms, (50, 90)))
-    return Latency(name, batch, length, p50_ms, p90_ms, rows / p50_ms * 1e3)
-
-
-def _ratio(
-    one: _Opened,
-    reference: _Opened,
-    cell: tuple[int, int | None],
-    times_ms: NDArray[np.float64],
-    reference_ms: NDArray[np.float64],
-    seed: int,
-) -> Ratio:
-    ratio, low, high = latency_ratio(times_ms, reference_ms, seed=seed)
-    return Ratio(one.target.name, reference.target.name, *cell, ratio, low, high)
-
-
-def _footprint(one: _Opened, feed: Feed, settings: BenchSettings) -> Footprint:
+def _footprint(one: TimedGraph, feed: Feed, settings: BenchSettings) -> Footprint:
     peak = PeakMemory(None, None)
     if settings.measure_memory:
-        peak = peak_memory(one.target.path, settings.provider, feed, threads=settings.threads)
-    return Footprint(
-        one.target.name,
-        str(one.target.path),
-        file_bytes(one.target.path),
-        peak.resident_bytes,
-        peak.device_bytes,
-    )
+        peak = peak_memory(one.path, settings.provider, feed, threads=settings.threads)
+    size = file_bytes(one.path)
+    return Footprint(one.name, str(one.path), size, peak.resident_bytes, peak.device_bytes)

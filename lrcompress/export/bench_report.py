@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ class BenchReport:
     latencies: tuple[Latency, ...]
     ratios: tuple[Ratio, ...]  # each other target against the first
     footprints: tuple[Footprint, ...]
-    schema_version: int = field(default=SCHEMA_VERSION)
+    schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = to_json(self)

@@ -11,20 +11,23 @@ from lrcompress.errors import DataError
 from lrcompress.export.axis_metadata import BATCH, SEQUENCE, KnownAxis, known_axes
 from lrcompress.export.axis_range import AxisRange
 from lrcompress.export.bench_report import BenchSettings
-from lrcompress.export.random_feeds import GraphInput, has_free_length
+from lrcompress.export.random_feeds import MOST_INPUT, GraphInput, has_free_length
+from lrcompress.export.session import Session
 from lrcompress.messages import label
 
 Cell = tuple[int, int | None]  # batch, length
+Sizes = tuple[int, ...]
 
-_MOST_VALUES = 2**27  # of one input: half a gigabyte in float32
 _BATCHES, _LENGTHS = (1, 8), (128,)  # defaults
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimedGraph:
-    """The inputs and known axes of a graph to time."""
+    """A graph to time, in its session."""
 
     name: str
+    path: Path
+    session: Session
     inputs: tuple[GraphInput, ...]
     known: Mapping[str, KnownAxis]
 
@@ -60,40 +63,38 @@ def cells_to_time(graphs: Sequence[TimedGraph], settings: BenchSettings) -> list
 def _refuse_huge(graph: TimedGraph) -> None:
     """Raise DataError if the sizes in the file, which are untrusted, give too large an input."""
     for given in graph.inputs:
-        if prod(size for size in given.shape if isinstance(size, int)) > _MOST_VALUES:
+        if prod(size for size in given.shape if isinstance(size, int)) > MOST_INPUT:
             shape = " x ".join(str(size) for size in given.shape)
             raise DataError(
                 f"{graph.name}: its input {label(given.name)} would be {shape}, more than "
-                f"{_MOST_VALUES:,} values; export it with smaller data"
+                f"{MOST_INPUT:,} values; export it with smaller data"
             )
 
 
-def _sizes(
-    graphs: Sequence[TimedGraph], axis: str, asked: tuple[int, ...] | None, usual: tuple[int, ...]
-) -> tuple[int, ...]:
+def _sizes(graphs: Sequence[TimedGraph], axis: str, requested: Sizes | None, usual: Sizes) -> Sizes:
     limits = [  # a decoder's sequence axis has its own name, and gets the same length here
         (graph.name, one.range)
         for graph in graphs
         for name, one in graph.known.items()
         if name.endswith(axis)
     ]
-    for name, taken in limits:
-        for size in asked or ():
-            if size not in taken:
+    for name, accepted in limits:
+        for size in requested or ():
+            if size not in accepted:
                 raise DataError(
-                    f"{name}: takes a {axis} of {taken}, not of {size}; "
-                    f"bench with {taken.nearest(size)}"
+                    f"{name}: takes a {axis} of {accepted}, not of {size}; "
+                    f"bench with {accepted.nearest(size)}"
                 )
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     fixed = next((g.fixed_batch for g in graphs if g.fixed_batch), None) if axis == BATCH else None
     if fixed is not None:
         return (fixed,)
     shared = AxisRange()
-    for _, taken in limits:
-        shared = shared.intersection(taken)
+    for _, accepted in limits:
+        shared = shared.intersection(accepted)
     sizes = tuple(dict.fromkeys(shared.nearest(size) for size in usual))
-    if not all(size in taken for size in sizes for _, taken in limits):
-        told = "; ".join(f"{name}: {taken}" for name, taken in limits)
-        raise DataError(f"no {axis} suits all graphs ({told}); bench them one at a time")
+    if not all(size in accepted for size in sizes for _, accepted in limits):
+        shown = "; ".join(f"{name}: {accepted}" for name, accepted in limits)
+        raise DataError(f"no {axis} suits all graphs ({shown}); bench them one at a time")
     return sizes

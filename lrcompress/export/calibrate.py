@@ -4,32 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import PlanError
+from lrcompress.errors import DataError
 from lrcompress.export.bench import bench
 from lrcompress.export.bench_report import BenchSettings, BenchTarget
 from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.forms import forms_of, use_form_
-from lrcompress.export.latency_grid import (
-    Shape,
-    linear_layer,
-    refuse_unmeasurable,
-    structures_to_time,
-)
 from lrcompress.export.session import ProviderName
+from lrcompress.hardware import memory_bytes
 from lrcompress.layers import LayerSpec
+from lrcompress.messages import listed
 from lrcompress.planning.latency import LatencyTable, Measurement
 from lrcompress.progress import SILENT, Progress
 from lrcompress.scratch import scratch_folder
-from lrcompress.structures import STRUCTURES, Structure
+from lrcompress.structures import STRUCTURES, LowRank, Structure
+
+Shape = tuple[int, int]  # out, in features
 
 SHAPES: tuple[Shape, ...] = ((384, 384), (1536, 384), (384, 1536), (768, 768), (2048, 2048))
 ROWS = (1, 16, 128, 512)
 TIMED = tuple(name for name, it in STRUCTURES.items() if "linear" in it.kinds and name != "dense")
+_SHARES = (0.25, 0.5, 0.75)  # of the break-even rank; similar to the sizes in families()
+_FLOAT = 4  # bytes of a float32
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,6 @@ class OneLayer(nn.Module):
         return out
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    structure: Structure
-    form: str
-    path: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.structure} {self.form}"
-
-
 def calibrate_latency(
     settings: CalibrationSettings = DEFAULTS, progress: Progress = SILENT
 ) -> LatencyTable:
@@ -79,7 +67,7 @@ def calibrate_latency(
         DataError: no structure can replace one of the layers, or a layer does not fit in memory.
         ProviderUnavailable: the provider cannot run here.
     """
-    refuse_unmeasurable(settings.structures, settings.shapes, settings.rows)
+    _check_all(settings)
     found: list[Measurement] = []
     for shape in settings.shapes:
         structures = structures_to_time(linear_layer(shape), settings.structures)
@@ -96,31 +84,30 @@ def time_structures(
     """Time each structure, in each of its forms, in place of a linear layer of `shape` (out, in).
 
     Raises:
+        PlanError: a structure does not fit the layer.
         ProviderUnavailable: the provider cannot run here.
     """
     torch.manual_seed(0)
     dense = OneLayer(*shape).eval()
     spec = linear_layer(shape)
     example = {"rows": torch.randn(8, spec.in_features)}
-    as_it_is = ExportOptions(forms=None)
+    options = ExportOptions(forms=None)
     with scratch_folder() as folder:
-        export_onnx(dense, example, folder / "dense.onnx", as_it_is)
-        candidates: list[_Candidate] = []
+        targets = [BenchTarget("dense", folder / "dense.onnx")]
+        export_onnx(dense, example, targets[0].path, options)
+        candidates: list[tuple[str, Structure, str]] = []  # name of the target, structure, form
         with progress.stage(f"export {shape[0]} x {shape[1]}", len(structures)) as step:
             for structure in structures:
                 module = OneLayer(*shape).eval()
-                module.layer = built(structure, module.layer, spec)
+                module.layer = _built(structure, module.layer, spec)
                 for form in forms_of(module.layer) or ("",):
                     if form:
                         use_form_(module.layer, form)
-                    path = folder / f"{len(candidates)}.onnx"
-                    export_onnx(module, example, path, as_it_is)
-                    candidates.append(_Candidate(structure, form, path))
+                    target = BenchTarget(f"{structure} {form}", folder / f"{len(targets)}.onnx")
+                    export_onnx(module, example, target.path, options)
+                    targets.append(target)
+                    candidates.append((target.name, structure, form))
                 step.advance()
-        targets = [
-            BenchTarget("dense", folder / "dense.onnx"),
-            *(BenchTarget(one.name, one.path) for one in candidates),
-        ]
         report = bench(
             targets,
             BenchSettings(
@@ -136,26 +123,23 @@ def time_structures(
     return [
         Measurement(
             provider=settings.provider,
-            structure=one.structure.type_name,
-            blocks=getattr(one.structure, "blocks", 0),
-            form=one.form,
+            structure=structure.type_name,
+            blocks=getattr(structure, "blocks", 0),
+            form=form,
             out_features=spec.out_features,
             in_features=spec.in_features,
-            kept=one.structure.weight_params(spec) / spec.weight_params,
+            kept=structure.weight_params(spec) / spec.weight_params,
             rows=rows,
-            ratio=ratios[one.name, rows],
+            ratio=ratios[name, rows],
         )
-        for one in candidates
+        for name, structure, form in candidates
         for rows in settings.rows
     ]
 
 
-def built(structure: Structure, layer: nn.Module, spec: LayerSpec) -> nn.Module:
+def _built(structure: Structure, layer: nn.Module, spec: LayerSpec) -> nn.Module:
     """Return the structure's module in place of the layer, with random factors."""
-    try:
-        structure.check(spec)
-    except PlanError as error:  # families() returns only structures that fit the layer
-        raise AssertionError(str(error)) from error
+    structure.check(spec)
     factors = {
         name: torch.randn(value.shape) / max(1, value.shape[-1]) ** 0.5
         for name, value in structure.empty_factors(spec).items()
@@ -163,3 +147,68 @@ def built(structure: Structure, layer: nn.Module, spec: LayerSpec) -> nn.Module:
     bias = layer.bias
     assert isinstance(bias, Tensor)
     return structure.build(layer, spec, factors, bias.detach())
+
+
+def linear_layer(shape: Shape) -> LayerSpec:
+    """Return the spec of the dense layer that structures are timed against."""
+    return LayerSpec("layer", "linear", *shape, groups=1, bias=True)
+
+
+def structures_to_time(spec: LayerSpec, names: Sequence[str]) -> tuple[Structure, ...]:
+    """Return structures that a plan may choose: sizes from families(), low rank at _SHARES."""
+    found: list[Structure] = []
+    for name in names:
+        if name == "low_rank":
+            found += [LowRank(max(1, round(part * spec.break_even_rank))) for part in _SHARES]
+            continue
+        for family in STRUCTURES[name].families(spec):
+            found += family[:: max(1, len(family) // 3)]
+    smaller = (it for it in found if it.weight_params(spec) < spec.weight_params)
+    return tuple(dict.fromkeys(smaller))  # in small layers several shares give the same rank
+
+
+def not_timed(names: Sequence[str], shapes: Sequence[Shape]) -> dict[str, str]:
+    """Return the named structures that can replace none of the layers, each with the reason."""
+    specs = [linear_layer(shape) for shape in shapes]
+    reasons = {}
+    for name in names:
+        kinds = STRUCTURES[name].kinds
+        if "linear" not in kinds:
+            reasons[name] = f"it replaces {', '.join(sorted(kinds))}, not linear layers"
+        elif not any(structures_to_time(spec, (name,)) for spec in specs):
+            reasons[name] = "no layer of these sizes is large enough for it"
+    return reasons
+
+
+def _check_all(settings: CalibrationSettings) -> None:
+    """Raise DataError if a layer does not fit in memory, or no structure can replace it."""
+    names = settings.structures
+    for shape in settings.shapes:
+        spec = linear_layer(shape)
+        activations = max(settings.rows, default=1) * (spec.out_features + spec.in_features)
+        _check_memory(spec, spec.weight_params + activations)
+        structures = structures_to_time(spec, names)
+        factors = sum(structure.weight_params(spec) for structure in structures)
+        _check_memory(spec, spec.weight_params + activations + factors)
+        if structures:
+            continue
+        shown = listed([name.replace("_", "-") for name in names])
+        if all("linear" not in STRUCTURES[name].kinds for name in names):
+            raise DataError(
+                f"calibrate-latency: {shown}: only structures of linear layers are timed; "
+                "name one in --structures"
+            )
+        raise DataError(
+            f"calibrate-latency: {spec.out_features} x {spec.in_features} is too small a layer "
+            f"for {shown}; give larger --sizes"
+        )
+
+
+def _check_memory(spec: LayerSpec, numbers: int) -> None:
+    memory = memory_bytes()
+    if memory is not None and _FLOAT * numbers > memory:
+        raise DataError(
+            f"calibrate-latency: a layer of {spec.out_features} x {spec.in_features} takes "
+            f"{_FLOAT * numbers / 1e9:,.0f} GB at least, this machine has {memory / 1e9:,.0f} GB; "
+            "give smaller --sizes or fewer --rows"
+        )

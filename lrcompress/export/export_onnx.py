@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress import __version__
 from lrcompress.errors import ExportError
 from lrcompress.export.axes import AxisRequest, find_axes
-from lrcompress.export.axis_metadata import PREFIX, Axes, KnownAxis, to_metadata
+from lrcompress.export.axis_metadata import PREFIX, Axes, to_metadata
 from lrcompress.export.axis_range import AxisRange
-from lrcompress.export.example import tracing_example
 from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
-from lrcompress.export.forward import NamedForward, check_arguments, unused_name
+from lrcompress.export.forward import (
+    CACHES,
+    NamedForward,
+    check_arguments,
+    example_refused,
+    named_outputs,
+    parts_of,
+    unused_name,
+)
 from lrcompress.export.graph_axes import GraphAxes
-from lrcompress.export.output_notes import output_notes
 from lrcompress.export.precision import (
     TORCH_DTYPES,
     Precision,
     cast_copy,
     computed_tables,
+    float32_forward,
     mixes_dtypes,
 )
-from lrcompress.export.settled_axes import settle
+from lrcompress.export.traced_axes import first_traceable, tracing_example
 from lrcompress.export.tracing import quiet, trace
-from lrcompress.export.write import write_model
-from lrcompress.graph.rewrites import REWRITES, RewriteResult, apply_rewrites_
+from lrcompress.export.write import weight_bytes, write_model
+from lrcompress.graph.rewrites import apply_rewrites_
+from lrcompress.messages import listed
 from lrcompress.network.batches import Batch
+from lrcompress.network.call import call
 from lrcompress.network.unfused import runs_unfused
 
 OPSETS = (20, 21, 22, 23)
@@ -104,13 +113,16 @@ def export_onnx(
     """
     options = options or ExportOptions()
     started = time.perf_counter()
-    _check_offered(options)
+    _check_supported(options)
     check_arguments(module, batch)
     found = find_axes(module, batch, options.axes)
-    traced, axes = settle(found, lambda axes: _traced(module, batch, axes, options))
-    model, notes = traced.model, (*axes.notes, *traced.notes)
-    known = _within(axes, traced.limits)
-    rewrites = apply_rewrites_(model, REWRITES)
+    traced, axes = first_traceable(found, lambda axes: _traced(module, batch, axes, options))
+    model = traced.model
+    known = {
+        name: replace(axis, range=axis.range.intersection(traced.limits.get(name, AxisRange())))
+        for name, axis in axes.known.items()
+    }
+    rewrites = apply_rewrites_(model)
     _describe_(model, options, to_metadata(known, axes.fixed))
     files = write_model(model, Path(path), external_data=options.external_data)
     sizes = {file.name: file.stat().st_size for file in files}
@@ -118,7 +130,7 @@ def export_onnx(
         path=str(path),
         files=sizes,
         bytes=sum(sizes.values()),
-        parameter_bytes=sum(v.const_value.nbytes for v in model.graph.initializers.values()),
+        parameter_bytes=weight_bytes(model),
         opset=options.opset,
         precision=options.precision,
         inputs=tuple(_port(value) for value in model.graph.inputs),
@@ -127,21 +139,22 @@ def export_onnx(
         fixed_axes=axes.fixed,
         axes=axes.lines,
         node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
-        rewrites=_counts(rewrites),
+        rewrites={result.name: result.changes for result in rewrites},
         forms=traced.forms,
         notes=(
-            *notes,
-            *output_notes(module, batch),
+            *axes.notes,
+            *traced.notes,
+            *_output_notes(module, batch),
             *(result.note for result in rewrites if result.note),
         ),
         seconds=time.perf_counter() - started,
     )
 
 
-def _check_offered(options: ExportOptions) -> None:
+def _check_supported(options: ExportOptions) -> None:
     if options.opset not in OPSETS:
         known = ", ".join(map(str, OPSETS))
-        raise ExportError(f"opset {options.opset} is not offered; choose one of {known}")
+        raise ExportError(f"opset {options.opset} is not supported; choose one of {known}")
     if options.precision not in TORCH_DTYPES:
         known = ", ".join(TORCH_DTYPES)
         raise ExportError(f"precision {options.precision!r} is unknown; choose one of {known}")
@@ -150,52 +163,37 @@ def _check_offered(options: ExportOptions) -> None:
 @dataclass(frozen=True, eq=False)
 class _Traced:
     model: Any  # an onnx_ir.Model
-    limits: dict[str, tuple[int, int | None]]
+    limits: Mapping[str, AxisRange]  # of free axes, by name: what the trace allows
     forms: Mapping[str, str]
     notes: tuple[str, ...]  # actions beyond what was requested
-
-
-def _within(axes: GraphAxes, limits: Mapping[str, tuple[int, int | None]]) -> dict[str, KnownAxis]:
-    """Return the ranges found by trials, restricted to the limits of the trace."""
-    return {
-        name: replace(axis, range=axis.range.intersection(AxisRange(*limits.get(name, (1, None)))))
-        for name, axis in axes.known.items()
-    }
 
 
 def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOptions) -> _Traced:
     example = tracing_example(module, batch, axes)
     shapes = _output_shapes(module, example)
-    names = tuple(shapes)
-    forms: dict[str, str] = {}
 
-    def attempt(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
-        model, limits = traced(tables=tables)
-        other = tracing_example(module, batch, axes, unlike=example)
-        _free_outputs_(model, shapes, _output_shapes(module, other))
-        return model, limits
-
-    def traced(*, tables: bool) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+    def attempt(*notes: str, tables: bool) -> _Traced:
         dtype = TORCH_DTYPES[options.precision]
         copied = cast_copy(module, options.precision, tables=tables)
-        if options.forms is not None:
-            forms.update(choose_forms_(copied, options.forms))
+        forms = choose_forms_(copied, options.forms) if options.forms is not None else {}
         forward = NamedForward(copied, list(example), dtype, keep_io=options.keep_io).eval()
-        crossing = forward.crossing(example)
-        return trace(forward, crossing, axes.free, names, opset=options.opset)
+        inputs = forward.cast_inputs(example)
+        model, limits = trace(forward, inputs, axes.free, tuple(shapes), opset=options.opset)
+        other = tracing_example(module, batch, axes, unlike=example)
+        _free_outputs_(model, shapes, _output_shapes(module, other))
+        return _Traced(model, limits, forms, notes)
 
     tables = computed_tables(module) if options.precision != "fp32" else ()
     try:
-        model, limits = attempt(tables=False)
+        traced = attempt(tables=False)
     except ExportError:
         if not tables:
             raise
     else:
-        if not tables or not mixes_dtypes(model):
-            return _Traced(model, limits, forms, ())
+        if not tables or not mixes_dtypes(traced.model):
+            return traced
     # Its float32 tables enter its activations, so it works only in a single dtype.
-    note = f"tables cast to {options.precision}: {', '.join(tables)}"
-    return _Traced(*attempt(tables=True), forms, (note,))
+    return attempt(f"tables cast to {options.precision}: {', '.join(tables)}", tables=True)
 
 
 def _free_outputs_(
@@ -211,14 +209,11 @@ def _free_outputs_(
         first, second = shapes.get(value.name, ()), others.get(value.name, ())
         if value.shape is None or not len(value.shape) == len(first) == len(second):
             continue
-        value.shape = ir.Shape(
-            [
-                f"{value.name}_{axis}"
-                if isinstance(size, int) and first[axis] != second[axis]
-                else size
-                for axis, size in enumerate(value.shape)
-            ]
-        )
+        sizes = list(value.shape)
+        for axis, size in enumerate(sizes):
+            if isinstance(size, int) and first[axis] != second[axis]:
+                sizes[axis] = f"{value.name}_{axis}"
+        value.shape = ir.Shape(sizes)
 
 
 def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ...]]:
@@ -226,21 +221,12 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
 
     This also tells a wrong input from a failure of the tracer.
     """
-    forward = NamedForward(
-        cast_copy(module, "fp32"), list(example), torch.float32, keep_io=True
-    ).eval()
+    forward = float32_forward(module, example)
     try:
         with torch.no_grad(), quiet():
-            outputs = forward.outputs(*(tensor.clone() for tensor in example.values()))
+            outputs = forward.outputs(*example.values())
     except Exception as error:  # the network's own code
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in example.items())
-        raise ExportError(
-            f"{type(module).__name__} fails on inputs {shapes}: {first[:300]}; "
-            "give an example batch that it accepts"
-        ) from error
-    if not outputs:
-        raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
+        raise example_refused(type(module).__name__, example, error) from error
     found: dict[str, tuple[int, ...]] = {}
     for name, output in outputs.items():  # a graph's inputs and outputs have different names
         taken = {*example, *found, *outputs} - ({name} - {*example})
@@ -248,16 +234,32 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
     return found
 
 
+def _output_notes(module: nn.Module, batch: Batch) -> Iterator[str]:
+    """Yield notes on outputs that are not tensors, and on outputs with the name of an input."""
+    with torch.no_grad(), quiet():
+        raw = call(module, batch)
+    lost = [f"{name or 'the output'} ({kind})" for name, kind in _no_tensors(raw, "")]
+    if lost:
+        yield f"not in the graph, as they are not tensors: {listed(lost)}"
+    same = [name for name in named_outputs(raw) if name in batch]
+    if same:
+        yield f"inputs are called {listed(same)} too: in the graph the outputs are numbered"
+
+
+def _no_tensors(raw: object, path: str) -> Iterator[tuple[str, str]]:
+    parts = parts_of(raw)
+    if parts is None and not isinstance(raw, Tensor | None):
+        yield path, type(raw).__name__
+    for name, part in (parts or {}).items():
+        if name not in CACHES:
+            yield from _no_tensors(part, f"{path}.{name}" if path else str(name))
+
+
 def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> None:
     """Write the producer, the graph's name and the metadata."""
     model.producer_name, model.producer_version = PRODUCER, __version__
     model.graph.name = "lrcompress"
-    facts = {
-        "version": __version__,
-        "precision": options.precision,
-        **axes,
-        **options.metadata,
-    }
+    facts = {"version": __version__, "precision": options.precision, **axes, **options.metadata}
     for key, value in facts.items():
         model.metadata_props[PREFIX + key] = str(value)
 
@@ -265,7 +267,3 @@ def _describe_(model: Any, options: ExportOptions, axes: Mapping[str, str]) -> N
 def _port(value: Any) -> Port:
     axes = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape or ())
     return Port(value.name, value.dtype.name.lower(), axes)
-
-
-def _counts(results: tuple[RewriteResult, ...]) -> dict[str, int]:
-    return {result.name: result.changes for result in results}

@@ -51,23 +51,18 @@ def choose_forms_(module: nn.Module, choice: FormChoice) -> Mapping[str, str]:
 
     Returns the form of each layer by name.
     """
-    chosen: dict[str, str] = {}
-    able = [(name, part) for name, part in module.named_modules() if len(forms_of(part)) > 1]
-    table = latency_table(choice.table) if able else None
-    for name, part in able:
-        assert table is not None
-        sizes: Any = part
-        shape = (int(sizes.out_features), int(sizes.in_features))
-        held = sum(p.numel() for p in part.parameters() if p.dim() > 1)
+    layers: dict[str, Any] = {
+        name: part for name, part in module.named_modules() if len(forms_of(part)) > 1
+    }
+    if not layers:
+        return {}
+    table = latency_table(choice.table)
+    for layer in layers.values():
+        shape = (int(layer.out_features), int(layer.in_features))
+        kept = sum(p.numel() for p in layer.parameters() if p.dim() > 1) / prod(shape)
         best = table.best_form(
-            sizes.type_name,
-            sizes.blocks,
-            shape,
-            held / prod(shape),
-            provider=choice.provider,
-            rows=choice.rows,
+            layer.type_name, layer.blocks, shape, kept, provider=choice.provider, rows=choice.rows
         )
         if best is not None and best.form:
-            use_form_(part, best.form)
-        chosen[name] = sizes.form
-    return chosen
+            use_form_(layer, best.form)
+    return {name: layer.form for name, layer in layers.items()}

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
+from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch
 
 CACHES = ("past_key_values", "mems")  # state of a decoder between calls; not in the graph
 
-_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def named_outputs(raw: object) -> dict[str, Tensor]:
@@ -75,18 +76,18 @@ class NamedForward(nn.Module):
         self.module = batched_experts_(module)
         self.inputs = tuple(inputs)
         self.dtype = dtype
-        self.border_dtype = torch.float32 if keep_io else dtype
+        self.io_dtype = torch.float32 if keep_io else dtype
 
-    def crossing(self, batch: Batch) -> Batch:
+    def cast_inputs(self, batch: Batch) -> Batch:
         """Return the batch with floating-point tensors in the dtype of the inputs."""
-        return {name: _to(batch[name], self.border_dtype) for name in self.inputs}
+        return {name: _to(batch[name], self.io_dtype) for name in self.inputs}
 
     def outputs(self, *values: Tensor) -> dict[str, Tensor]:
         arguments = {
             name: _to(value, self.dtype) for name, value in zip(self.inputs, values, strict=True)
         }
         named = named_outputs(self.module(**copied(arguments)))
-        return {name: _to(value, self.border_dtype) for name, value in named.items()}
+        return {name: _to(value, self.io_dtype) for name, value in named.items()}
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Return copies of the outputs.
@@ -106,6 +107,15 @@ def copied(batch: Batch) -> Batch:
     return {name: value.clone() for name, value in batch.items()}
 
 
+def example_refused(network: str, batch: Batch, cause: Exception) -> ExportError:
+    """Return the error for a network that fails on an example batch."""
+    shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in batch.items())
+    return ExportError(
+        f"{network} fails on inputs {shapes}: {one_line(cause, 300)}; "
+        "give an example batch that it accepts"
+    )
+
+
 def check_arguments(module: nn.Module, batch: Batch) -> None:
     """Raise ExportError if the module's forward cannot be called with these named tensors."""
     signature = inspect.signature(module.forward)
@@ -119,10 +129,7 @@ def check_arguments(module: nn.Module, batch: Batch) -> None:
         ) from None
 
 
-def copy_structure(
-    module: _AnyModule,
-    tensor: Callable[[str, Tensor], Tensor],
-) -> _AnyModule:
+def copy_structure(module: AnyModule, tensor: Callable[[str, Tensor], Tensor]) -> AnyModule:
     """Return a copy whose parameters and buffers are `tensor(name, original)`; ties are kept.
 
     A tensor that `tensor` returns unchanged is shared, so the copy of a large model is small.
@@ -149,7 +156,7 @@ def copy_structure(
         ) from error
 
 
-def batched_experts_(module: _AnyModule) -> _AnyModule:
+def batched_experts_(module: AnyModule) -> AnyModule:
     """Let transformers' mixtures of experts compute all tokens in one product.
 
     Their other implementations cannot be exported: an operator without an ONNX equivalent, and a

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from lrcompress.export.axis_groups import AxisGroup
 from lrcompress.export.axis_metadata import KnownAxis
 from lrcompress.export.axis_probe import Axis
 from lrcompress.export.axis_range import AxisRange
+from lrcompress.export.parity_inputs import is_sequence
 from lrcompress.network.batches import Batch
 
-AS_ASKED = "as asked"  # reason for fixing an axis for which the network accepts other sizes
+AS_REQUESTED = "as requested"  # reason for fixing an axis for which the network accepts other sizes
 
 _ANY = AxisRange()
 _LINE = 70  # most characters of a reason in a line that lists several
@@ -23,7 +24,7 @@ class NamedAxes:
 
     name: str
     group: AxisGroup
-    asked: bool  # whether the user asked for it to be free
+    requested: bool  # whether the user requested it to be free
     why_fixed: str = ""  # "": the group is free
 
     @property
@@ -63,21 +64,22 @@ class GraphAxes:
         for one in self.named:
             if not one.free or one.group.range is None:
                 continue
-            here = KnownAxis(one.group.range, one.group.size)
-            if (other := found.get(one.name)) is not None:
-                here = KnownAxis(other.range.intersection(here.range), other.size)
-            found[one.name] = here
+            first = found.setdefault(one.name, KnownAxis(one.group.range, one.group.size))
+            found[one.name] = replace(first, range=first.range.intersection(one.group.range))
         return found
 
     @property
     def lines(self) -> tuple[str, ...]:
         """One line for each input: its axes, and the reasons why some are fixed."""
-        return tuple(_lines(self))
+        groups = {axis: one for one in self.named for axis in one.group.axes}
+        return tuple(
+            _line(name, [groups[name, axis] for axis in range(rank)])
+            for name, rank in self.ranks.items()
+        )
 
 
 def is_length(batch: Batch, axis: Axis) -> bool:
-    tensor = batch[axis[0]]
-    return axis[1] == 1 and tensor.dim() == 2 and not tensor.is_floating_point()
+    return axis[1] == 1 and is_sequence(batch[axis[0]])
 
 
 def notes_on(
@@ -86,46 +88,33 @@ def notes_on(
     """Yield a note for each way in which the batch or the length is not free, or examples mix."""
     for one in named:
         group, is_batch = one.group, one.group.axes[0][1] == 0
-        if one.why_fixed == AS_ASKED:
+        if one.why_fixed == AS_REQUESTED:
             continue
         if is_batch and group.range is not None and group.range != _ANY:
-            yield (
-                f"the graph's batch is {group.range}: {network} fails for others"
-                f"{_because(group.reason)}"
-            )
+            at_one = f" (at 1: {group.reason})" if group.reason else ""
+            yield f"the graph's batch is {group.range}: {network} fails for others{at_one}"
         elif is_batch and not one.free:
             yield f"the graph's batch is fixed to {group.size}: {network} fails {group.reason}"
         elif not one.free and any(is_length(batch, axis) for axis in group.axes):
             names = ", ".join(name for name, _ in group.axes)
-            yield (
-                f"the length of {names} is fixed to {group.size}: {network} fails {group.reason}"
-            )
+            yield f"the length of {names} is fixed to {group.size}: {network} fails {group.reason}"
     if mixing:
         yield (
-            f"{network} mixes the examples of a batch: what it gives for one depends on the others,"
-            " in the graph too"
+            f"{network} mixes the examples of a batch: its result for one depends on the others, "
+            "in the graph too"
         )
 
 
-def _because(reason: str) -> str:
-    return f" (at 1: {reason})" if reason else ""
-
-
-def _short(reason: str) -> str:
-    return reason if len(reason) <= _LINE else reason[: _LINE - 3] + "..."
-
-
-def _lines(axes: GraphAxes) -> Iterator[str]:
-    for name, rank in axes.ranks.items():
-        shape: list[str] = []
-        reasons: dict[str, None] = {}
-        for axis in range(rank):
-            one = next(one for one in axes.named if (name, axis) in one.group.axes)
-            if not one.free:
-                shape.append(str(one.group.size))
-                reasons[f"axis {axis} fixed ({_short(one.why_fixed)})"] = None
-            elif one.group.range is None or one.group.range == _ANY:
-                shape.append(one.name)
-            else:
-                shape.append(f"{one.name}: {one.group.range}")
-        yield "; ".join([f"{name} ({', '.join(shape)})", *reasons])
+def _line(name: str, axes: Sequence[NamedAxes]) -> str:
+    shape, reasons = [], []
+    for axis, one in enumerate(axes):
+        if not one.free:
+            shape.append(str(one.group.size))
+            why = one.why_fixed
+            short = why if len(why) <= _LINE else why[: _LINE - 3] + "..."
+            reasons.append(f"axis {axis} fixed ({short})")
+        elif one.group.range is None or one.group.range == _ANY:
+            shape.append(one.name)
+        else:
+            shape.append(f"{one.name}: {one.group.range}")
+    return "; ".join([f"{name} ({', '.join(shape)})", *reasons])

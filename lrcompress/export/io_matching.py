@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrcompress.errors import VerifyError
 from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.session import GraphArgument
-from lrcompress.messages import listed
+from lrcompress.messages import listed, one_line
 from lrcompress.network.batches import Batch
 from lrcompress.network.outputs import EMBEDDINGS, HIDDEN, LOGITS
 
@@ -64,7 +64,7 @@ def wire(
     unknown = tuple(a.name for a in graph_inputs if a.name not in inputs)
     if unknown and not _takes(module, inputs.values()):
         raise VerifyError(
-            f"the file asks for {listed(unknown)}, which {type(module).__name__} does not take; "
+            f"the file needs {listed(unknown)}, which {type(module).__name__} does not take; "
             "name the model that the file was made from"
         )
     outputs = _outputs_of(module, {name: batch[name] for name in inputs.values()})
@@ -93,10 +93,9 @@ def _outputs_of(module: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with torch.no_grad():
             return named_outputs(module(**copied(batch)))
     except Exception as error:  # the network's own code
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise VerifyError(
-            f"{type(module).__name__} fails on {', '.join(batch) or 'no inputs'}: {first[:300]}; "
-            "give the data that the graph's inputs need"
+            f"{type(module).__name__} fails on {', '.join(batch) or 'no inputs'}: "
+            f"{one_line(error, 300)}; give the data that the graph's inputs need"
         ) from error
 
 
@@ -112,16 +111,9 @@ def _matched(
     for argument in arguments:
         if argument.name in pairs or argument.name in known:
             continue
-        free = [name for name in tensors if name not in pairs.values()]
-        alike = [name for name in free if _kind(tensors[name]) == _kind_of(argument)]
-        if alike:
-            pairs[argument.name] = alike[0]
+        kind = len(argument.shape), "float" in argument.type or "double" in argument.type
+        for name, tensor in tensors.items():
+            if name not in pairs.values() and kind == (tensor.dim(), tensor.is_floating_point()):
+                pairs[argument.name] = name
+                break
     return pairs
-
-
-def _kind(tensor: Tensor) -> tuple[int, bool]:
-    return tensor.dim(), tensor.is_floating_point()
-
-
-def _kind_of(argument: GraphArgument) -> tuple[int, bool]:
-    return len(argument.shape), "float" in argument.type or "double" in argument.type

@@ -7,6 +7,7 @@ on a GPU. It takes one JSON object as its argument and writes one to stdout.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import shutil
@@ -27,10 +28,8 @@ def resident_bytes(field: str) -> int | None:
 
 def forget_peak() -> None:
     """Reset VmHWM to the current resident memory; if that is refused, it includes the imports."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
 
 
 def device_bytes() -> int | None:
@@ -42,10 +41,15 @@ def device_bytes() -> int | None:
     return int(answer.stdout.split()[0]) * 2**20 if answer.stdout.split() else None
 
 
+def increase(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
 def main() -> None:
     request = json.loads(sys.argv[1])
     numpy = importlib.import_module("numpy")
-    on_gpu = request["providers"][0] != "CPUExecutionProvider"
+    provider = request["providers"][0]
+    on_gpu = provider != "CPUExecutionProvider"
     if on_gpu:
         importlib.import_module("torch")  # as open_session does, for its CUDA libraries
     runtime = importlib.import_module("onnxruntime")
@@ -63,19 +67,15 @@ def main() -> None:
     session = runtime.InferenceSession(
         request["model"], options, providers=request["providers"], enable_fallback=0
     )
-    if session.get_providers()[0] != request["providers"][0]:
+    if session.get_providers()[0] != provider:
         sys.exit(f"ran on {session.get_providers()[0]}")
     for _ in range(request["runs"]):
         session.run(None, feed)
     after = resident_bytes("VmHWM")
     device_after = device_bytes() if on_gpu else None
     answer = {
-        "resident": after - before if before is not None and after is not None else None,
-        "device": (
-            device_after - device_before
-            if device_before is not None and device_after is not None
-            else None
-        ),
+        "resident": increase(before, after),
+        "device": increase(device_before, device_after),
     }
     sys.stdout.write("\n" + json.dumps(answer) + "\n")
 

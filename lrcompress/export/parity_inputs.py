@@ -59,11 +59,10 @@ def cases(batch: Batch, longest: int | None, free: FreeAxes = NOTHING_KNOWN) -> 
     longest: the length that the network is known to accept; None if only the example's is known.
     free: for an axis with known sizes, several of the sizes that it accepts are drawn.
     """
-    lengths = [tensor.shape[1] for tensor in batch.values() if _is_sequence(tensor)]
-    if not lengths:
+    own = _longest(batch)
+    if own is None:
         found = [Case(1, None), Case(2, None), Case(3, None), Case(5, None)]
     else:
-        own = max(lengths)
         long = own if own >= _LONG or longest is None else min(2 * own + 1, max(own, longest))
         odd = max(1, (own // 2 - 1) | 1)
         found = [
@@ -82,7 +81,7 @@ def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
     rows, length, known = case.batch, case.length, free.known
     if BATCH in known and known[BATCH].range.nearest(1) <= _MOST_ROWS:
         rows = known[BATCH].range.nearest(rows)
-    longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
+    longest = _longest(batch) or 1
     if SEQUENCE in known and length is not None and longest in known[SEQUENCE].range:
         length = known[SEQUENCE].range.nearest(length)
     shifts = {name: shift for shift, name in enumerate(known)}
@@ -91,8 +90,7 @@ def _fitting(case: Case, place: int, batch: Batch, free: FreeAxes) -> Case:
         for axis, label in axes.items():
             own = batch[name].shape[axis] if axis > 0 and name in batch else 0
             if label in known and own in known[label].range:  # else the file contradicts the data
-                takes = known[label].range
-                size = _size(takes, own, label, case, place + shifts[label], longest)
+                size = _size(known[label].range, own, label, case, place + shifts[label], longest)
                 sizes.append(AxisSize(label, name, axis, size))
     return Case(rows, length, case.left_padded, tuple(sizes))
 
@@ -107,25 +105,22 @@ def _size(takes: AxisRange, own: int, label: str, case: Case, place: int, longes
 
 
 def draw(
-    batch: Batch,
-    case: Case,
-    fixed: Mapping[str, Mapping[int, int]],
-    generator: torch.Generator,
+    batch: Batch, case: Case, fixed: Mapping[str, Mapping[int, int]], generator: torch.Generator
 ) -> Batch:
     """Draw a batch of the case's shape whose values come from `batch`.
 
     fixed: axes whose size the graph fixes: input -> axis -> size.
     """
     rows = next((axes[0] for axes in fixed.values() if 0 in axes), case.batch)
-    have = min(tensor.shape[0] for tensor in batch.values())
-    picked = torch.randint(have, (rows,), generator=generator)
-    longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
+    examples = min(tensor.shape[0] for tensor in batch.values())
+    picked = torch.randint(examples, (rows,), generator=generator)
+    longest = _longest(batch) or 1
     sizes: dict[str, dict[int, int]] = {name: {} for name in batch}
     for one in case.sizes:
         if one.axis not in fixed.get(one.input, {}) and one.input in sizes:
             sizes[one.input][one.axis] = one.size
     for name, tensor in batch.items():
-        if _is_sequence(tensor) and case.length is not None:
+        if is_sequence(tensor) and case.length is not None:
             length = fixed.get(name, {}).get(1) or _scaled(case.length, tensor.shape[1], longest)
             sizes[name].setdefault(1, length)
     return redrawn(batch, picked, sizes, generator, left_padded=case.left_padded)
@@ -145,16 +140,15 @@ def redrawn(
 
     sizes: input -> axis -> size.
     """
-    longest = max((t.shape[1] for t in batch.values() if _is_sequence(t)), default=1)
-    offset = int(torch.randint(longest, (1,), generator=generator))
+    offset = int(torch.randint(_longest(batch) or 1, (1,), generator=generator))
     drawn: Batch = {}
     for name, tensor in batch.items():
         values = tensor.cpu()[rows]
-        asked = sizes.get(name, {})
-        for axis, size in asked.items():
-            start = offset if axis == 1 and _is_sequence(tensor) and _varies(tensor) else 0
+        varies = is_sequence(tensor) and not bool((tensor == tensor[:1]).all())
+        for axis, size in sizes.get(name, {}).items():
+            start = offset if axis == 1 and varies else 0
             values = values.index_select(axis, (start + torch.arange(size)) % tensor.shape[axis])
-        if _is_sequence(tensor) and 1 in asked:
+        if is_sequence(tensor) and 1 in sizes.get(name, {}):
             if name.endswith(MASK):
                 values = _padding(values, generator, left=left_padded)
         elif values.is_floating_point() and not bool((values == values.round()).all()):
@@ -163,12 +157,13 @@ def redrawn(
     return drawn
 
 
-def _is_sequence(tensor: Tensor) -> bool:
+def is_sequence(tensor: Tensor) -> bool:
+    """Whether the tensor holds ids or a mask: (examples, positions)."""
     return tensor.dim() == 2 and not tensor.is_floating_point()
 
 
-def _varies(tensor: Tensor) -> bool:
-    return not bool((tensor == tensor[:1]).all())
+def _longest(batch: Batch) -> int | None:
+    return max((t.shape[1] for t in batch.values() if is_sequence(t)), default=None)
 
 
 def _scaled(length: int, own: int, longest: int) -> int:

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, load, save
@@ -21,9 +20,6 @@ from lrcompress.export.session import (
 )
 from lrcompress.graph.typed_graph import TypedNode, typed_nodes
 from lrcompress.scratch import scratch_folder
-
-# These operators read a tensor's shape, never its values: ONNX Runtime runs them on the CPU.
-_ALWAYS_SHAPE = frozenset(("Shape", "Size"))
 
 
 @dataclass(frozen=True)
@@ -63,21 +59,6 @@ class PlacementReport:
             if node.execution_provider not in accepted and not node.computes_shape
         )
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "counts": self.counts,
-            "nodes": [
-                {
-                    "name": node.name,
-                    "operator": node.operator,
-                    "domain": node.domain,
-                    "execution_provider": node.execution_provider,
-                    "computes_shape": node.computes_shape,
-                }
-                for node in self.nodes
-            ],
-        }
-
 
 def placement(session: Session, *graphs: ModelProto) -> PlacementReport:
     """Return where every node of the session runs.
@@ -94,7 +75,7 @@ def placement(session: Session, *graphs: ModelProto) -> PlacementReport:
         subgraphs = session.get_provider_graph_assignment_info()
     except Exception as error:
         raise VerifyError(
-            "the session holds no record of its placement; open it with record_assignment=True"
+            "the session has no record of its placement; open it with record_assignment=True"
         ) from error
     assigned = [
         (node.name, node.domain, node.op_type, subgraph.ep_name)
@@ -131,7 +112,9 @@ def placed(
     nodes: dict[int, NodePlacement] = {}
     for place in sorted(range(len(assigned)), key=lambda place: assigned[place][3] != cpu):
         name, domain, operator, execution_provider = assigned[place]
-        computes_shape = domain == "" and (operator in _ALWAYS_SHAPE or left[(name, operator)] > 0)
+        # Shape and Size never read a tensor's values: ONNX Runtime runs them on the CPU.
+        reads_shape = operator in ("Shape", "Size")
+        computes_shape = domain == "" and (reads_shape or left[(name, operator)] > 0)
         left[(name, operator)] -= 1
         nodes[place] = NodePlacement(name, domain, operator, execution_provider, computes_shape)
     return tuple(nodes[place] for place in range(len(assigned)))
@@ -162,5 +145,5 @@ def try_provider(provider: ProviderName) -> str:
     if report.compute_nodes_off(provider):
         raise ProviderUnavailable(f"{provider}: a matrix product ran on {report.nodes[0]}")
     if not np.array_equal(got, given):  # a product with the identity is exact in every format
-        raise ProviderUnavailable(f"{provider}: a matrix product with the identity came out wrong")
+        raise ProviderUnavailable(f"{provider}: a matrix product with the identity was wrong")
     return report.nodes[0].execution_provider

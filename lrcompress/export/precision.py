@@ -6,13 +6,14 @@ RMS norm, the angles of rotary positions) and how large the values of a mask may
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
-from lrcompress.export.forward import copy_structure, without_cache_
+from lrcompress.export.forward import AnyModule, NamedForward, copy_structure, without_cache_
+from lrcompress.network.batches import Batch
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -22,10 +23,8 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
 }
 
-_AnyModule = TypeVar("_AnyModule", bound=nn.Module)
 
-
-def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False) -> _AnyModule:
+def cast_copy(module: AnyModule, precision: Precision, *, tables: bool = False) -> AnyModule:
     """Return a copy in evaluation mode, without cache, that computes in `precision` on the CPU.
 
     Tables that the module computed (rotary frequencies, positions) stay float32 unless `tables` is
@@ -56,7 +55,12 @@ def cast_copy(module: _AnyModule, precision: Precision, *, tables: bool = False)
     return copied
 
 
-def rounded_copy(module: _AnyModule, precision: str) -> _AnyModule:
+def float32_forward(module: nn.Module, batch: Batch) -> NamedForward:
+    """Return a copy in float32 that takes the batch's tensors by position."""
+    return NamedForward(cast_copy(module, "fp32"), list(batch), torch.float32, keep_io=True).eval()
+
+
+def rounded_copy(module: AnyModule, precision: str) -> AnyModule:
     """Return a copy that computes in float32 with its weights rounded to `precision`."""
     dtype, kept = TORCH_DTYPES[precision], set(computed_tables(module))
     return copy_structure(

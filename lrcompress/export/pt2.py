@@ -16,11 +16,10 @@ from torch.fx import GraphModule
 
 from lrcompress.atomic import write_atomically
 from lrcompress.errors import ExportError
+from lrcompress.export.forward import parts_of
 from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch
 from lrcompress.network.unfused import runs_unfused
-
-FREE_AXES = 2  # examples and positions; torch detects where the network fixes one
 
 
 @runs_unfused(compiled=True)
@@ -36,10 +35,8 @@ def save_pt2(module: nn.Module, batch: Batch, path: Path) -> None:
     """
     # torch.export would treat a size of one as a constant
     example = {name: torch.cat([t, t])[:2] if len(t) == 1 else t for name, t in batch.items()}
-    axes = {
-        name: dict.fromkeys(range(min(FREE_AXES, tensor.dim())), Dim.AUTO)
-        for name, tensor in example.items()
-    }
+    # Examples and positions are free; torch detects where the network fixes one
+    axes = {name: dict.fromkeys(range(min(2, t.dim())), Dim.AUTO) for name, t in example.items()}
     training = module.training
     try:
         program = torch.export.export(
@@ -69,30 +66,25 @@ class _PlainOutputs(nn.Module):
         self.module = module
         # torch.export reads the names of the inputs from the signature
         named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
-        signature = inspect.Signature(named)
 
         def forward(**inputs: Tensor) -> Any:
             return _plain(module(**inputs))
 
-        forward.__signature__ = signature  # type: ignore[attr-defined]
+        forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
         self.forward = forward
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items() if _holds_tensors(item)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
-    if isinstance(value, tuple | list):
-        return tuple(_plain(item) for item in value if _holds_tensors(item))
-    return value
+    parts = parts_of(value)
+    if parts is None:
+        return value
+    plain = {key: _plain(item) for key, item in parts.items() if _holds_tensors(item)}
+    return tuple(plain.values()) if isinstance(value, tuple | list) else plain
 
 
 def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(_holds_tensors(item) for item in value.values())
-    if isinstance(value, tuple | list):
-        return any(_holds_tensors(item) for item in value)
+    if isinstance(value, Mapping | tuple | list):
+        return any(map(_holds_tensors, (parts_of(value) or {}).values()))
     return isinstance(value, Tensor) or dataclasses.is_dataclass(value)
 
 

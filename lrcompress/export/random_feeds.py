@@ -59,7 +59,7 @@ def refuse_huge(
     if prod(size for size in sizes if isinstance(size, int)) > most:
         shape = " x ".join(str(size) if isinstance(size, int) else "?" for size in sizes)
         raise error(
-            f"input {label(argument.name)}: the graph's fixed axes ask for {shape}, more than the "
+            f"input {label(argument.name)}: the graph's fixed axes need {shape}, more than the "
             f"{most:,} values that lrcompress generates for an input; export it with free axes"
         )
 
@@ -83,7 +83,7 @@ def graph_inputs(
         refuse_huge(argument, DataError, argument.shape)
         if argument.type not in _NUMPY_DTYPES:
             raise DataError(
-                f"input {argument.name}: {argument.type} cannot be made up; "
+                f"input {argument.name}: {argument.type} cannot be generated; "
                 "export with float32 or float16 inputs"
             )
         shape = tuple(
@@ -112,9 +112,7 @@ def make_feed(inputs: Sequence[GraphInput], batch: int, length: int | None, seed
 
 
 def _make_array(given: GraphInput, batch: int, length: int | None, seed: int) -> NDArray[Any]:
-    shape = tuple(
-        _size(given, axis, dim, batch, length) for axis, dim in enumerate(given.shape)
-    )  # (batch, ...)
+    shape = tuple(_size(given, axis, batch, length) for axis in range(len(given.shape)))
     dtype, name = np.dtype(given.dtype), given.name.lower()
     random = np.random.default_rng([seed, zlib.crc32(given.name.encode())])
     if dtype.kind == "f":
@@ -129,7 +127,8 @@ def _make_array(given: GraphInput, batch: int, length: int | None, seed: int) ->
     return random.integers(0, given.id_limit, shape).astype(dtype)
 
 
-def _size(given: GraphInput, axis: int, dim: int | str, batch: int, length: int | None) -> int:
+def _size(given: GraphInput, axis: int, batch: int, length: int | None) -> int:
+    dim = given.shape[axis]
     if isinstance(dim, int):
         if axis == 0 and dim != batch:
             raise DataError(
@@ -140,7 +139,10 @@ def _size(given: GraphInput, axis: int, dim: int | str, batch: int, length: int 
     if _is_batch(dim, axis):
         return batch
     if length is None or len(given.shape) > 3:
-        raise DataError(f"input {given.name}: nothing says how large its axis {axis} ({dim}) is")
+        raise DataError(
+            f"input {given.name}: the size of its axis {axis} ({dim}) is not known; "
+            "export with that axis fixed"
+        )
     return length
 
 

@@ -10,7 +10,7 @@ import contextlib
 import importlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -80,7 +80,6 @@ def open_session(
     threads: int | None = None,
     optimized_path: str | Path | None = None,
     record_assignment: bool = False,
-    strict: bool = False,
     tf32: bool = True,
     fastest: bool = False,
 ) -> Session:
@@ -89,7 +88,6 @@ def open_session(
     threads: per operator; None leaves the choice to ONNX Runtime.
     optimized_path: where to write the optimised graph.
     record_assignment: required by `placement`, together with optimized_path on a GPU.
-    strict: refuse a graph if any node is left to the CPU, even one that computes a shape.
     tf32: let CUDA multiply float32 with 10-bit mantissas, ONNX Runtime's default; turn it off to
         compare numbers.
     fastest: disable SLOW_FUSIONS, as README recommends for deployment.
@@ -105,14 +103,13 @@ def open_session(
     if not file.is_file():
         raise ModelError(f"{file}: no such ONNX file; check the path")
     runtime = onnxruntime_for(provider)
-    missing = [
-        p for p in EXECUTION_PROVIDERS[provider] if p not in runtime.get_available_providers()
-    ]
-    if missing:
-        raise ProviderUnavailable(
-            f"{provider}: this ONNX Runtime ({runtime.__version__}) has no {missing[0]}; "
-            "run `lrcompress doctor`"
-        )
+    offered = runtime.get_available_providers()
+    for name in EXECUTION_PROVIDERS[provider]:
+        if name not in offered:
+            raise ProviderUnavailable(
+                f"{provider}: this ONNX Runtime ({runtime.__version__}) has no {name}; "
+                "run `lrcompress doctor`"
+            )
     options = runtime.SessionOptions()
     options.log_severity_level = _QUIET  # errors arrive as exceptions
     if threads is not None:
@@ -120,13 +117,31 @@ def open_session(
         options.inter_op_num_threads = 1
     if record_assignment:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if strict and provider != "cpu":
-        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if optimized_path is not None:
         _write_optimized_to(options, Path(optimized_path), source=file)
-    without = SLOW_FUSIONS.get(provider, ()) if fastest else ()
-    session = _create(runtime, file, provider, options, without, tf32=tf32)
-    _refuse_silent_fallback(session, provider, runtime)
+    providers: list[Any] = [
+        (name, {"use_tf32": str(int(tf32))}) if name == "CUDAExecutionProvider" else name
+        for name in EXECUTION_PROVIDERS[provider]
+    ]
+    runtime.set_default_logger_severity(_QUIET)  # a provider that fails to load raises too
+    try:
+        session: Session = runtime.InferenceSession(
+            str(file),
+            options,
+            providers=providers,
+            enable_fallback=0,
+            disabled_optimizers=list(SLOW_FUSIONS.get(provider, ())) if fastest else [],
+        )
+    except Exception as error:  # ONNX Runtime's errors share no base below Exception
+        raise _explained(error, file, provider) from error
+    finally:
+        runtime.set_default_logger_severity(_WARNINGS)
+    requested, loaded = EXECUTION_PROVIDERS[provider][0], session.get_providers()
+    if requested not in loaded:
+        raise ProviderUnavailable(
+            f"{provider}: ONNX Runtime {runtime.__version__} cannot start {requested} here and "
+            f"would run on {loaded[0]}; run `lrcompress doctor` to see what is missing"
+        )
     return session
 
 
@@ -157,15 +172,8 @@ def file_bytes(path: str | Path) -> int:
         model = onnx.load(file, load_external_data=False)
     except Exception as error:
         raise ModelError(f"{file}: not a readable ONNX file; export it again") from error
-    locations = {
-        entry.value
-        for tensor in model.graph.initializer
-        if tensor.data_location == onnx.TensorProto.EXTERNAL
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
     total = file.stat().st_size
-    for location in sorted(locations):
+    for location in sorted(external_locations(model)):
         if not stays_inside(location):
             raise ModelError(
                 f"{file}: its external data {label(location)} is not in its folder; export it again"
@@ -177,6 +185,17 @@ def file_bytes(path: str | Path) -> int:
             )
         total += beside.stat().st_size
     return total
+
+
+def external_locations(model: Any) -> set[str]:
+    """Return the paths of an onnx.ModelProto's external data, relative to its folder."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
@@ -191,51 +210,9 @@ def _write_optimized_to(options: Any, target: Path, *, source: Path) -> None:
         )
 
 
-def _create(
-    runtime: Any,
-    file: Path,
-    provider: ProviderName,
-    options: Any,
-    without: Sequence[str],
-    *,
-    tf32: bool,
-) -> Session:
-    providers: list[Any] = [
-        (name, {"use_tf32": str(int(tf32))}) if name == "CUDAExecutionProvider" else name
-        for name in EXECUTION_PROVIDERS[provider]
-    ]
-    try:
-        with _quiet_log(runtime):
-            session: Session = runtime.InferenceSession(
-                str(file),
-                options,
-                providers=providers,
-                enable_fallback=0,
-                disabled_optimizers=list(without),
-            )
-    except Exception as error:  # ONNX Runtime's errors share no base below Exception
-        raise _explained(error, file, provider) from error
-    return session
-
-
-@contextlib.contextmanager
-def _quiet_log(runtime: Any) -> Iterator[None]:
-    """Silence ONNX Runtime's log: a provider that fails to load is reported as an exception."""
-    runtime.set_default_logger_severity(_QUIET)
-    try:
-        yield
-    finally:
-        runtime.set_default_logger_severity(_WARNINGS)
-
-
 def _explained(error: Exception, file: Path, provider: ProviderName) -> VerifyError | ModelError:
     kind = type(error).__name__
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error, 400))
-    if "fallback to CPU EP has been explicitly disabled" in text:
-        return ProviderUnavailable(
-            f"{file}: nodes are left on the CPU with provider {provider}; "
-            "see which with `lrcompress verify`, or run `lrcompress doctor`"
-        )
     if kind in ("InvalidProtobuf", "InvalidArgument"):
         return ModelError(
             f"{file}: not a readable ONNX file (truncated or corrupt?); export it again"
@@ -250,12 +227,3 @@ def _explained(error: Exception, file: Path, provider: ProviderName) -> VerifyEr
     if re.search(r"CUDA (failure|error)|TensorRT libraries|driver version", text):
         return ProviderUnavailable(f"{provider}: {text[:200]}; run `lrcompress doctor`")
     return ModelError(f"{file}: ONNX Runtime cannot load it: {text[:200]}; export it again")
-
-
-def _refuse_silent_fallback(session: Session, provider: ProviderName, runtime: Any) -> None:
-    wanted, got = EXECUTION_PROVIDERS[provider][0], session.get_providers()
-    if wanted not in got:
-        raise ProviderUnavailable(
-            f"{provider}: ONNX Runtime {runtime.__version__} cannot start {wanted} here and would "
-            f"run on {got[0]}; run `lrcompress doctor` to see what is missing"
-        )

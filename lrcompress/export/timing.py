@@ -40,21 +40,15 @@ def timed_call(
     name: str, session: Session, feed: Feed, provider: ProviderName
 ) -> Callable[[], None]:
     """Return a function that runs the session once, without copies to and from a GPU."""
-    if provider == "cpu":
-
-        def work() -> None:
-            session.run(None, feed)
-
-    else:
-        binding = bound(session, feed, "cuda")
-
-        def work() -> None:
-            session.run_with_iobinding(binding)
-            binding.synchronize_outputs()
+    binding = None if provider == "cpu" else bound(session, feed, "cuda")
 
     def call() -> None:
         try:
-            work()
+            if binding is None:
+                session.run(None, feed)
+            else:
+                session.run_with_iobinding(binding)
+                binding.synchronize_outputs()
         except Exception as error:  # ONNX Runtime's exceptions share no base below Exception
             shapes = ", ".join(f"{key} {list(array.shape)}" for key, array in feed.items())
             raise VerifyError(f"{name}: does not run with {shapes}: {one_line(error)}") from error

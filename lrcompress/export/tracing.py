@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import keyword
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.fx.graph
 
 from lrcompress.errors import ExportError
 from lrcompress.export.axis_metadata import Axes
+from lrcompress.export.axis_range import AxisRange
 from lrcompress.export.forward import NamedForward
-from lrcompress.graph.attribute_names import any_attribute_name
 from lrcompress.network.batches import Batch
 from lrcompress.scratch import require_temporary_folder
 
@@ -29,12 +31,14 @@ def trace(
     output_names: tuple[str, ...],
     *,
     opset: int,
-) -> tuple[Any, dict[str, tuple[int, int | None]]]:
+) -> tuple[Any, dict[str, AxisRange]]:
     """Return the onnx_ir.Model and, for each free axis, the sizes that the network's code allows.
 
     Raises:
         ExportError: the network cannot be traced, or turns a free axis into a constant.
     """
+    from onnxscript.optimizer import optimize
+
     from lrcompress.export.attention import attention_translation
 
     names = sorted({label for per_input in axes.values() for label in per_input.values()})
@@ -42,7 +46,7 @@ def trace(
     shapes = tuple({axis: dims[label] for axis, label in axes[name].items()} for name in example)
     require_temporary_folder()
     try:
-        with torch.no_grad(), quiet(), _loops_of_any_length(), any_attribute_name():
+        with torch.no_grad(), quiet(), _patched_torch():
             program = torch.onnx.export(
                 forward,
                 tuple(example.values()),
@@ -56,13 +60,16 @@ def trace(
                 verbose=False,
             )
             assert program is not None
-            model = _simplified(program.model)
+            # torch.onnx's own pass would also fuse nodes into operators of opset 23, and its
+            # RotaryEmbedding fails for more than one example.
+            model = optimize(program.model)
+            _round_folded_norms_(model)
     except Exception as error:  # torch.export, torch.onnx and the network's own code
         raise ExportError(_explained(error, forward)) from error
     if model.opset_imports.get("") != opset:
         raise ExportError(
-            f"torch.onnx wrote opset {model.opset_imports.get('')} where {opset} was asked for; "
-            "ask for that one"
+            f"torch.onnx wrote opset {model.opset_imports.get('')}, not the requested {opset}; "
+            "request the one that it wrote"
         )
     _check_free(model, axes, forward)
     return model, _ranges(program.exported_program, axes, list(example))
@@ -84,19 +91,6 @@ def check_trace(forward: NamedForward, example: Batch, axes: Axes) -> None:
     except Exception:  # torch.onnx has other ways to trace, so its result decides
         names = tuple(f"output_{place}" for place in range(len(forward.outputs(*example.values()))))
         trace(forward, example, axes, names, opset=20)
-
-
-def _simplified(model: Any) -> Any:
-    """Fold constants and remove unused nodes.
-
-    torch.onnx's own pass would also fuse nodes into operators of opset 23, and its RotaryEmbedding
-    fails for more than one example.
-    """
-    from onnxscript.optimizer import optimize
-
-    model = optimize(model)
-    _round_folded_norms_(model)
-    return model
 
 
 def _round_folded_norms_(model: Any) -> None:
@@ -122,8 +116,7 @@ def _round_folded_norms_(model: Any) -> None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Suppress the progress messages and warnings of a tracer on stdout and stderr."""
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in map(logging.getLogger, _LOGGERS)}
     sink = io.StringIO()
     with (
         warnings.catch_warnings(),
@@ -131,33 +124,48 @@ def quiet() -> Iterator[None]:
         contextlib.redirect_stderr(sink),
     ):
         warnings.simplefilter("ignore")
-        for logger in loggers:
+        for logger in levels:
             logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            for logger, level in zip(loggers, levels, strict=True):
+            for logger, level in levels.items():
                 logger.setLevel(level)
 
 
 @contextlib.contextmanager
-def _loops_of_any_length() -> Iterator[None]:
-    """Clear the dispatch caches of the recurrent operators before and after a trace.
+def _patched_torch() -> Iterator[None]:
+    """Work around two faults of torch 2.13 during a trace.
 
-    While it traces, torch.onnx registers a loop in place of a recurrent layer. torch 2.13 does not
-    invalidate the operator's cache, so only the first trace in a process would have a free length.
+    torch.fx generates code such as ``self.parts.in.weight``, which is invalid if a name is a Python
+    keyword, and quotes other names without escaping.
+
+    While it traces, torch.onnx registers a loop in place of a recurrent layer. torch does not
+    invalidate the operator's dispatch cache, so only the first trace in a process would have a free
+    length. The caches are therefore cleared before and after.
     """
-    rnn = torch.ops.aten
-    operators = [
-        getattr(packet, name) for packet in (rnn.lstm, rnn.gru) for name in ("input", "data")
-    ]
-    for operator in operators:
-        getattr(operator, "_dispatch_cache", {}).clear()
+    _clear_recurrent_dispatch()
+    format_target = torch.fx.graph._format_target
+    torch.fx.graph._format_target = _attribute
     try:
         yield
     finally:
-        for operator in operators:
-            getattr(operator, "_dispatch_cache", {}).clear()
+        torch.fx.graph._format_target = format_target
+        _clear_recurrent_dispatch()
+
+
+def _attribute(base: str, target: str) -> str:
+    """Return code that accesses the attribute at path `target`, whose parts may have any name."""
+    for name in target.split("."):
+        plain = name.isidentifier() and not keyword.iskeyword(name)
+        base = f"{base}.{name}" if plain else f"getattr({base}, {name!r})"
+    return base
+
+
+def _clear_recurrent_dispatch() -> None:
+    aten = torch.ops.aten
+    for operator in (aten.lstm.input, aten.lstm.data, aten.gru.input, aten.gru.data):
+        getattr(operator, "_dispatch_cache", {}).clear()
 
 
 def _explained(error: Exception, forward: NamedForward) -> str:
@@ -165,11 +173,11 @@ def _explained(error: Exception, forward: NamedForward) -> str:
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line.strip(" -*") for line in str(cause).splitlines() if line.strip(" -*")]
-    telling = [line for line in lines if re.search(r"specif|inferred|not valid|constant", line)]
-    reason = (telling or lines or [type(cause).__name__])[0][:300]
+    specific = [line for line in lines if re.search(r"specif|inferred|not valid|constant", line)]
+    reason = (specific or lines or [type(cause).__name__])[0][:300]
     advice = "simplify its forward so that torch.export accepts it"
     if re.search(r"static shape|inferred to be a constant|specializ", str(cause)):
-        advice = "ask for a static sequence, or remove the dependence on its length"
+        advice = "request a static sequence, or remove the dependence on its length"
     return f"{type(forward.module).__name__} cannot be traced: {reason}; {advice}"
 
 
@@ -181,21 +189,21 @@ def _check_free(model: Any, axes: Axes, forward: NamedForward) -> None:
                 raise ExportError(
                     f"{type(forward.module).__name__}: axis {axis} ({label}) of input {value.name} "
                     f"cannot vary: its code fixes the size {value.shape[axis]} of the example; "
-                    f"ask for a static {label}, or remove the dependence on its size"
+                    f"request a static {label}, or remove the dependence on its size"
                 )
 
 
-def _ranges(exported: Any, axes: Axes, inputs: list[str]) -> dict[str, tuple[int, int | None]]:
+def _ranges(exported: Any, axes: Axes, inputs: list[str]) -> dict[str, AxisRange]:
+    found: dict[str, AxisRange] = {}
     if exported is None:
-        return {}
-    limits: Mapping[Any, Any] = exported.range_constraints
+        return found
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
-    found: dict[str, tuple[int, int | None]] = {}
     for name, argument in zip(inputs, exported.graph_signature.user_inputs, strict=True):
         shape = placeholders[argument].meta["val"].shape
         for axis, label in axes[name].items():
-            bound = limits.get(getattr(getattr(shape[axis], "node", None), "expr", None))
+            size = getattr(getattr(shape[axis], "node", None), "expr", None)
+            bound = exported.range_constraints.get(size)
             if bound is not None:
                 upper = int(bound.upper) if bound.upper.is_Integer else None
-                found[label] = (max(1, int(bound.lower)), upper)
+                found[label] = AxisRange(max(1, int(bound.lower)), upper)
     return found

@@ -12,8 +12,8 @@ from typing import Any
 
 from lrcompress.atomic import write_together
 from lrcompress.errors import ExportError
+from lrcompress.export.session import PROTOBUF_LIMIT_BYTES, external_locations
 
-PROTOBUF_LIMIT_BYTES = 2**31 - 1
 GRAPH_ROOM_BYTES = 64 * 2**20  # reserved for nodes and names
 EMBED_BELOW_BYTES = 1024  # smaller tensors stay in the graph, so that shapes and axes are readable
 
@@ -32,6 +32,8 @@ def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[
         ExportError: the folder cannot be written, the weights are too large for one file, or the
             ONNX checker refuses the graph.
     """
+    import onnx_ir as ir
+
     beyond = weight_bytes(model) > PROTOBUF_LIMIT_BYTES - GRAPH_ROOM_BYTES
     if beyond and external_data is False:
         raise ExportError(
@@ -43,7 +45,15 @@ def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[
     files = (path, data) if external else (path,)
 
     def write(folder: Path) -> None:
-        _save(model, folder / path.name, data.name if external else None)
+        needed, free = weight_bytes(model), shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
+        ir.save(
+            model,
+            folder / path.name,
+            external_data=data.name if external else None,
+            size_threshold_bytes=EMBED_BELOW_BYTES,
+        )
         _check(folder / path.name)
 
     leaves_data = not external and _names_external_data(path, data.name)
@@ -53,19 +63,6 @@ def write_model(model: Any, path: Path, *, external_data: bool | None) -> tuple[
     return files
 
 
-def _save(model: Any, path: Path, data_name: str | None) -> None:
-    import onnx_ir as ir
-
-    needed = weight_bytes(model)
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free")
-    if data_name is None:
-        ir.save(model, path)
-    else:
-        ir.save(model, path, external_data=data_name, size_threshold_bytes=EMBED_BELOW_BYTES)
-
-
 def _check(path: Path) -> None:
     import onnx
 
@@ -73,9 +70,9 @@ def _check(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # the checker's errors share no base below Exception
         first = str(error).strip().split("\n")[0]
-        advice = "export in fp32, or ask for another opset"
+        advice = "export in fp32, or request another opset"
         if "bfloat16" in first:
-            advice = "ONNX allows bfloat16 in more operators from opset 22 on; ask for that one"
+            advice = "ONNX allows bfloat16 in more operators from opset 22 on; request that one"
         raise ExportError(f"the ONNX checker refuses the graph: {first}; {advice}") from error
 
 
@@ -83,14 +80,7 @@ def _names_external_data(path: Path, data_name: str) -> bool:
     """Whether an existing graph at `path` keeps its weights in `data_name`."""
     import onnx
 
-    if not path.is_file():
-        return False
     try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # not a readable graph, so the data beside it is not ours
+        return data_name in external_locations(onnx.load(path, load_external_data=False))
+    except Exception:  # no file, or not a readable graph: the data beside it is not ours
         return False
-    return any(
-        entry.key == "location" and entry.value == data_name
-        for tensor in graph.initializer
-        for entry in tensor.external_data
-    )

@@ -19,18 +19,8 @@ from onnx import AttributeProto, ModelProto, NodeProto
 from lrcompress.errors import ModelError
 from lrcompress.graph.typed_graph import TypedNode, ValueType, typed_nodes
 
-DTYPES: Mapping[str, str] = {
-    "fp32": "float",
-    "float32": "float",
-    "float": "float",
-    "fp16": "float16",
-    "float16": "float16",
-    "bf16": "bfloat16",
-    "bfloat16": "bfloat16",
-}
+DTYPES = {"fp32": "float", "fp16": "float16", "bf16": "bfloat16"}
 _FLOATS = frozenset(("float", "float16", "bfloat16", "double"))
-# Constants become initializers when a session opens.
-_NO_KERNEL_NEEDED = frozenset(("Constant",))
 
 DtypesOf = Mapping[str, frozenset[str]]
 
@@ -47,13 +37,9 @@ class Kernel:
         By ONNX Runtime's rule a kernel without a last version serves its first version only,
         because a later version of the operator may have another meaning.
         """
-        if since_version is not None:
-            if self.last_opset is None and since_version != self.first_opset:
-                return False
-            if self.last_opset is not None and not (
-                self.first_opset <= since_version <= self.last_opset
-            ):
-                return False
+        last = self.first_opset if self.last_opset is None else self.last_opset
+        if since_version is not None and not self.first_opset <= since_version <= last:
+            return False
         return all(bound.get(name, frozenset()) <= allowed for name, allowed in self.types.items())
 
 
@@ -82,8 +68,8 @@ class MissingKernel:
 @cache
 def kernel_table() -> KernelTable:
     """Return the table in cuda_kernels.json."""
-    text = files("lrcompress.graph").joinpath("cuda_kernels.json").read_text(encoding="utf-8")
-    return parse_table(text)
+    file = files("lrcompress.graph") / "cuda_kernels.json"
+    return parse_table(file.read_text(encoding="utf-8"))
 
 
 def parse_table(text: str) -> KernelTable:
@@ -133,16 +119,15 @@ def missing_kernels(model: ModelProto, dtype: str) -> tuple[MissingKernel, ...]:
 
     missing = []
     for typed in typed_nodes(model, expand=is_expanded):
-        if typed.computes_shape or typed.node.op_type in _NO_KERNEL_NEEDED:
+        node = typed.node
+        if typed.computes_shape or node.op_type == "Constant":  # an initializer in a session
             continue
-        opset = opsets.get(_standard(typed.node.domain), 1)
+        opset = opsets.get(_standard(node.domain), 1)
         reason = why_missing(typed, opset, DTYPES[dtype])
         if reason is not None:
             dtypes = tuple(value.dtype if value else "?" for value in typed.inputs)
             missing.append(
-                MissingKernel(
-                    typed.node.name, typed.node.domain, typed.node.op_type, opset, dtypes, reason
-                )
+                MissingKernel(node.name, node.domain, node.op_type, opset, dtypes, reason)
             )
     return tuple(missing)
 

@@ -8,8 +8,8 @@ Only that one is then read completely.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
 from math import prod
@@ -37,7 +37,7 @@ class Stored:
     shape: tuple[int, ...]
     dtype: str  # onnx_ir's name in lower case
     tensor: Any  # an onnx_ir tensor
-    norms: tuple[Any, ...] = field(default=())  # onnx_ir norm nodes that use it as their scale
+    norms: tuple[Any, ...]  # onnx_ir norm nodes that use it as their scale
 
     @property
     def size(self) -> int:
@@ -137,19 +137,20 @@ def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]
     model = read_graph(graph, folder)
     found = []
     for part in model.graphs():
-        for value in part.initializers.values():
-            if value.const_value is not None:
-                found.append((value, value.const_value))
+        values = part.initializers.values()
+        found += [(v, v.const_value) for v in values if v.const_value is not None]
         for node in part:
             constant = node.attributes.get("value") if node.op_type == "Constant" else None
             if constant is not None and constant.type == ir.AttributeType.TENSOR:
                 found.append((node.outputs[0], constant.value))
-    return tuple(_stored(found))
-
-
-def _stored(found: Iterable[tuple[Any, Any]]) -> Iterator[Stored]:
-    for value, tensor in found:
-        if tensor.dtype.name in _READABLE and tensor.size:
-            norms = tuple(n for n, index in value.uses() if n.op_type in _NORMS and index == 1)
-            shape = tuple(int(size) for size in tensor.shape)
-            yield Stored(value.name or "", shape, tensor.dtype.name.lower(), tensor, norms)
+    return tuple(
+        Stored(
+            name=value.name or "",
+            shape=tuple(map(int, tensor.shape)),
+            dtype=tensor.dtype.name.lower(),
+            tensor=tensor,
+            norms=tuple(n for n, index in value.uses() if n.op_type in _NORMS and index == 1),
+        )
+        for value, tensor in found
+        if tensor.dtype.name in _READABLE and tensor.size
+    )

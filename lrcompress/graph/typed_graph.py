@@ -26,15 +26,12 @@ SHAPE_OPERATORS = frozenset((
     "And", "Or", "Xor", "Not", "Where", "ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin",
     "CumSum", "ScatterND", "Trilu",
 ))
-# fmt: on
-
-_INLINE_BYTES = 64 * 1024  # larger constants are not shapes: inference does not need their values
-# fmt: off
 _INTEGERS = frozenset((
     "bool", "int4", "int8", "int16", "int32", "int64",
     "uint4", "uint8", "uint16", "uint32", "uint64",
 ))
 # fmt: on
+_INLINE_BYTES = 64 * 1024  # larger constants are not shapes: inference does not need their values
 
 
 @dataclass(frozen=True)
@@ -185,10 +182,8 @@ def _without_weights(model: ModelProto) -> ModelProto:
     light.functions.extend(model.functions)
     graph = light.graph
     graph.name = model.graph.name
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(model.graph, field))
     for tensor in model.graph.initializer:
         if tensor.data_location != TensorProto.EXTERNAL and tensor.ByteSize() <= _INLINE_BYTES:
             graph.initializer.append(tensor)

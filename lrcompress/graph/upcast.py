@@ -34,18 +34,13 @@ def widen_(model: Any, narrow: Collection[Any], wide: Any) -> None:
         for value in graph.initializers.values():
             if value.const_value is not None and value.const_value.dtype in narrow:
                 value.const_value = widened(value.const_value)
-        for value in (*graph.inputs, *graph.initializers.values()):
-            _widen_type_(value, narrow, wide)
+        results = (value for node in graph for value in node.outputs)
+        for value in (*graph.inputs, *graph.initializers.values(), *results):
+            if value.dtype in narrow:
+                value.dtype = wide
         for node in graph:
-            for value in node.outputs:
-                _widen_type_(value, narrow, wide)
             for name, attribute in list(node.attributes.items()):
                 if name in ("to", "dtype") and attribute.value in kinds:
                     node.attributes[name] = ir.AttrInt64(name, int(wide))
                 elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype in narrow:
                     node.attributes[name] = ir.AttrTensor(name, widened(attribute.value))
-
-
-def _widen_type_(value: Any, narrow: Collection[Any], wide: Any) -> None:
-    if value.dtype in narrow:
-        value.dtype = wide

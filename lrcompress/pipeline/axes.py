@@ -11,7 +11,7 @@ from torch import nn
 from lrcompress.distributed import on_main
 from lrcompress.errors import LrcompressError
 from lrcompress.export.axes import AxisRequest
-from lrcompress.export.settled_axes import exportable_axes
+from lrcompress.export.traced_axes import exportable_axes
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.run_folder import read_ledger
 from lrcompress.pipeline.stages.compress import STAGE as COMPRESS

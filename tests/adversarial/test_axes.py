@@ -32,7 +32,7 @@ from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.forward import named_outputs
 from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.session import open_session
-from lrcompress.export.settled_axes import exportable_axes
+from lrcompress.export.traced_axes import exportable_axes
 from lrcompress.export.verify.verify import verify
 
 TESTS = Path(__file__).parent.parent
@@ -458,7 +458,7 @@ def test_rows_elsewhere_than_in_front_are_refused() -> None:
     ],
 )
 def test_ranges_are_found_from_trials(takes, own: int, found: AxisRange) -> None:
-    assert find_range(lambda n: None if takes(n) else "no", own, (384, 514)) == found
+    assert find_range(lambda n: None if takes(n) else "no", own, (384, 514)) == (found, "")
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_ranges_are_found_from_trials(takes, own: int, found: AxisRange) -> None
     ],
 )
 def test_an_axis_that_hardly_moves_is_fixed(takes) -> None:
-    assert isinstance(find_range(lambda n: None if takes(n) else "no", 16), str)
+    assert find_range(lambda n: None if takes(n) else "no", 16)[0] is None
 
 
 RANGES = st.builds(

@@ -83,8 +83,12 @@ def command(
     """
     from lrcompress.atomic import refuse_unwritable
     from lrcompress.export.bench import device_name
-    from lrcompress.export.calibrate import DEFAULTS, CalibrationSettings, calibrate_latency
-    from lrcompress.export.latency_grid import not_timed
+    from lrcompress.export.calibrate import (
+        DEFAULTS,
+        CalibrationSettings,
+        calibrate_latency,
+        not_timed,
+    )
     from lrcompress.formats.files import write_text
     from lrcompress.planning.latency import table_to_json
     from lrcompress.reporting.environment import describe_environment

@@ -21,30 +21,26 @@ _FOLDED_FROM = "pkg.onnxscript.optimizer.folded_from"
 
 def name_weights_(model: Any) -> RewriteResult:
     initializers = model.graph.initializers
-    wanted: dict[str, str] = {}
+    renamed: dict[str, str] = {}
     for old, value in initializers.items():
-        new = old.removeprefix(WRAPPER)
         sources = ast.literal_eval(value.metadata_props.get(_FOLDED_FROM, "[]"))
         axes = len(value.shape or ())
         parameters = [source for source in sources if source.startswith(WRAPPER)]
+        source, suffix = old, ""
         if axes == 2 and parameters and len(sources) == 1:
-            new = parameters[0].removeprefix(WRAPPER) + TRANSPOSED
+            source, suffix = parameters[0], TRANSPOSED
         elif axes > 2 and len(parameters) == 1:  # another source can be the axes of an Unsqueeze
-            new = parameters[0].removeprefix(WRAPPER) + REORDERED
-        if new.endswith((TRANSPOSED, REORDERED)) and not _may_be(
-            value, initializers, parameters[0]
-        ):
-            continue
-        if new != old:
-            wanted[old] = new
+            source, suffix = parameters[0], REORDERED
+        new = source.removeprefix(WRAPPER) + suffix
+        if new != old and (not suffix or _may_be(value, initializers, source)):
+            renamed[old] = new
     taken = set(initializers) | {v.name for n in model.graph for v in (*n.inputs, *n.outputs) if v}
     changes = 0
-    for old, new in wanted.items():
-        if new in taken:
-            continue
-        taken.add(new)
-        initializers[old].name = new  # this updates the keys of `initializers`
-        changes += 1
+    for old, new in renamed.items():
+        if new not in taken:
+            taken.add(new)
+            initializers[old].name = new  # this updates the keys of `initializers`
+            changes += 1
     return RewriteResult("name_weights", changes)
 
 

@@ -7,12 +7,13 @@ followed, so no weight is ever removed, even if it is zero or one.
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 from lrcompress.graph.rewrites.rewrite import RewriteResult
 
-_KEEPS_VALUE = ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "ReduceMax", "ReduceMin")
-_CASTS = ("Cast", "CastLike")
+_KEEPS_VALUE = ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "ReduceMax", "ReduceMin",
+                "Cast", "CastLike")  # fmt: skip
 
 
 def trivial_masks_(model: Any) -> RewriteResult:
@@ -36,7 +37,7 @@ def _filled_with(node: Any, known: dict[int, float]) -> float | None:
     first = known.get(id(node.inputs[0])) if node.inputs else None
     if first is None:
         return None
-    if node.op_type in _KEEPS_VALUE or node.op_type in _CASTS:
+    if node.op_type in _KEEPS_VALUE:
         return first
     if node.op_type == "Where":
         chosen = node.inputs[1 if first else 2]
@@ -49,14 +50,12 @@ def _skipped_(node: Any, known: dict[int, float]) -> bool:
     """Replace x + 0 or x * 1 by x if the shapes are equal; return whether that was done."""
     neutral = 0.0 if node.op_type == "Add" else 1.0
     result = node.outputs[0]
-    for index, other in enumerate(node.inputs):
-        kept = node.inputs[1 - index]
-        if known.get(id(other)) != neutral or not _same_shape(kept, result):
-            continue
-        if result.is_graph_output():
-            continue
-        result.replace_all_uses_with(kept)
-        return True
+    if result.is_graph_output():
+        return False
+    for other, kept in permutations(node.inputs):
+        if known.get(id(other)) == neutral and _same_shape(kept, result):
+            result.replace_all_uses_with(kept)
+            return True
     return False
 
 

@@ -65,19 +65,19 @@ def _lacks_kernel(node: Any, model: Any) -> bool:
     from lrcompress.graph.kernels import why_missing
     from lrcompress.graph.typed_graph import TypedNode, ValueType, dtype_name
 
-    def types(values: Any, *, wide: bool) -> tuple[ValueType | None, ...]:
-        names = [None if v is None or v.dtype is None else dtype_name(v.dtype) for v in values]
-        if wide:
-            names = ["float" if name == "bfloat16" else name for name in names]
-        return tuple(None if name is None else ValueType(name, None) for name in names)
-
     if not any(v is not None and v.dtype == ir.DataType.BFLOAT16 for v in node.inputs):
         return False
     proto, opset = ir.to_proto(node), model.opset_imports.get(node.domain, 1)
 
-    def missing(assumed: str, *, wide: bool) -> bool:
-        inputs, outputs = types(node.inputs, wide=wide), types(node.outputs, wide=wide)
-        typed = TypedNode(proto, inputs, outputs, computes_shape=False)
-        return why_missing(typed, opset, assumed) is not None
+    def missing_in(dtype: str) -> bool:  # in place of bfloat16
+        def type_of(value: Any) -> ValueType | None:
+            if value is None or value.dtype is None:
+                return None
+            name = dtype_name(value.dtype)
+            return ValueType(dtype if name == "bfloat16" else name, None)
 
-    return missing("bfloat16", wide=False) and not missing("float", wide=True)
+        inputs, outputs = (tuple(map(type_of, side)) for side in (node.inputs, node.outputs))
+        typed = TypedNode(proto, inputs, outputs, computes_shape=False)
+        return why_missing(typed, opset, dtype) is not None
+
+    return missing_in("bfloat16") and not missing_in("float")
