@@ -48,14 +48,14 @@ class TrialNetwork:
 
     module: nn.Module
     profile: Profile
-    judge: HeldOutDivergence
+    held_out: HeldOutDivergence
     _truncations: dict[tuple[str, str], Truncation] = field(default_factory=dict)
     _fits: dict[tuple[str, str, Structure], FittedLayer] = field(default_factory=dict)
 
     def divergence(self, plan: Plan) -> float:
-        """Return the mean output divergence per example, on the examples of the judge."""
+        """Return the mean output divergence per example, on the held-out examples."""
         with self._carried_out(plan):
-            return self.judge.divergence(self.module)
+            return self.held_out.divergence(self.module)
 
     def attribution(self, plan: Plan) -> Attribution:
         """Return the plan's divergence and each layer's share of it, from one backward pass.
@@ -77,7 +77,7 @@ class TrialNetwork:
             finally:
                 for handle in handles:
                     handle.remove()
-        examples = sum(map(batch_size, self.judge.batches))
+        examples = sum(map(batch_size, self.held_out.batches))
         shares = dict.fromkeys(plan.structures, 0.0)
         for name, scale in scales.items():
             owner = name if name in shares else self._owner(name)
@@ -88,11 +88,11 @@ class TrialNetwork:
     def _backward_all(self, scales: Iterable[Tensor]) -> float:
         for scale in scales:
             scale.grad = None
-        return sum(map(self._backward, range(len(self.judge.batches))))
+        return sum(map(self._backward, range(len(self.held_out.batches))))
 
     def _backward(self, index: int) -> float:
-        batch, (dense, weights) = self.judge.batches[index], self.judge.outputs[index]
-        readout = self.judge.readout
+        batch, (dense, weights) = self.held_out.batches[index], self.held_out.outputs[index]
+        readout = self.held_out.readout
         with torch.enable_grad():
             outputs, _ = readout(call(self.module, batch), batch)
             total = readout.objective.divergence(dense, outputs, weights).sum()

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -30,23 +29,13 @@ from lrcompress.export.axis_metadata import SEQUENCE
 from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.io_matching import Wiring
 from lrcompress.export.parity_inputs import MASK, Case, draw
-from lrcompress.export.random_feeds import refuse_huge
+from lrcompress.export.random_feeds import NUMPY_DTYPES, refuse_huge
 from lrcompress.export.session import GraphArgument, Session
 from lrcompress.export.verify.float64 import Double
 from lrcompress.messages import label, one_line
 from lrcompress.network.batches import Batch
 
 UNIT_ROUNDOFF: Mapping[str, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-_NUMPY_DTYPES: Mapping[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 def tolerance(precision: str, products: int, inner: int) -> float:
@@ -117,6 +106,15 @@ class Comparison:
             for name, arg in self.arguments.items()
         }
 
+    def feed(self, drawn: Batch) -> dict[str, NDArray[Any]]:
+        """Return the graph's inputs with the values and dtypes to feed.
+
+        Raises:
+            VerifyError: an input has a dtype that cannot be fed.
+        """
+        inputs = self.wiring.inputs
+        return {name: fed(drawn[inputs[name]], arg) for name, arg in self.arguments.items()}
+
 
 def compare(comparison: Comparison) -> ParityResult:
     """Run file and network on a draw of each shape and return their differences.
@@ -127,7 +125,7 @@ def compare(comparison: Comparison) -> ParityResult:
     """
     session, reference, wiring = comparison.session, comparison.reference, comparison.wiring
     generator = torch.Generator().manual_seed(comparison.seed)
-    fixed, graph = comparison.fixed, comparison.arguments
+    fixed = comparison.fixed
     _refuse_huge(comparison, fixed)
     errors = dict.fromkeys(wiring.outputs, 0.0)
     rounding = own = 0.0
@@ -139,7 +137,7 @@ def compare(comparison: Comparison) -> ParityResult:
     for case in comparison.cases:
         drawn = draw(comparison.batch, case, fixed, generator)
         shape = shape_of(drawn, case)
-        feed = {name: fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
+        feed = comparison.feed(drawn)
         try:
             got = dict(zip(wiring.outputs, session.run(list(wiring.outputs), feed), strict=True))
         except Exception as error:  # ONNX Runtime's errors share no base below Exception
@@ -185,12 +183,12 @@ def shape_of(batch: Batch, case: Case | None = None) -> str:
 
 
 def fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
-    if argument.type not in _NUMPY_DTYPES:
+    if argument.type not in NUMPY_DTYPES:
         raise VerifyError(
             f"input {argument.name} is a {argument.type}, which cannot be fed from the data; "
             "export with float32 inputs"
         )
-    return tensor.numpy().astype(_NUMPY_DTYPES[argument.type])
+    return tensor.numpy().astype(NUMPY_DTYPES[argument.type])
 
 
 def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float | str:

@@ -7,7 +7,7 @@ Runtime fuses anything, so that equal weights have equal values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from lrcompress.export.export_onnx import PRODUCER
 from lrcompress.export.precision import TORCH_DTYPES
 from lrcompress.export.verify.factor_check import structured_layers
-from lrcompress.export.verify.layer_use import layer_use
+from lrcompress.export.verify.layer_use import layer_use, tensors_used
 from lrcompress.export.verify.norm_folding import FoldedNorm, folded_norms
 from lrcompress.export.verify.result import Check, Kind, Subject, listed
 from lrcompress.export.verify.tensor_matching import Constants, Difference, Matches, Target
-from lrcompress.export.verify.tensor_use import tensors_used
 from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.graph.stored_constants import Stored, stored_constants
 
@@ -158,19 +157,17 @@ def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, list[Stor
     Tied parameters are listed under their first name.
     """
     first: dict[int, str] = {}
-    names = {name: first.setdefault(id(t), name) for name, t in _tensors(module)}
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    names = {name: first.setdefault(id(t), name) for name, t in tensors}
     found: dict[str, list[Stored]] = {}
     for one in sorted(stored, key=lambda one: one.name not in names):
         name = names.get(one.name, names.get(parameter_name(one.name)))
         if name is not None:
             found.setdefault(name, []).append(one)
     return found
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers, tied ones under each of their names."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:

@@ -22,7 +22,7 @@ from lrcompress.export.session import ProviderName, file_bytes
 from lrcompress.export.verify.factor_check import factors_check
 from lrcompress.export.verify.graph_checks import budget, kernels, placed, readable, well_formed
 from lrcompress.export.verify.parity_check import parity
-from lrcompress.export.verify.result import NO_BUDGET, BudgetFacts, Check, Subject
+from lrcompress.export.verify.result import BudgetFacts, Check, Subject, VerifyOptions
 from lrcompress.export.verify.value_check import values_check
 from lrcompress.network.batches import Batch
 from lrcompress.network.unfused import runs_unfused
@@ -35,15 +35,6 @@ _PRECISIONS = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
-
-
-@dataclass(frozen=True)
-class VerifyOptions:
-    provider: ProviderName = "cpu"
-    budget: BudgetFacts = NO_BUDGET
-    shapes: tuple[Case, ...] | None = None  # None: various shapes around the example's own
-    tolerance: float | None = None  # relative to the outputs; None: see export/verify/parity.py
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,23 +88,17 @@ def verify(
     if batch is not None:  # the reference computes in float32
         batch = {n: t.float() if t.is_floating_point() else t for n, t in batch.items()}
     subject = Subject(path, graph, precision_of(graph), options.provider, reference, batch)
-    formed = well_formed(subject)
-    if not formed.passed:
-        return VerifyReport(str(path), subject.precision, options.provider, (formed,))
-    return VerifyReport(
-        path=str(path),
-        precision=subject.precision,
-        provider=options.provider,
-        checks=(
-            formed,
-            *parity(subject, options.shapes, options.seed, options.tolerance),
+    checks = [well_formed(subject)]
+    if checks[0].passed:
+        checks += [
+            *parity(subject, options),
             values_check(subject),
             factors_check(subject),
             kernels(subject),
             placed(subject),
             budget(subject, options.budget),
-        ),
-    )
+        ]
+    return VerifyReport(str(path), subject.precision, options.provider, tuple(checks))
 
 
 def precision_of(graph: onnx.ModelProto) -> str:
