@@ -69,7 +69,7 @@ def test_shares_are_each_layers_error_with_its_cross_terms() -> None:
                 for layer in planned.layers
             ),
         )
-        with network._carried_out(alone):
+        with network._applied(alone):
             other = module(x).detach()
         errors[name] = other - module(x).detach()
     both = errors["one"] + errors["two"]

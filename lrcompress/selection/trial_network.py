@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,7 +54,7 @@ class TrialNetwork:
 
     def divergence(self, plan: Plan) -> float:
         """Return the mean output divergence per example, on the held-out examples."""
-        with self._carried_out(plan):
+        with self._applied(plan):
             return self.held_out.divergence(self.module)
 
     def attribution(self, plan: Plan) -> Attribution:
@@ -62,21 +62,15 @@ class TrialNetwork:
 
         Raises RuntimeError if no gradient can be taken through the network.
         """
-        with self._carried_out(plan) as replacements, frozen(self.module):
+        with self._applied(plan) as replacements, frozen(self.module), ExitStack() as hooks:
             scales = {change.name: torch.zeros((), requires_grad=True) for change in replacements}
-            handles = [
-                self.module.get_submodule(change.name).register_forward_hook(
-                    _toward_dense(change.original, scales[change.name]),
-                    prepend=True,  # the layer's own hooks run after it
-                    with_kwargs=True,
-                )
-                for change in replacements
-            ]
-            try:
-                total = with_copies_if_needed(lambda: self._backward_all(scales.values()))
-            finally:
-                for handle in handles:
-                    handle.remove()
+            for change in replacements:
+                layer = self.module.get_submodule(change.name)
+                hook = _toward_dense(change.original, scales[change.name])
+                # Prepended: the layer's own hooks run after it
+                handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                hooks.enter_context(handle)
+            total = with_copies_if_needed(lambda: self._backward_all(scales.values()))
         examples = sum(map(batch_size, self.held_out.batches))
         shares = dict.fromkeys(plan.structures, 0.0)
         for name, scale in scales.items():
@@ -105,7 +99,7 @@ class TrialNetwork:
         return next(layer.name for layer in self.profile.layers if head in layer.spec.tied)
 
     @contextmanager
-    def _carried_out(self, plan: Plan) -> Iterator[list[Replacement]]:
+    def _applied(self, plan: Plan) -> Iterator[list[Replacement]]:
         done: list[Replacement] = []
         try:
             for planned in plan.layers:

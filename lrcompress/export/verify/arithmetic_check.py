@@ -52,12 +52,12 @@ class Evaluation:
     rounding: float = 0.0  # largest error of the graph in float32 by ONNX's reference evaluator
 
 
-def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -> Evaluation:
+def arithmetic(subject: Subject, comparison: Comparison, bound: float | None) -> Evaluation:
     """Check the largest error of the graph in float64, over the smaller shapes.
 
-    agreed: the error within which the file, run by ONNX Runtime, agrees with its network; None if
-        it does not agree. If the error in float64 exceeds twice that, the float64 evaluation is
-        at fault, and the check does not run.
+    bound: the error within which the file, run by ONNX Runtime, equals its network; None if it
+        does not. If the error in float64 exceeds twice that, the float64 evaluation is at fault,
+        and the check does not run.
     """
     reference = comparison.reference
     wide = reference.double
@@ -78,7 +78,7 @@ def arithmetic(subject: Subject, comparison: Comparison, agreed: float | None) -
     own = max(one.own for one in found)
     allowed = max(_CONSTANTS, 2 * own, 2 * rounding)
     worst = max(found, key=lambda one: one.error)
-    if agreed is not None and worst.error > 2 * agreed:
+    if bound is not None and worst.error > 2 * bound:
         return _not_run("ONNX Runtime and the evaluation in float64 disagree about the graph")
     shapes = ", ".join(dict.fromkeys(shape_of(drawn) for drawn in draws))
     numbers = {"error": worst.error, "tolerance": allowed, "shapes": shapes}

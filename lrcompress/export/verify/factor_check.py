@@ -110,13 +110,11 @@ def _matrices(module: nn.Module) -> Iterable[Tensor]:
 
 def factors_check(subject: Subject) -> Check:
     """Check that the graph still contains the factors after all of ONNX Runtime's optimisations."""
-    if subject.module is None:
-        return Check("factors", "graph", None, "no reference network was given")
-    structured = structured_layers(subject.module)
+    module, batch = subject.reference
+    structured = structured_layers(module)
     if not structured:
         return Check("factors", "graph", None, "the reference network has no factorised layer")
-    assert subject.batch is not None
-    use = layer_use(subject.module, (layer.name for layer in structured), subject.batch)
+    use = layer_use(module, (layer.name for layer in structured), batch)
     layers = tuple(layer for layer in structured if layer.name in use.used)
     with scratch_folder() as folder:
         source, optimised = subject.path, folder / "optimised.onnx"
@@ -124,13 +122,13 @@ def factors_check(subject: Subject) -> Check:
             source = folder / "float32.onnx"
             upcast(subject.path, source)
         open_session(source, optimized_path=optimised)
-        report = factors_kept(_weights(optimised), subject.module, layers, subject.precision)
+        report = factors_kept(_weights(optimised), module, layers, subject.precision)
     report = replace(report, unused=use.unused, constant=use.constant)
     parts = []
     if report.missing:
-        parts.append(f"factors are missing of {listed(report.missing)}")
+        parts.append(f"factors of {listed(report.missing)} are missing")
     if report.folded:
-        parts.append(f"a dense weight is back for {listed(report.folded)}")
+        parts.append(f"the graph has a dense weight again for {listed(report.folded)}")
     kept = not parts
     if kept:
         parts.append(f"all {report.factors} factors of {report.layers} layers are in it, optimised")

@@ -20,7 +20,11 @@ from lrcompress.messages import one_line
 from lrcompress.scratch import scratch_folder
 
 WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
-_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_PRECISIONS = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
 
 
 def readable(path: Path) -> onnx.ModelProto:
@@ -40,6 +44,15 @@ def readable(path: Path) -> onnx.ModelProto:
     if not graph.graph.node:
         raise ModelError(f"{path}: holds no graph (empty or truncated?); export it again")
     return graph
+
+
+def precision_of(graph: onnx.ModelProto) -> str:
+    """Return the precision of most of the weights; fp32 if there are none."""
+    held: Counter[str] = Counter()
+    for tensor in graph.graph.initializer:
+        if tensor.data_type in _PRECISIONS:
+            held[_PRECISIONS[tensor.data_type]] += prod(tensor.dims)
+    return held.most_common(1)[0][0] if held else "fp32"
 
 
 def well_formed(subject: Subject) -> Check:
@@ -112,7 +125,7 @@ def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
     exporters or of another network, all weights count except single numbers and the network's
     buffers (positions, frequencies).
     """
-    weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
+    weights = [t for t in graph.graph.initializer if t.data_type in _PRECISIONS]
     if module is not None and graph.producer_name == PRODUCER:
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         named = [(parameter_name(t.name), t) for t in weights]

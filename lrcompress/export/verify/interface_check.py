@@ -31,7 +31,7 @@ def interface(graph: onnx.ModelProto, wiring: Wiring) -> Check:
     notes: list[str] = []
     if wiring.unknown_inputs:
         names = listed(wiring.unknown_inputs)
-        wrong.append(f"the graph asks for {names}, which the data lacks")
+        wrong.append(f"the graph needs {names}, which the data lacks")
     if wiring.unused_inputs:
         notes.append(f"the graph does not take {listed(wiring.unused_inputs)}")
     pairs = {**wiring.inputs, **wiring.outputs}
@@ -77,8 +77,8 @@ def shapes_check(subject: Subject, comparison: Comparison) -> Check:
 
 def _sizes(subject: Subject, comparison: Comparison) -> tuple[bool | None, str]:
     """Return whether the check passes, and the detail."""
-    assert subject.module is not None
-    meant = fixed_axes(subject.metadata) or {}
+    module, _ = subject.reference
+    requested = fixed_axes(subject.metadata) or {}
     names = {theirs: ours for ours, theirs in comparison.wiring.inputs.items()}
     narrow: list[tuple[int, str]] = []  # axis, and its description
     by_export: list[str] = []
@@ -88,16 +88,15 @@ def _sizes(subject: Subject, comparison: Comparison) -> tuple[bool | None, str]:
         for axis, size in axes.items():
             if axis == 0 or (axis == 1 and sequence):
                 where = f"axis {axis} of {label(names[name])} to {size}"
-                if axis in meant.get(names[name], ()):
+                if axis in requested.get(names[name], ()):
                     by_export.append(where)
                 else:
                     narrow.append((axis, where))
-    open_ = [where for axis, where in narrow if _takes_another(subject.module, comparison, axis)]
+    open_ = [where for axis, where in narrow if _takes_another(module, comparison, axis)]
     if open_:
         fixed = ", ".join(open_)
         return None, (
-            f"the graph fixes {fixed}, where the network takes other sizes too; no other size was "
-            "run"
+            f"the graph fixes {fixed}, but the network accepts other sizes; no other size was run"
         )
     if narrow:
         fixed = ", ".join(where for _, where in narrow)
@@ -111,8 +110,7 @@ def _takes_another(module: nn.Module, comparison: Comparison, axis: int) -> bool
     """Whether the network runs with one more row, or one more or fewer positions, than fixed."""
     fixed = comparison.fixed
     rows = next((axes[0] for axes in fixed.values() if 0 in axes), 2)
-    lengths = [axes[1] for name, axes in fixed.items() if 1 in axes]
-    length = max(lengths, default=None)
+    length = max((axes[1] for axes in fixed.values() if 1 in axes), default=None)
     generator = torch.Generator().manual_seed(comparison.seed)
     free: dict[str, dict[int, int]] = {name: {} for name in fixed}
     if axis == 0:

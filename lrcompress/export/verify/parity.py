@@ -144,8 +144,8 @@ def compare(comparison: Comparison) -> ParityResult:
             return result(f"shape {shape}: {one_line(error, 300)}")
         exact, single = reference.outputs(drawn)
         with torch.no_grad():
-            rounded = reference.rounded
-            alike = named_outputs(rounded(**copied(drawn))) if rounded is not None else {}
+            module = reference.rounded
+            rounded = {} if module is None else named_outputs(module(**copied(drawn)))
         for name, theirs in got.items():
             network_name = wiring.outputs[name]
             wanted = exact[network_name]
@@ -154,8 +154,9 @@ def compare(comparison: Comparison) -> ParityResult:
                 return result(f"shape {shape}: output {name} {error_or_reason}")
             errors[name] = max(errors[name], error_or_reason)
             own = max(own, _number(row_error(single[network_name], wanted, drawn)))
-            if network_name in alike:
-                rounding = max(rounding, _number(row_error(alike[network_name], wanted, drawn)))
+            if network_name in rounded:
+                error_of_rounding = row_error(rounded[network_name], wanted, drawn)
+                rounding = max(rounding, _number(error_of_rounding))
         done.append(shape)
     return result(None)
 
@@ -207,10 +208,10 @@ def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float
     rows = 0
     for index in range(len(ours)):  # one example at a time: logits in float64 are large
         a, b = theirs[index].double(), ours[index].double()
-        meant = torch.isfinite(b)
-        if not bool(torch.isfinite(a)[meant].all()):
-            return "holds NaN or infinity where the network does not"
-        a, b = torch.where(meant, a, 0.0), torch.where(meant, b, 0.0)
+        finite = torch.isfinite(b)
+        if not bool(torch.isfinite(a)[finite].all()):
+            return "contains NaN or infinity where the network does not"
+        a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
         if mask is not None:
             a, b = a[mask[index]], b[mask[index]]
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])

@@ -27,8 +27,6 @@ _RIGHT_ROUNDING = 16  # allowed multiple of any float32 error for a graph that i
 
 def parity(subject: Subject, options: VerifyOptions) -> tuple[Check, ...]:
     """Run the checks interface, parity, arithmetic and shapes; only parity if they cannot run."""
-    if subject.module is None or subject.batch is None:
-        return (Check("parity", "numeric", None, "no reference network was given"),)
     if subject.precision == "bf16" and subject.provider == "cpu":
         reason = "not run on CPU: ONNX Runtime has no bfloat16 product there"
         with scratch_folder() as folder:
@@ -48,9 +46,7 @@ def parity(subject: Subject, options: VerifyOptions) -> tuple[Check, ...]:
 
 
 def _checks(subject: Subject, session: Session, options: VerifyOptions) -> tuple[Check, ...]:
-    module, batch = subject.module, subject.batch
-    assert module is not None
-    assert batch is not None
+    module, batch = subject.reference
     wiring = wire(session.get_inputs(), session.get_outputs(), module, batch)
     wired = interface(subject.graph, wiring)
     if wiring.unknown_inputs or not wiring.outputs:

@@ -65,6 +65,13 @@ class Subject:
     batch: Batch | None
 
     @property
+    def reference(self) -> tuple[nn.Module, Batch]:
+        """The network and its example; for checks that run only if there is a network."""
+        assert self.module is not None
+        assert self.batch is not None
+        return self.module, self.batch
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The metadata entries of the file."""
         return {entry.key: entry.value for entry in self.graph.metadata_props}

@@ -63,14 +63,10 @@ class Difference:
     def __str__(self) -> str:
         if self.error == inf:
             return f"{label(self.stored)} holds the values of {label(self.tensor)}"
-        where = (
-            ""
-            if parameter_name(self.stored) == self.tensor
-            else f" (stored as {label(self.stored)})"
-        )
-        return (
-            f"{label(self.tensor)}{where} is off by {self.error:.1e} of its scale in row {self.row}"
-        )
+        name = label(self.tensor)
+        if parameter_name(self.stored) != self.tensor:
+            name += f" (stored as {label(self.stored)})"
+        return f"{name} is off by {self.error:.1e} of its scale in row {self.row}"
 
 
 @dataclass(frozen=True, eq=False)
