@@ -133,7 +133,7 @@ class Budget:
                 raise _refusal(text, "is above 100 % of the dense model")
             return cls(cast(BudgetKind, kind), float(number / 100), True, scope)
         if kind == "latency":
-            raise _refusal(text, "is not a share: latency is given as a share of the dense model's")
+            raise _refusal(text, "is not a share of the dense model's latency")
         scale = UNITS[cast(BudgetKind, kind)].get(unit)
         if scale is None:
             raise _refusal(text, f"has the unit {unit!r}, which {kind} does not take")
