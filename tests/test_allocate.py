@@ -19,7 +19,7 @@ from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planner import plan
 from lrcompress.planning.problem import Allocation, Problem, pose
 from lrcompress.planning.relaxation import Table, lower_hull, relax
-from lrcompress.planning.scaled_stable_rank import iid_stable_rank
+from lrcompress.planning.threshold_allocators import iid_stable_rank
 from lrcompress.structures import Dense, LowRank
 
 # Losses are float64 sums of at most a few thousand terms: 1e-9 is far above their rounding.
@@ -42,7 +42,7 @@ def problem_of(table: list[list[tuple[int, float]]], share: float) -> Problem:
     generator = np.random.default_rng(0)
     layers = [layer(spec(f"l{i}", 4, 4), generator) for i in range(len(table))]
     choices = [
-        [Choice(LowRank(rank), loss, cost, float(cost), cost) for rank, (cost, loss) in row_of]
+        [Choice(cost, float(cost), cost, 0.0, LowRank(rank), loss) for rank, (cost, loss) in row_of]
         for row_of in (list(enumerate(row, 1)) for row in table)
     ]
     least = sum(min(cost for cost, _ in row) for row in table)

@@ -170,7 +170,7 @@ def test_two_distributions_over_each_other_are_found(healthy: Machine) -> None:
     healthy.install("onnxruntime", "1.31.1", owns="onnxruntime")
     check = healthy.check("onnxruntime distributions")
     assert check.status == "fail"
-    assert "its CUDA provider is gone" in check.detail
+    assert "its CUDA provider is missing" in check.detail
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in check.next_step
 
 
@@ -230,7 +230,8 @@ def test_library_of_another_major_is_named(healthy: Machine) -> None:
     healthy.libraries("libcublas.so.12", "libcublasLt.so.12", "libcudart.so.12", "libcurand.so.10")
     check = healthy.check("CUDA libraries")
     assert check.status == "fail"
-    assert "libcublas.so.13 is wanted, but here is libcublas.so.12" in check.detail
+    assert "libcublas.so.13 is needed" in check.detail
+    assert "has libcublas.so.12" in check.detail
     assert "libcurand" not in check.detail
 
 
@@ -243,7 +244,8 @@ def test_library_that_is_another_major_than_its_file_name_says(healthy: Machine)
     subprocess.run([*command, "-Wl,-soname,libcublas.so.12"], check=True)
     check = healthy.check("CUDA libraries")
     assert check.status == "fail"
-    assert "libcublas.so.13 is wanted, but here is libcublas.so.12" in check.detail
+    assert "libcublas.so.13 is needed" in check.detail
+    assert "has libcublas.so.12" in check.detail
     subprocess.run([*command, "-Wl,-soname,libcublas.so.13"], check=True)
     assert healthy.check("CUDA libraries").status == "ok"
 
@@ -260,7 +262,7 @@ def test_missing_and_old_cudnn_are_found(healthy: Machine) -> None:
     (healthy.folders[0] / "libcudnn.so.9").unlink()
     assert "libcudnn.so.9 is missing" in healthy.check("cuDNN").detail
     healthy.libraries("libcudnn.so.8")
-    assert "here is libcudnn.so.8" in healthy.check("cuDNN").detail
+    assert "has libcudnn.so.8" in healthy.check("cuDNN").detail
     assert healthy.check("CUDA libraries").status == "ok"
 
 
@@ -282,7 +284,7 @@ def test_tensorrt_of_another_major_is_found(healthy: Machine, how: str) -> None:
         healthy.install("tensorrt-cu13", "11.0.0")
     check = healthy.check("TensorRT")
     assert check.status == "warn"
-    assert "wants libnvinfer.so.10" in check.detail
+    assert "needs libnvinfer.so.10" in check.detail
     assert check.next_step == 'pip install "tensorrt-cu13>=10,<11"'
     healthy.libraries("libnvinfer.so.10")
     assert healthy.check("TensorRT").status == "ok"

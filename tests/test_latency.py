@@ -30,8 +30,7 @@ from lrcompress.planning.choices import layer_choices
 from lrcompress.planning.latency import (
     Latencies,
     LatencyTable,
-    load_table,
-    shipped_table,
+    latency_table,
     table_from_json,
     table_to_json,
 )
@@ -99,7 +98,7 @@ def test_a_flops_budget_has_no_choice_that_measures_slower_than_dense(
     explored: Profile, tmp_path: Path
 ) -> None:
     layer = explored.layers[0]
-    latencies = Latencies(load_table(Path(slow(tmp_path, 10.0))), "cpu", 128)  # whatever its size
+    latencies = Latencies(latency_table(slow(tmp_path, 10.0)), "cpu", 128)  # whatever its size
     free = layer_choices(layer, explored.metric, latencies=latencies)
     left = layer_choices(layer, explored.metric, latencies=latencies, refuse_slower=True)
     assert any(isinstance(choice.structure, Blast) for choice in free)
@@ -275,7 +274,7 @@ def test_structures_of_other_layers_are_named_as_not_timed(tmp_path: Path) -> No
     assert set(record) == {"file", "machine", "measurements", "not_timed"}
     assert set(record["not_timed"]) == {"tucker2", "monarch"}
     assert "not timed: tucker2 (it replaces conv1d, conv2d" in result.stderr
-    assert {it.structure for it in load_table(output).measurements} == {"low_rank"}
+    assert {it.structure for it in latency_table(str(output)).measurements} == {"low_rank"}
 
 
 def test_a_table_is_read_back_and_a_wrong_one_refused_by_field(tmp_path: Path) -> None:
@@ -289,11 +288,11 @@ def test_a_table_is_read_back_and_a_wrong_one_refused_by_field(tmp_path: Path) -
     with pytest.raises(DataError, match="not a latency table"):
         table_from_json("{}", "t")
     with pytest.raises(DataError, match="cannot be read"):
-        load_table(tmp_path / "absent.json")
+        latency_table(str(tmp_path / "absent.json"))
 
 
 def test_the_table_that_ships_covers_every_form_of_blast_on_cpu() -> None:
-    rows = [it for it in shipped_table().measurements if it.structure == "blast"]
+    rows = [it for it in latency_table().measurements if it.structure == "blast"]
     assert {it.form for it in rows if it.provider == "cpu"} == set(forms_of(_blast_layer()))
 
 

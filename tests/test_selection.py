@@ -69,7 +69,7 @@ def test_shares_are_each_layers_error_with_its_cross_terms() -> None:
                 for layer in planned.layers
             ),
         )
-        with network._carried_out(alone):
+        with network._applied(alone):
             other = module(x).detach()
         errors[name] = other - module(x).detach()
     both = errors["one"] + errors["two"]
@@ -176,5 +176,5 @@ def test_the_digest_of_a_plan_sees_structures_and_the_metric_alone() -> None:
 def test_a_profile_that_knows_nothing_of_the_output_is_refused() -> None:
     module, _, judging, _ = prepared()
     for made in (profile(module, None), profile(module, judging, ProfileOptions(metric="plain"))):
-        with pytest.raises(PlanError, match="knows nothing of the output"):
+        with pytest.raises(PlanError, match="does not describe the output"):
             select(module, made, "50%", judging)

@@ -330,7 +330,7 @@ def test_nan_fails(files, tmp_path: Path):
 
     path = edited(files(), tmp_path / "m.onnx", lambda m: replaced(m, "head.bias", poison))
     report = verify(path, network(), tokens())
-    assert "logits holds NaN" in failed(report)["parity"]
+    assert "logits contains NaN" in failed(report)["parity"]
 
 
 def test_graph_that_only_fits_its_example_fails(tmp_path: Path):
@@ -446,7 +446,7 @@ def test_input_that_the_data_lacks_is_named(tmp_path: Path):
     types = {"token_type_ids": torch.zeros_like(batch["input_ids"])}
     foreign(module, batch | types, path, input_names=names)
     report = verify(path, module, batch)
-    assert "asks for token_type_ids" in failed(report)["interface"]
+    assert "needs token_type_ids" in failed(report)["interface"]
     assert report["parity"].passed is None
 
 

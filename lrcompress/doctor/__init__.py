@@ -4,33 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lrcompress.doctor.checks import (
-    check_distributions,
-    check_driver,
-    check_torchvision,
-    check_versions,
-)
+from lrcompress.doctor import checks, gpu_libraries
 from lrcompress.doctor.environment import Environment, gather
-from lrcompress.doctor.gpu_libraries import (
-    check_cuda_libraries,
-    check_cudnn,
-    check_tensorrt,
-    check_torch_cuda,
-)
 from lrcompress.doctor.report import Check, DoctorReport
 from lrcompress.errors import LrcompressError
 
 __all__ = ["Check", "DoctorReport", "Environment", "diagnose", "gather"]
 
 CHECKS: tuple[Callable[[Environment], Check], ...] = (
-    check_versions,
-    check_distributions,
-    check_torchvision,
-    check_driver,
-    check_cuda_libraries,
-    check_cudnn,
-    check_torch_cuda,
-    check_tensorrt,
+    checks.check_versions,
+    checks.check_distributions,
+    checks.check_torchvision,
+    checks.check_driver,
+    gpu_libraries.check_cuda_libraries,
+    gpu_libraries.check_cudnn,
+    gpu_libraries.check_torch_cuda,
+    gpu_libraries.check_tensorrt,
 )
 
 
@@ -46,10 +35,10 @@ def diagnose(
 ) -> DoctorReport:
     """Run all checks; if there is a GPU, also run a session that must be executed on it."""
     environment = environment or gather()
-    checks = [check(environment) for check in CHECKS]
+    found = [check(environment) for check in CHECKS]
     if environment.driver.gpus:
-        checks.append(_check_session(try_cuda))
-    return DoctorReport(tuple(checks))
+        found.append(_check_session(try_cuda))
+    return DoctorReport(tuple(found))
 
 
 def _check_session(try_cuda: Callable[[], str]) -> Check:

@@ -27,7 +27,7 @@ def check_distributions(environment: Environment) -> Check:
         return Check(name, "fail", "ONNX Runtime is not installed", "pip install onnxruntime-gpu")
     listed = ", ".join(f"{one.name} {one.version}" for one in owners) or "none known to pip"
     if len(owners) > 1:
-        state = "its CUDA provider is gone" if "cuda" not in build.needs else "they may be mixed"
+        state = "they may be mixed" if "cuda" in build.needs else "its CUDA provider is missing"
         names = " ".join(sorted({one.name for one in owners}))
         return Check(
             name,
@@ -56,7 +56,6 @@ def check_distributions(environment: Environment) -> Check:
 
 def check_driver(environment: Environment) -> Check:
     name, driver = "GPU driver", environment.driver
-    build = environment.onnxruntime
     if not driver.gpus:
         return Check(
             name,
@@ -66,37 +65,32 @@ def check_driver(environment: Environment) -> Check:
         )
     supported = ".".join(map(str, driver.cuda_version or (0, 0)))
     detail = f"{', '.join(driver.gpus)}; the driver supports CUDA up to {supported}"
-    wanted = major(build.cuda if build else None)
-    if wanted is not None and driver.cuda_version and driver.cuda_version[0] < wanted:
+    needed = major(environment.onnxruntime_cuda)
+    if needed is not None and driver.cuda_version and driver.cuda_version[0] < needed:
         return Check(
             name,
             "fail",
-            f"{detail}, ONNX Runtime is built for CUDA {build.cuda if build else ''}",
-            f"update the NVIDIA driver to one that supports CUDA {wanted}",
+            f"{detail}, ONNX Runtime is built for CUDA {environment.onnxruntime_cuda}",
+            f"update the NVIDIA driver to one that supports CUDA {needed}",
         )
     return Check(name, "ok", detail)
 
 
 def check_versions(environment: Environment) -> Check:
     name = "versions"
-    found: dict[str, str] = {}
-    for package in MINIMUM_VERSIONS:
-        if versions := environment.versions(package):
-            found[package] = versions[0]
+    installed = {package: environment.versions(package) for package in MINIMUM_VERSIONS}
+    found = {package: versions[0] for package, versions in installed.items() if versions}
     if environment.onnxruntime is not None:
         found["onnxruntime"] = environment.onnxruntime.version
     missing = [package for package in MINIMUM_VERSIONS if package not in found]
     old = [p for p, version in found.items() if _tuple(version) < _tuple(MINIMUM_VERSIONS[p])]
-    transformers = environment.versions("transformers")
-    listed = ", ".join(
-        [f"Python {environment.python}"]
-        + [f"{package} {version}" for package, version in found.items()]
-        + [f"transformers {transformers[0] if transformers else 'not installed (extra hf)'}"]
-    )
+    transformers = (*environment.versions("transformers"), "not installed (extra hf)")[0]
+    shown = {"Python": environment.python, **found, "transformers": transformers}
+    listed = ", ".join(f"{package} {version}" for package, version in shown.items())
     if missing or old:
         what = ", ".join([*(f"no {p}" for p in missing), *(f"{p} is too old" for p in old)])
-        wanted = " ".join(f'"{p}>={MINIMUM_VERSIONS[p]}"' for p in [*missing, *old])
-        return Check(name, "fail", f"{what} ({listed})", f"pip install {wanted}")
+        needed = " ".join(f'"{p}>={MINIMUM_VERSIONS[p]}"' for p in [*missing, *old])
+        return Check(name, "fail", f"{what} ({listed})", f"pip install {needed}")
     return Check(name, "ok", listed)
 
 
@@ -106,15 +100,12 @@ def check_torchvision(environment: Environment) -> Check:
     versions = environment.versions("torchvision")
     if not versions:
         return Check(name, "ok", "not installed (not needed)")
-    torch = environment.torch
-    wants_cuda = any(
-        "torch_cuda" in lib or "cudart" in lib for lib in environment.torchvision_needs
-    )
-    mixed = torch is not None and (
-        (wants_cuda and not torch.has_cuda_library)
+    torch, needs = environment.torch, environment.torchvision_needs
+    needs_cuda = any("torch_cuda" in library or "cudart" in library for library in needs)
+    if torch is not None and (
+        (needs_cuda and not torch.has_cuda_library)
         or (torch.version.endswith("+cpu") and not versions[0].endswith("+cpu"))
-    )
-    if mixed and torch is not None:
+    ):
         return Check(
             name,
             "fail",

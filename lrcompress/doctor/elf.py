@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,8 +47,7 @@ def _read(file: BinaryIO) -> DynamicSection:
     tags = [
         _unpack(file, dynamic[2] + position, "<QQ") for position in range(0, dynamic[5], 16)
     ]  # tag, value; a tag of 0 ends the list
-    ended = next((index for index, (tag, _) in enumerate(tags) if tag == 0), len(tags))
-    tags = tags[:ended]
+    tags = list(takewhile(lambda tag: tag[0] != 0, tags))
     strings_address = next((value for tag, value in tags if tag == _STRING_TABLE), 0)
     strings_at = next(
         (

@@ -67,6 +67,11 @@ class Environment:
     torchvision_needs: tuple[str, ...]  # libraries that torchvision's extension links to
     driver: Driver
 
+    @property
+    def onnxruntime_cuda(self) -> str | None:
+        """The CUDA version that ONNX Runtime was built for, if any."""
+        return self.onnxruntime.cuda if self.onnxruntime else None
+
     def versions(self, name: str) -> tuple[str, ...]:
         return tuple(one.version for one in self.installed if one.name == name)
 
@@ -81,13 +86,14 @@ def gather(
     if library_folders is None:
         library_folders = library_search_folders(path)
     vision = _find_package(path, "torchvision")
+    extensions = sorted(vision.glob("_C*.so")) if vision else []
     return Environment(
         python=platform.python_version(),
         installed=_installed(path),
         libraries=_libraries(library_folders),
         onnxruntime=_onnxruntime(_find_package(path, "onnxruntime")),
         torch=_torch(_find_package(path, "torch")),
-        torchvision_needs=_extension_needs(vision) if vision else (),
+        torchvision_needs=_needed(extensions[0]) if extensions else (),
         driver=ask_driver(),
     )
 
@@ -126,12 +132,13 @@ def _installed(search_path: Sequence[str]) -> tuple[Installed, ...]:
 
 
 def _libraries(folders: Sequence[Path]) -> tuple[Library, ...]:
-    found = []
-    for folder in dict.fromkeys(folders):
-        for file in sorted(folder.glob("lib*.so*")) if folder.is_dir() else ():
-            if _WATCHED.match(file.name):
-                found.append(Library(file.name, file, _soname(file)))
-    return tuple(found)
+    return tuple(
+        Library(file.name, file, _soname(file))
+        for folder in dict.fromkeys(folders)
+        if folder.is_dir()
+        for file in sorted(folder.glob("lib*.so*"))
+        if _WATCHED.match(file.name)
+    )
 
 
 def _soname(file: Path) -> str | None:
@@ -167,11 +174,6 @@ def _torch(package: Path | None) -> TorchBuild | None:
         cuda=facts.get("cuda"),
         has_cuda_library=(package / "lib" / "libtorch_cuda.so").is_file(),
     )
-
-
-def _extension_needs(torchvision: Path) -> tuple[str, ...]:
-    extensions = sorted(torchvision.glob("_C*.so"))
-    return _needed(extensions[0]) if extensions else ()
 
 
 def _needed(library: Path) -> tuple[str, ...]:

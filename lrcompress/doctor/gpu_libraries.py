@@ -37,20 +37,20 @@ def check_tensorrt(environment: Environment) -> Check:
     needed = [lib for lib in _needs(environment, "tensorrt") if lib.startswith("libnvinfer.")]
     if not needed:
         return Check(name, "ok", "this ONNX Runtime has no TensorRT provider")
-    wanted = needed[0].rpartition(".")[2]
+    version = needed[0].rpartition(".")[2]
     found = [library for library in environment.libraries if _stem(library) == "libnvinfer"]
     sonames = sorted({library.soname or library.file_name for library in found})
     by_pip = [one for one in environment.installed if re.fullmatch(r"tensorrt(-cu\d+)?", one.name)]
-    others = [one for one in by_pip if one.version.partition(".")[0] != wanted]
-    cuda = major(environment.onnxruntime.cuda if environment.onnxruntime else None)
+    others = [one for one in by_pip if one.version.partition(".")[0] != version]
+    cuda = major(environment.onnxruntime_cuda)
     flavour = f"tensorrt-cu{cuda}" if cuda else "tensorrt"
-    install = f'pip install "{flavour}>={wanted},<{int(wanted) + 1}"'
+    install = f'pip install "{flavour}>={version},<{int(version) + 1}"'
     if needed[0] in sonames:
         return Check(name, "ok", f"{needed[0]} found")
     if found or others:
         has = ", ".join([*sonames, *(f"{one.name} {one.version}" for one in others)])
-        return Check(name, "warn", f"ONNX Runtime wants {needed[0]}; here is {has}", install)
-    return Check(name, "ok", f"not installed; --provider tensorrt would want {needed[0]}")
+        return Check(name, "warn", f"ONNX Runtime needs {needed[0]}, but found {has}", install)
+    return Check(name, "ok", f"not installed; --provider tensorrt would need {needed[0]}")
 
 
 def check_torch_cuda(environment: Environment) -> Check:
@@ -59,10 +59,10 @@ def check_torch_cuda(environment: Environment) -> Check:
     cuDNN has the same file name for every CUDA, so torch's may be loaded instead of ours.
     """
     name = "torch and ONNX Runtime"
-    torch, build = environment.torch, environment.onnxruntime
+    torch = environment.torch
     if torch is None:
         return Check(name, "fail", "torch is not installed", "pip install torch")
-    ours, theirs = major(build.cuda if build else None), major(torch.cuda)
+    ours, theirs = major(environment.onnxruntime_cuda), major(torch.cuda)
     if theirs is None:
         return Check(name, "ok", f"torch {torch.version} is a CPU build: compression runs there")
     if ours is None or ours == theirs:
@@ -71,7 +71,7 @@ def check_torch_cuda(environment: Environment) -> Check:
         name,
         _gpu_trouble(environment),
         f"torch {torch.version} is built for CUDA {torch.cuda}, ONNX Runtime for CUDA "
-        f"{build.cuda if build else ''}: in one process they load each other's libraries",
+        f"{environment.onnxruntime_cuda}: in one process they load each other's libraries",
         f"install the torch build for CUDA {ours} (cu{ours}0 or newer), or the CPU build of torch",
     )
 
@@ -80,12 +80,9 @@ def _check_libraries(
     name: str, needed: Sequence[str], environment: Environment, install: str
 ) -> Check:
     if not needed:
-        has_cuda = environment.onnxruntime is not None and "cuda" in environment.onnxruntime.needs
-        unread, unneeded = (
-            "not checked: only Linux libraries are read",
-            "needed by CUDA builds only",
-        )
-        return Check(name, "ok", unread if has_cuda else unneeded)
+        if environment.onnxruntime is not None and "cuda" in environment.onnxruntime.needs:
+            return Check(name, "ok", "not checked: only Linux libraries are read")
+        return Check(name, "ok", "needed by CUDA builds only")
     # The loader searches by file name; the SONAME says which library it really is.
     right = {lib.soname for lib in environment.libraries if lib.soname == lib.file_name}
     missing = [soname for soname in needed if soname not in right]
@@ -98,7 +95,7 @@ def _check_libraries(
             problems.append(f"{soname} is unreadable at {like[0].path}")
         elif like:
             others = ", ".join(sorted({lib.soname or lib.file_name for lib in like}))
-            problems.append(f"{soname} is wanted, but here is {others} in {like[0].path.parent}")
+            problems.append(f"{soname} is needed, but {like[0].path.parent} has {others}")
         else:
             problems.append(f"{soname} is missing")
     return Check(name, _gpu_trouble(environment), "; ".join(problems), install)

@@ -29,5 +29,4 @@ class DoctorReport:
         return all(check.status != "fail" for check in self.checks)
 
     def to_json(self) -> dict[str, Any]:
-        document: dict[str, Any] = to_json(self)
-        return document | {"healthy": self.healthy}
+        return {**to_json(self), "healthy": self.healthy}

@@ -22,7 +22,7 @@ Feed = Mapping[str, NDArray[Any]]
 MOST_INPUT = 2**27  # values of one input: half a gigabyte in float32
 MOST_IDS = 2**20  # values of an integer input: each is a position, with a vector in the network
 SAFE_IDS = 100  # token ids below this exist in every vocabulary of practical size
-_NUMPY_DTYPES: Mapping[str, str] = {
+NUMPY_DTYPES: Mapping[str, str] = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
     "tensor(double)": "float64",
@@ -81,7 +81,7 @@ def graph_inputs(
     found = []
     for argument in arguments:
         refuse_huge(argument, DataError, argument.shape)
-        if argument.type not in _NUMPY_DTYPES:
+        if argument.type not in NUMPY_DTYPES:
             raise DataError(
                 f"input {argument.name}: {argument.type} cannot be generated; "
                 "export with float32 or float16 inputs"
@@ -91,7 +91,7 @@ def graph_inputs(
             for axis, dim in enumerate(argument.shape)
         )
         limit = min(SAFE_IDS, id_limits.get(argument.name, SAFE_IDS))
-        found.append(GraphInput(argument.name, _NUMPY_DTYPES[argument.type], shape, limit))
+        found.append(GraphInput(argument.name, NUMPY_DTYPES[argument.type], shape, limit))
     return tuple(found)
 
 

@@ -11,15 +11,13 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object, to_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
-from lrcompress.planning.account import open_account
 from lrcompress.planning.budget import Budget, Scope
 from lrcompress.planning.choices import Choice, choice_of, is_measured
-from lrcompress.planning.latency_lookup import latencies_for, slow_layers
-from lrcompress.planning.layer_filter import close_names, reasons_to_skip
+from lrcompress.planning.layer_filter import close_names
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import SCHEMA_VERSION, Plan, assemble
 from lrcompress.planning.problem import proof_digest
-from lrcompress.planning.problem_of_profile import problem_of
+from lrcompress.planning.request import plan_request
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense, Structure
 from lrcompress.structures.serial import structure_from_json, structure_to_json
@@ -115,14 +113,12 @@ def plan_as(
     Raises:
         PlanError: a structure does not fit its layer; the message names the layer.
     """
-    options = options.resolved(profile)
-    profile = profile.corrected(options.corrections)
-    skipped = reasons_to_skip(profile, options.include, options.exclude)
-    account = open_account(profile, budget, options, skipped)
+    request = plan_request(profile, budget, options)
+    profile, options = request.profile, request.options
     warnings = []
     latencies = None
     try:
-        latencies = latencies_for(profile, budget, options)
+        latencies = request.latencies()
     except DataError as error:  # the plan may have been moved away from its table
         if budget.kind == "latency":
             raise
@@ -132,10 +128,9 @@ def plan_as(
         warnings.append("the plan was made for other weights than those of the profile")
         lower_bound = None
     if lower_bound is not None:
-        layers = [layer for layer in profile.layers if layer.name not in skipped]
-        problem = problem_of(layers, budget, options, account, latencies)
+        problem = request.problem(latencies)
         proven = proof_digest(problem, lower_bound) == proven_for
-        kept = all(isinstance(structures[name], Dense) for name in skipped)
+        kept = all(isinstance(structures[name], Dense) for name in request.skipped)
         lower_bound = lower_bound if proven and kept and problem.offers(structures) else None
     choices = [
         choice_of(
@@ -148,19 +143,12 @@ def plan_as(
         for layer in profile.layers
     ]
     return assemble(
-        profile,
-        budget,
-        options,
-        account,
-        skipped=skipped,
-        choices=choices,
+        request,
+        choices,
+        latencies,
         lower_bound=lower_bound,
         proven_for=proven_for,
-        warnings=(
-            *warnings,
-            *_guessed(profile, options.curves, choices),
-            *slow_layers(profile.layers, choices, latencies),
-        ),
+        warnings=[*warnings, *_guessed(profile, options.curves, choices)],
     )
 
 

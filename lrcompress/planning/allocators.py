@@ -1,18 +1,17 @@
-"""The allocators, which distribute a budget over the layers. Each is one file and one row here."""
+"""The allocators, which distribute a budget over the layers: one row each."""
 
 from __future__ import annotations
 
-from lrcompress.planning.energy import energy
-from lrcompress.planning.global_allocator import allocate_globally
-from lrcompress.planning.problem import Allocation, Allocator, Problem, pose
-from lrcompress.planning.scaled_stable_rank import scaled_stable_rank
-from lrcompress.planning.uniform import uniform
+from collections.abc import Callable
 
-ALLOCATORS: dict[str, Allocator] = {
+from lrcompress.planning.global_allocator import allocate_globally
+from lrcompress.planning.problem import Allocation, Problem
+from lrcompress.planning.threshold_allocators import energy, scaled_stable_rank, uniform
+
+# Each takes a feasible problem (smallest_cost <= room) and never exceeds its room
+ALLOCATORS: dict[str, Callable[[Problem], Allocation]] = {
     "global": allocate_globally,
     "uniform": uniform,
     "energy": energy,
     "scaled-stable-rank": scaled_stable_rank,
 }
-
-__all__ = ["ALLOCATORS", "Allocation", "Allocator", "Problem", "pose"]

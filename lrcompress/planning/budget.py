@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -44,6 +45,32 @@ _FORM: Final = re.compile(
     r"(?:(?P<kind>[A-Za-z_]+)\s*=\s*)?"
     r"(?P<number>[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?P<unit>%|[A-Za-z]*)"
 )
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The costs of a weight or a model. FLOPs are whole numbers, so that sums are exact."""
+
+    params: int
+    flops_per_example: float
+    bytes: int
+    latency_flops: float  # FLOPs per example that dense layers compute in the same time
+
+    def of(self, kind: BudgetKind) -> int:
+        flops, time = int(self.flops_per_example), int(self.latency_flops)
+        return {"params": self.params, "flops": flops, "bytes": self.bytes, "latency": time}[kind]
+
+    def plus(self, others: Iterable[Costs]) -> Costs:
+        costs = [self, *others]
+        return Costs(
+            params=sum(one.params for one in costs),
+            flops_per_example=sum(one.flops_per_example for one in costs),
+            bytes=sum(one.bytes for one in costs),
+            latency_flops=sum(one.latency_flops for one in costs),
+        )
+
+
+NOTHING = Costs(0, 0.0, 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -106,7 +133,7 @@ class Budget:
                 raise _refusal(text, "is above 100 % of the dense model")
             return cls(cast(BudgetKind, kind), float(number / 100), True, scope)
         if kind == "latency":
-            raise _refusal(text, "is no share: latency is one of the dense model's")
+            raise _refusal(text, "is not a share of the dense model's latency")
         scale = UNITS[cast(BudgetKind, kind)].get(unit)
         if scale is None:
             raise _refusal(text, f"has the unit {unit!r}, which {kind} does not take")

@@ -10,7 +10,7 @@ from math import exp, isfinite, log
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import METRICS
-from lrcompress.planning.budget import BudgetKind
+from lrcompress.planning.budget import Costs
 from lrcompress.planning.latency import Latencies
 from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
@@ -18,22 +18,11 @@ from lrcompress.structures import STRUCTURES, Dense, LowRank, Structure
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One possible structure of a layer. Counts cover only the weight; the bias is unchanged."""
+class Choice(Costs):
+    """One possible structure of a layer. Costs cover only the weight; the bias is unchanged."""
 
     structure: Structure
     loss: float  # predicted, in the metric's unit
-    params: int
-    flops_per_example: float  # a whole number, so that sums are exact
-    bytes: int
-    latency_flops: float = 0.0  # FLOPs per example that dense layers compute in its time
-
-    def cost(self, kind: BudgetKind) -> int:
-        if kind == "params":
-            return self.params
-        if kind == "latency":
-            return int(self.latency_flops)
-        return int(self.flops_per_example) if kind == "flops" else self.bytes
 
 
 def layer_choices(
@@ -118,21 +107,20 @@ def choice_of(
             f"weight; use a rank up to {largest}, or dense"
         )
     structure.check(layer.spec)
-    if isinstance(structure, Dense):
-        return _choice(layer, structure, 0.0, bytes_per_param, latencies)
+    params = structure.weight_params(layer.spec)
     if isinstance(structure, LowRank):
-        losses = _losses(layer, metric)
-        loss = losses[min(structure.rank, len(losses) - 1)]
-        return _choice(layer, structure, loss, bytes_per_param, latencies)
-    if structure.weight_params(layer.spec) >= layer.spec.weight_params:
+        loss = _loss_at_rank(layer, metric, structure.rank)
+    elif isinstance(structure, Dense):
+        loss = 0.0
+    elif params >= layer.spec.weight_params:
         raise PlanError(
             f"{layer.name}: {structure} holds no fewer parameters than the dense weight; "
             "use a smaller one, or dense"
         )
-    for _, curve in _curves(layer, metric):
-        if structure in curve:
-            return _choice(layer, structure, curve[structure], bytes_per_param, latencies)
-    loss = low_rank_loss(layer, metric, structure.weight_params(layer.spec))
+    else:
+        known = (curve[structure] for _, curve in _curves(layer, metric) if structure in curve)
+        measured = next(known, None)
+        loss = low_rank_loss(layer, metric, params) if measured is None else measured
     return _choice(layer, structure, loss, bytes_per_param, latencies)
 
 
@@ -151,8 +139,7 @@ def low_rank_loss(layer: LayerProfile, metric: str, params: int) -> float:
     if params >= layer.spec.weight_params:
         return 0.0
     rank = params // (layer.spec.groups * (layer.spec.out_features + layer.spec.in_features))
-    losses = _losses(layer, metric)
-    return losses[min(rank, len(losses) - 1)]
+    return _loss_at_rank(layer, metric, rank)
 
 
 def _choice(
@@ -170,7 +157,12 @@ def _choice(
     else:
         dense = Dense().flops_per_row(spec) * layer.rows_per_example
         time = float(round(latencies.ratio(structure, spec) * dense)) if dense else flops
-    return Choice(structure, loss, params, flops, params * bytes_per_param, time)
+    return Choice(params, flops, params * bytes_per_param, time, structure, loss)
+
+
+def _loss_at_rank(layer: LayerProfile, metric: str, rank: int) -> float:
+    losses = _losses(layer, metric)
+    return losses[min(rank, len(losses) - 1)]
 
 
 def _losses(layer: LayerProfile, metric: str) -> list[float]:

@@ -142,7 +142,10 @@ def latency_table(path: str = "") -> LatencyTable:
     Raises:
         DataError: the file is not a latency table; the message names the field.
     """
-    return load_table(Path(path)) if path else shipped_table()
+    if path:
+        return table_from_json(_text(Path(path)), path)
+    text = files("lrcompress.planning").joinpath(SHIPPED).read_text(encoding="utf-8")
+    return table_from_json(text, SHIPPED)
 
 
 def table_digest(path: str) -> str:
@@ -152,17 +155,6 @@ def table_digest(path: str) -> str:
         DataError: the file cannot be read.
     """
     return hashlib.sha256(_text(Path(path)).encode()).hexdigest() if path else ""
-
-
-def shipped_table() -> LatencyTable:
-    """Load the package's own measurements."""
-    text = files("lrcompress.planning").joinpath(SHIPPED).read_text(encoding="utf-8")
-    return table_from_json(text, SHIPPED)
-
-
-def load_table(path: Path) -> LatencyTable:
-    """Load a table from a file. Raises DataError, naming the field, if it is not one."""
-    return table_from_json(_text(path), str(path))
 
 
 def _text(path: Path) -> str:

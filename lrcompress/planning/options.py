@@ -34,7 +34,7 @@ class PlanOptions:
     overhead_bytes: int = 0  # of the file besides its tensors
 
     def __post_init__(self) -> None:
-        for name, value, least, most in (
+        for option, value, least, most in (
             ("multiple_of", self.multiple_of, 1, 2**31),
             ("min_rank", self.min_rank, 1, 2**31),
             ("rows", self.rows, 1, 2**31),
@@ -42,21 +42,18 @@ class PlanOptions:
             ("overhead_bytes", self.overhead_bytes, 0, 2**62),
         ):
             if value is not None and not least <= value <= most:
-                raise PlanError(f"{name} must be from {least} to {most}, not {value}")
-        for name in self.structures:
-            if name not in STRUCTURES:
-                known = ", ".join(STRUCTURES)
-                raise PlanError(f"structure {shown(name)} is not one of {known}")
-        if self.allocator is not None and self.allocator not in ALLOCATORS:
-            known = ", ".join(ALLOCATORS)
-            raise PlanError(f"allocator {shown(self.allocator)} is not one of {known}")
-        for metric in (self.metric, self.loss_metric):
-            if metric is not None and metric not in METRICS:
-                known = ", ".join(METRICS)
-                raise PlanError(f"metric {shown(metric)} is not one of {known}")
-        for name, factor in self.corrections.items():
+                raise PlanError(f"{option} must be from {least} to {most}, not {value}")
+        for kind, names, accepted in (
+            ("structure", self.structures, [*STRUCTURES]),
+            ("allocator", (self.allocator,), [*ALLOCATORS]),
+            ("metric", (self.metric, self.loss_metric), [*METRICS]),
+        ):
+            for name in names:
+                if name is not None and name not in accepted:
+                    raise PlanError(f"{kind} {shown(name)} is not one of {', '.join(accepted)}")
+        for layer, factor in self.corrections.items():
             if not (isfinite(factor) and factor > 0):
-                raise PlanError(f"the correction of {name} must be positive, not {factor}")
+                raise PlanError(f"the correction of {layer} must be positive, not {factor}")
 
     def resolved(self, profile: Profile) -> PlanOptions:
         """Return the options with the metric and the allocator filled in.

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 from lrcompress.layers import LayerSpec
-from lrcompress.planning.account import Account
-from lrcompress.planning.budget import Budget, amount_in_words
+from lrcompress.messages import listed
+from lrcompress.planning.budget import NOTHING, Budget, Costs, amount_in_words
 from lrcompress.planning.choices import Choice
-from lrcompress.planning.kept_work import kept_work
+from lrcompress.planning.latency import Latencies
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.totals import NOTHING
-from lrcompress.profiling.profile import Profile
+from lrcompress.planning.request import PlanRequest
 from lrcompress.structures import Structure
 
 SCHEMA_VERSION = 1
 ROUNDING = 1e-9  # of the losses: the digits of a written profile, and sums in another order
 BUDGET_TOLERANCE = 0.005  # unused share of the budget above which a plan warns
+MUCH_WORK, FEW_PARAMS = 0.85, 0.7  # kept shares of the FLOPs and of what the budget counts
 
 
 @dataclass(frozen=True)
@@ -81,40 +81,37 @@ class Plan:
 
 
 def assemble(
-    profile: Profile,
-    budget: Budget,
-    options: PlanOptions,
-    account: Account,
-    *,
-    skipped: Mapping[str, str],
+    request: PlanRequest,
     choices: Sequence[Choice],
+    latencies: Latencies | None,
+    *,
     lower_bound: float | None = None,
     proven_for: str = "",
-    warnings: tuple[str, ...] = (),
+    warnings: Sequence[str] = (),
 ) -> Plan:
     """Build the plan from one choice for each of the profile's layers, in its order.
 
-    `options` are resolved. If the plan exceeds the budget, the bound does not apply: it is dropped.
+    If the plan exceeds the budget, the bound does not apply: it is dropped.
     """
+    profile, budget, options = request.profile, request.budget, request.options
     assert options.metric is not None
     assert options.allocator is not None
-    totals = account.fixed.plus(choices)
-    open_choices = [
-        c for layer, c in zip(profile.layers, choices, strict=True)
-        if budget.scope == "total" or layer.name not in skipped
-    ]  # fmt: skip
-    cost = totals.of(budget.kind)
+    totals = request.fixed.plus(choices)
+    counted = totals
     if budget.scope == "compressible":
-        cost = NOTHING.plus(open_choices).of(budget.kind)
+        pairs = zip(profile.layers, choices, strict=True)
+        counted = NOTHING.plus(c for layer, c in pairs if layer.name not in request.skipped)
+    cost = counted.of(budget.kind)
     loss = float(sum(choice.loss for choice in choices))
-    if cost > account.limit:
+    if cost > request.limit:
         lower_bound = None
-    whole = _loss_of_removal(profile, options.curves)
+    # An excluded layer may have no loss in the metric
+    known = [layer for layer in profile.layers if options.curves in layer.spectra]
+    removals = [layer.loss_of_removal(options.curves) for layer in known]
+    whole = sum(removal for removal in removals if isfinite(removal))
     if lower_bound is not None:
         slack = ROUNDING * (loss + whole)
         assert 0 <= lower_bound <= loss + slack, f"bound {lower_bound} above the loss {loss}"
-    share = cost / account.counted_dense if account.counted_dense else 1.0
-    work = kept_work(profile, budget, account.dense, totals, counted=share)
     layers = tuple(
         PlannedLayer(
             name=layer.name,
@@ -136,24 +133,23 @@ def assemble(
         layers=layers,
         predicted_loss=loss,
         params=totals.params,
-        dense_params=account.dense.params,
+        dense_params=request.dense.params,
         flops_per_example=totals.flops_per_example,
-        dense_flops_per_example=account.dense.flops_per_example,
+        dense_flops_per_example=request.dense.flops_per_example,
         bytes=totals.bytes,
-        dense_bytes=account.dense.bytes,
+        dense_bytes=request.dense.bytes,
         cost=cost,
-        limit=account.limit,
+        limit=request.limit,
         lower_bound=lower_bound,
         proven_for="" if lower_bound is None else proven_for,
         optimality_gap=_gap(loss, lower_bound, whole),
-        warnings=(*warnings, *_remarks(budget, options, account, cost, loss), *work),
+        warnings=(
+            *warnings,
+            *_slow_layers(request, choices, latencies),
+            *_remarks(request, cost, loss),
+            *_kept_work(request, totals, cost / request.counted_dense),
+        ),
     )
-
-
-def _loss_of_removal(profile: Profile, metric: str) -> float:
-    """Return the removal loss of all layers whose loss is known; an excluded one may have none."""
-    known = (x.loss_of_removal(metric) for x in profile.layers if metric in x.spectra)
-    return sum(loss for loss in known if isfinite(loss))
 
 
 def _gap(loss: float, bound: float | None, whole: float) -> float | None:
@@ -164,22 +160,57 @@ def _gap(loss: float, bound: float | None, whole: float) -> float | None:
     return max(loss - bound, 0.0) / unit if unit > 0 else 0.0
 
 
-def _remarks(
-    budget: Budget, options: PlanOptions, account: Account, cost: int, loss: float
+def _slow_layers(
+    request: PlanRequest, choices: Sequence[Choice], latencies: Latencies | None
 ) -> tuple[str, ...]:
-    limit, kind = account.limit, budget.kind
+    """Return a warning that names the layers measured to be slower than dense."""
+    if latencies is None:
+        return ()
+    slow = [
+        layer.name
+        for layer, choice in zip(request.profile.layers, choices, strict=True)
+        if latencies.is_slower(choice.structure, layer.spec)
+    ]
+    if not slow:
+        return ()
+    return (
+        f"{listed(slow)}: smaller, but slower than dense at {latencies.rows} rows on "
+        f"{latencies.provider}, as measured; a flops budget leaves such structures out",
+    )
+
+
+def _remarks(request: PlanRequest, cost: int, loss: float) -> tuple[str, ...]:
+    """Return a warning if the plan exceeds its budget or leaves a part of it unused."""
+    limit, budget = request.limit, request.budget
     if cost > limit:
         return (
-            f"the plan needs {amount_in_words(kind, cost)}, above its budget of "
-            f"{amount_in_words(kind, limit)} ({budget})",
+            f"the plan needs {amount_in_words(budget.kind, cost)}, above its budget of "
+            f"{amount_in_words(budget.kind, limit)} ({budget})",
         )
-    if limit > account.counted_dense:
+    if limit > request.counted_dense:
         return (f"budget {budget} is above the dense model: nothing has to change",)
     if loss > 0 and cost < (1 - BUDGET_TOLERANCE) * limit:
-        step = (
-            f"; ranks go in steps of {options.multiple_of}"
-            if (options.multiple_of or 1) > 1
-            else ""
-        )
-        return (f"the plan uses {100 * cost / limit:.1f} % of its budget {budget}{step}",)
+        step = request.options.multiple_of or 1
+        steps = f"; ranks go in steps of {step}" if step > 1 else ""
+        return (f"the plan uses {100 * cost / limit:.1f} % of its budget {budget}{steps}",)
     return ()
+
+
+def _kept_work(request: PlanRequest, kept: Costs, counted: float) -> tuple[str, ...]:
+    """Return a warning if a plan makes a network smaller but hardly faster.
+
+    counted: share kept of what the budget counts. Convolutional networks have most weights in
+    late layers and most FLOPs in early ones, where feature maps are large. Embeddings have
+    weights but no FLOPs.
+    """
+    kind, dense = request.budget.kind, request.dense
+    if kind not in ("params", "bytes") or not request.profile.examples:
+        return ()
+    work = kept.flops_per_example / dense.flops_per_example if dense.flops_per_example else 0.0
+    if work <= MUCH_WORK or counted > FEW_PARAMS:
+        return ()
+    return (
+        f"the plan keeps {100 * counted:.0f} % of the {kind} but {100 * work:.0f} % of the work: "
+        "smaller, hardly faster; "
+        f"for speed use --budget flops={max(round(100 * counted), 1)}%",
+    )

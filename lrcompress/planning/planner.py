@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
-from lrcompress.errors import PlanError
-from lrcompress.planning.account import open_account
+from lrcompress.errors import BudgetError, PlanError
+from lrcompress.layers import LeftAlone
 from lrcompress.planning.allocators import ALLOCATORS
-from lrcompress.planning.budget import Budget
+from lrcompress.planning.budget import Budget, amount_in_words
 from lrcompress.planning.choices import choice_of
-from lrcompress.planning.latency_lookup import latencies_for, slow_layers
-from lrcompress.planning.layer_filter import reasons_to_skip
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan, assemble
 from lrcompress.planning.problem import proof_digest
-from lrcompress.planning.problem_of_profile import problem_of
-from lrcompress.planning.unreachable_budget import unreachable
+from lrcompress.planning.request import PlanRequest, plan_request
+from lrcompress.profiling.left_alone import left_alone_groups, left_alone_in_words
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense
 
 DEFAULT_OPTIONS = PlanOptions()
+NOUNS = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes", "latency": "time"}
 
 
 def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
@@ -33,46 +33,32 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
     if isinstance(budget, str):
         budget = Budget.parse(budget)
     options = options.resolved(profile)
-    profile = profile.corrected(options.corrections)
-    assert options.metric is not None
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)
-    skipped = reasons_to_skip(profile, options.include, options.exclude)
-    account = open_account(profile, budget, options, skipped)
-
-    latencies = latencies_for(profile, budget, options)
-    open_layers = [layer for layer in profile.layers if layer.name not in skipped]
-    problem = problem_of(open_layers, budget, options, account, latencies)
+    request = plan_request(profile, budget, options)
+    latencies = request.latencies()
+    problem = request.problem(latencies)
     if problem.smallest_cost > problem.room:
-        smallest = account.counted_fixed + problem.smallest_cost
-        raise unreachable(profile, budget, options, account, smallest, skipped)
+        raise _unreachable(request, request.counted_fixed + problem.smallest_cost)
 
     allocation = ALLOCATORS[options.allocator](problem)
     bound = allocation.lower_bound
-    chosen = {
-        layer.name: choices[index]
-        for layer, choices, index in zip(
-            open_layers, problem.choices, allocation.chosen, strict=True
-        )
-    }
-    for layer in profile.layers:
-        if layer.name in skipped:
-            dense = Dense(reason=skipped[layer.name])
-            chosen[layer.name] = choice_of(
-                layer, options.curves, dense, bytes_per_param=options.bytes_per_param
-            )
-    choices = [chosen[layer.name] for layer in profile.layers]
-    return assemble(
-        profile,
-        budget,
-        options,
-        account,
-        skipped=skipped,
-        choices=choices,
-        lower_bound=bound,
-        proven_for="" if bound is None else proof_digest(problem, bound),
-        warnings=slow_layers(profile.layers, choices, latencies),
+    chosen = iter(
+        choices[index] for choices, index in zip(problem.choices, allocation.chosen, strict=True)
     )
+    choices = [
+        choice_of(
+            layer,
+            options.curves,
+            Dense(reason=request.skipped[layer.name]),
+            bytes_per_param=options.bytes_per_param,
+        )
+        if layer.name in request.skipped
+        else next(chosen)
+        for layer in request.profile.layers
+    ]
+    proof = "" if bound is None else proof_digest(problem, bound)
+    return assemble(request, choices, latencies, lower_bound=bound, proven_for=proof)
 
 
 def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
@@ -102,3 +88,32 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
 def _spelled(names: Sequence[str]) -> str:
     """Format names as the command line spells them."""
     return ", ".join(names).replace("_", "-")
+
+
+def _unreachable(request: PlanRequest, smallest: int) -> BudgetError:
+    """Return the error for a budget that no plan meets. smallest: cost of the smallest plan."""
+    options, kind = request.options, request.budget.kind
+    percent = ceil(1000 * smallest / request.counted_dense) / 10  # rounded up, to be reachable
+    steps = ["raise the budget"]
+    if options.include or options.exclude:
+        steps.append("--include more layers")
+    if options.min_rank > 1 or (options.multiple_of or 1) > 1:
+        steps.append("lower --min-rank or --multiple-of")
+    return BudgetError(
+        f"budget {request.budget}: cannot be met; the smallest reachable is {percent:g} % "
+        f"({amount_in_words(kind, smallest)}){_stays(request)}; {' or '.join(steps)}"
+    )
+
+
+def _stays(request: PlanRequest) -> str:
+    """Return a clause on the share that no plan changes and its parts, most parameters first."""
+    if not request.counted_fixed:
+        return ""
+    profile, skipped = request.profile, request.skipped
+    share = f"{100 * request.counted_fixed / request.counted_dense:.3g} %"
+    kept = (profile[name].spec for name in skipped)
+    excluded = (LeftAlone(x.name, x.kind, x.weight_params, skipped[x.name]) for x in kept)
+    groups = left_alone_groups((*profile.left_alone, *excluded))
+    parts = left_alone_in_words(groups, profile.total_params)
+    clause = f"; {share} of the {NOUNS[request.budget.kind]} cannot change"
+    return f"{clause} (left alone: {parts})" if groups else clause

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,10 +65,6 @@ class Allocation:
     lower_bound: float | None = None  # proven: no allocation within the room loses less
 
 
-Allocator = Callable[[Problem], Allocation]
-"""Takes a feasible problem (smallest_cost <= room) and never exceeds its room."""
-
-
 def pose(
     layers: Sequence[LayerProfile],
     choices: Sequence[Sequence[Choice]],
@@ -82,7 +78,7 @@ def pose(
     costs: list[Ints] = []
     losses: list[Floats] = []
     for options in choices:
-        cost = np.array([option.cost(kind) for option in options], dtype=np.int64)
+        cost = np.array([option.of(kind) for option in options], dtype=np.int64)
         loss = np.array([option.loss for option in options], dtype=np.float64)
         order = np.lexsort((loss, cost))
         best_so_far = np.minimum.accumulate(loss[order])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from torch import Tensor
 
@@ -51,12 +51,8 @@ def in_words(structure: Structure) -> str:
     return ", ".join(words)
 
 
-def rank_of(structure: Structure) -> int | None:
-    return structure.rank if isinstance(structure, LowRank) else None
-
-
 def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> LayerReport:
-    spec, measures = layer.spec, layer.measures
+    spec = layer.spec
     shown = dict.fromkeys(name for name in ("plain", metric) if name in layer.spectra)
     report = LayerReport(
         name=spec.name,
@@ -65,38 +61,31 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
         in_features=spec.in_features,
         groups=spec.groups,
         params=spec.weight_params,
-        stable_rank=measures.stable_rank,
-        effective_rank=measures.effective_rank,
-        numerical_rank=measures.numerical_rank,
-        e90=measures.e90,
-        e99=measures.e99,
-        above_noise=measures.above_noise,
+        **asdict(layer.measures),
         break_even_rank=spec.break_even_rank,
         sensitivity=layer.loss_of_removal(metric),
         spectra=tuple(thinned(name, layer.spectra[name]) for name in shown),
     )
     if planned is None:
         return report
-    return replace(_with_decision(report, planned), saved=saved_loss(layer, metric, planned))
+    structure = planned.structure
+    return replace(
+        report,
+        structure=in_words(structure),
+        rank=structure.rank if isinstance(structure, LowRank) else None,
+        params_kept=planned.params,
+        predicted_loss=planned.predicted_loss,
+        saved=_saved_loss(layer, metric, planned),
+        note=structure.reason if isinstance(structure, Dense) else "",
+    )
 
 
-def saved_loss(layer: LayerProfile, metric: str, planned: PlannedLayer) -> float | None:
+def _saved_loss(layer: LayerProfile, metric: str, planned: PlannedLayer) -> float | None:
     """Return the share of the loss saved against low rank with as many parameters."""
     if isinstance(planned.structure, Dense | LowRank):
         return None
     lost = low_rank_loss(layer, metric, planned.params)
     return 1 - planned.predicted_loss / lost if lost > 0 else None
-
-
-def _with_decision(report: LayerReport, planned: PlannedLayer) -> LayerReport:
-    return replace(
-        report,
-        structure=in_words(planned.structure),
-        rank=rank_of(planned.structure),
-        params_kept=planned.params,
-        predicted_loss=planned.predicted_loss,
-        note=planned.structure.reason if isinstance(planned.structure, Dense) else "",
-    )
 
 
 def thinned(metric: str, singular_values: Tensor) -> Spectrum:
@@ -107,6 +96,5 @@ def thinned(metric: str, singular_values: Tensor) -> Spectrum:
         rest = POINTS - HEAD
         step = (len(values) - 1 - HEAD) / (rest - 1)
         index = [*range(HEAD), *(HEAD + round(k * step) for k in range(rest))]
-    return Spectrum(
-        metric, tuple(i + 1 for i in index), tuple(float(f"{values[i]:.5g}") for i in index)
-    )
+    kept = tuple(float(f"{values[i]:.5g}") for i in index)
+    return Spectrum(metric, tuple(i + 1 for i in index), kept)

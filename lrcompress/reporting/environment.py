@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 from lrcompress.hardware import processor_name
@@ -30,14 +31,7 @@ def describe_environment(*, device: str, provider: str, threads: int) -> dict[st
         "system": f"{platform.system()} {platform.machine()}",
         "Python": platform.python_version(),
     }
-    return found | installed_versions()
-
-
-def installed_versions() -> dict[str, str]:
-    found = {}
     for name in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            continue
     return found

@@ -28,7 +28,8 @@ def render_html(report: Report) -> str:
         "style": page.joinpath("page.css").read_text(encoding="utf-8"),
         "plotly": _plotly_js(),
         "script": page.joinpath("page.js").read_text(encoding="utf-8"),
-        "data": _inside_script(json.dumps(_printable(to_json(report)), allow_nan=False)),
+        # Escaped, so that the data cannot end the script element that contains it
+        "data": json.dumps(_printable(to_json(report)), allow_nan=False).replace("<", "\\u003c"),
     }
     text = page.joinpath("page.html").read_text(encoding="utf-8")
     # In one pass, so that inserted text is not searched for placeholders.
@@ -58,8 +59,3 @@ def _printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable(key): _printable(item) for key, item in value.items()}
     return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
-def _inside_script(text: str) -> str:
-    """Escape JSON so that it cannot end the script element that contains it."""
-    return text.replace("<", "\\u003c")

@@ -26,10 +26,10 @@ class Measurements:
     def divergence(self, plan: Plan) -> float:
         """Return the divergence of the network with the plan's structures."""
 
-        def measure() -> dict[str, float]:
-            return {"divergence": self.network.divergence(plan)}
-
-        return float(self._once(plan_digest(plan), measure)["divergence"])
+        measured = self._once(
+            plan_digest(plan), lambda: {"divergence": self.network.divergence(plan)}
+        )
+        return float(measured["divergence"])
 
     def attribution(self, plan: Plan) -> Attribution:
         """Return the divergence and each layer's share of it."""

@@ -10,8 +10,8 @@ the metric of the fits, the later ones in the corrections.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import median
 
@@ -30,7 +30,6 @@ from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import Profile, profile_readout
 from lrcompress.progress import SILENT, Progress
-from lrcompress.selection.candidates import CANDIDATES, Candidate
 from lrcompress.selection.measurements import Measurements
 from lrcompress.selection.trial_network import Attribution, TrialNetwork
 
@@ -45,6 +44,31 @@ SMALLEST_FACTOR = 1e-3  # of one round; there is no upper limit
 FEWEST_EXAMPLES = 4
 AFFORDABLE_FLOPS = 2e13  # of all measurements together: a few minutes on two cores
 PASSES_OF_ATTRIBUTION = 5  # dense, compressed and backward, in forward passes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A metric for the fits and an allocator for the ranks, which a default run compares.
+
+    All candidates use the ranks that follow from the profile's corrected loss curves, unless an
+    allocator is named. The measured loss of truncating a layer hardly depends on the metric of the
+    fit, but the output of the whole network does.
+    """
+
+    name: str
+    metric: str
+    allocator: str
+    last_resort: bool = False  # tried only if the prediction does not hold
+
+
+CANDIDATES: tuple[Candidate, ...] = (
+    Candidate("two-sided", "two-sided", "global"),
+    Candidate("blended", "blended", "global"),
+    Candidate("input-weighted", "input-weighted", "global"),
+    Candidate("input-weighted, uniform", "input-weighted", "uniform"),
+    Candidate("diagonal, uniform", "diagonal", "uniform", last_resort=True),
+    Candidate("plain, uniform", "plain", "uniform", last_resort=True),
+)
 
 
 @dataclass(frozen=True)
@@ -83,36 +107,96 @@ class _Search:
     budget: Budget
     options: PlanOptions
     measurements: Measurements
+    advance: Callable[[], None]
+    tried: list[_Made] = field(default_factory=list)
+
+    @property
+    def best(self) -> _Made:
+        return min(self.tried, key=lambda made: made.measured)
 
     def planned(
-        self, candidate: Candidate, corrections: Mapping[str, float], *, eased: bool = False
+        self, metric: str, allocator: str, corrections: Mapping[str, float], *, eased: bool = False
     ) -> Plan:
-        """Make the candidate's plan with the corrections; `eased`: at half of the compression."""
-        asked = replace(
+        """Make a plan with the corrections; `eased`: at half of the compression."""
+        options = replace(
             self.options,
-            metric=candidate.metric,
-            allocator=candidate.allocator,
+            metric=metric,
+            allocator=allocator,
             loss_metric=self.profile.metric,
             corrections=corrections,
         )
-        budget = self.budget.halfway(self._dense) if eased else self.budget
-        return plan(self.profile, budget, asked)
+        if not eased:
+            return plan(self.profile, self.budget, options)
+        whole = {"params": self.profile.total_params, "bytes": self.profile.total_bytes}
+        dense = whole.get(self.budget.kind, self.profile.total_flops_per_example)
+        return plan(self.profile, self.budget.halfway(dense), options)
 
-    def made(
-        self, name: str, candidate: Candidate, corrections: Mapping[str, float] | None = None
-    ) -> _Made:
-        """Make, apply and measure the candidate's plan with the corrections."""
-        planned = self.planned(candidate, corrections or {})
+    def made(self, name: str, planned: Plan) -> _Made:
+        """Apply and measure a plan."""
         return _Made(name, planned, self.measurements.divergence(planned))
 
-    @property
-    def _dense(self) -> float:
-        """The dense model's cost in the budget's kind."""
-        if self.budget.kind == "bytes":
-            return float(self.profile.total_bytes)
-        if self.budget.kind == "params":
-            return float(self.profile.total_params)
-        return self.profile.total_flops_per_example
+    def try_candidates(self, *, last_resort: bool) -> None:
+        """Add the candidates' plans to `tried`.
+
+        An allocator that cannot meet the budget is skipped if another one can.
+        """
+        for candidate in CANDIDATES:
+            if candidate.last_resort is last_resort:
+                try:
+                    planned = self.planned(candidate.metric, candidate.allocator, {})
+                    self.tried.append(self.made(candidate.name, planned))
+                except BudgetError:
+                    if not self.tried:
+                        raise
+                self.advance()
+
+    def try_rounds(self, rounds: int) -> None:
+        """Add to `tried` the plans that follow from the shares of the best one so far.
+
+        A network that has broken down is not quadratic in its errors, so its shares may mislead.
+        The round after one without improvement takes the shares at half of the compression, and
+        the next one takes half a step. Rounds that improve much are not counted, up to
+        2 * `rounds` in all.
+        """
+        ways = [(False, DAMPING), (True, 1.0), (False, DAMPING / 2)]
+        failed, left, most = 0, rounds, 2 * rounds
+        while left > 0 and most > 0 and failed < len(ways):
+            best, (eased, exponent) = self.best, ways[failed]
+            planned, metric = best.plan, best.plan.metric
+            if eased:
+                planned = self.planned(metric, "global", planned.options.corrections, eased=True)
+            found = self.measurements.attribution(planned)
+            corrections = corrected(planned, found, exponent=exponent)
+            name = f"round {2 * rounds - most + 1}"
+            made = self.made(name, self.planned(metric, "global", corrections))
+            most -= 1
+            if any(made.plan.structures == other.plan.structures for other in self.tried):
+                failed += 1
+                continue
+            self.tried.append(made)
+            failed = failed + 1 if made.measured > best.measured else 0
+            if made.measured > MUCH * best.measured:
+                left -= 1
+                self.advance()
+            if WORTHWHILE * best.measured < made.measured <= best.measured:
+                return
+
+    def calibrated(self) -> Plan:
+        """Return the best plan with all curves scaled by one factor, to predict its measurement."""
+        best, measured = self.best.plan, self.best.measured
+        if not (best.predicted_loss > 0 and measured > 0 and isfinite(measured)):
+            return best
+        before = best.options.corrections
+        factors = {
+            layer.name: before.get(layer.name, 1.0) * measured / best.predicted_loss
+            for layer in best.layers
+        }
+        options = replace(best.options, corrections=factors)
+        again = plan(self.profile, self.budget, options)
+        if again.structures == best.structures:
+            return again
+        # Rounding led to another choice between equal plans
+        return plan_as(self.profile, self.budget, options, best.structures)
 
 
 @runs_unfused()
@@ -141,82 +225,35 @@ def select(
     readout = profile_readout(module, profile, judging)
     if readout is None or not METRICS[profile.metric].needs_outputs:
         raise PlanError(
-            f"a profile in the metric {profile.metric!r} knows nothing of the output, by which "
+            f"a profile in the metric {profile.metric!r} does not describe the output, by which "
             "plans are selected; profile with data in the two-sided metric, or use plan"
         )
     judged = _affordable(profile, judging, rounds)
     network = TrialNetwork(module, profile, held_out_divergence(module, judged, readout))
-    search = _Search(profile, budget, options, Measurements(network, store or NoCheckpoints()))
-    tried: list[_Made] = []
+    measurements = Measurements(network, store or NoCheckpoints())
     with progress.stage("select", len(CANDIDATES) + rounds) as step:
-        _try(search, [c for c in CANDIDATES if not c.last_resort], tried, step.advance)
-        best = _best(tried)
+        search = _Search(profile, budget, options, measurements, step.advance)
+        search.try_candidates(last_resort=False)
+        best = search.best
         if isfinite(best.measured) and best.plan.predicted_loss > 0:
-            _rounds(search, tried, rounds, step.advance)
-            best = _best(tried)
+            search.try_rounds(rounds)
+            best = search.best
         if best.measured > PREDICTABLE * best.plan.predicted_loss:
-            _try(search, [c for c in CANDIDATES if c.last_resort], tried, step.advance)
-    best = _best(tried)
-    return Selection(
-        plan=_calibrated(search, best),
-        tried=tuple(_row(made, best) for made in tried),
-        examples=sum(map(batch_size, network.judge.batches)),
+            search.try_candidates(last_resort=True)
+    best = search.best
+    tried = tuple(
+        Tried(
+            name=made.name,
+            metric=made.plan.metric,
+            allocator=made.plan.allocator,
+            predicted=made.plan.predicted_loss,
+            measured=made.measured,
+            kept=made is best,
+        )
+        for made in search.tried
     )
-
-
-def _try(
-    search: _Search,
-    candidates: Sequence[Candidate],
-    tried: list[_Made],
-    advance: Callable[[], None],
-) -> None:
-    """Add the candidates' plans to `tried`.
-
-    An allocator that cannot meet the budget is skipped if another one can.
-    """
-    for candidate in candidates:
-        try:
-            tried.append(search.made(candidate.name, candidate))
-        except BudgetError:
-            if not tried:
-                raise
-        advance()
-
-
-def _rounds(search: _Search, tried: list[_Made], rounds: int, advance: Callable[[], None]) -> None:
-    """Add to `tried` the plans that follow from the shares of the best one so far.
-
-    A network that has broken down is not quadratic in its errors, so its shares may mislead. The
-    round after one without improvement takes the shares at half of the compression, and the next
-    one takes half a step. Rounds that improve much are not counted, up to 2 * `rounds` in all.
-    """
-    ways = [(False, DAMPING), (True, 1.0), (False, DAMPING / 2)]
-    failed, left, most = 0, rounds, 2 * rounds
-    while left > 0 and most > 0 and failed < len(ways):
-        best = _best(tried)
-        eased, exponent = ways[failed]
-        corrections = _corrections(search, best, eased=eased, exponent=exponent)
-        name = f"round {2 * rounds - most + 1}"
-        made = search.made(name, Candidate(name, best.plan.metric, "global"), corrections)
-        most -= 1
-        if any(made.plan.structures == other.plan.structures for other in tried):
-            failed += 1
-            continue
-        tried.append(made)
-        failed = failed + 1 if made.measured > best.measured else 0
-        if made.measured > MUCH * best.measured:
-            left -= 1
-            advance()
-        if WORTHWHILE * best.measured < made.measured <= best.measured:
-            return
-
-
-def _corrections(search: _Search, best: _Made, *, eased: bool, exponent: float) -> dict[str, float]:
-    planned = best.plan
-    if eased:
-        like = Candidate("eased", best.plan.metric, "global")
-        planned = search.planned(like, best.plan.options.corrections, eased=True)
-    return corrected(planned, search.measurements.attribution(planned), exponent=exponent)
+    examples = sum(map(batch_size, network.held_out.batches))
+    return Selection(search.calibrated(), tried, examples)
 
 
 def corrected(planned: Plan, found: Attribution, *, exponent: float = 1.0) -> dict[str, float]:
@@ -236,38 +273,6 @@ def corrected(planned: Plan, found: Attribution, *, exponent: float = 1.0) -> di
         * max(ratios.get(layer.name, usual), SMALLEST_FACTOR) ** exponent
         for layer in planned.layers
     }
-
-
-def _calibrated(search: _Search, best: _Made) -> Plan:
-    """Return the same plan with all curves scaled by one factor, to predict what was measured."""
-    predicted, measured = best.plan.predicted_loss, best.measured
-    if not (predicted > 0 and measured > 0 and isfinite(measured)):
-        return best.plan
-    before = best.plan.options.corrections
-    factors = {
-        layer.name: before.get(layer.name, 1.0) * measured / predicted for layer in best.plan.layers
-    }
-    options = replace(best.plan.options, corrections=factors)
-    again = plan(search.profile, search.budget, options)
-    if again.structures == best.plan.structures:
-        return again
-    # Rounding led to another choice between equal plans
-    return plan_as(search.profile, search.budget, options, best.plan.structures)
-
-
-def _best(tried: Sequence[_Made]) -> _Made:
-    return min(tried, key=lambda made: made.measured)
-
-
-def _row(made: _Made, best: _Made) -> Tried:
-    return Tried(
-        name=made.name,
-        metric=made.plan.metric,
-        allocator=made.plan.allocator,
-        predicted=made.plan.predicted_loss,
-        measured=made.measured,
-        kept=made is best,
-    )
 
 
 def _affordable(profile: Profile, judging: Batches, rounds: int) -> list[Batch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,36 +48,30 @@ class TrialNetwork:
 
     module: nn.Module
     profile: Profile
-    judge: HeldOutDivergence
+    held_out: HeldOutDivergence
     _truncations: dict[tuple[str, str], Truncation] = field(default_factory=dict)
     _fits: dict[tuple[str, str, Structure], FittedLayer] = field(default_factory=dict)
 
     def divergence(self, plan: Plan) -> float:
-        """Return the mean output divergence per example, on the examples of the judge."""
-        with self._carried_out(plan):
-            return self.judge.divergence(self.module)
+        """Return the mean output divergence per example, on the held-out examples."""
+        with self._applied(plan):
+            return self.held_out.divergence(self.module)
 
     def attribution(self, plan: Plan) -> Attribution:
         """Return the plan's divergence and each layer's share of it, from one backward pass.
 
         Raises RuntimeError if no gradient can be taken through the network.
         """
-        with self._carried_out(plan) as replacements, frozen(self.module):
+        with self._applied(plan) as replacements, frozen(self.module), ExitStack() as hooks:
             scales = {change.name: torch.zeros((), requires_grad=True) for change in replacements}
-            handles = [
-                self.module.get_submodule(change.name).register_forward_hook(
-                    _toward_dense(change.original, scales[change.name]),
-                    prepend=True,  # the layer's own hooks run after it
-                    with_kwargs=True,
-                )
-                for change in replacements
-            ]
-            try:
-                total = with_copies_if_needed(lambda: self._backward_all(scales.values()))
-            finally:
-                for handle in handles:
-                    handle.remove()
-        examples = sum(map(batch_size, self.judge.batches))
+            for change in replacements:
+                layer = self.module.get_submodule(change.name)
+                hook = _toward_dense(change.original, scales[change.name])
+                # Prepended: the layer's own hooks run after it
+                handle = layer.register_forward_hook(hook, prepend=True, with_kwargs=True)
+                hooks.enter_context(handle)
+            total = with_copies_if_needed(lambda: self._backward_all(scales.values()))
+        examples = sum(map(batch_size, self.held_out.batches))
         shares = dict.fromkeys(plan.structures, 0.0)
         for name, scale in scales.items():
             owner = name if name in shares else self._owner(name)
@@ -88,11 +82,11 @@ class TrialNetwork:
     def _backward_all(self, scales: Iterable[Tensor]) -> float:
         for scale in scales:
             scale.grad = None
-        return sum(map(self._backward, range(len(self.judge.batches))))
+        return sum(map(self._backward, range(len(self.held_out.batches))))
 
     def _backward(self, index: int) -> float:
-        batch, (dense, weights) = self.judge.batches[index], self.judge.outputs[index]
-        readout = self.judge.readout
+        batch, (dense, weights) = self.held_out.batches[index], self.held_out.outputs[index]
+        readout = self.held_out.readout
         with torch.enable_grad():
             outputs, _ = readout(call(self.module, batch), batch)
             total = readout.objective.divergence(dense, outputs, weights).sum()
@@ -105,7 +99,7 @@ class TrialNetwork:
         return next(layer.name for layer in self.profile.layers if head in layer.spec.tied)
 
     @contextmanager
-    def _carried_out(self, plan: Plan) -> Iterator[list[Replacement]]:
+    def _applied(self, plan: Plan) -> Iterator[list[Replacement]]:
         done: list[Replacement] = []
         try:
             for planned in plan.layers:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lrcompress.errors import LrcompressError
 from lrcompress.export.precision import cast_copy
+from lrcompress.export.verify.graph_checks import precision_of
 from lrcompress.export.verify.result import Subject
 from lrcompress.export.verify.value_check import values_check
-from lrcompress.export.verify.verify import VerifyReport, precision_of, verify
+from lrcompress.export.verify.verify import VerifyReport, verify
 
 from .mutants import Mutant, noisy, one_row, scaled, tables, weights
 

@@ -47,39 +47,22 @@ class FactorReport:
     unused: tuple[str, ...] = ()  # layers that no output depends on; not checked
     constant: tuple[str, ...] = ()  # layers that read no input; computed when the file is opened
 
-    @property
-    def kept(self) -> bool:
-        return not self.missing and not self.folded
-
 
 def structured_layers(module: nn.Module) -> tuple[StructuredLayer, ...]:
     """Return the layers of `module` that are modules of a structure."""
-    return tuple(
-        StructuredLayer(
-            name,
-            shape,
-            tuple(p for p in module.get_submodule(name).parameters() if p.dim() > 1),
-        )
-        for name, shape in _dense_shapes(module).items()
-    )
-
-
-def _dense_shapes(module: nn.Module) -> dict[str, Shape]:
-    """Return the dense shape of each structured layer.
-
-    Modules in structures/ have a property `weight`, the dense weight. It is evaluated on the meta
-    device, where it has a shape but no values.
-    """
+    # Modules in structures/ have a property `weight`, the dense weight. It is evaluated on the meta
+    # device, where it has a shape but no values
     empty = copy_structure(module, lambda _, tensor: tensor.to("meta"))
-    found: dict[str, Shape] = {}
+    found: dict[str, StructuredLayer] = {}
     for name, part in empty.named_modules():  # parents come before their children
         if (
             any(base.__module__.startswith(_STRUCTURES) for base in type(part).__mro__)
             and isinstance(getattr(type(part), "weight", None), property)
             and not any(not x or name.startswith(f"{x}.") for x in found)  # a part of a sum
         ):
-            found[name] = tuple(part.weight.shape)
-    return found
+            factors = tuple(p for p in module.get_submodule(name).parameters() if p.dim() > 1)
+            found[name] = StructuredLayer(name, tuple(part.weight.shape), factors)
+    return tuple(found.values())
 
 
 def factors_kept(
@@ -127,13 +110,11 @@ def _matrices(module: nn.Module) -> Iterable[Tensor]:
 
 def factors_check(subject: Subject) -> Check:
     """Check that the graph still contains the factors after all of ONNX Runtime's optimisations."""
-    if subject.module is None:
-        return Check("factors", "graph", None, "no reference network was given")
-    structured = structured_layers(subject.module)
+    module, batch = subject.reference
+    structured = structured_layers(module)
     if not structured:
         return Check("factors", "graph", None, "the reference network has no factorised layer")
-    assert subject.batch is not None
-    use = layer_use(subject.module, (layer.name for layer in structured), subject.batch)
+    use = layer_use(module, (layer.name for layer in structured), batch)
     layers = tuple(layer for layer in structured if layer.name in use.used)
     with scratch_folder() as folder:
         source, optimised = subject.path, folder / "optimised.onnx"
@@ -141,22 +122,21 @@ def factors_check(subject: Subject) -> Check:
             source = folder / "float32.onnx"
             upcast(subject.path, source)
         open_session(source, optimized_path=optimised)
-        report = factors_kept(_weights(optimised), subject.module, layers, subject.precision)
+        report = factors_kept(_weights(optimised), module, layers, subject.precision)
     report = replace(report, unused=use.unused, constant=use.constant)
-    apart = ""
-    if use.unused:
-        apart += f"; no output depends on {listed(use.unused)}"
-    if use.constant:
-        apart += f"; computed once, when the file is opened: {listed(use.constant)}"
-    if report.kept:
-        detail = f"all {report.factors} factors of {report.layers} layers are in it, optimised"
-        return Check("factors", "graph", True, detail + apart, asdict(report))
-    problems = []
+    parts = []
     if report.missing:
-        problems.append(f"factors are missing of {listed(report.missing)}")
+        parts.append(f"factors of {listed(report.missing)} are missing")
     if report.folded:
-        problems.append(f"a dense weight is back for {listed(report.folded)}")
-    return Check("factors", "graph", False, "; ".join(problems) + apart, asdict(report))
+        parts.append(f"the graph has a dense weight again for {listed(report.folded)}")
+    kept = not parts
+    if kept:
+        parts.append(f"all {report.factors} factors of {report.layers} layers are in it, optimised")
+    if use.unused:
+        parts.append(f"no output depends on {listed(use.unused)}")
+    if use.constant:
+        parts.append(f"computed once, when the file is opened: {listed(use.constant)}")
+    return Check("factors", "graph", kept, "; ".join(parts), asdict(report))
 
 
 def _weights(path: Path) -> list[Any]:

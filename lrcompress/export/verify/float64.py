@@ -33,7 +33,8 @@ class Double:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         assert self.module is not None
         with torch.no_grad():
-            return named_outputs(self.module(**copied(in_double(batch))))
+            wide = {name: _wide(tensor) for name, tensor in batch.items()}
+            return named_outputs(self.module(**copied(wide)))
 
 
 def double(module: nn.Module, example: Batch) -> Double:
@@ -47,10 +48,6 @@ def double(module: nn.Module, example: Batch) -> Double:
     except Exception as error:  # the network's own code
         return Double(None, f"the network does not run in float64 ({one_line(error)})")
     return wide
-
-
-def in_double(batch: Batch) -> Batch:
-    return {name: _wide(tensor) for name, tensor in batch.items()}
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -121,34 +118,27 @@ def _fast_operators() -> list[Any]:
     class Conv(PlainConv):  # type: ignore[misc]
         def _run(
             self,
-            X: NDArray[Any],  # onnx names the arguments
-            W: NDArray[Any],
-            B: NDArray[Any] | None = None,
-            auto_pad: str | None = None,
-            dilations: Sequence[int] | None = None,
-            group: int | None = None,
-            kernel_shape: Sequence[int] | None = None,
-            pads: Sequence[int] | None = None,
-            strides: Sequence[int] | None = None,
+            x: NDArray[Any],
+            weight: NDArray[Any],
+            bias: NDArray[Any] | None = None,
+            **attributes: Any,  # by their ONNX names
         ) -> tuple[NDArray[Any]]:
-            if auto_pad not in (None, "NOTSET"):
-                plain: tuple[NDArray[Any]] = super()._run(
-                    X, W, B, auto_pad, dilations, group, kernel_shape, pads, strides
-                )
+            if attributes.get("auto_pad") not in (None, "NOTSET"):
+                plain: tuple[NDArray[Any]] = super()._run(x, weight, bias, **attributes)
                 return plain
-            axes = X.ndim - 2
-            ones, pads = [1] * axes, list(pads or [0] * 2 * axes)
+            axes = x.ndim - 2
+            ones, pads = [1] * axes, attributes.get("pads") or [0] * 2 * axes
             sides = [side for a in reversed(range(axes)) for side in (pads[a], pads[a + axes])]
             result = torch.convolution(
-                torch.nn.functional.pad(_tensor(X), sides),
-                _tensor(W),
-                None if B is None else _tensor(B),
-                stride=list(strides or ones),
+                torch.nn.functional.pad(_tensor(x), sides),
+                _tensor(weight),
+                None if bias is None else _tensor(bias),
+                stride=list(attributes.get("strides") or ones),
                 padding=[0] * axes,
-                dilation=list(dilations or ones),
+                dilation=list(attributes.get("dilations") or ones),
                 transposed=False,
                 output_padding=[0] * axes,
-                groups=group or 1,
+                groups=attributes.get("group") or 1,
             )
             return (result.numpy(),)
 

@@ -20,7 +20,11 @@ from lrcompress.messages import one_line
 from lrcompress.scratch import scratch_folder
 
 WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
-_FLOATING = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+_PRECISIONS = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
 
 
 def readable(path: Path) -> onnx.ModelProto:
@@ -42,6 +46,15 @@ def readable(path: Path) -> onnx.ModelProto:
     return graph
 
 
+def precision_of(graph: onnx.ModelProto) -> str:
+    """Return the precision of most of the weights; fp32 if there are none."""
+    held: Counter[str] = Counter()
+    for tensor in graph.graph.initializer:
+        if tensor.data_type in _PRECISIONS:
+            held[_PRECISIONS[tensor.data_type]] += prod(tensor.dims)
+    return held.most_common(1)[0][0] if held else "fp32"
+
+
 def well_formed(subject: Subject) -> Check:
     try:
         onnx.checker.check_model(str(subject.path), full_check=True)
@@ -53,19 +66,18 @@ def well_formed(subject: Subject) -> Check:
 
 
 def kernels(subject: Subject) -> Check:
+    failed = None if subject.provider == "cpu" else False  # on a CPU it does not matter
     try:
         missing = missing_kernels(subject.graph, subject.precision)
     except ModelError as error:  # a session may still open the file; the parity check tells
-        unknown = None if subject.provider == "cpu" else False
-        return Check("kernels", "graph", unknown, f"not known: {error}")
+        return Check("kernels", "graph", failed, f"not known: {error}")
     numbers = {"missing": [str(kernel) for kernel in missing]}
     if not missing:
         detail = f"every node has a CUDA kernel in {subject.precision}"
         return Check("kernels", "graph", True, detail, numbers)
     detail = f"{len(missing)} nodes have no CUDA kernel: {listed(numbers['missing'])}"
-    if subject.provider == "cpu":
-        return Check("kernels", "graph", None, f"{detail}; it matters on a GPU only", numbers)
-    return Check("kernels", "graph", False, detail, numbers)
+    detail += "; it matters on a GPU only" if failed is None else ""
+    return Check("kernels", "graph", failed, detail, numbers)
 
 
 def placed(subject: Subject) -> Check:
@@ -93,20 +105,17 @@ def placed(subject: Subject) -> Check:
 
 def budget(subject: Subject, promised: BudgetFacts) -> Check:
     found = {"params": parameters(subject.graph, subject.module), "bytes": file_bytes(subject.path)}
-    allowed = {"params": promised.params, "bytes": promised.bytes}
-    numbers = {**found, **{f"allowed_{k}": v for k, v in allowed.items() if v is not None}}
-    parts = [f"{found['params']:,} parameters", f"{found['bytes']:,} bytes"]
-    if promised.params is None and promised.bytes is None:
-        detail = f"{promised.why_none}: {', '.join(parts)}"
+    limits = {"params": promised.params, "bytes": promised.bytes}
+    allowed = {key: most for key, most in limits.items() if most is not None}
+    numbers = {**found, **{f"allowed_{key}": most for key, most in allowed.items()}}
+    if not allowed:
+        detail = f"{promised.why_none}: {found['params']:,} parameters, {found['bytes']:,} bytes"
         return Check("budget", "budget", None, detail, numbers)
-    held = [
-        f"{found[key]:,} {key} of {most:,} allowed"
-        for key, most in allowed.items()
-        if most is not None
-    ]
-    passed = all(most is None or found[key] <= most for key, most in allowed.items())
-    detail = ", ".join(held) if passed else f"{', '.join(held)}; {WHEN_OVER}"
-    return Check("budget", "budget", passed, detail, numbers)
+    passed = all(found[key] <= most for key, most in allowed.items())
+    detail = ", ".join(f"{found[key]:,} {key} of {most:,} allowed" for key, most in allowed.items())
+    return Check(
+        "budget", "budget", passed, detail if passed else f"{detail}; {WHEN_OVER}", numbers
+    )
 
 
 def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
@@ -116,16 +125,11 @@ def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
     exporters or of another network, all weights count except single numbers and the network's
     buffers (positions, frequencies).
     """
-    weights = [t for t in graph.graph.initializer if t.data_type in _FLOATING]
+    weights = [t for t in graph.graph.initializer if t.data_type in _PRECISIONS]
     if module is not None and graph.producer_name == PRODUCER:
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        own = [t for t in weights if parameter_name(t.name) in names]
-        if sum(_is_weight(t) for t in own) == sum(_is_weight(t) for t in weights):
-            return sum(prod(t.dims) for t in own)
+        named = [(parameter_name(t.name), t) for t in weights]
+        if all(name in names or not name.endswith(".weight") for name, _ in named):
+            return sum(prod(t.dims) for name, t in named if name in names)
     buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
     return sum(prod(t.dims) for t in weights if prod(t.dims) > 1 and t.name not in buffers)
-
-
-def _is_weight(tensor: onnx.TensorProto) -> bool:
-    name: str = tensor.name
-    return parameter_name(name).endswith(".weight")

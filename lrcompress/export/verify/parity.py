@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -30,23 +29,13 @@ from lrcompress.export.axis_metadata import SEQUENCE
 from lrcompress.export.forward import copied, named_outputs
 from lrcompress.export.io_matching import Wiring
 from lrcompress.export.parity_inputs import MASK, Case, draw
-from lrcompress.export.random_feeds import refuse_huge
+from lrcompress.export.random_feeds import NUMPY_DTYPES, refuse_huge
 from lrcompress.export.session import GraphArgument, Session
 from lrcompress.export.verify.float64 import Double
 from lrcompress.messages import label, one_line
 from lrcompress.network.batches import Batch
 
 UNIT_ROUNDOFF: Mapping[str, float] = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}
-_NUMPY_DTYPES: Mapping[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 def tolerance(precision: str, products: int, inner: int) -> float:
@@ -117,6 +106,15 @@ class Comparison:
             for name, arg in self.arguments.items()
         }
 
+    def feed(self, drawn: Batch) -> dict[str, NDArray[Any]]:
+        """Return the graph's inputs with the values and dtypes to feed.
+
+        Raises:
+            VerifyError: an input has a dtype that cannot be fed.
+        """
+        inputs = self.wiring.inputs
+        return {name: fed(drawn[inputs[name]], arg) for name, arg in self.arguments.items()}
+
 
 def compare(comparison: Comparison) -> ParityResult:
     """Run file and network on a draw of each shape and return their differences.
@@ -127,7 +125,7 @@ def compare(comparison: Comparison) -> ParityResult:
     """
     session, reference, wiring = comparison.session, comparison.reference, comparison.wiring
     generator = torch.Generator().manual_seed(comparison.seed)
-    fixed, graph = comparison.fixed, comparison.arguments
+    fixed = comparison.fixed
     _refuse_huge(comparison, fixed)
     errors = dict.fromkeys(wiring.outputs, 0.0)
     rounding = own = 0.0
@@ -139,15 +137,15 @@ def compare(comparison: Comparison) -> ParityResult:
     for case in comparison.cases:
         drawn = draw(comparison.batch, case, fixed, generator)
         shape = shape_of(drawn, case)
-        feed = {name: fed(drawn[wiring.inputs[name]], arg) for name, arg in graph.items()}
+        feed = comparison.feed(drawn)
         try:
             got = dict(zip(wiring.outputs, session.run(list(wiring.outputs), feed), strict=True))
         except Exception as error:  # ONNX Runtime's errors share no base below Exception
             return result(f"shape {shape}: {one_line(error, 300)}")
         exact, single = reference.outputs(drawn)
         with torch.no_grad():
-            rounded = reference.rounded
-            alike = named_outputs(rounded(**copied(drawn))) if rounded is not None else {}
+            module = reference.rounded
+            rounded = {} if module is None else named_outputs(module(**copied(drawn)))
         for name, theirs in got.items():
             network_name = wiring.outputs[name]
             wanted = exact[network_name]
@@ -156,8 +154,9 @@ def compare(comparison: Comparison) -> ParityResult:
                 return result(f"shape {shape}: output {name} {error_or_reason}")
             errors[name] = max(errors[name], error_or_reason)
             own = max(own, _number(row_error(single[network_name], wanted, drawn)))
-            if network_name in alike:
-                rounding = max(rounding, _number(row_error(alike[network_name], wanted, drawn)))
+            if network_name in rounded:
+                error_of_rounding = row_error(rounded[network_name], wanted, drawn)
+                rounding = max(rounding, _number(error_of_rounding))
         done.append(shape)
     return result(None)
 
@@ -185,12 +184,12 @@ def shape_of(batch: Batch, case: Case | None = None) -> str:
 
 
 def fed(tensor: Tensor, argument: GraphArgument) -> NDArray[Any]:
-    if argument.type not in _NUMPY_DTYPES:
+    if argument.type not in NUMPY_DTYPES:
         raise VerifyError(
             f"input {argument.name} is a {argument.type}, which cannot be fed from the data; "
             "export with float32 inputs"
         )
-    return tensor.numpy().astype(_NUMPY_DTYPES[argument.type])
+    return tensor.numpy().astype(NUMPY_DTYPES[argument.type])
 
 
 def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float | str:
@@ -209,10 +208,10 @@ def row_error(got: NDArray[Any] | Tensor, wanted: Tensor, batch: Batch) -> float
     rows = 0
     for index in range(len(ours)):  # one example at a time: logits in float64 are large
         a, b = theirs[index].double(), ours[index].double()
-        meant = torch.isfinite(b)
-        if not bool(torch.isfinite(a)[meant].all()):
-            return "holds NaN or infinity where the network does not"
-        a, b = torch.where(meant, a, 0.0), torch.where(meant, b, 0.0)
+        finite = torch.isfinite(b)
+        if not bool(torch.isfinite(a)[finite].all()):
+            return "contains NaN or infinity where the network does not"
+        a, b = torch.where(finite, a, 0.0), torch.where(finite, b, 0.0)
         if mask is not None:
             a, b = a[mask[index]], b[mask[index]]
         a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])

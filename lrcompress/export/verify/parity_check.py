@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
 import onnx
 
 from lrcompress.export.axis_metadata import SEQUENCE, known_axes
-from lrcompress.export.io_matching import Wiring, wire
-from lrcompress.export.parity_inputs import Case, FreeAxes, cases
+from lrcompress.export.io_matching import wire
+from lrcompress.export.parity_inputs import FreeAxes, cases
 from lrcompress.export.precision import rounded_copy
 from lrcompress.export.session import ProviderUnavailable, Session, open_session
 from lrcompress.export.verify.arithmetic_check import arithmetic
 from lrcompress.export.verify.float64 import double
-from lrcompress.export.verify.interface_check import interface
+from lrcompress.export.verify.interface_check import interface, shapes_check
 from lrcompress.export.verify.parity import Comparison, ParityResult, Reference, compare, tolerance
-from lrcompress.export.verify.result import Check, Subject
-from lrcompress.export.verify.shape_check import shapes_check
+from lrcompress.export.verify.result import Check, Subject, VerifyOptions
 from lrcompress.graph.upcast import upcast
 from lrcompress.scratch import scratch_folder
 
@@ -27,18 +25,14 @@ _OWN_ROUNDING = 8  # allowed multiple of torch's float32 error; both are maxima 
 _RIGHT_ROUNDING = 16  # allowed multiple of any float32 error for a graph that is right in float64
 
 
-def parity(
-    subject: Subject, shapes: Sequence[Case] | None, seed: int, limit: float | None
-) -> tuple[Check, ...]:
+def parity(subject: Subject, options: VerifyOptions) -> tuple[Check, ...]:
     """Run the checks interface, parity, arithmetic and shapes; only parity if they cannot run."""
-    if subject.module is None or subject.batch is None:
-        return (Check("parity", "numeric", None, "no reference network was given"),)
     if subject.precision == "bf16" and subject.provider == "cpu":
         reason = "not run on CPU: ONNX Runtime has no bfloat16 product there"
         with scratch_folder() as folder:
             path = folder / "float32.onnx"
             upcast(subject.path, path)
-            found = _checks(subject, open_session(path), shapes, seed, limit)
+            found = _checks(subject, open_session(path), options)
         name = "parity of bfloat16 weights in float32 arithmetic"
         upcasted = [
             replace(check, name=name) if check.name == "parity" else check for check in found
@@ -46,21 +40,13 @@ def parity(
         return (Check("parity", "numeric", None, reason), *upcasted)
     try:
         session = open_session(subject.path, subject.provider, tf32=False)
-        return _checks(subject, session, shapes, seed, limit)
+        return _checks(subject, session, options)
     except ProviderUnavailable as error:
         return (Check("parity", "numeric", None, f"not run: {error}"),)
 
 
-def _checks(
-    subject: Subject,
-    session: Session,
-    shapes: Sequence[Case] | None,
-    seed: int,
-    limit: float | None,
-) -> tuple[Check, ...]:
-    module, batch = subject.module, subject.batch
-    assert module is not None
-    assert batch is not None
+def _checks(subject: Subject, session: Session, options: VerifyOptions) -> tuple[Check, ...]:
+    module, batch = subject.reference
     wiring = wire(session.get_inputs(), session.get_outputs(), module, batch)
     wired = interface(subject.graph, wiring)
     if wiring.unknown_inputs or not wiring.outputs:
@@ -68,10 +54,19 @@ def _checks(
     given = {name: batch[name] for name in wiring.inputs.values()}
     rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
     reference = Reference(module, double(module, given), rounded)
-    free = _free_axes(subject, session, wiring)
-    chosen = tuple(shapes) if shapes is not None else cases(batch, _longest(subject), free)
-    comparison = Comparison(session, reference, wiring, given, chosen, seed)
-    return (wired, *_numeric(subject, comparison, limit), shapes_check(subject, comparison))
+    shapes = options.shapes
+    if shapes is None:
+        named = {
+            wiring.inputs[argument.name]: {
+                axis: dim for axis, dim in enumerate(argument.shape) if isinstance(dim, str)
+            }
+            for argument in session.get_inputs()
+        }
+        free = FreeAxes(named, known_axes(subject.metadata))
+        shapes = cases(batch, _longest(subject), free)
+    comparison = Comparison(session, reference, wiring, given, shapes, options.seed)
+    numeric = _numeric(subject, comparison, options.tolerance)
+    return (wired, *numeric, shapes_check(subject, comparison))
 
 
 def _numeric(subject: Subject, comparison: Comparison, limit: float | None) -> tuple[Check, Check]:
@@ -128,16 +123,6 @@ def _depth(graph: onnx.ModelProto) -> tuple[int, int]:
         elif len(tensor.dims) > 2:
             inner = max(inner, prod(tensor.dims[1:]))
     return products, inner
-
-
-def _free_axes(subject: Subject, session: Session, wiring: Wiring) -> FreeAxes:
-    names = {
-        wiring.inputs[argument.name]: {
-            axis: dim for axis, dim in enumerate(argument.shape) if isinstance(dim, str)
-        }
-        for argument in session.get_inputs()
-    }
-    return FreeAxes(names, known_axes(subject.metadata))
 
 
 def _longest(subject: Subject) -> int | None:

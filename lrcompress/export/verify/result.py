@@ -1,21 +1,24 @@
-"""The result of a check, and the subject of the checks."""
+"""The result of a check, and the subject and the options of the checks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 from torch import nn
 
+from lrcompress import messages
+from lrcompress.export.parity_inputs import Case
 from lrcompress.export.session import ProviderName
-from lrcompress.messages import label
 from lrcompress.network.batches import Batch
 
 Kind = Literal["graph", "numeric", "placement", "budget"]
-_NAMED = 5  # names listed in a message; the rest are counted
+NAMED = 5  # names listed in a message; the rest are counted
+listed = partial(messages.listed, most=NAMED)
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,15 @@ class BudgetFacts:
 NO_BUDGET = BudgetFacts()
 
 
+@dataclass(frozen=True)
+class VerifyOptions:
+    provider: ProviderName = "cpu"
+    budget: BudgetFacts = NO_BUDGET
+    shapes: tuple[Case, ...] | None = None  # None: various shapes around the example's own
+    tolerance: float | None = None  # relative to the outputs; None: see export/verify/parity.py
+    seed: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Subject:
     """A file and the network that it is compared with."""
@@ -53,11 +65,13 @@ class Subject:
     batch: Batch | None
 
     @property
+    def reference(self) -> tuple[nn.Module, Batch]:
+        """The network and its example; for checks that run only if there is a network."""
+        assert self.module is not None
+        assert self.batch is not None
+        return self.module, self.batch
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The metadata entries of the file."""
         return {entry.key: entry.value for entry in self.graph.metadata_props}
-
-
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(label, names[:_NAMED])) + more

@@ -25,7 +25,8 @@ from lrcompress.messages import label
 
 # Twice the unit roundoff: the rounding of the file, and that of the computation of the value
 ROUNDING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
-_PRECISIONS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+# By the dtype in onnx_ir's naming, in lower case
+PRECISIONS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SMALLEST = {"fp32": 2.0**-126, "fp16": 1.01e-7, "bf16": 2.0**-126}  # below: flushed to zero
 _NEAR = 0.1  # of the tensor's scale: tensors that differ by more are unrelated
 _MOST = 0.75  # share of nearly equal values by which a changed tensor is recognised
@@ -62,14 +63,10 @@ class Difference:
     def __str__(self) -> str:
         if self.error == inf:
             return f"{label(self.stored)} holds the values of {label(self.tensor)}"
-        where = (
-            ""
-            if parameter_name(self.stored) == self.tensor
-            else f" (stored as {label(self.stored)})"
-        )
-        return (
-            f"{label(self.tensor)}{where} is off by {self.error:.1e} of its scale in row {self.row}"
-        )
+        name = label(self.tensor)
+        if parameter_name(self.stored) != self.tensor:
+            name += f" (stored as {label(self.stored)})"
+        return f"{name} is off by {self.error:.1e} of its scale in row {self.row}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,19 +122,15 @@ class Constants:
             if target.name in self.names and holder not in (None, target.name):
                 changed.append((Difference(target.name, equal.name, inf, 0), equal))
         absent: list[str] = []
-        for target in lost:
-            near = self._unnamed_nearest(target, closed)
-            if near is None:
-                absent.append(target.name)
-            else:
+        # There may be a changed copy of a tensor that is also stored unchanged
+        for target in (*lost, *(target for target in targets if target.name in found)):
+            # In a file that keeps names, the tracer computed whatever only resembles a tensor
+            near = None if self.names else self._nearest(target, closed)
+            if near is not None:
                 closed.add(id(near[1]))
                 changed.append(near)
-        for target in targets:  # a changed copy of a tensor that is also stored unchanged
-            if target.name in found:
-                near = self._unnamed_nearest(target, closed)
-                if near is not None:
-                    closed.add(id(near[1]))
-                    changed.append(near)
+            elif target.name not in found:
+                absent.append(target.name)
         return Matches(found, tuple(difference for difference, _ in changed), tuple(absent))
 
     def look_up(self, target: Target) -> Stored | Difference | None:
@@ -186,16 +179,6 @@ class Constants:
         """Whether `one` should be a copy of `equal`, which holds the parameter of its name."""
         return equal is not None and (one.size, one.whole) == (equal.size, equal.whole)
 
-    def _unnamed_nearest(
-        self, target: Target, closed: set[int]
-    ) -> tuple[Difference, Stored] | None:
-        """Return the nearest constant, but None if the file keeps names.
-
-        In such a file a constant that resembles a tensor but does not have its name was computed
-        by the tracer.
-        """
-        return None if self.names else self._nearest(target, closed)
-
     def _nearest(self, target: Target, closed: set[int]) -> tuple[Difference, Stored] | None:
         """Return a constant not in `closed` that resembles the target, and the difference."""
         if target.size < _FEW:
@@ -218,7 +201,7 @@ class Constants:
     def _allowed(self, values: NDArray[Any], target: Target, one: Stored) -> NDArray[Any]:
         if one.whole:
             return np.zeros(values.shape)
-        names = (self.precision, precision_of_dtype(one.dtype))
+        names = (self.precision, PRECISIONS[one.dtype])
         rounding = max(ROUNDING[name] for name in names)
         allowed: NDArray[Any] = target.roundings * rounding * np.abs(values)
         return allowed + max(target.extra, *(_SMALLEST[name] for name in names))
@@ -245,11 +228,6 @@ class Constants:
         scale = sqrt(total / target.size)
         row = place // max(1, target.size // max(1, (*target.values.shape, 1)[0]))
         return Difference(target.name, one.name, worst / scale if scale > 0 else inf, row)
-
-
-def precision_of_dtype(dtype: str) -> str:
-    """Return the precision ("fp32", ...) of a dtype in onnx_ir's naming, in lower case."""
-    return _PRECISIONS[dtype]
 
 
 def _is_near(probe: NDArray[np.float64], one: Stored) -> NDArray[np.bool_]:

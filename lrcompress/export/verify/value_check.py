@@ -7,7 +7,7 @@ Runtime fuses anything, so that equal weights have equal values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from lrcompress.export.export_onnx import PRODUCER
 from lrcompress.export.precision import TORCH_DTYPES
 from lrcompress.export.verify.factor_check import structured_layers
-from lrcompress.export.verify.layer_use import layer_use
+from lrcompress.export.verify.layer_use import layer_use, tensors_used
 from lrcompress.export.verify.norm_folding import FoldedNorm, folded_norms
 from lrcompress.export.verify.result import Check, Kind, Subject, listed
 from lrcompress.export.verify.tensor_matching import Constants, Difference, Matches, Target
-from lrcompress.export.verify.tensor_use import tensors_used
 from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.graph.stored_constants import Stored, stored_constants
 
@@ -30,49 +29,9 @@ _DEFAULT_EPSILON = 1e-5  # ONNX's default for the attribute
 _SINGLE = 2.0**-22  # relative tolerance, because attributes are float32
 
 
-@dataclass(frozen=True)
-class ValueReport:
-    found: int  # tensors that are stored unchanged
-    differing: tuple[Difference, ...]
-    absent: tuple[str, ...]  # tensors that outputs depend on but that were not found
-    absent_factors: tuple[str, ...]  # such tensors that are factors of a structure
-    epsilons: tuple[str, ...]  # norms with a wrong epsilon or axis
-
-
 def values_check(subject: Subject) -> Check:
     """Compare every tensor that an output depends on with the constants of the graph."""
-    if subject.module is None or subject.batch is None:
-        return Check("values", "numeric", None, "no reference network was given")
-    report = compare_values(subject)
-    numbers = {
-        "found": report.found,
-        "differing": [str(difference) for difference in report.differing],
-        "absent": [*report.absent_factors, *report.absent],
-        "epsilons": list(report.epsilons),
-    }
-    problems = [str(difference) for difference in report.differing] + list(report.epsilons)
-    if report.absent_factors:
-        problems.append(f"not in the graph: {listed(report.absent_factors)}")
-    total = report.found + len(report.absent) + len(report.absent_factors)
-    if problems:
-        detail = f"{len(problems)} problems: " if len(problems) > 1 else ""
-        changed = report.differing or report.epsilons
-        kind: Kind = "numeric" if changed else "graph"  # folded factors compute the same
-        return Check("values", kind, False, detail + "; ".join(problems[:3]), numbers)
-    if report.absent:
-        detail = (
-            f"{report.found} of {total} tensors are equal, value by value; {listed(report.absent)} "
-            "cannot be compared: the graph holds something computed from them"
-        )
-        return Check("values", "numeric", None, detail, numbers)
-    detail = f"all {report.found} tensors are in it, equal value by value"
-    return Check("values", "numeric", True, detail, numbers)
-
-
-def compare_values(subject: Subject) -> ValueReport:
-    module, batch = subject.module, subject.batch
-    assert module is not None
-    assert batch is not None
+    module, batch = subject.reference
     stored = stored_constants(subject.graph, subject.path.parent)
     named = _named(stored, module) if subject.graph.producer_name == PRODUCER else {}
     constants = Constants(stored, subject.precision, named)
@@ -84,9 +43,7 @@ def compare_values(subject: Subject) -> ValueReport:
     ]
     matches = constants.match(targets)
     folds = _folded(module, constants, matches)
-    found = {**matches.found, **folds.found}
     differing = [one for one in matches.differing if one.tensor not in folds.absorbed]
-    differing += folds.differing
     buffers = {name for name, _ in module.named_buffers()}
     layers = structured_layers(module)
     factors = {id(f) for layer in layers for f in layer.factors}
@@ -98,13 +55,50 @@ def compare_values(subject: Subject) -> ValueReport:
         use = layer_use(module, (layer.name for layer in layers), batch)
         open_ = [layer for layer in layers if layer.name not in use.constant]
         factors = {id(f) for layer in open_ for f in layer.factors}
-    return ValueReport(
-        found=len(found),
-        differing=tuple(differing),
-        absent=tuple(n for n in absent if id(tensors[n]) not in factors),
-        absent_factors=tuple(n for n in absent if id(tensors[n]) in factors),
-        epsilons=tuple(_epsilons(module, matches.found)),
+    return _check(
+        found=len({**matches.found, **folds.found}),
+        differing=list(map(str, (*differing, *folds.differing))),
+        absent=[n for n in absent if id(tensors[n]) not in factors],
+        absent_factors=[n for n in absent if id(tensors[n]) in factors],
+        epsilons=_epsilons(module, matches.found),
     )
+
+
+def _check(
+    found: int,
+    differing: list[str],
+    absent: list[str],
+    absent_factors: list[str],
+    epsilons: list[str],
+) -> Check:
+    """Return the result of the check.
+
+    found: the number of tensors that are stored unchanged.
+    absent, absent_factors: tensors that outputs depend on but that were not found; the latter are
+        factors of a structure.
+    epsilons: norms with a wrong epsilon or axis.
+    """
+    numbers = {
+        "found": found,
+        "differing": differing,
+        "absent": [*absent_factors, *absent],
+        "epsilons": epsilons,
+    }
+    problems = [*differing, *epsilons]
+    kind: Kind = "numeric" if problems else "graph"  # folded factors compute the same
+    if absent_factors:
+        problems.append(f"not in the graph: {listed(absent_factors)}")
+    if problems:
+        detail = f"{len(problems)} problems: " if len(problems) > 1 else ""
+        return Check("values", kind, False, detail + "; ".join(problems[:3]), numbers)
+    if absent:
+        detail = (
+            f"{found} of {found + len(absent)} tensors are equal, value by value; {listed(absent)} "
+            "cannot be compared: the graph holds something computed from them"
+        )
+        return Check("values", "numeric", None, detail, numbers)
+    detail = f"all {found} tensors are in it, equal value by value"
+    return Check("values", "numeric", True, detail, numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,19 +152,17 @@ def _named(stored: tuple[Stored, ...], module: nn.Module) -> dict[str, list[Stor
     Tied parameters are listed under their first name.
     """
     first: dict[int, str] = {}
-    names = {name: first.setdefault(id(t), name) for name, t in _tensors(module)}
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
+    names = {name: first.setdefault(id(t), name) for name, t in tensors}
     found: dict[str, list[Stored]] = {}
     for one in sorted(stored, key=lambda one: one.name not in names):
         name = names.get(one.name, names.get(parameter_name(one.name)))
         if name is not None:
             found.setdefault(name, []).append(one)
     return found
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers, tied ones under each of their names."""
-    yield from module.named_parameters(remove_duplicate=False)
-    yield from module.named_buffers(remove_duplicate=False)
 
 
 def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:
@@ -197,7 +189,7 @@ def _epsilons(module: nn.Module, found: Mapping[str, Stored]) -> list[str]:
         theirs = _DEFAULT_EPSILON if attribute is None else float(attribute.value)
         if all(abs(theirs - own) > _SINGLE * own for _, own in candidates):
             owner, own = candidates[0]
-            wrong.append(f"{owner} has an epsilon of {theirs:.3g} where the network has {own:.3g}")
+            wrong.append(f"{owner} has an epsilon of {theirs:.3g} but the network has {own:.3g}")
     return wrong
 
 
