@@ -15,5 +15,5 @@ class InputWeighted(Metric):
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
     ) -> Whitening:
-        moment = self.input_moment(moments, centred=centred)
+        moment = moments.centred_input if centred else moments.input
         return Whitening(input=root_of(moment, shrinkage=shrinkage))

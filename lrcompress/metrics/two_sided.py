@@ -37,7 +37,7 @@ class TwoSided(Metric):
                 "the moments hold no output sensitivity; profile again with --metric two-sided"
             )
         factor = _input_factor(sensitivity, moments, self.input_share)
-        output = toward_identity(sensitivity.output, self.output_share)
+        output = _toward_identity(sensitivity.output, self.output_share)
         return Whitening(
             output=root_of(output, shrinkage=shrinkage),
             input=root_of(factor.centred if centred else factor.input, shrinkage=shrinkage),
@@ -47,7 +47,7 @@ class TwoSided(Metric):
         if moments.sensitivity is None:
             return None
         factor = _input_factor(moments.sensitivity, moments, self.input_share)
-        if factor.cross is None:
+        if factor.mean is None:
             return None
         return torch.einsum("gmn,gn->gm", difference, factor.mean.to(difference.dtype))
 
@@ -57,20 +57,13 @@ class _InputFactor:
     """The blended input factor, bordered by the constant input that a bias multiplies."""
 
     input: Tensor  # (g, n, n) or diagonal (g, n)
-    cross: Tensor | None = None  # (g, n)
+    mean: Tensor | None = None  # (g, n), what the bias compensates, per unit of dW
     constant: Tensor | None = None  # (g,)
-
-    @property
-    def mean(self) -> Tensor:
-        """What the bias compensates, per unit of dW: (g, n)."""
-        assert self.cross is not None
-        assert self.constant is not None
-        return self.cross / self.constant.clamp_min(1e-30).unsqueeze(-1)
 
     @property
     def centred(self) -> Tensor:
         """The Schur complement: the input factor once the bias is optimal."""
-        if self.cross is None or self.constant is None:
+        if self.mean is None or self.constant is None:
             return self.input
         return without_mean(self.input, self.mean, self.constant)
 
@@ -87,14 +80,12 @@ def _input_factor(sensitivity: Sensitivity, moments: LayerMoments, share: float)
     if sensitivity.cross is None or sensitivity.bias is None:
         return _InputFactor(blended)
     scale = scale * (moments.rows / max(moments.examples, 1))
-    return _InputFactor(
-        blended,
-        keep * sensitivity.cross + scale[:, None] * moments.input_mean,
-        keep * sensitivity.bias + scale,
-    )
+    cross = keep * sensitivity.cross + scale[:, None] * moments.input_mean
+    constant = keep * sensitivity.bias + scale
+    return _InputFactor(blended, cross / constant.clamp_min(1e-30).unsqueeze(-1), constant)
 
 
-def toward_identity(moment: Tensor, share: float) -> Tensor:
+def _toward_identity(moment: Tensor, share: float) -> Tensor:
     """Return (1 - share) M + share (tr M / k) I for a full (g, k, k) or diagonal (g, k) moment."""
     if share == 0.0:
         return moment
@@ -122,7 +113,6 @@ def _scaled(moment: Tensor, scale: Tensor, *, like: Tensor) -> Tensor:
     The moment of one-hot tokens is stored as its diagonal; that of a head tied to their embedding
     may be full.
     """
-    if like.dim() == 3:
-        moment = torch.diag_embed(moment) if moment.dim() == 2 else moment
-        return scale[:, None, None] * moment
-    return scale[:, None] * moment
+    if like.dim() == 3 and moment.dim() == 2:
+        moment = torch.diag_embed(moment)
+    return scale.reshape(-1, *[1] * (moment.dim() - 1)) * moment
