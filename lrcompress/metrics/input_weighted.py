@@ -9,8 +9,6 @@ from lrcompress.metrics.root import root_of
 
 class InputWeighted(Metric):
     name = "input-weighted"
-    needs_inputs = True
-    needs_outputs = False
 
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False

@@ -37,8 +37,8 @@ class Metric(ABC):
     """One row of the METRICS table."""
 
     name: str
-    needs_inputs: bool
-    needs_outputs: bool
+    needs_inputs = True
+    needs_outputs = False
 
     @abstractmethod
     def whitening(

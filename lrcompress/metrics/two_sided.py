@@ -23,7 +23,6 @@ from lrcompress.metrics.root import root_of
 
 class TwoSided(Metric):
     name = "two-sided"
-    needs_inputs = True
     needs_outputs = True
     input_share = 0.1  # share of the inputs' plain second moment in the input factor, by trace
     output_share = 0.0  # share of the identity in the output factor, by trace
@@ -34,7 +33,7 @@ class TwoSided(Metric):
         sensitivity = moments.sensitivity
         if sensitivity is None:
             raise DataError(
-                "the moments hold no output sensitivity; profile again with --metric two-sided"
+                "the moments have no output sensitivity; profile again with --metric two-sided"
             )
         factor = _input_factor(sensitivity, moments, self.input_share)
         output = _toward_identity(sensitivity.output, self.output_share)
@@ -74,9 +73,12 @@ def _input_factor(sensitivity: Sensitivity, moments: LayerMoments, share: float)
     The plain part also determines the bias where the sensitivity does not: attention ignores the
     key's bias, so its `cross` and `bias` are rounding errors.
     """
-    sensitive = sensitivity.input
-    scale, keep = share * _ratio(sensitive, moments.input), 1 - share
-    blended = keep * sensitive + _scaled(moments.input, scale, like=sensitive)
+    sensitive, plain, keep = sensitivity.input, moments.input, 1 - share
+    over, under = _trace(sensitive), _trace(plain)
+    scale = share * torch.where(under > 0, over / under, 0.0)  # (g,)
+    if sensitive.dim() == 3 and plain.dim() == 2:  # one-hot tokens'; a tied head's is full
+        plain = torch.diag_embed(plain)
+    blended = keep * sensitive + scale.reshape(-1, *[1] * (plain.dim() - 1)) * plain
     if sensitivity.cross is None or sensitivity.bias is None:
         return _InputFactor(blended)
     scale = scale * (moments.rows / max(moments.examples, 1))
@@ -96,23 +98,6 @@ def _toward_identity(moment: Tensor, share: float) -> Tensor:
     return (1 - share) * moment + mean[:, None, None] * eye
 
 
-def _ratio(sensitive: Tensor, inputs: Tensor) -> Tensor:
-    """Return tr(sensitive) / tr(inputs) of each group: (g,); 0 where tr(inputs) is zero."""
-    over, under = _trace(sensitive), _trace(inputs)
-    return torch.where(under > 0, over / under, 0.0)
-
-
 def _trace(moment: Tensor) -> Tensor:
     moment = moment.to(torch.float64)
     return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum(-1)
-
-
-def _scaled(moment: Tensor, scale: Tensor, *, like: Tensor) -> Tensor:
-    """Multiply the moment by `scale` (g,) and make it full where `like` is full.
-
-    The moment of one-hot tokens is stored as its diagonal; that of a head tied to their embedding
-    may be full.
-    """
-    if like.dim() == 3 and moment.dim() == 2:
-        moment = torch.diag_embed(moment)
-    return scale.reshape(-1, *[1] * (moment.dim() - 1)) * moment

@@ -15,7 +15,7 @@ the columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod, sqrt
+from math import prod
 from typing import ClassVar, Self
 
 import torch
@@ -155,10 +155,9 @@ class BlockDiagonal(Structure):
         m, n = spec.out_features, spec.in_features
         if spec.kind not in cls.kinds or min(m, n) < _SMALLEST:
             return ()
-        chunk = next(c for c in (8, 4, 2, 1) if min(m, n) % c == 0)
         blocks = cls(0, _BLOCKS).weight_params(spec)
-        ranks = [(m + n - sqrt((m + n) ** 2 - 4 * (kept * m * n - blocks))) / 2 for kept in _KEPT]
-        return (tuple(cls(int(rank) // chunk * chunk, _BLOCKS, chunk) for rank in ranks),)
+        rests = (Interpolative.holding(kept * m * n - blocks, spec) for kept in _KEPT)
+        return (tuple(cls(rest.rank, _BLOCKS, rest.chunk) for rest in rests),)
 
 
 def _product(factors: Factors, spec: LayerSpec) -> tuple[Tensor, Tensor] | None:

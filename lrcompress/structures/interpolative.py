@@ -78,9 +78,10 @@ class Interpolative(Structure):
         if not _keeps_inputs(spec):
             outer, mix, kept = self._interpolate(right.mT, left.mT, None)
             return _named(outer.mT, mix.mT, kept)
-        gram = whitening.input.gram()
-        power = None if gram is None else (gram if gram.dim() == 2 else _diagonal(gram))[0]
-        return _named(*self._interpolate(left, right, power))
+        power = whitening.input.gram()
+        if power is not None and power.dim() == 3:
+            power = power.diagonal(dim1=-2, dim2=-1)
+        return _named(*self._interpolate(left, right, None if power is None else power[0]))
 
     def _interpolate(
         self, outer: Tensor, basis: Tensor, power: Tensor | None
@@ -125,21 +126,23 @@ class Interpolative(Structure):
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        if spec.kind not in cls.kinds:
+            return ()
+        m, n = spec.out_features, spec.in_features
+        family = tuple(dict.fromkeys(cls.holding(kept * m * n, spec) for kept in _KEPT))
+        return (family,) if min(m, n) >= 8 * family[0].chunk else ()
+
+    @classmethod
+    def holding(cls, params: float, spec: LayerSpec) -> Self:
+        """The largest structure with at most `params` parameters, in chunks of up to eight."""
         m, n = spec.out_features, spec.in_features
         chunk = next(c for c in (8, 4, 2, 1) if min(m, n) % c == 0)
-        if spec.kind not in cls.kinds or min(m, n) < 8 * chunk:
-            return ()
-        ranks = [((m + n) - sqrt((m + n) ** 2 - 4 * kept * m * n)) / 2 for kept in _KEPT]
-        whole = dict.fromkeys(int(rank) // chunk * chunk for rank in ranks)  # some may coincide
-        return (tuple(cls(rank, chunk) for rank in whole),)
+        rank = (m + n - sqrt((m + n) ** 2 - 4 * params)) / 2
+        return cls(int(rank) // chunk * chunk, chunk)
 
 
 def _keeps_inputs(spec: LayerSpec) -> bool:
     return spec.in_features <= spec.out_features
-
-
-def _diagonal(gram: Tensor) -> Tensor:
-    return gram.diagonal(dim1=-2, dim2=-1)
 
 
 def _named(outer: Tensor, mix: Tensor, kept: Tensor) -> Factors:

@@ -31,8 +31,8 @@ class FitTask:
     weight: Tensor  # (groups, m, n)
     whitening: Whitening
     spec: LayerSpec
-    quick: bool
-    start: Factors | None
+    quick: bool = False
+    start: Factors | None = None
 
 
 class Structure(ABC):

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from lrcompress.layers import LayerSpec
-from lrcompress.metrics import Whitening
 from lrcompress.structures.conv_chain import ChainStructure
 from lrcompress.structures.modes import torch_backend
 from lrcompress.structures.structure import Factors, FitTask, Structure, check_size
@@ -60,28 +59,18 @@ class Tucker2(ChainStructure):
 
     def _fit(self, task: FitTask) -> Factors:
         sweeps, steps = (3, 6) if task.quick else (16, 12)
-        return self.fit_with(
-            task.weight, task.whitening, task.spec, sweeps=sweeps, steps=steps, start=task.start
-        )
+        return self.fit_with(task, sweeps=sweeps, steps=steps)
 
-    def fit_with(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        sweeps: int,
-        steps: int,
-        start: Factors | None = None,
-    ) -> Factors:
-        """`fit` with at most so many sweeps, of so many steps in the first stage."""
-        problem = TwoStageFit(weight, whitening, prod(spec.kernel))
+    def fit_with(self, task: FitTask, *, sweeps: int, steps: int) -> Factors:
+        """`fit` with at most `sweeps` sweeps, of `steps` steps in the first stage."""
+        spec, start = task.spec, task.start
+        problem = TwoStageFit(task.weight, task.whitening, prod(spec.kernel))
         first = self._whitened_tucker(problem)
         candidates = [first]
         if start is not None and len(start["first"]) <= self.rank_in:
             candidates.append(extended(start["first"].flatten(1).double(), first, self.rank_in))
         fitted = problem.fit(candidates, self.rank_out, sweeps=sweeps, steps=steps)
-        last = whitening.output.left_inverse(fitted.basis[None])[0]
+        last = task.whitening.output.left_inverse(fitted.basis[None])[0]
         # Put all scale in the core: undoing a whitening may leave a factor much too large
         q, r = torch.linalg.qr(last)
         flat = (fitted.first, r @ fitted.core, q)

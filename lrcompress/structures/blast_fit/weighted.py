@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,39 +88,25 @@ def _fit_group(
     check_finite(target)
     if start is not None:
         start = _mapped(start.to(target), outer.whiten, inner.whiten)
+    plain = partial(fit_plain, rank=rank, blocks_out=grid[0], blocks_in=grid[1])
     if outer.coupling is None and inner.coupling is None:
-        b_out, b_in = grid
-        sweeps = effort.uncoupled
-        found = fit_plain(
-            target, rank=rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps, start=start
-        )
+        found = plain(target, sweeps=effort.uncoupled, start=start)
     else:
         size = torch.linalg.vector_norm(target).clamp_min(torch.finfo(target.dtype).tiny)
         target = (target / size).to(dtype)  # norm 1, which suits the range of float32
         start = None if start is None else _times(start, 1 / size).to(target)
-        initial = _initial(target, rank, grid, effort.plain, start)
+        # Columns added to a start of lower rank begin as low rank. They need many sweeps to use s,
+        # and plain ones are cheaper.
+        if start is not None and start.rank == rank:
+            initial = start
+        else:
+            initial = plain(target, sweeps=effort.plain, start=start)
         problem = Coupled.of(target[0], outer.coupling, inner.coupling)
         found = _sweeps(problem, initial, effort.coupled)
         if start is not None:
             found = _no_worse(problem, found, start)
         found = _times(found.to(size), size)
     return _mapped(found, outer.unwhiten, inner.unwhiten).balanced()
-
-
-def _initial(
-    target: Tensor, rank: int, grid: tuple[int, int], sweeps: int, start: BlastFactors | None
-) -> BlastFactors:
-    """Return the start of the coupled sweeps: a plain fit, which begins at `start` if given.
-
-    A start of full rank is used as it is. A start of lower rank needs the plain sweeps: the added
-    columns begin as low rank, and many sweeps are needed to make use of s.
-    """
-    if start is not None and start.rank == rank:
-        return start
-    b_out, b_in = grid
-    return fit_plain(
-        target, rank=rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps, start=start
-    )
 
 
 def _sweeps(problem: Coupled, initial: BlastFactors, sweeps: int) -> BlastFactors:
