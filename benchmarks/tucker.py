@@ -49,6 +49,7 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
 from lrcompress.structures import CP, Factors, LowRank, SpatialLowRank, Structure, Tucker2
+from lrcompress.structures.structure import FitTask
 from sample_models.fashion_mnist import test_set
 
 RESULT = RESULTS / "tucker.json"
@@ -78,7 +79,7 @@ def peer(
 def whitened_start(
     weight: Tensor, whitening: Whitening, spec: LayerSpec, sizes: Tucker2
 ) -> tuple[Structure, Factors]:
-    return sizes, sizes.fit_with(weight, whitening, spec, sweeps=0, steps=0)
+    return sizes, sizes.fit_with(FitTask(weight, whitening, spec), sweeps=0, steps=0)
 
 
 def ours(

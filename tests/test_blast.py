@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_moments import random_moments
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lrcompress.compression.replace import install_
@@ -30,7 +31,7 @@ from lrcompress.structures.blast_fit.coupled_rows import (
     Coupled,
     improve_rows_,
 )
-from lrcompress.structures.blast_fit.factors import BlastFactors, blocks_of
+from lrcompress.structures.blast_fit.factors import BlastFactors
 from lrcompress.structures.blast_module import BlastLinear
 
 # Sums of a few hundred float64 products of order one.
@@ -47,8 +48,15 @@ def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
+def _blocks(weight: Tensor, b_out: int, b_in: int) -> Tensor:
+    """Split into blocks: (batch, m, n) -> (batch, b_out, b_in, p, q), padded with zeros."""
+    m, n = weight.shape[1:]
+    padded = functional.pad(weight, (0, -n % b_in, 0, -m % b_out))
+    return padded.unflatten(2, (b_in, -1)).unflatten(1, (b_out, -1)).transpose(2, 3)
+
+
 def _assembled(blocks: torch.Tensor) -> torch.Tensor:
-    """The inverse of `blocks_of`: (batch, b_out, b_in, p, q) -> (batch, b_out * p, b_in * q)."""
+    """The inverse of `_blocks`: (batch, b_out, b_in, p, q) -> (batch, b_out * p, b_in * q)."""
     batch, b_out, b_in, p, q = blocks.shape
     return blocks.transpose(2, 3).reshape(batch, b_out * p, b_in * q)
 
@@ -98,13 +106,13 @@ def test_factors_stand_for_their_blocks(
     factors = _factors(b_out, b_in, -(-m // b_out), -(-n // b_in), rank, seed)
     dense = factors.dense(m, n)
     padded = factors.dense(b_out * factors.left.shape[2], b_in * factors.right.shape[2])
-    blocks = blocks_of(padded, b_out, b_in)
+    blocks = _blocks(padded, b_out, b_in)
     for i in range(b_out):
         for j in range(b_in):
             block = factors.left[0, i] * factors.diag[0, i, j] @ factors.right[0, j].mT
             torch.testing.assert_close(blocks[0, i, j], block, **FP64)
     torch.testing.assert_close(_assembled(blocks)[:, :m, :n], dense, rtol=0, atol=0)
-    again = _assembled(blocks_of(dense, b_out, b_in))
+    again = _assembled(_blocks(dense, b_out, b_in))
     torch.testing.assert_close(again[:, :m, :n], dense, rtol=0, atol=0)
     torch.testing.assert_close(factors.transposed.dense(n, m).mT, dense, **FP64)
     torch.testing.assert_close(factors.balanced().dense(m, n), dense, **FP64)

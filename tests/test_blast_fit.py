@@ -14,10 +14,9 @@ from torch import Tensor
 from lrcompress.errors import FitError
 from lrcompress.structures.blast_fit import alternating
 from lrcompress.structures.blast_fit.alternating import grams, solve_left
-from lrcompress.structures.blast_fit.factors import BlastFactors
+from lrcompress.structures.blast_fit.factors import BlastFactors, block_losses
 from lrcompress.structures.blast_fit.plain import fit_plain
 from lrcompress.structures.blast_fit.precgd import fit_precgd
-from lrcompress.structures.blast_fit.residual import block_losses
 from lrcompress.structures.blast_fit.spectral_start import spectral_loss, spectral_start
 from lrcompress.structures.blast_fit.sweeps import alternate
 from lrcompress.structures.solve import rows_solved

@@ -5,7 +5,6 @@ What every structure promises is in test_structure_contract.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -146,11 +145,6 @@ def test_a_weight_that_is_not_finite_is_never_fitted(structure: Structure, value
             structure.fit(weight, whitening, _spec(16, 24))
 
 
-def _blocked_sweeps(structure: Monarch | BlockDiagonal) -> Callable[[Blocked, Parts], Parts]:
-    module = monarch if isinstance(structure, Monarch) else block_diagonal
-    return module._sweep  # type: ignore[no-any-return]
-
-
 @every_shape
 @pytest.mark.parametrize("metric", ["input-weighted", "two-sided"])
 @pytest.mark.parametrize("structure", [Monarch(2, 4), BlockDiagonal(3, 4)], ids=str)
@@ -159,10 +153,11 @@ def test_no_sweep_loses_ground(
 ) -> None:
     weight, spec = _random(1, m, n), _spec(m, n)
     problem = Blocked.of(weight, _whitening(metric, spec), 4)
-    sweep, losses = _blocked_sweeps(structure), []
+    form = (monarch if isinstance(structure, Monarch) else block_diagonal).FORM
+    losses = []
     parts: Parts = tuple(_random(*shape) for shape in _part_shapes(structure, m, n))
     for _ in range(12):
-        parts, loss = sweep(problem, parts)
+        parts, loss = form.sweep(problem, parts)
         losses.append(loss)
     assert all(after <= before * (1 + 1e-12) for before, after in pairwise(losses))
 
@@ -181,7 +176,7 @@ def test_the_loss_that_a_sweep_reports_is_the_loss(m: int, n: int) -> None:
     factors = structure.fit(weight, whitening, spec)
     problem = Blocked.of(weight, whitening, 4)
     parts = monarch._scaled(problem, factors)
-    found, loss = monarch._sweep(problem, parts)
+    found, loss = monarch.FORM.sweep(problem, parts)
     dense = structure.dense(monarch._unscaled(problem, found), spec)
     assert loss == pytest.approx(float(whitening.loss(weight - dense)), rel=1e-9)
 

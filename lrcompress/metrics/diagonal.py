@@ -13,8 +13,6 @@ ALPHA = 0.5
 
 class Diagonal(Metric):
     name = "diagonal"
-    needs_inputs = True
-    needs_outputs = False
 
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False

@@ -9,11 +9,9 @@ from lrcompress.metrics.root import root_of
 
 class InputWeighted(Metric):
     name = "input-weighted"
-    needs_inputs = True
-    needs_outputs = False
 
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False
     ) -> Whitening:
-        moment = self.input_moment(moments, centred=centred)
+        moment = moments.centred_input if centred else moments.input
         return Whitening(input=root_of(moment, shrinkage=shrinkage))

@@ -37,8 +37,8 @@ class Metric(ABC):
     """One row of the METRICS table."""
 
     name: str
-    needs_inputs: bool
-    needs_outputs: bool
+    needs_inputs = True
+    needs_outputs = False
 
     @abstractmethod
     def whitening(
@@ -49,6 +49,3 @@ class Metric(ABC):
     def error_mean(self, moments: LayerMoments, difference: Tensor) -> Tensor | None:
         """The mean of dW x, which a bias should compensate: (groups, m), or None without data."""
         return torch.einsum("gmn,gn->gm", difference, moments.input_mean.to(difference.dtype))
-
-    def input_moment(self, moments: LayerMoments, *, centred: bool) -> Tensor:
-        return moments.centred_input if centred else moments.input

@@ -53,5 +53,5 @@ def without_mean(moment: Tensor, mean: Tensor, weight: float | Tensor) -> Tensor
     return moment - scale.unsqueeze(-1) * mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
 
+# Moments by layer name; a store on disk reads those of a layer on access.
 MomentStore = Mapping[str, LayerMoments]
-"""Moments by layer name; the one on disk reads a layer when it is asked for."""

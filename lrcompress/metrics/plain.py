@@ -11,7 +11,6 @@ from lrcompress.metrics.moments import LayerMoments
 class Plain(Metric):
     name = "plain"
     needs_inputs = False
-    needs_outputs = False
 
     def whitening(
         self, moments: LayerMoments, *, shrinkage: float = 0.0, centred: bool = False

@@ -54,6 +54,8 @@ class Root(ABC):
 
 @dataclass(frozen=True)
 class IdentityRoot(Root):
+    """M = I."""
+
     def part(self, features: slice) -> Root | None:
         return self
 
@@ -80,8 +82,7 @@ class DiagonalRoot(Root):
         return x * self.values.unsqueeze(-2)
 
     def right_inverse(self, y: Tensor) -> Tensor:
-        inverse = torch.where(self.values > 0, 1.0 / self.values, torch.zeros_like(self.values))
-        return y * inverse.unsqueeze(-2)
+        return y * _reciprocal(self.values).unsqueeze(-2)
 
     def gram(self) -> Tensor | None:
         return self.values.square()
@@ -98,8 +99,7 @@ class FullRoot(Root):
         return (x @ self.vectors) * self.values.unsqueeze(-2)
 
     def right_inverse(self, y: Tensor) -> Tensor:
-        inverse = torch.where(self.values > 0, 1.0 / self.values, torch.zeros_like(self.values))
-        return (y * inverse.unsqueeze(-2)) @ self.vectors.mT
+        return (y * _reciprocal(self.values).unsqueeze(-2)) @ self.vectors.mT
 
     def gram(self) -> Tensor | None:
         scaled = self.vectors * self.values.unsqueeze(-2)
@@ -139,6 +139,10 @@ def root_of(moment: Tensor, *, shrinkage: float = 0.0) -> Root:
     values, vectors = torch.linalg.eigh(moment)
     values = torch.where(values > RELATIVE_FLOOR * values[..., -1:], values, 0.0)
     return FullRoot(vectors, _shrink(values, shrinkage).sqrt())
+
+
+def _reciprocal(values: Tensor) -> Tensor:
+    return torch.where(values > 0, 1.0 / values, 0.0)
 
 
 def _shrink(eigenvalues: Tensor, shrinkage: float) -> Tensor:

@@ -23,7 +23,6 @@ from lrcompress.metrics.root import root_of
 
 class TwoSided(Metric):
     name = "two-sided"
-    needs_inputs = True
     needs_outputs = True
     input_share = 0.1  # share of the inputs' plain second moment in the input factor, by trace
     output_share = 0.0  # share of the identity in the output factor, by trace
@@ -34,10 +33,10 @@ class TwoSided(Metric):
         sensitivity = moments.sensitivity
         if sensitivity is None:
             raise DataError(
-                "the moments hold no output sensitivity; profile again with --metric two-sided"
+                "the moments have no output sensitivity; profile again with --metric two-sided"
             )
         factor = _input_factor(sensitivity, moments, self.input_share)
-        output = toward_identity(sensitivity.output, self.output_share)
+        output = _toward_identity(sensitivity.output, self.output_share)
         return Whitening(
             output=root_of(output, shrinkage=shrinkage),
             input=root_of(factor.centred if centred else factor.input, shrinkage=shrinkage),
@@ -47,7 +46,7 @@ class TwoSided(Metric):
         if moments.sensitivity is None:
             return None
         factor = _input_factor(moments.sensitivity, moments, self.input_share)
-        if factor.cross is None:
+        if factor.mean is None:
             return None
         return torch.einsum("gmn,gn->gm", difference, factor.mean.to(difference.dtype))
 
@@ -57,20 +56,13 @@ class _InputFactor:
     """The blended input factor, bordered by the constant input that a bias multiplies."""
 
     input: Tensor  # (g, n, n) or diagonal (g, n)
-    cross: Tensor | None = None  # (g, n)
+    mean: Tensor | None = None  # (g, n), what the bias compensates, per unit of dW
     constant: Tensor | None = None  # (g,)
-
-    @property
-    def mean(self) -> Tensor:
-        """What the bias compensates, per unit of dW: (g, n)."""
-        assert self.cross is not None
-        assert self.constant is not None
-        return self.cross / self.constant.clamp_min(1e-30).unsqueeze(-1)
 
     @property
     def centred(self) -> Tensor:
         """The Schur complement: the input factor once the bias is optimal."""
-        if self.cross is None or self.constant is None:
+        if self.mean is None or self.constant is None:
             return self.input
         return without_mean(self.input, self.mean, self.constant)
 
@@ -81,20 +73,21 @@ def _input_factor(sensitivity: Sensitivity, moments: LayerMoments, share: float)
     The plain part also determines the bias where the sensitivity does not: attention ignores the
     key's bias, so its `cross` and `bias` are rounding errors.
     """
-    sensitive = sensitivity.input
-    scale, keep = share * _ratio(sensitive, moments.input), 1 - share
-    blended = keep * sensitive + _scaled(moments.input, scale, like=sensitive)
+    sensitive, plain, keep = sensitivity.input, moments.input, 1 - share
+    over, under = _trace(sensitive), _trace(plain)
+    scale = share * torch.where(under > 0, over / under, 0.0)  # (g,)
+    if sensitive.dim() == 3 and plain.dim() == 2:  # one-hot tokens'; a tied head's is full
+        plain = torch.diag_embed(plain)
+    blended = keep * sensitive + scale.reshape(-1, *[1] * (plain.dim() - 1)) * plain
     if sensitivity.cross is None or sensitivity.bias is None:
         return _InputFactor(blended)
     scale = scale * (moments.rows / max(moments.examples, 1))
-    return _InputFactor(
-        blended,
-        keep * sensitivity.cross + scale[:, None] * moments.input_mean,
-        keep * sensitivity.bias + scale,
-    )
+    cross = keep * sensitivity.cross + scale[:, None] * moments.input_mean
+    constant = keep * sensitivity.bias + scale
+    return _InputFactor(blended, cross / constant.clamp_min(1e-30).unsqueeze(-1), constant)
 
 
-def toward_identity(moment: Tensor, share: float) -> Tensor:
+def _toward_identity(moment: Tensor, share: float) -> Tensor:
     """Return (1 - share) M + share (tr M / k) I for a full (g, k, k) or diagonal (g, k) moment."""
     if share == 0.0:
         return moment
@@ -105,24 +98,6 @@ def toward_identity(moment: Tensor, share: float) -> Tensor:
     return (1 - share) * moment + mean[:, None, None] * eye
 
 
-def _ratio(sensitive: Tensor, inputs: Tensor) -> Tensor:
-    """Return tr(sensitive) / tr(inputs) of each group: (g,); 0 where tr(inputs) is zero."""
-    over, under = _trace(sensitive), _trace(inputs)
-    return torch.where(under > 0, over / under, 0.0)
-
-
 def _trace(moment: Tensor) -> Tensor:
     moment = moment.to(torch.float64)
     return (moment if moment.dim() == 2 else moment.diagonal(dim1=-2, dim2=-1)).sum(-1)
-
-
-def _scaled(moment: Tensor, scale: Tensor, *, like: Tensor) -> Tensor:
-    """Multiply the moment by `scale` (g,) and make it full where `like` is full.
-
-    The moment of one-hot tokens is stored as its diagonal; that of a head tied to their embedding
-    may be full.
-    """
-    if like.dim() == 3:
-        moment = torch.diag_embed(moment) if moment.dim() == 2 else moment
-        return scale[:, None, None] * moment
-    return scale[:, None] * moment

@@ -31,7 +31,7 @@ STRUCTURES: dict[str, type[Structure]] = {
 
 # The structures that `--structures auto` tries.
 AUTO: tuple[str, ...] = tuple(
-    name for name, it in STRUCTURES.items() if it.tried_unasked and name != "dense"
+    name for name, it in STRUCTURES.items() if it.tried_by_default and name != "dense"
 )
 
 __all__ = [

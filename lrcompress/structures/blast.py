@@ -9,16 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.weighted import FULL, QUICK, fit_weighted
 from lrcompress.structures.blast_module import BlastLinear
-from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, FitTask, Structure, check_size
 
 _FAMILIES = (4, 8)  # numbers of blocks
 _KEPT = (0.25, 0.4, 0.6, 0.85)  # shares of the dense weight's parameters
@@ -46,11 +44,7 @@ class Blast(Structure):
         m, n = spec.out_features, spec.in_features
         if spec.groups != 1 or spec.tied:
             raise PlanError(f"{spec.name}: blast takes one weight of one layer; use low_rank")
-        if not 1 <= self.rank <= min(m, n):
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {min(m, n)} "
-                f"(the weight is {m} x {n}); edit its rank"
-            )
+        check_size(spec, "rank", self.rank, min(m, n))
         for blocks, field, size in zip(self.grid, ("blocks", "blocks_in"), (m, n), strict=True):
             if not 2 <= blocks <= size:
                 raise PlanError(
@@ -58,50 +52,31 @@ class Blast(Structure):
                     f"(the weight is {m} x {n}); edit it, or use low_rank"
                 )
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        (b_out, b_in), (p, q) = self.grid, self._block(spec)
-        return self.rank * (b_out * p + b_in * q + b_out * b_in)
-
-    def flops_per_row(self, spec: LayerSpec) -> int:
-        return 2 * self.weight_params(spec)
-
-    def _block(self, spec: LayerSpec) -> tuple[int, int]:
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
         b_out, b_in = self.grid
-        return block_length(spec.out_features, b_out), block_length(spec.in_features, b_in)
+        p, q = block_length(spec.out_features, b_out), block_length(spec.in_features, b_in)
+        shapes = {"left": (b_out, p), "diag": (b_out, b_in), "right": (b_in, q)}
+        return {name: (spec.groups, *shape, self.rank) for name, shape in shapes.items()}
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        begun = None if start is None else _factors(start)
-        if begun is not None and begun.diag.shape[1:3] != self.grid:
-            begun = None
-        effort = QUICK if quick else FULL
-        return _named(
-            fit_weighted(
-                weight, whitening, rank=self.rank, grid=self.grid, effort=effort, start=begun
-            )
-        )
+    def _fit(self, task: FitTask) -> Factors:
+        start = None if task.start is None else BlastFactors(**task.start)
+        if start is not None and start.diag.shape[1:3] != self.grid:
+            start = None
+        effort = QUICK if task.quick else FULL
+        rank, grid = self.rank, self.grid
+        return fit_weighted(
+            task.weight, task.whitening, rank=rank, grid=grid, effort=effort, start=start
+        )._asdict()
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        return _factors(factors).dense(spec.out_features, spec.in_features)
+        return BlastFactors(**factors).dense(spec.out_features, spec.in_features)
 
     def build(
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
         sizes = spec.out_features, spec.in_features
-        built = BlastLinear.like(layer, _factors(factors), sizes, bias)
+        built = BlastLinear.like(layer, BlastFactors(**factors), sizes, bias)
         return built.train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        (b_out, b_in), (p, q), rank = self.grid, self._block(spec), self.rank
-        shapes = {"left": (b_out, p, rank), "diag": (b_out, b_in, rank), "right": (b_in, q, rank)}
-        return {name: torch.zeros(spec.groups, *shape) for name, shape in shapes.items()}
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
@@ -113,11 +88,3 @@ class Blast(Structure):
             for b in _FAMILIES
             if b * _SMALLEST_BLOCK <= min(m, n)
         )
-
-
-def _factors(named: Factors) -> BlastFactors:
-    return BlastFactors(named["left"], named["diag"], named["right"])
-
-
-def _named(factors: BlastFactors) -> Factors:
-    return {"left": factors.left, "diag": factors.diag, "right": factors.right}

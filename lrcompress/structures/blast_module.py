@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrcompress.structures.blast_fit.factors import BlastFactors
-from lrcompress.structures.factorized import _bias, _parameter
+from lrcompress.structures.factorized import bias_like, parameter_like
 
 
 class BlastLinear(nn.Module):
@@ -46,12 +46,8 @@ class BlastLinear(nn.Module):
         cls, layer: nn.Module, factors: BlastFactors, sizes: tuple[int, int], bias: Tensor | None
     ) -> Self:
         """Build from one weight's factors, with the layer's dtype, device and requires_grad."""
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        left, diag, right = (
-            _parameter(f[0], weight) for f in (factors.left, factors.diag, factors.right)
-        )
-        return cls(left, diag, right, _bias(bias, layer), sizes)
+        left, diag, right = (parameter_like(part[0], layer) for part in factors)
+        return cls(left, diag, right, bias_like(bias, layer), sizes)
 
     @property
     def blocks(self) -> int:

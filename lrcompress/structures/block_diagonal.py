@@ -14,8 +14,8 @@ the columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from math import sqrt
+from dataclasses import dataclass
+from math import prod
 from typing import ClassVar, Self
 
 import torch
@@ -23,22 +23,25 @@ from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
 from lrcompress.structures.balance import balanced
-from lrcompress.structures.block_diagonal_module import BlockDiagonalLinear
+from lrcompress.structures.block_modules import BlockDiagonalLinear
 from lrcompress.structures.block_rows import (
     Blocked,
+    Form,
     Parts,
     Residual,
     Side,
     alternate,
     block_diagonal,
+    block_sizes,
+    by_diagonal_blocks,
     diagonal_blocks,
 )
+from lrcompress.structures.factorized import bias_like, parameter_like
 from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.solve import cholesky, pcg, rows_solved
-from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, FitTask, Structure, check_size
 
 _STEPS = 200  # of conjugate gradients, if there are only blocks
 # Sizes fitted for loss curves. On MiniLM's layers 16 blocks lose less than 8 or 32 up to three
@@ -62,11 +65,7 @@ class BlockDiagonal(Structure):
 
     def check_sizes(self, spec: LayerSpec) -> None:
         largest = min(spec.out_features, spec.in_features)
-        if not 1 <= self.blocks <= largest:
-            raise PlanError(
-                f"{spec.name}: {self.blocks} blocks are not between 1 and {largest} "
-                f"(the weight is {spec.out_features} x {spec.in_features}); edit its blocks"
-            )
+        check_size(spec, "blocks", self.blocks, largest)
         if self.rank:
             self._rest.check_sizes(spec)
         elif self.chunk and largest % self.chunk:
@@ -79,48 +78,32 @@ class BlockDiagonal(Structure):
     def _rest(self) -> LowRank | Interpolative:
         return Interpolative(self.rank, self.chunk) if self.chunk else LowRank(self.rank)
 
-    def _block(self, spec: LayerSpec) -> tuple[int, int]:
-        return -(-spec.out_features // self.blocks), -(-spec.in_features // self.blocks)
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        rest = self._rest.factor_shapes(spec) if self.rank else {}
+        return {"blocks": (self.blocks, *block_sizes(spec, self.blocks)), **rest}
 
     def weight_params(self, spec: LayerSpec) -> int:
-        p, q = self._block(spec)
-        return self.blocks * p * q + self._rest.weight_params(spec)
+        return self.blocks * prod(block_sizes(spec, self.blocks)) + self._rest.weight_params(spec)
 
-    def flops_per_row(self, spec: LayerSpec) -> int:
-        return 2 * self.weight_params(spec)
-
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        problem = Blocked.of(weight, whitening, self.blocks)
-        parts = self._start(problem, weight, whitening, spec, start)
+    def _fit(self, task: FitTask) -> Factors:
+        spec = task.spec
+        problem = Blocked.of(task.weight, task.whitening, self.blocks)
+        parts = self._start(problem, task)
         turned = spec.out_features < spec.in_features
         if turned:  # fewer products with the larger moment
             problem, parts = problem.mT, _turned(parts)
         if self.rank == 0:
             parts = (parts[0], parts[1], _only_blocks(problem))
         else:
-            parts = alternate(problem, parts, _sweep, _error, quick=quick)
+            parts = alternate(problem, parts, FORM, quick=task.quick)
         if turned:
             problem, parts = problem.mT, _turned(parts)
-        return self._factors(problem, parts, whitening, spec)
+        return self._factors(problem, parts, task)
 
-    def _start(
-        self,
-        problem: Blocked,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        start: Factors | None,
-    ) -> Parts:
+    def _start(self, problem: Blocked, task: FitTask) -> Parts:
         """Scaled and padded (U, V, D): those of `start`, extended by a low-rank fit of the rest."""
-        m, n, (p, q) = spec.out_features, spec.in_features, self._block(spec)
+        weight, spec, start = task.weight, task.spec, task.start
+        m, n, (p, q) = spec.out_features, spec.in_features, block_sizes(spec, self.blocks)
         blocks = weight.new_zeros(self.blocks, p, q, dtype=torch.float64)
         left, right = blocks.new_zeros(m, 0), blocks.new_zeros(0, n)
         if start is not None and start["blocks"].shape == blocks.shape:
@@ -131,7 +114,7 @@ class BlockDiagonal(Structure):
         missing = self.rank - left.shape[1]
         if missing:
             rest = weight[0] - left @ right - block_diagonal(blocks)[:m, :n]
-            more = LowRank(missing).fit(rest[None], whitening, spec)
+            more = LowRank(missing).fit(rest[None], task.whitening, spec)
             left = torch.cat([left, more["left"][0]], -1)
             right = torch.cat([right, more["right"][0]])
         padded_left = blocks.new_zeros(self.blocks * p, self.rank)
@@ -141,19 +124,17 @@ class BlockDiagonal(Structure):
         scaled = rows.reshape(-1, p, 1) * blocks * columns.reshape(-1, 1, q)
         return rows[:, None] * padded_left, padded_right * columns, scaled
 
-    def _factors(
-        self, problem: Blocked, parts: Parts, whitening: Whitening, spec: LayerSpec
-    ) -> Factors:
+    def _factors(self, problem: Blocked, parts: Parts, task: FitTask) -> Factors:
         u, v, d = parts
         rows, columns = problem.left.scale, problem.right.scale
         blocks = d / rows.reshape(self.blocks, -1, 1) / columns.reshape(self.blocks, 1, -1)
         if not self.rank:
             return {"blocks": blocks}
-        left = (u / rows[:, None])[: spec.out_features]
-        right = (v / columns)[:, : spec.in_features]
+        left = (u / rows[:, None])[: task.spec.out_features]
+        right = (v / columns)[:, : task.spec.in_features]
         rest = self._rest
         if isinstance(rest, Interpolative):
-            return {"blocks": blocks, **rest.store(left, right, whitening, spec)}
+            return {"blocks": blocks, **rest.store(left, right, task.whitening, task.spec)}
         return {"blocks": blocks, **balanced(left[None], right[None])}
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
@@ -165,29 +146,18 @@ class BlockDiagonal(Structure):
     ) -> nn.Module:
         features = spec.out_features, spec.in_features
         rest = self._rest.build(layer, spec, factors, None) if self.rank else None
-        built = BlockDiagonalLinear.like(layer, factors["blocks"], rest, bias, features)
+        blocks = parameter_like(factors["blocks"].mT, layer)
+        built = BlockDiagonalLinear(blocks, rest, bias_like(bias, layer), features)
         return built.train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        blocks = {"blocks": torch.zeros(self.blocks, *self._block(spec))}
-        return {**blocks, **self._rest.empty_factors(spec)} if self.rank else blocks
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         m, n = spec.out_features, spec.in_features
         if spec.kind not in cls.kinds or min(m, n) < _SMALLEST:
             return ()
-        chunk = next(c for c in (8, 4, 2, 1) if min(m, n) % c == 0)
         blocks = cls(0, _BLOCKS).weight_params(spec)
-        ranks = [(m + n - sqrt((m + n) ** 2 - 4 * (kept * m * n - blocks))) / 2 for kept in _KEPT]
-        return (tuple(cls(int(rank) // chunk * chunk, _BLOCKS, chunk) for rank in ranks),)
-
-    def between(self, larger: Structure) -> tuple[Structure, ...]:
-        if not isinstance(larger, BlockDiagonal) or replace(larger, rank=self.rank) != self:
-            return ()
-        step = max(self.chunk, 1)
-        ranks = range(self.rank + step, larger.rank, step)
-        return tuple(replace(self, rank=rank) for rank in ranks)
+        rests = (Interpolative.holding(kept * m * n - blocks, spec) for kept in _KEPT)
+        return (tuple(cls(rest.rank, _BLOCKS, rest.chunk) for rest in rests),)
 
 
 def _product(factors: Factors, spec: LayerSpec) -> tuple[Tensor, Tensor] | None:
@@ -211,18 +181,9 @@ def _error(weight: Tensor, parts: Parts) -> Tensor:
     return error
 
 
-def _sweep(problem: Blocked, parts: Parts) -> tuple[Parts, float]:
-    u, v, d = (x.clone() for x in parts)
-    residual = Residual(_error(problem.weight, parts), problem.left, problem.right)
-    _fit_rows(residual, u, v, d)
-    residual = residual.mT()
-    v, u, d = _turned((u, v, d))
-    _fit_rows(residual, v, u, d)
-    return _turned((v, u, d)), residual.loss()
-
-
-def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
-    """Update u and d block row by block row, then all of u; changes u, d and residual in place."""
+def _fit_rows_(residual: Residual, parts: Parts) -> None:
+    """Update U and D block row by block row, then all of U; changes U, D and residual in place."""
+    u, v, d = parts
     right, rank = residual.right, len(v)
     seen = right.after(v)  # V C: (r, n)
     gram = seen @ v.mT
@@ -248,6 +209,9 @@ def _fit_rows(residual: Residual, u: Tensor, v: Tensor, d: Tensor) -> None:
     residual.image -= step @ seen
 
 
+FORM = Form(_error, _turned, _fit_rows_)
+
+
 def _grams(gram: Tensor, seen: Tensor, right: Side) -> Tensor:
     """Return [V; S_i] C [V; S_i]^T for each block: (b, r + q, r + q)."""
     cross = seen.reshape(len(seen), right.blocks, -1).transpose(0, 1)  # (b, r, q)
@@ -264,7 +228,7 @@ def _only_blocks(problem: Blocked) -> Tensor:
     left, right = problem.left, problem.right
     rhs = diagonal_blocks(left.before(right.after(problem.weight)), left.blocks)
     if left.gram is None or right.gram is None:  # the blocks are not coupled
-        return _by_blocks(left, right, rhs)
+        return by_diagonal_blocks(left, right, rhs)
     g = left.gram.reshape(left.blocks, left.size, left.blocks, left.size).transpose(1, 2)
     c = right.gram.reshape(right.blocks, right.size, right.blocks, right.size).transpose(1, 2)
 
@@ -274,17 +238,8 @@ def _only_blocks(problem: Blocked) -> Tensor:
     return pcg(
         applied,
         rhs,
-        lambda x: _by_blocks(left, right, x),
+        lambda x: by_diagonal_blocks(left, right, x),
         torch.zeros_like(rhs),
         _STEPS,
         tolerance=1e-12,
     )
-
-
-def _by_blocks(left: Side, right: Side, x: Tensor) -> Tensor:
-    """Return G_ii^-1 x_i C_ii^-1."""
-    if left.roots is not None:
-        x = torch.cholesky_solve(x, left.roots)
-    if right.roots is not None:
-        x = rows_solved(x, right.roots)
-    return x

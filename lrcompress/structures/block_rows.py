@@ -16,10 +16,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from lrcompress.errors import FitError
+from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root
-from lrcompress.structures.solve import cholesky
+from lrcompress.structures.solve import check_finite, cholesky, rows_solved
 
 _LARGE = 2**15  # scalars of a weight from which sweeps use float32, which is twice as fast
 _SWEEPS, _QUICK_SWEEPS = 40, 8
@@ -95,8 +95,7 @@ class Blocked:
         padded = weight.new_zeros(len(left.scale), len(right.scale))
         padded[:m, :n] = weight
         padded *= left.scale[:, None] * right.scale
-        if not bool(torch.isfinite(padded).all()):
-            raise FitError("the weight or its moments are not finite; check the model and data")
+        check_finite(padded)
         return cls(padded, left, right)
 
     @property
@@ -117,9 +116,6 @@ class Blocked:
         m, n = self.weight.shape
         return max(4, min(_QUICK_SWEEPS, _QUICK_WORK // (m * n * (m + n)))) if quick else _SWEEPS
 
-    def sweeping_dtype(self) -> torch.dtype:
-        return torch.float32 if self.weight.numel() >= _LARGE else torch.float64
-
 
 _UNIT_MOMENTS: WeakKeyDictionary[Root, tuple[Tensor | None, Tensor | None]] = WeakKeyDictionary()
 
@@ -136,7 +132,7 @@ def _unit_moment(root: Root) -> tuple[Tensor | None, Tensor | None]:
     scale = None
     if gram is not None:
         diagonal = (gram if gram.dim() == 2 else gram.diagonal(dim1=-2, dim2=-1))[0]
-        scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).sqrt()
+        scale = torch.where(diagonal > 0, diagonal, 1.0).sqrt()
         if gram.dim() == 3:
             unit = gram[0] / (scale * scale[:, None])
             unit.diagonal().fill_(1.0)
@@ -167,6 +163,11 @@ class Residual:
         return 0.5 * float((self.error * self.left.before(self.image)).sum())
 
 
+def block_sizes(spec: LayerSpec, blocks: int) -> tuple[int, int]:
+    """Return the numbers of rows and columns of a block, with padding, in a grid of blocks^2."""
+    return -(-spec.out_features // blocks), -(-spec.in_features // blocks)
+
+
 def diagonal_blocks(matrix: Tensor, blocks: int) -> Tensor:
     """Return a view of the diagonal blocks: (b p, b q) -> (b, p, q)."""
     p, q = matrix.shape[0] // blocks, matrix.shape[1] // blocks
@@ -182,21 +183,43 @@ def block_diagonal(blocks: Tensor) -> Tensor:
     return whole
 
 
-def alternate(
-    problem: Blocked,
-    parts: Parts,
-    sweep: Callable[[Blocked, Parts], tuple[Parts, float]],
-    error: Callable[[Tensor, Parts], Tensor],
-    *,
-    quick: bool,
-) -> Parts:
+def by_diagonal_blocks(left: Side, right: Side, x: Tensor) -> Tensor:
+    """Return G_ii^-1 X_ij C_jj^-1 for all blocks (b, b, p, q), or the diagonal ones (b, p, q)."""
+    if left.roots is not None:
+        x = torch.cholesky_solve(x, left.roots if x.dim() == 3 else left.roots[:, None])
+    if right.roots is not None:
+        x = rows_solved(x, right.roots)
+    return x
+
+
+@dataclass(frozen=True)
+class Form:
+    """How `alternate` handles the factors (`Parts`) of a structure."""
+
+    error: Callable[[Tensor, Parts], Tensor]  # weight, parts -> W - W^
+    turned: Callable[[Parts], Parts]  # the parts of W^T
+    fit_rows_: Callable[[Residual, Parts], None]  # improve block rows and the residual in place
+
+    def sweep(self, problem: Blocked, parts: Parts) -> tuple[Parts, float]:
+        """Improve block rows, then block columns; return the parts and the loss."""
+        parts = tuple(x.clone() for x in parts)
+        residual = Residual(self.error(problem.weight, parts), problem.left, problem.right)
+        self.fit_rows_(residual, parts)
+        residual, parts = residual.mT(), self.turned(parts)
+        self.fit_rows_(residual, parts)
+        return self.turned(parts), residual.loss()
+
+
+def alternate(problem: Blocked, parts: Parts, form: Form, *, quick: bool) -> Parts:
     """Run accelerated sweeps in the dtype that suits the size; the loss does not grow."""
-    coarse = problem.to(problem.sweeping_dtype())
-    begun = tuple(x.to(coarse.weight.dtype) for x in parts)
-    loss = coarse.loss(error(coarse.weight, begun))
-    swept = accelerated(lambda x: sweep(coarse, x), begun, loss, problem.sweeps(quick=quick))
+    error = form.error
+    dtype = torch.float32 if problem.weight.numel() >= _LARGE else torch.float64
+    coarse = problem.to(dtype)
+    initial = tuple(x.to(dtype) for x in parts)
+    loss = coarse.loss(error(coarse.weight, initial))
+    swept = accelerated(lambda x: form.sweep(coarse, x), initial, loss, problem.sweeps(quick=quick))
     found = tuple(x.to(problem.weight.dtype) for x in swept)
-    if quick or coarse.weight.dtype == problem.weight.dtype:
+    if quick or dtype == problem.weight.dtype:
         return found
     # Rounding to float32 may cost more than the sweeps gained
     return min(parts, found, key=lambda x: problem.loss(error(problem.weight, x)))

@@ -6,24 +6,46 @@ paddings of any mode commute with the other stages.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
-from lrcompress.structures.factorized import _bias, _parameter
+from lrcompress.errors import PlanError
+from lrcompress.layers import Kind, LayerSpec
+from lrcompress.structures.factorized import Stage, convolution
+from lrcompress.structures.structure import Factors, Structure
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """One convolution; kernel: (out, in/groups, *kernel), of size 1 along other stages' axes.
+class ChainStructure(Structure):
+    """Replaces an ungrouped convolution by a ConvChain, whose kernels are the factors."""
 
-    It is grouped if its kernel has fewer input channels than the previous stage has outputs.
-    """
+    kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
 
-    kernel: Tensor
-    axes: tuple[int, ...] = ()  # kernel axes of the layer that this stage handles
+    @abstractmethod
+    def stages(self, spec: LayerSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Return name, shape and `Stage.axes` of each kernel, from the first to the last."""
+
+    def check_sizes(self, spec: LayerSpec) -> None:
+        if spec.groups != 1:
+            raise PlanError(
+                f"{spec.name}: {self.type_name} needs an ungrouped convolution, not {spec.groups} "
+                "groups; use low_rank or dense"
+            )
+
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, (shape, _) in self.stages(spec).items()}
+
+    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
+        kernel = composed(factors[name] for name in self.stages(spec))
+        return kernel.reshape(1, spec.out_features, spec.in_features)
+
+    def build(
+        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
+    ) -> nn.Module:
+        stages = [Stage(factors[name], axes) for name, (_, axes) in self.stages(spec).items()]
+        return ConvChain.like(layer, stages, bias).train(layer.training)
 
 
 def composed(kernels: Iterable[Tensor]) -> Tensor:
@@ -68,7 +90,7 @@ class ConvChain(nn.Module):
         channels, made = layer.in_channels, []
         for stage in stages:
             last = stage is stages[-1]
-            made.append(_convolution(layer, stage, channels, bias if last else None))
+            made.append(convolution(layer, stage, channels, bias if last else None))
             channels = stage.kernel.shape[0]
         return cls(made, layer)
 
@@ -86,35 +108,3 @@ class ConvChain(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         out: Tensor = self.stages(input)
         return out
-
-
-def _convolution(
-    layer: nn.Conv1d | nn.Conv2d, stage: Stage, channels: int, bias: Tensor | None
-) -> nn.Conv1d | nn.Conv2d:
-    """Build one stage, on the meta device, so that nothing is initialised."""
-    make = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
-
-    def own(values: Sequence[int], otherwise: int) -> tuple[int, ...]:
-        return tuple(v if axis in stage.axes else otherwise for axis, v in enumerate(values))
-
-    padding: str | tuple[int, ...]
-    if isinstance(layer.padding, str):
-        padding = layer.padding if stage.axes else "valid"
-    else:
-        padding = own(layer.padding, 0)
-    built = make(
-        channels,
-        stage.kernel.shape[0],
-        tuple(stage.kernel.shape[2:]),  # type: ignore[arg-type]  # Conv1d and Conv2d differ here
-        stride=own(layer.stride, 1),  # type: ignore[arg-type]
-        padding=padding,  # type: ignore[arg-type]
-        dilation=own(layer.dilation, 1),  # type: ignore[arg-type]
-        groups=channels // stage.kernel.shape[1],
-        bias=bias is not None,
-        padding_mode=layer.padding_mode if stage.axes else "zeros",
-        device="meta",
-    )
-    built.weight = _parameter(stage.kernel, layer.weight)
-    if bias is not None:
-        built.bias = _bias(bias, layer)
-    return built

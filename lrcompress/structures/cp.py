@@ -16,15 +16,14 @@ from math import prod
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrcompress.errors import PlanError
-from lrcompress.layers import Kind, LayerSpec
+from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.conv_chain import ConvChain, Stage, composed
+from lrcompress.structures.conv_chain import ChainStructure
 from lrcompress.structures.cp_fit import CpFit, Terms
 from lrcompress.structures.cp_start import cp_starts
-from lrcompress.structures.structure import Factors, Structure
+from lrcompress.structures.structure import Factors, FitTask, check_size
 from lrcompress.structures.two_stage import TwoStageFit
 
 SHARES = (0.15, 0.3, 0.45, 0.6)  # of the dense weight, for a loss curve
@@ -32,27 +31,26 @@ _AFFORDABLE = 2**31  # most multiplications of all terms by an input moment: sec
 
 
 @dataclass(frozen=True)
-class CP(Structure):
+class CP(ChainStructure):
     """A sum of `rank` separable terms."""
 
     rank: int
     type_name: ClassVar[str] = "cp"
-    kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
 
     def check_sizes(self, spec: LayerSpec) -> None:
-        if spec.groups != 1:
-            raise PlanError(
-                f"{spec.name}: cp needs an ungrouped convolution, not {spec.groups} groups; "
-                "use low_rank or dense"
-            )
-        if not 1 <= self.rank <= _largest_rank(spec):
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {_largest_rank(spec)} (the "
-                f"kernel is {' x '.join(map(str, _modes(spec)))}); edit its rank"
-            )
+        super().check_sizes(spec)
+        limit = f"the kernel is {' x '.join(map(str, _modes(spec)))}"
+        check_size(spec, "rank", self.rank, _largest_rank(spec), limit=limit)
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        return self.rank * sum(_modes(spec))
+    def stages(self, spec: LayerSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        out, channels, *kernel = _modes(spec)
+        one = (1,) * len(kernel)
+        separable = {
+            f"axis{axis}": ((self.rank, 1, *one[:axis], size, *one[axis + 1 :]), (axis,))
+            for axis, size in enumerate(kernel)
+        }
+        first, last = (self.rank, channels, *one), (out, self.rank, *one)
+        return {"first": (first, ()), **separable, "last": (last, ())}
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         """Each stage reduces one more axis from the size of the input to that of the output."""
@@ -62,18 +60,11 @@ class CP(Structure):
             per_term += size * prod(spec.stride[axis + 1 :])
         return 2 * self.rank * per_term
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        problem = TwoStageFit(weight, whitening, prod(spec.kernel))
+    def _fit(self, task: FitTask) -> Factors:
+        start, whitening, spec = task.start, task.whitening, task.spec
+        problem = TwoStageFit(task.weight, whitening, prod(spec.kernel))
         whole = problem.half.reshape(_modes(spec))
-        sweeps, steps = (6, 4) if quick else (60, 8)
+        sweeps, steps = (6, 4) if task.quick else (60, 8)
         candidates: list[Terms] = []
         if start is not None and len(start["first"]) <= self.rank:
             held = _terms(start, whitening)
@@ -81,7 +72,7 @@ class CP(Structure):
             more = self.rank - len(start["first"])
             added = cp_starts(rest, problem, more) if more else []
             candidates = [held.joined(terms) for terms in added] or [held]
-        if not (candidates and quick):
+        if not (candidates and task.quick):
             candidates += cp_starts(whole, problem, self.rank)
         terms = CpFit(problem).fit(candidates, sweeps=sweeps, steps=steps)
         return self._factors(terms, whitening, spec)
@@ -94,52 +85,18 @@ class CP(Structure):
         scale = norms.prod(0) ** (1 / len(rows)) / norms
         scale = torch.where(norms.prod(0) > 0, scale, torch.zeros_like(scale))
         even = [x * s.unsqueeze(1) for x, s in zip(rows, scale, strict=True)]
-        shapes = self._shapes(spec)
-        factors = {
-            name: x.reshape(shape)
-            for (name, shape), x in zip(list(shapes.items())[:-1], even, strict=False)
-        }
-        return {**factors, "last": even[-1].mT.reshape(shapes["last"])}
-
-    def _shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-        out, channels, *kernel = _modes(spec)
-        one = (1,) * len(kernel)
-        shapes: dict[str, tuple[int, ...]] = {"first": (self.rank, channels, *one)}
-        for axis, size in enumerate(kernel):
-            shapes[f"axis{axis}"] = (self.rank, 1, *one[:axis], size, *one[axis + 1 :])
-        return {**shapes, "last": (out, self.rank, *one)}
-
-    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        kernel = composed(factors[name] for name in self._shapes(spec))
-        return kernel.reshape(1, spec.out_features, spec.in_features)
-
-    def build(
-        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
-    ) -> nn.Module:
-        stages = (
-            Stage(factors["first"]),
-            *(Stage(factors[f"axis{axis}"], axes=(axis,)) for axis in range(len(spec.kernel))),
-            Stage(factors["last"]),
-        )
-        return ConvChain.like(layer, stages, bias).train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        return {name: torch.zeros(shape) for name, shape in self._shapes(spec).items()}
+        even[-1] = even[-1].mT  # (m, r)
+        shapes = self.factor_shapes(spec).items()
+        return {name: x.reshape(shape) for (name, shape), x in zip(shapes, even, strict=True)}
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         if spec.kind not in cls.kinds or spec.groups != 1 or prod(spec.kernel) == 1:
             return ()
         modes = _modes(spec)
-        ranks = {round(share * prod(modes) / sum(modes)) for share in SHARES}
-        family = tuple(
-            cls(rank)
-            for rank in sorted(ranks)
-            if 1 <= rank <= _largest_rank(spec)
-            and rank * sum(modes) < spec.weight_params
-            and rank * spec.in_features**2 <= _AFFORDABLE
-        )
-        return (family,) if len(family) > 1 else ()
+        ranks = (round(share * prod(modes) / sum(modes)) for share in SHARES)
+        largest = min(_largest_rank(spec), _AFFORDABLE // spec.in_features**2)
+        return cls.family_of((cls(rank) for rank in ranks if 1 <= rank <= largest), spec)
 
 
 def _modes(spec: LayerSpec) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from lrcompress.structures.solve import solve_spd
 from lrcompress.structures.two_stage import TwoStageFit, first_stage_step
 
 _ROUNDING = 1e-14  # relative to the weight's squared norm in the metric
-_SETTLED = 1e-4  # share of the loss that a sweep must gain for another to follow
+_WORTHWHILE = 1e-4  # share of the loss that a sweep must gain for another to follow
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Terms:
         norms = [torch.linalg.vector_norm(x, dim=1) for x in (self.channels, *self.axes)]
         scale = torch.stack(norms).prod(0)
         unit = [
-            x / torch.where(norm > 0, norm, torch.ones_like(norm)).unsqueeze(1)
+            x / torch.where(norm > 0, norm, 1.0).unsqueeze(1)
             for x, norm in zip((self.channels, *self.axes), norms, strict=True)
         ]
         return Terms(self.outputs * scale, unit[0], tuple(unit[1:]))
@@ -85,9 +85,9 @@ class CpFit:
             at = best.beyond(before, ahead / (ahead + 3))
             terms, after = self._best_outputs(self._better_inputs(at, steps))
             if after < loss:
-                settled = loss - after <= _SETTLED * after
+                flat = loss - after <= _WORTHWHILE * after
                 before, best, loss, ahead = best, terms, after, ahead + 1
-                if settled:
+                if flat:
                     break
             elif ahead > 0:
                 before, ahead = best, 0

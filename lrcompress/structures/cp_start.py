@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lrcompress.metrics.root import Root, root_of
 from lrcompress.structures.cp_fit import Terms
-from lrcompress.structures.modes import along, separable
-from lrcompress.structures.tensorly_access import torch_backend
+from lrcompress.structures.modes import along, separable, torch_backend
 from lrcompress.structures.two_stage import TwoStageFit
 
 _RIDGE = 1e-9  # for a tensor of norm 1; keeps PARAFAC's systems solvable at any rank
@@ -27,7 +26,7 @@ def cp_starts(kernel: Tensor, problem: TwoStageFit, rank: int) -> list[Terms]:
     for mode, root in enumerate(roots, start=1):
         kernel = along(kernel, mode, root.right)
     norm = torch.linalg.vector_norm(kernel)
-    kernel = kernel / torch.where(norm > 0, norm, torch.ones_like(norm))
+    kernel = kernel / torch.where(norm > 0, norm, 1.0)
     found = [_by_position(kernel, rank)]
     if float(norm) > 0 and rank < prod(kernel.shape[2:]) * min(kernel.shape[:2]):
         found.append(_parafac(kernel, found[0]))

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.layers import LayerSpec
-from lrcompress.metrics import Whitening
-from lrcompress.structures.structure import Factors, Structure
+from lrcompress.structures.structure import Factors, FitTask, Structure
 
 
 @dataclass(frozen=True)
@@ -23,22 +22,14 @@ class Dense(Structure):
     def check_sizes(self, spec: LayerSpec) -> None:
         pass
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        return spec.weight_params
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        return {"weight": (spec.groups, spec.out_features, spec.in_features)}
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         return spec.flops_per_row
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        return {"weight": weight.to(torch.float64)}
+    def _fit(self, task: FitTask) -> Factors:
+        return {"weight": task.weight.to(torch.float64)}
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
         return factors["weight"]
@@ -47,6 +38,3 @@ class Dense(Structure):
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
         return layer
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        return {"weight": torch.zeros(spec.groups, spec.out_features, spec.in_features)}

@@ -8,6 +8,8 @@ and size attributes have the names of the replaced torch layer's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -15,20 +17,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
-def _parameter(values: Tensor, like: Tensor) -> nn.Parameter:
+def parameter_like(values: Tensor, layer: nn.Module, name: str = "weight") -> nn.Parameter:
+    """`values` as a parameter with the dtype, device and requires_grad of the layer's `name`."""
+    like = getattr(layer, name)
+    assert isinstance(like, Tensor)
     return nn.Parameter(
         values.to(dtype=like.dtype, device=like.device).contiguous(),
         requires_grad=like.requires_grad,
     )
 
 
-def _bias(values: Tensor | None, layer: nn.Module) -> nn.Parameter | None:
-    """A copy of `values` like the layer's bias; a new bias has the weight's dtype and device."""
+def bias_like(values: Tensor | None, layer: nn.Module) -> nn.Parameter | None:
+    """A copy of `values` like the layer's bias; a new bias is like the weight."""
     if values is None:
         return None
-    like = layer.weight if layer.bias is None else layer.bias
-    assert isinstance(like, Tensor)
-    return _parameter(values.clone(), like)
+    return parameter_like(values.clone(), layer, "weight" if layer.bias is None else "bias")
 
 
 def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
@@ -38,6 +41,57 @@ def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     if bias is not None:
         layer.bias = bias
     return layer
+
+
+def linear_like(layer: nn.Module, weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """An nn.Linear of the given values, with the layer's dtype, device and requires_grad."""
+    return linear_of(parameter_like(weight, layer), bias_like(bias, layer))
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One convolution; kernel: (out, in/groups, *kernel), of size 1 along other stages' axes.
+
+    It is grouped if its kernel has fewer input channels than the previous stage has outputs.
+    """
+
+    kernel: Tensor
+    axes: tuple[int, ...] = ()  # kernel axes of the layer that this stage handles
+
+
+def convolution(
+    layer: nn.Conv1d | nn.Conv2d, stage: Stage, channels: int, bias: Tensor | None
+) -> nn.Conv1d | nn.Conv2d:
+    """Build a stage of the replacement of `layer`; channels: of its input.
+
+    It is built on the meta device to skip initialisation.
+    """
+    make = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+
+    def own(values: Sequence[int], otherwise: int) -> tuple[int, ...]:
+        return tuple(v if axis in stage.axes else otherwise for axis, v in enumerate(values))
+
+    padding: str | tuple[int, ...]
+    if isinstance(layer.padding, str):
+        padding = layer.padding if stage.axes else "valid"
+    else:
+        padding = own(layer.padding, 0)
+    built = make(
+        channels,
+        stage.kernel.shape[0],
+        tuple(stage.kernel.shape[2:]),  # type: ignore[arg-type]  # Conv1d and Conv2d differ here
+        stride=own(layer.stride, 1),  # type: ignore[arg-type]
+        padding=padding,  # type: ignore[arg-type]
+        dilation=own(layer.dilation, 1),  # type: ignore[arg-type]
+        groups=channels // stage.kernel.shape[1],
+        bias=bias is not None,
+        padding_mode=layer.padding_mode if stage.axes else "zeros",
+        device="meta",
+    )
+    built.weight = parameter_like(stage.kernel, layer)
+    if bias is not None:
+        built.bias = bias_like(bias, layer)
+    return built
 
 
 class FactorizedLinear(nn.Module):
@@ -51,10 +105,7 @@ class FactorizedLinear(nn.Module):
 
     @classmethod
     def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        down = linear_of(_parameter(right, weight), None)
-        return cls(down, linear_of(_parameter(left, weight), _bias(bias, layer)))
+        return cls(linear_like(layer, right), linear_like(layer, left, bias))
 
     @property
     def weight(self) -> Tensor:
@@ -85,8 +136,8 @@ class FactorizedEmbedding(nn.Module):
         codes = nn.Embedding(
             right.shape[1], right.shape[0], padding_idx=layer.padding_idx, device="meta"
         )
-        codes.weight = _parameter(right.mT, layer.weight)
-        return cls(codes, linear_of(_parameter(left, layer.weight), None))
+        codes.weight = parameter_like(right.mT, layer)
+        return cls(codes, linear_like(layer, left))
 
     @property
     def weight(self) -> Tensor:
@@ -134,28 +185,17 @@ class FactorizedConv(nn.Module):
     @classmethod
     def like(cls, layer: nn.Module, left: Tensor, right: Tensor, bias: Tensor | None) -> Self:
         assert isinstance(layer, nn.Conv1d | nn.Conv2d)
-        make = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
         groups, m, rank = left.shape
-        down = make(
-            layer.in_channels,
-            groups * rank,
-            layer.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
-            stride=layer.stride,  # type: ignore[arg-type]
-            padding=layer.padding,  # type: ignore[arg-type]
-            dilation=layer.dilation,  # type: ignore[arg-type]
-            groups=groups,
-            bias=False,
-            padding_mode=layer.padding_mode,
-            device="meta",
+        kernel = right.reshape(groups * rank, *layer.weight.shape[1:])
+        axes = tuple(range(len(layer.kernel_size)))
+        down = convolution(layer, Stage(kernel, axes), layer.in_channels, None)
+        up = type(down)(
+            groups * rank, groups * m, 1, groups=groups, bias=bias is not None, device="meta"
         )
-        down.weight = _parameter(
-            right.reshape(groups * rank, *layer.weight.shape[1:]), layer.weight
-        )
-        up = make(groups * rank, groups * m, 1, groups=groups, bias=bias is not None, device="meta")
-        ones = (1,) * len(layer.kernel_size)
-        up.weight = _parameter(left.reshape(groups * m, rank, *ones), layer.weight)
+        ones = (1,) * len(axes)
+        up.weight = parameter_like(left.reshape(groups * m, rank, *ones), layer)
         if bias is not None:
-            up.bias = _bias(bias, layer)
+            up.bias = bias_like(bias, layer)
         return cls(down, up)
 
     @property

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lrcompress.errors import FitError, PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
-from lrcompress.structures.interpolative_module import interpolated_inputs, interpolated_outputs
+from lrcompress.structures.interpolative_module import InterpolatedInputs, InterpolatedOutputs
 from lrcompress.structures.low_rank import LowRank
-from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, FitTask, Structure, check_size
 
 # Largest entry of T with features scaled to equal power. It amplifies rounding by about this
 # factor. Chunks of eight gave up to 13 on MiniLM; far above, the chunks do not span the weight.
@@ -46,34 +46,28 @@ class Interpolative(Structure):
 
     def check_sizes(self, spec: LayerSpec) -> None:
         side = min(spec.out_features, spec.in_features)
-        if not 1 <= self.rank <= side:
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {side} "
-                f"(the weight is {spec.out_features} x {spec.in_features}); edit its rank"
-            )
+        check_size(spec, "rank", self.rank, side)
         if self.chunk < 1 or side % self.chunk or self.rank % self.chunk:
             raise PlanError(
                 f"{spec.name}: chunks of {self.chunk} do not divide both the rank {self.rank} and "
                 f'the {side} features; edit its rank, or try "chunk": 1'
             )
 
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        m, n = spec.out_features, spec.in_features
+        if _keeps_inputs(spec):
+            outer, mix, kept = (m, self.rank), (self.rank, n - self.rank), n
+        else:
+            outer, mix, kept = (self.rank, n), (m - self.rank, self.rank), m
+        shapes: dict[str, tuple[int, ...]] = {"outer": outer, "kept": (kept,)}
+        return {**shapes, "mix": mix} if all(mix) else shapes
+
     def weight_params(self, spec: LayerSpec) -> int:
         return self.rank * (spec.out_features + spec.in_features - self.rank)
 
-    def flops_per_row(self, spec: LayerSpec) -> int:
-        return 2 * self.weight_params(spec)
-
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        low_rank = LowRank(self.rank).fit(weight, whitening, spec)
-        return self.store(low_rank["left"][0], low_rank["right"][0], whitening, spec)
+    def _fit(self, task: FitTask) -> Factors:
+        low_rank = LowRank(self.rank).fit(task.weight, task.whitening, task.spec)
+        return self.store(low_rank["left"][0], low_rank["right"][0], task.whitening, task.spec)
 
     def store(self, left: Tensor, right: Tensor, whitening: Whitening, spec: LayerSpec) -> Factors:
         """Convert the product left @ right to factors;  left: (m, r)  right: (r, n).
@@ -84,9 +78,10 @@ class Interpolative(Structure):
         if not _keeps_inputs(spec):
             outer, mix, kept = self._interpolate(right.mT, left.mT, None)
             return _named(outer.mT, mix.mT, kept)
-        gram = whitening.input.gram()
-        power = None if gram is None else (gram if gram.dim() == 2 else _diagonal(gram))[0]
-        return _named(*self._interpolate(left, right, power))
+        power = whitening.input.gram()
+        if power is not None and power.dim() == 3:
+            power = power.diagonal(dim1=-2, dim2=-1)
+        return _named(*self._interpolate(left, right, None if power is None else power[0]))
 
     def _interpolate(
         self, outer: Tensor, basis: Tensor, power: Tensor | None
@@ -125,41 +120,29 @@ class Interpolative(Structure):
         self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
     ) -> nn.Module:
         order = _order(factors["kept"])[:: self.chunk] // self.chunk
-        make = interpolated_inputs if _keeps_inputs(spec) else interpolated_outputs
-        built = make(layer, factors["outer"], factors.get("mix"), order, self.chunk, bias)
+        make = InterpolatedInputs if _keeps_inputs(spec) else InterpolatedOutputs
+        built = make.like(layer, factors["outer"], factors.get("mix"), order, self.chunk, bias)
         return built.train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        m, n = spec.out_features, spec.in_features
-        if _keeps_inputs(spec):
-            outer, mix, kept = (m, self.rank), (self.rank, n - self.rank), n
-        else:
-            outer, mix, kept = (self.rank, n), (m - self.rank, self.rank), m
-        return _named(torch.zeros(outer), torch.zeros(mix), torch.zeros(kept))
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        if spec.kind not in cls.kinds:
+            return ()
+        m, n = spec.out_features, spec.in_features
+        family = tuple(dict.fromkeys(cls.holding(kept * m * n, spec) for kept in _KEPT))
+        return (family,) if min(m, n) >= 8 * family[0].chunk else ()
+
+    @classmethod
+    def holding(cls, params: float, spec: LayerSpec) -> Self:
+        """The largest structure with at most `params` parameters, in chunks of up to eight."""
         m, n = spec.out_features, spec.in_features
         chunk = next(c for c in (8, 4, 2, 1) if min(m, n) % c == 0)
-        if spec.kind not in cls.kinds or min(m, n) < 8 * chunk:
-            return ()
-        ranks = [((m + n) - sqrt((m + n) ** 2 - 4 * kept * m * n)) / 2 for kept in _KEPT]
-        whole = dict.fromkeys(int(rank) // chunk * chunk for rank in ranks)  # some may coincide
-        return (tuple(cls(rank, chunk) for rank in whole),)
-
-    def between(self, larger: Structure) -> tuple[Structure, ...]:
-        if not isinstance(larger, Interpolative) or larger.chunk != self.chunk:
-            return ()
-        steps = range(self.rank + self.chunk, larger.rank, self.chunk)
-        return tuple(Interpolative(rank, self.chunk) for rank in steps)
+        rank = (m + n - sqrt((m + n) ** 2 - 4 * params)) / 2
+        return cls(int(rank) // chunk * chunk, chunk)
 
 
 def _keeps_inputs(spec: LayerSpec) -> bool:
     return spec.in_features <= spec.out_features
-
-
-def _diagonal(gram: Tensor) -> Tensor:
-    return gram.diagonal(dim1=-2, dim2=-1)
 
 
 def _named(outer: Tensor, mix: Tensor, kept: Tensor) -> Factors:

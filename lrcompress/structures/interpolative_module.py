@@ -6,10 +6,12 @@ costs more than the product that it saves; a gather of chunks of eight costs a t
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 
-from lrcompress.structures.factorized import _bias, _parameter, linear_of
+from lrcompress.structures.factorized import bias_like, linear_like
 
 
 def _chunks(input: Tensor, chosen: Tensor, chunk: int) -> Tensor:
@@ -31,6 +33,20 @@ class InterpolatedInputs(nn.Module):
         self.in_features, self.out_features = order.numel() * chunk, up.out_features
         self.register_buffer("kept", order[: up.in_features // chunk])
         self.register_buffer("rest", order[up.in_features // chunk :])
+
+    @classmethod
+    def like(
+        cls,
+        layer: nn.Module,
+        up: Tensor,
+        mix: Tensor | None,
+        order: Tensor,
+        chunk: int,
+        bias: Tensor | None,
+    ) -> Self:
+        inner = None if mix is None else linear_like(layer, mix)
+        outer = linear_like(layer, up, bias)
+        return cls(inner, outer, order.to(outer.weight.device), chunk)
 
     @property
     def weight(self) -> Tensor:
@@ -70,6 +86,22 @@ class InterpolatedOutputs(nn.Module):
         self.in_features, self.out_features = down.in_features, order.numel() * chunk
         self.register_buffer("order", order)
 
+    @classmethod
+    def like(
+        cls,
+        layer: nn.Module,
+        down: Tensor,
+        mix: Tensor | None,
+        order: Tensor,
+        chunk: int,
+        bias: Tensor | None,
+    ) -> Self:
+        """order: chunk indices of the outputs, the kept ones first."""
+        inner = None if mix is None else linear_like(layer, mix)
+        outer = linear_like(layer, down)
+        place = order.argsort().to(outer.weight.device)
+        return cls(outer, inner, place, chunk, bias_like(bias, layer))
+
     @property
     def weight(self) -> Tensor:
         mixed = [] if self.mix is None else [self.mix.weight @ self.down.weight]
@@ -81,31 +113,3 @@ class InterpolatedOutputs(nn.Module):
         both = kept if self.mix is None else torch.cat([kept, self.mix(kept)], -1)
         out = _chunks(both, self.order, self.chunk)
         return out if self.bias is None else out + self.bias
-
-
-def interpolated_inputs(
-    layer: nn.Module, up: Tensor, mix: Tensor | None, order: Tensor, chunk: int, bias: Tensor | None
-) -> InterpolatedInputs:
-    """Build the module with the layer's dtype, device and requires_grad."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    inner = None if mix is None else linear_of(_parameter(mix, weight), None)
-    outer = linear_of(_parameter(up, weight), _bias(bias, layer))
-    return InterpolatedInputs(inner, outer, order.to(weight.device), chunk)
-
-
-def interpolated_outputs(
-    layer: nn.Module,
-    down: Tensor,
-    mix: Tensor | None,
-    order: Tensor,
-    chunk: int,
-    bias: Tensor | None,
-) -> InterpolatedOutputs:
-    """Like `interpolated_inputs`, for the form that mixes outputs."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    inner = None if mix is None else linear_of(_parameter(mix, weight), None)
-    outer = linear_of(_parameter(down, weight), None)
-    place = order.argsort().to(weight.device)
-    return InterpolatedOutputs(outer, inner, place, chunk, _bias(bias, layer))

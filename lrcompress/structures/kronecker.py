@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
+from lrcompress.structures.block_modules import KroneckerLinear
 from lrcompress.structures.kronecker_fit import KroneckerFit, Split, restored
-from lrcompress.structures.kronecker_module import KroneckerLinear
-from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, FitTask, Structure, check_size
 
 _KEPT = (0.03, 0.1, 0.25)  # shares of the dense weight's parameters
 
@@ -40,7 +38,7 @@ class Kronecker(Structure):
     columns: int = 0
     type_name: ClassVar[str] = "kronecker"
     kinds: ClassVar[frozenset[Kind]] = LINEAR_KINDS
-    tried_unasked: ClassVar[bool] = False
+    tried_by_default: ClassVar[bool] = False
 
     def check_sizes(self, spec: LayerSpec) -> None:
         if not (0 <= self.rows <= spec.out_features and 0 <= self.columns <= spec.in_features):
@@ -50,37 +48,29 @@ class Kronecker(Structure):
             )
         split = self.split(spec)
         largest = min(split.m1 * split.n1, split.m2 * split.n2)
-        if not 1 <= self.rank <= largest:
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {largest} (its factors are "
-                f"{split.m1} x {split.n1} and {split.m2} x {split.n2}); edit its rank"
-            )
+        limit = f"its factors are {split.m1} x {split.n1} and {split.m2} x {split.n2}"
+        check_size(spec, "rank", self.rank, largest, limit=limit)
 
     def split(self, spec: LayerSpec) -> Split:
         m1 = self.rows or _near_root(spec.out_features)
         n1 = self.columns or _near_root(spec.in_features)
         return Split(m1, -(-spec.out_features // m1), n1, -(-spec.in_features // n1))
 
-    def weight_params(self, spec: LayerSpec) -> int:
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
         split = self.split(spec)
-        return self.rank * (split.m1 * split.n1 + split.m2 * split.n2)
+        return {
+            "left": (self.rank, split.m1, split.n1),
+            "right": (self.rank, split.m2, split.n2),
+        }
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         split = self.split(spec)
         return 2 * self.rank * split.n1 * split.m2 * (split.n2 + split.m1)
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        problem = KroneckerFit.of(weight[0], whitening, self.split(spec))
-        given = None if start is None else (start["left"], start["right"])
-        left, right = problem.best(self.rank, given, sweeps=2 if quick else 10)
+    def _fit(self, task: FitTask) -> Factors:
+        problem = KroneckerFit.of(task.weight[0], task.whitening, self.split(task.spec))
+        start = None if task.start is None else (task.start["left"], task.start["right"])
+        left, right = problem.best(self.rank, start, sweeps=2 if task.quick else 10)
         return {"left": left, "right": right}
 
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
@@ -102,13 +92,6 @@ class Kronecker(Structure):
         ranks = sorted({max(1, int(kept * spec.weight_params / one)) for kept in _KEPT})
         fitting = tuple(cls(r) for r in ranks if r * one < spec.weight_params)
         return (fitting,) if fitting else ()
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        split = self.split(spec)
-        return {
-            "left": torch.zeros(self.rank, split.m1, split.n1),
-            "right": torch.zeros(self.rank, split.m2, split.n2),
-        }
 
 
 def _near_root(features: int) -> int:

@@ -8,10 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root
-from lrcompress.structures.solve import cholesky, pcg, rows_solved
+from lrcompress.structures.solve import check_finite, cholesky, pcg, rows_solved
 
 _STEPS = 8  # of conjugate gradients for one factor
 _POWER_STEPS = 20  # towards the Kronecker product nearest to a moment; an approximation suffices
@@ -89,8 +88,7 @@ class KroneckerFit:
         """
         m, n = weight.shape
         weight = weight.to(torch.float64)
-        if not bool(torch.isfinite(whitening.whiten(weight[None])).all()):
-            raise FitError("the weight or its moments are not finite; check the model and data")
+        check_finite(whitening.whiten(weight[None]))
         padded = weight.new_zeros(split.m1 * split.m2, split.n1 * split.n2)
         padded[:m, :n] = weight
         left = Moment.of(whitening.output, m, split.m1, split.m2, weight)

@@ -26,11 +26,8 @@ def is_large(weight: Tensor) -> bool:
 
 def gram_by_blocks(weight: Tensor) -> Tensor:
     """Return the float64 Gram matrix of the shorter side: (groups, m, n) -> (groups, k, k)."""
-    tall = _tall(weight)
-    short = tall.shape[-1]
-    gram = torch.zeros(*tall.shape[:-2], short, short, dtype=torch.float64, device=weight.device)
-    for _, block in _blocks(tall):
-        gram += block.mT @ block
+    gram = whitened_gram_by_blocks(weight, Whitening())
+    assert gram is not None
     return gram
 
 
@@ -44,7 +41,7 @@ def whitened_gram_by_blocks(weight: Tensor, whitening: Whitening) -> Tensor | No
     if tall is not weight:
         long, short = short, long
     shape = (*tall.shape[:-2], tall.shape[-1], tall.shape[-1])
-    gram = torch.zeros(shape, dtype=torch.float64, device=weight.device)
+    gram = weight.new_zeros(shape, dtype=torch.float64)
     for rows, block in _blocks(tall):
         root = long.part(rows)
         if root is None:
@@ -68,7 +65,7 @@ def truncated_by_blocks(weight: Tensor, rank: int) -> Factors:
     energies, vectors = torch.linalg.eigh(gram)
     half = energies.flip(-1)[..., :rank].clamp_min(0).sqrt().sqrt()  # root of the singular values
     inner = vectors.flip(-1)[..., :rank]  # (groups, k, rank)
-    scale = torch.where(half > 0, 1 / half, torch.zeros_like(half))
+    scale = torch.where(half > 0, 1 / half, 0.0)
     tall = _tall(weight)
     outer = torch.empty(*tall.shape[:-1], inner.shape[-1], device=weight.device)
     for rows, block in _blocks(tall):

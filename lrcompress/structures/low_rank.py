@@ -14,21 +14,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import FitError, PlanError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import Whitening
 from lrcompress.structures.balance import balanced
-from lrcompress.structures.factorized import (
-    FactorizedConv,
-    FactorizedEmbedding,
-    FactorizedLinear,
-)
-from lrcompress.structures.large_svd import (
-    is_large,
-    loss_by_blocks,
-    truncated_by_blocks,
-)
-from lrcompress.structures.structure import Factors, Structure
+from lrcompress.structures.factorized import FactorizedConv, FactorizedEmbedding, FactorizedLinear
+from lrcompress.structures.large_svd import is_large, loss_by_blocks, truncated_by_blocks
+from lrcompress.structures.solve import check_finite
+from lrcompress.structures.structure import Factors, FitTask, Structure, check_size
 
 
 @dataclass(frozen=True)
@@ -40,34 +32,25 @@ class LowRank(Structure):
 
     def check_sizes(self, spec: LayerSpec) -> None:
         largest = min(spec.out_features, spec.in_features)
-        if not 1 <= self.rank <= largest:
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {largest} "
-                f"(the weight is {spec.out_features} x {spec.in_features}); edit its rank"
-            )
+        check_size(spec, "rank", self.rank, largest)
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        return spec.groups * self.rank * (spec.out_features + spec.in_features)
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        return {
+            "left": (spec.groups, spec.out_features, self.rank),
+            "right": (spec.groups, self.rank, spec.in_features),
+        }
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         product = 2 * self.weight_params(spec)
         own = 2 * self.rank * spec.out_features if spec.kind == "embedding" else product
         return own + product * len(spec.tied)
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        if self.takes_large(weight, whitening):
-            return truncated_by_blocks(weight, self.rank)
-        whitened = whitening.whiten(weight)  # (groups, m', n')
-        if not bool(torch.isfinite(whitened).all()):
-            raise FitError("the weight or its moments are not finite; check the model and data")
+    def _fit(self, task: FitTask) -> Factors:
+        whitening = task.whitening
+        if self.takes_large(task.weight, whitening):
+            return truncated_by_blocks(task.weight, self.rank)
+        whitened = whitening.whiten(task.weight)  # (groups, m', n')
+        check_finite(whitened)
         p, s, qt = torch.linalg.svd(whitened, full_matrices=False)
         left = whitening.output.left_inverse(p[..., : self.rank] * s[..., None, : self.rank])
         right = whitening.input.right_inverse(qt[..., : self.rank, :])
@@ -99,9 +82,3 @@ class LowRank(Structure):
         else:
             built = FactorizedConv.like(layer, left, right, bias)
         return built.train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        return {
-            "left": torch.zeros(spec.groups, spec.out_features, self.rank),
-            "right": torch.zeros(spec.groups, self.rank, spec.in_features),
-        }

@@ -1,11 +1,25 @@
-"""Helpers for tensors and moments whose features have several indices (modes)."""
+"""Helpers for tensors and moments whose features have several indices (modes), and TensorLy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def torch_backend() -> Iterator[Any]:
+    """Yield TensorLy with the torch backend; the user's own backend is not changed.
+
+    Imported here: the library loads without it.
+    """
+    import tensorly
+
+    with tensorly.backend_context("pytorch", local_threadsafe=True):
+        yield tensorly
 
 
 def along(tensor: Tensor, mode: int, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -38,4 +52,4 @@ def separable(
         over = square.diagonal(dim1=1, dim2=3).sum(-1)
         under = square.diagonal(dim1=0, dim2=2).sum(-1)
     trace = under.diagonal().sum()
-    return over, under / torch.where(trace > 0, trace, torch.ones_like(trace))
+    return over, under / torch.where(trace > 0, trace, 1.0)

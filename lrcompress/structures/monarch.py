@@ -17,19 +17,20 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
+from lrcompress.structures.block_modules import MonarchLinear
 from lrcompress.structures.block_rows import (
     Blocked,
+    Form,
     Parts,
     Residual,
     alternate,
     block_diagonal,
+    block_sizes,
+    by_diagonal_blocks,
 )
-from lrcompress.structures.monarch_module import MonarchLinear
 from lrcompress.structures.solve import cholesky, rows_solved
-from lrcompress.structures.structure import LINEAR_KINDS, Factors, Structure
+from lrcompress.structures.structure import LINEAR_KINDS, Factors, FitTask, Structure, check_size
 
 # Sizes fitted for loss curves. On MiniLM's layers, compared to low rank of the same size, four
 # blocks lose up to half less where outputs are summed next (the last layer's), and 5 to 20 % less
@@ -49,44 +50,24 @@ class Monarch(Structure):
 
     def check_sizes(self, spec: LayerSpec) -> None:
         largest = min(spec.out_features, spec.in_features)
-        if not 1 <= self.blocks <= largest:
-            raise PlanError(
-                f"{spec.name}: {self.blocks} blocks are not between 1 and {largest} "
-                f"(the weight is {spec.out_features} x {spec.in_features}); edit its blocks"
-            )
-        if not 1 <= self.rank <= min(self._block(spec)):
-            p, q = self._block(spec)
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {min(p, q)} "
-                f"(its {self.blocks} x {self.blocks} blocks are {p} x {q}); edit its rank"
-            )
+        check_size(spec, "blocks", self.blocks, largest)
+        p, q = block_sizes(spec, self.blocks)
+        limit = f"its {self.blocks} x {self.blocks} blocks are {p} x {q}"
+        check_size(spec, "rank", self.rank, min(p, q), limit=limit)
 
-    def _block(self, spec: LayerSpec) -> tuple[int, int]:
-        return -(-spec.out_features // self.blocks), -(-spec.in_features // self.blocks)
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        (p, q), inner = block_sizes(spec, self.blocks), self.blocks * self.rank
+        return {"left": (self.blocks, p, inner), "right": (self.blocks, inner, q)}
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        return self.rank * self.blocks**2 * sum(self._block(spec))
-
-    def flops_per_row(self, spec: LayerSpec) -> int:
-        return 2 * self.weight_params(spec)
-
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        problem = Blocked.of(weight, whitening, self.blocks)
-        parts = self._start(problem, start)
+    def _fit(self, task: FitTask) -> Factors:
+        problem = Blocked.of(task.weight, task.whitening, self.blocks)
+        parts = self._start(problem, task.start)
         if problem.plain:
             return _unscaled(problem, parts)
-        turned = spec.out_features < spec.in_features
+        turned = task.spec.out_features < task.spec.in_features
         if turned:  # fewer products with the larger moment
             problem, parts = problem.mT, _turned(parts)
-        parts = alternate(problem, parts, _sweep, _error, quick=quick)
+        parts = alternate(problem, parts, FORM, quick=task.quick)
         return _unscaled(problem.mT, _turned(parts)) if turned else _unscaled(problem, parts)
 
     def _start(self, problem: Blocked, start: Factors | None) -> Parts:
@@ -108,7 +89,7 @@ class Monarch(Structure):
         if missing == 0:
             return given
         pull = problem.left.before(problem.right.after(error))
-        pull = _by_diagonal_blocks(problem, _cells(pull, blocks))
+        pull = by_diagonal_blocks(problem.left, problem.right, _cells(pull, blocks))
         more = _best_blocks(problem, pull, missing)
         left = torch.cat([given[0], torch.zeros_like(more[0])], -1)
         return left, torch.cat([given[1], more[1]], -2)
@@ -122,12 +103,6 @@ class Monarch(Structure):
     ) -> nn.Module:
         features = spec.out_features, spec.in_features
         return MonarchLinear.like(layer, factors, bias, features).train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        p, q = self._block(spec)
-        inner = self.blocks * self.rank
-        left, right = (self.blocks, p, inner), (self.blocks, inner, q)
-        return {"left": torch.zeros(left), "right": torch.zeros(right)}
 
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
@@ -206,27 +181,9 @@ def _best_blocks(problem: Blocked, cells: Tensor, rank: int) -> Parts:
     return left, right
 
 
-def _by_diagonal_blocks(problem: Blocked, cells: Tensor) -> Tensor:
-    """Return G_ii^-1 X_ij C_jj^-1: the change of each block if the others were fixed."""
-    if problem.left.roots is not None:
-        cells = torch.cholesky_solve(cells, problem.left.roots[:, None])
-    if problem.right.roots is not None:
-        cells = rows_solved(cells, problem.right.roots)
-    return cells
-
-
-def _sweep(problem: Blocked, parts: Parts) -> tuple[Parts, float]:
-    left, right = (x.clone() for x in parts)
-    residual = Residual(_error(problem.weight, parts), problem.left, problem.right)
-    _fit_rows(residual, left, right)
-    residual = residual.mT()
-    turned = _turned((left, right))
-    _fit_rows(residual, *turned)
-    return _turned(turned), residual.loss()
-
-
-def _fit_rows(residual: Residual, left: Tensor, right: Tensor) -> None:
+def _fit_rows_(residual: Residual, parts: Parts) -> None:
     """Update L one block row after another; changes L and the residual in place."""
+    left, right = parts
     side, (blocks, _, r, q) = residual.right, right.shape
     by_rows = None if side.gram is None else side.gram.reshape(blocks, q, -1)
     for i in range(blocks):
@@ -239,6 +196,9 @@ def _fit_rows(residual: Residual, left: Tensor, right: Tensor) -> None:
         left[i] += cells
         residual.error[rows] -= (cells @ basis).transpose(0, 1).flatten(1)
         residual.image[rows] -= step @ image
+
+
+FORM = Form(_error, _turned, _fit_rows_)
 
 
 def _onto(x: Tensor, basis: Tensor) -> Tensor:

@@ -18,12 +18,12 @@ def structure_to_json(structure: Structure) -> dict[str, Any]:
     """
     assert dataclasses.is_dataclass(structure)
     defaults = {f.name: f.default for f in dataclasses.fields(structure)}
-    told = {
+    values = {
         name: value
         for name, value in to_json(structure).items()
         if value != defaults[name] or (value and isinstance(value, int))
     }
-    return {"type": structure.type_name, **told}
+    return {"type": structure.type_name, **values}
 
 
 def structure_from_json(value: object, layer: str) -> Structure:

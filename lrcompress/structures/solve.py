@@ -19,6 +19,12 @@ _ATTEMPTS = 6
 _ROUNDING = 1.0  # first damping, in units of the matrix size times the dtype's epsilon
 
 
+def check_finite(values: Tensor, what: str = "the weight or its moments are") -> None:
+    """Raise FitError unless all values are finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise FitError(f"{what} not finite; check the model and data")
+
+
 def solve_spd(gram: Tensor, rhs: Tensor, start: Tensor | None = None) -> Tensor:
     """Solve gram x = rhs for x, as a step from `start` (default: zero).
 
@@ -41,11 +47,10 @@ def cholesky(gram: Tensor) -> Tensor:
     Raises:
         FitError: the matrix is not finite.
     """
-    if not bool(torch.isfinite(gram).all()):
-        raise FitError("a system of its fit is not finite; check the model and data")
+    check_finite(gram, "a system of equations of its fit is")
     size = gram.shape[-1]
     diagonal = gram.diagonal(dim1=-2, dim2=-1).mean(-1)
-    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal))
+    scale = torch.where(diagonal > 0, diagonal, 1.0)
     damping = scale * (size * torch.finfo(gram.dtype).eps * _ROUNDING)
     eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
     for _ in range(_ATTEMPTS):
@@ -112,11 +117,11 @@ def pcg(
         going = (norm > stop) & (curvature > tiny)
         if not bool(going.any()):
             break
-        length = torch.where(going, norm / curvature.clamp_min(tiny), torch.zeros_like(norm))
+        length = torch.where(going, norm / curvature.clamp_min(tiny), 0.0)
         x = x + length * direction
         residual = residual - length * image
         z = precondition(residual)
         after = dot(residual, z)
-        ratio = torch.where(going, after / norm.clamp_min(tiny), torch.zeros_like(norm))
+        ratio = torch.where(going, after / norm.clamp_min(tiny), 0.0)
         direction, norm = z + ratio * direction, torch.where(going, after, norm)
     return x

@@ -16,20 +16,18 @@ from math import prod
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
-from lrcompress.structures.conv_chain import ConvChain, Stage, composed
-from lrcompress.structures.structure import Factors, Structure
+from lrcompress.structures.conv_chain import ChainStructure
+from lrcompress.structures.structure import Factors, FitTask, check_size
 from lrcompress.structures.two_stage import TwoStageFit, extended
 
 SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the dense weight, for a loss curve
 
 
 @dataclass(frozen=True)
-class SpatialLowRank(Structure):
+class SpatialLowRank(ChainStructure):
     """`rank` channels between the two convolutions."""
 
     rank: int
@@ -37,42 +35,32 @@ class SpatialLowRank(Structure):
     kinds: ClassVar[frozenset[Kind]] = frozenset(("conv2d",))
 
     def check_sizes(self, spec: LayerSpec) -> None:
-        if spec.groups != 1:
-            raise PlanError(
-                f"{spec.name}: spatial needs an ungrouped convolution, not {spec.groups} groups; "
-                "use low_rank or dense"
-            )
-        if not 1 <= self.rank <= _largest_rank(spec):
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {_largest_rank(spec)} (the "
-                f"rearranged kernel is {_tall(spec)} x {_wide(spec)}); edit its rank"
-            )
+        super().check_sizes(spec)
+        limit = f"the rearranged kernel is {_tall(spec)} x {_wide(spec)}"
+        check_size(spec, "rank", self.rank, _largest_rank(spec), limit=limit)
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        return self.rank * (_tall(spec) + _wide(spec))
+    def stages(self, spec: LayerSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        height, width = spec.kernel
+        return {
+            "tall": ((self.rank, spec.in_features // prod(spec.kernel), height, 1), (0,)),
+            "wide": ((spec.out_features, self.rank, 1, width), (1,)),
+        }
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         """The first convolution is computed at every column of the input."""
         return 2 * self.rank * (_tall(spec) * spec.stride[1] + _wide(spec))
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        problem = TwoStageFit(weight, whitening, spec.kernel[1])
+    def _fit(self, task: FitTask) -> Factors:
+        spec, start = task.spec, task.start
+        problem = TwoStageFit(task.weight, task.whitening, spec.kernel[1])
         first = self._separable_svd(problem)
         candidates = [first]
         if start is not None and len(start["tall"]) <= self.rank:
             candidates.append(extended(start["tall"].flatten(1).double(), first, self.rank))
-        sweeps, steps = (3, 6) if quick else (16, 12)
+        sweeps, steps = (3, 6) if task.quick else (16, 12)
         fitted = problem.fit(candidates, spec.out_features, sweeps=sweeps, steps=steps)
-        second = whitening.output.left_inverse((fitted.basis @ fitted.core)[None])[0]
-        shapes = self._shapes(spec)
+        second = task.whitening.output.left_inverse((fitted.basis @ fitted.core)[None])[0]
+        shapes = self.factor_shapes(spec)
         return {
             "tall": fitted.first.reshape(shapes["tall"]),
             "wide": second.reshape(shapes["wide"]),
@@ -86,38 +74,13 @@ class SpatialLowRank(Structure):
         rows = torch.linalg.svd(kernel.flatten(0, 1), full_matrices=False).Vh[: self.rank]
         return over.right_inverse(rows[None])[0]
 
-    def _shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
-        height, width = spec.kernel
-        return {
-            "tall": (self.rank, spec.in_features // prod(spec.kernel), height, 1),
-            "wide": (spec.out_features, self.rank, 1, width),
-        }
-
-    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        kernel = composed((factors["tall"], factors["wide"]))
-        return kernel.reshape(1, spec.out_features, spec.in_features)
-
-    def build(
-        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
-    ) -> nn.Module:
-        stages = (Stage(factors["tall"], axes=(0,)), Stage(factors["wide"], axes=(1,)))
-        return ConvChain.like(layer, stages, bias).train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        return {name: torch.zeros(shape) for name, shape in self._shapes(spec).items()}
-
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         if spec.kind not in cls.kinds or spec.groups != 1 or min(spec.kernel) == 1:
             return ()  # along a single axis it equals LowRank
         per_rank = _tall(spec) + _wide(spec)
-        ranks = {max(1, round(share * spec.weight_params / per_rank)) for share in SHARES}
-        family = tuple(
-            cls(rank)
-            for rank in sorted(ranks)
-            if rank * per_rank < spec.weight_params and rank <= _largest_rank(spec)
-        )
-        return (family,) if len(family) > 1 else ()
+        ranks = (max(1, round(share * spec.weight_params / per_rank)) for share in SHARES)
+        return cls.family_of((cls(rank) for rank in ranks if rank <= _largest_rank(spec)), spec)
 
 
 def _tall(spec: LayerSpec) -> int:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from math import prod
 from typing import Any, ClassVar, Self, cast
 
+import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
 from lrcompress.metrics import Whitening
 
+# Factors of one layer by name; `Structure.factor_shapes` gives their shapes.
 Factors = Mapping[str, Tensor]
-"""Factors of one layer by name; shapes are each structure's own."""
 
 ALL_KINDS: frozenset[Kind] = frozenset(
     ("linear", "transposed_linear", "embedding", "conv1d", "conv2d")
@@ -22,12 +24,23 @@ ALL_KINDS: frozenset[Kind] = frozenset(
 LINEAR_KINDS: frozenset[Kind] = frozenset(("linear", "transposed_linear"))
 
 
+@dataclass(frozen=True, eq=False)
+class FitTask:
+    """The arguments of `Structure.fit`."""
+
+    weight: Tensor  # (groups, m, n)
+    whitening: Whitening
+    spec: LayerSpec
+    quick: bool = False
+    start: Factors | None = None
+
+
 class Structure(ABC):
     """A frozen dataclass whose fields are the sizes of the factors."""
 
     type_name: ClassVar[str]  # name in plan.json and in the STRUCTURES table
     kinds: ClassVar[frozenset[Kind]] = ALL_KINDS  # kinds of layers that it can replace
-    tried_unasked: ClassVar[bool] = True  # whether --structures auto tries it
+    tried_by_default: ClassVar[bool] = True  # whether --structures auto tries it
 
     def takes_large(self, weight: Tensor, whitening: Whitening) -> bool:
         """Whether `fit` and `loss` take the weight in its own dtype, block by block, instead of a
@@ -48,40 +61,42 @@ class Structure(ABC):
                 f"{spec.name}: {self.type_name} can replace {kinds}, not {spec.kind}; "
                 "use low_rank or dense"
             )
-        self._check_whole(spec)
+        self._check_integers(spec)
         self.check_sizes(spec)
 
-    def _check_whole(self, spec: LayerSpec) -> None:
+    def _check_integers(self, spec: LayerSpec) -> None:
         """Raise PlanError unless every size is an integer from 0 to the weight's parameters."""
         assert is_dataclass(self)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type != "int":
-                continue
+        for name in (field.name for field in fields(self) if field.type == "int"):
+            value = getattr(self, name)
             if type(value) is not int:  # True is an int too
                 raise PlanError(
-                    f"{spec.name}: {field.name} {value!r:.40} of {self.type_name} is not a whole "
-                    "number; edit it"
+                    f"{spec.name}: {name} {value!r:.40} of {self.type_name} is not an integer; "
+                    "edit it"
                 )
-            if not 0 <= value <= spec.weight_params:
-                raise PlanError(
-                    f"{spec.name}: {field.name} {value} is not between 0 and {spec.weight_params}, "
-                    f"the parameters of its weight ({self.type_name}); edit its {field.name}"
-                )
+            limit = f"the number of parameters that {self.type_name} replaces"
+            check_size(spec, name, value, spec.weight_params, least=0, limit=limit)
 
     @abstractmethod
     def check_sizes(self, spec: LayerSpec) -> None:
         """Raise PlanError if the sizes do not fit the layer, whose kind is already checked."""
 
     @abstractmethod
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of the factors."""
+
+    def empty_factors(self, spec: LayerSpec) -> Factors:
+        """Return zero factors of the right shapes, to be filled from a file."""
+        return {name: torch.zeros(shape) for name, shape in self.factor_shapes(spec).items()}
+
     def weight_params(self, spec: LayerSpec) -> int:
         """Number of scalars in the factors, without the bias; a tied weight counts once."""
+        return sum(prod(shape) for shape in self.factor_shapes(spec).values())
 
-    @abstractmethod
     def flops_per_row(self, spec: LayerSpec) -> int:
         """Floating-point operations per row (2 per multiply-add), as LayerSpec.flops_per_row."""
+        return 2 * self.weight_params(spec)
 
-    @abstractmethod
     def fit(
         self,
         weight: Tensor,
@@ -99,6 +114,11 @@ class Structure(ABC):
         Raises:
             FitError: the weight or its whitening is not finite.
         """
+        return self._fit(FitTask(weight, whitening, spec, quick, start))
+
+    @abstractmethod
+    def _fit(self, task: FitTask) -> Factors:
+        """`fit`, for each structure."""
 
     @abstractmethod
     def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
@@ -110,10 +130,6 @@ class Structure(ABC):
     ) -> nn.Module:
         """Build the replacement, with the layer's dtype, device, mode and requires_grad."""
 
-    @abstractmethod
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        """Return zero factors of the right shapes, to be filled from a file."""
-
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         """Structures to fit for the loss curves of a layer, each family from small to large.
@@ -122,17 +138,38 @@ class Structure(ABC):
         """
         return ()
 
+    @classmethod
+    def family_of(cls, sizes: Iterable[Self], spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
+        """One family, of the different `sizes` that are smaller than the dense weight.
+
+        Empty if they are fewer than two.
+        """
+        smaller = (size for size in sizes if size.weight_params(spec) < spec.weight_params)
+        family = tuple(dict.fromkeys(smaller))
+        return (family,) if len(family) > 1 else ()
+
     def between(self, larger: Structure) -> tuple[Structure, ...]:
         """Structures with sizes strictly between this one and `larger`, the next of its family.
 
-        Their losses are interpolated. By default all ranks between, if the other fields are equal.
+        Their losses are interpolated. By default all ranks between (multiples of the chunk, if the
+        structure has one), if the other fields are equal.
         """
+        this, other = cast(Any, self), cast(Any, larger)
         if not hasattr(self, "rank") or type(larger) is not type(self):
             return ()
-        assert is_dataclass(self) and not isinstance(self, type)  # noqa: PT018
-        mine, theirs = ({f.name: getattr(x, f.name) for f in fields(self)} for x in (self, larger))
-        first, last = mine.pop("rank"), theirs.pop("rank")
-        if mine != theirs:
+        if replace(this, rank=other.rank) != other:
             return ()
-        value = cast(Any, self)
-        return tuple(replace(value, rank=rank) for rank in range(first + 1, last))
+        ranks = range(this.rank, other.rank, max(1, getattr(this, "chunk", 1)))
+        return tuple(replace(this, rank=rank) for rank in ranks[1:])
+
+
+def check_size(
+    spec: LayerSpec, field: str, value: int, largest: int, *, least: int = 1, limit: str = ""
+) -> None:
+    """Raise PlanError unless least <= value <= largest; `limit` explains the largest."""
+    if not least <= value <= largest:
+        limit = limit or f"the weight is {spec.out_features} x {spec.in_features}"
+        raise PlanError(
+            f"{spec.name}: {field} {value} is not between {least} and {largest} ({limit}); "
+            f"edit its {field}"
+        )

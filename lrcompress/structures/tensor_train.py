@@ -15,13 +15,11 @@ from functools import cache
 from math import prod
 from typing import ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
-from lrcompress.structures.structure import Factors, Structure
+from lrcompress.structures.structure import Factors, FitTask, Structure, check_size
 from lrcompress.structures.tensor_train_fit import Shape, TensorTrainFit, product
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
 from lrcompress.structures.tensor_train_start import joined, whitened_tt_svd
@@ -49,11 +47,8 @@ class TensorTrain(Structure):
                 f"{spec.name}: tensor_train has 2 or 3 cores, not {self.cores}; edit its cores"
             )
         largest = max(_largest_ranks(spec, self.cores))
-        if not 1 <= self.rank <= largest:
-            raise PlanError(
-                f"{spec.name}: rank {self.rank} is not between 1 and {largest} (the table is "
-                f"{spec.in_features} x {spec.out_features} in {self.cores} cores); edit its rank"
-            )
+        limit = f"the table is {spec.in_features} x {spec.out_features} in {self.cores} cores"
+        check_size(spec, "rank", self.rank, largest, limit=limit)
 
     def shape(self, spec: LayerSpec) -> Shape:
         ranks = tuple(min(self.rank, most) for most in _largest_ranks(spec, self.cores))
@@ -63,8 +58,8 @@ class TensorTrain(Structure):
             ranks,
         )
 
-    def weight_params(self, spec: LayerSpec) -> int:
-        return sum(prod(core) for core in self.shape(spec).cores)
+    def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
+        return {f"core{k}": size for k, size in enumerate(self.shape(spec).cores)}
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         """Operations of the products that join the cores' rows, from the left."""
@@ -75,17 +70,9 @@ class TensorTrain(Structure):
             width *= d
         return total
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        shape = self.shape(spec)
-        problem = TensorTrainFit(weight, whitening, shape)
+    def _fit(self, task: FitTask) -> Factors:
+        shape, start = self.shape(task.spec), task.start
+        problem = TensorTrainFit(task.weight, task.whitening, shape)
         candidates: list[list[Tensor]] = []
         if start is not None and len(start) == self.cores:
             held = [start[name].to(problem.target) for name in sorted(start)]
@@ -94,9 +81,9 @@ class TensorTrain(Structure):
             )
             if min(more) >= 0:
                 candidates.append(joined(held, self._rest(problem, held, more), shape))
-        if not (candidates and quick):
+        if not (candidates and task.quick):
             candidates.append(whitened_tt_svd(problem.target, problem, shape.ranks))
-        sweeps, steps = (1, 3) if quick else (4, 6)
+        sweeps, steps = (1, 3) if task.quick else (4, 6)
         cores = problem.fit(candidates, sweeps=sweeps, steps=steps)
         return {f"core{k}": core.double() for k, core in enumerate(cores)}
 
@@ -119,19 +106,13 @@ class TensorTrain(Structure):
         cores = [factors[name] for name in sorted(factors)]
         return TensorTrainEmbedding.like(layer, cores).train(layer.training)
 
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        return {f"core{k}": torch.zeros(size) for k, size in enumerate(self.shape(spec).cores)}
-
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         if spec.kind not in cls.kinds or spec.tied:
             return ()
-        family: list[Self] = []
-        for share in SHARES:  # two cores: a third loses more at equal parameters
-            structure = cls.holding(share, spec)
-            if structure is not None and structure not in family:
-                family.append(structure)
-        return (tuple(family),) if len(family) > 1 else ()
+        # two cores: a third loses more at equal parameters
+        sizes = (cls.holding(share, spec) for share in SHARES)
+        return cls.family_of((size for size in sizes if size is not None), spec)
 
     @classmethod
     def holding(cls, share: float, spec: LayerSpec, cores: int = 2) -> Self | None:

@@ -18,14 +18,13 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.structures.modes import separable, times
-from lrcompress.structures.solve import cholesky, pcg
+from lrcompress.structures.solve import check_finite, cholesky, pcg
 
 _ROUNDING = 1e-14  # relative to the loss of a zero table
 _SMALL = 2**20  # scalars; a larger table is fitted in float32, as its error is far above rounding
-_SETTLED = 1e-3  # share of the loss that a sweep must gain for another to follow
+_WORTHWHILE = 1e-3  # share of the loss that a sweep must gain for another to follow
 
 
 @dataclass(frozen=True)
@@ -75,9 +74,9 @@ class TensorTrainFit:
             None if gram is None else gram.to(dtype)
             for gram in (whitening.input.gram(), whitening.output.gram())
         )
-        self.total = float(whitening.loss(weight))
-        if not self.total < float("inf"):
-            raise FitError("the weight or its moments are not finite; check the model and data")
+        total = whitening.loss(weight)
+        check_finite(total)
+        self.total = float(total)
         self.frequencies, self.sensitivities = self._modes()
 
     def fit(self, candidates: list[list[Tensor]], *, sweeps: int, steps: int) -> list[Tensor]:
@@ -90,9 +89,9 @@ class TensorTrainFit:
             after = self.loss(cores)
             if not after < loss:
                 break
-            settled = loss - after <= _SETTLED * loss
+            flat = loss - after <= _WORTHWHILE * loss
             best, loss = cores, after
-            if settled:
+            if flat:
                 break
         return best
 

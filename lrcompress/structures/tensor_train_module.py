@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from lrcompress.structures.factorized import _parameter
+from lrcompress.structures.factorized import parameter_like
 
 
 class TensorTrainEmbedding(nn.Module):
@@ -35,7 +35,7 @@ class TensorTrainEmbedding(nn.Module):
         for core in cores:
             rows = core.transpose(0, 1).flatten(1)  # (v, r d r')
             digit = nn.Embedding(rows.shape[0], rows.shape[1], device="meta")
-            digit.weight = _parameter(rows, layer.weight)
+            digit.weight = parameter_like(rows, layer)
             made.append(digit)
         return cls(made, (*(len(core) for core in cores), 1), layer)
 

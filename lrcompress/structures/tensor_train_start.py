@@ -7,9 +7,8 @@ from math import prod
 from torch import Tensor
 
 from lrcompress.metrics.root import root_of
-from lrcompress.structures.modes import along
+from lrcompress.structures.modes import along, torch_backend
 from lrcompress.structures.tensor_train_fit import Shape, TensorTrainFit
-from lrcompress.structures.tensorly_access import torch_backend
 
 _LARGEST_FULL_SVD = 1024  # shorter side of an unfolding; a randomised SVD is as good a start
 

@@ -15,101 +15,67 @@ from math import prod, sqrt
 from typing import ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrcompress.errors import PlanError
-from lrcompress.layers import Kind, LayerSpec
-from lrcompress.metrics import Whitening
-from lrcompress.structures.conv_chain import ConvChain, Stage, composed
-from lrcompress.structures.structure import Factors, Structure
-from lrcompress.structures.tensorly_access import torch_backend
+from lrcompress.layers import LayerSpec
+from lrcompress.structures.conv_chain import ChainStructure
+from lrcompress.structures.modes import torch_backend
+from lrcompress.structures.structure import Factors, FitTask, Structure, check_size
 from lrcompress.structures.two_stage import TwoStageFit, extended
 
 SHARES = (0.15, 0.3, 0.45, 0.6, 0.75)  # of the dense weight, for a loss curve
 
 
 @dataclass(frozen=True)
-class Tucker2(Structure):
+class Tucker2(ChainStructure):
     """`rank_in` channels before the small kernel, `rank_out` after it."""
 
     rank_out: int
     rank_in: int
     type_name: ClassVar[str] = "tucker2"
-    kinds: ClassVar[frozenset[Kind]] = frozenset(("conv1d", "conv2d"))
 
     def check_sizes(self, spec: LayerSpec) -> None:
-        if spec.groups != 1:
-            raise PlanError(
-                f"{spec.name}: tucker2 needs an ungrouped convolution, not {spec.groups} groups; "
-                "use low_rank or dense"
-            )
+        super().check_sizes(spec)
         positions = prod(spec.kernel)
         channels = spec.in_features // positions
-        for field, rank, largest in (
-            ("rank_out", self.rank_out, min(spec.out_features, self.rank_in * positions)),
-            ("rank_in", self.rank_in, min(channels, self.rank_out * positions)),
-        ):
-            if not 1 <= rank <= largest:
-                raise PlanError(
-                    f"{spec.name}: {field} {rank} is not between 1 and {largest} (the kernel is "
-                    f"{spec.out_features} x {channels} x {positions}); edit its ranks"
-                )
-
-    def weight_params(self, spec: LayerSpec) -> int:
-        return sum(prod(shape) for shape in self._shapes(spec))
+        limit = f"the kernel is {spec.out_features} x {channels} x {positions}"
+        largest = min(spec.out_features, self.rank_in * positions)
+        check_size(spec, "rank_out", self.rank_out, largest, limit=limit)
+        largest = min(channels, self.rank_out * positions)
+        check_size(spec, "rank_in", self.rank_in, largest, limit=limit)
 
     def flops_per_row(self, spec: LayerSpec) -> int:
-        first, core, last = (prod(shape) for shape in self._shapes(spec))
+        first, core, last = (prod(shape) for shape in self.factor_shapes(spec).values())
         return 2 * (first * prod(spec.stride) + core + last)
 
-    def _shapes(self, spec: LayerSpec) -> tuple[tuple[int, ...], ...]:
-        """Kernels of the three stages."""
-        one = (1,) * len(spec.kernel)
-        channels = spec.in_features // prod(spec.kernel)
-        return (
-            (self.rank_in, channels, *one),
-            (self.rank_out, self.rank_in, *spec.kernel),
-            (spec.out_features, self.rank_out, *one),
-        )
+    def stages(self, spec: LayerSpec) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        axes = tuple(range(len(spec.kernel)))
+        one = (1,) * len(axes)
+        return {
+            "first": ((self.rank_in, spec.in_features // prod(spec.kernel), *one), ()),
+            "core": ((self.rank_out, self.rank_in, *spec.kernel), axes),
+            "last": ((spec.out_features, self.rank_out, *one), ()),
+        }
 
-    def fit(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        quick: bool = False,
-        start: Factors | None = None,
-    ) -> Factors:
-        sweeps, steps = (3, 6) if quick else (16, 12)
-        return self.fit_with(weight, whitening, spec, sweeps=sweeps, steps=steps, start=start)
+    def _fit(self, task: FitTask) -> Factors:
+        sweeps, steps = (3, 6) if task.quick else (16, 12)
+        return self.fit_with(task, sweeps=sweeps, steps=steps)
 
-    def fit_with(
-        self,
-        weight: Tensor,
-        whitening: Whitening,
-        spec: LayerSpec,
-        *,
-        sweeps: int,
-        steps: int,
-        start: Factors | None = None,
-    ) -> Factors:
-        """`fit` with at most so many sweeps, of so many steps in the first stage."""
-        problem = TwoStageFit(weight, whitening, prod(spec.kernel))
+    def fit_with(self, task: FitTask, *, sweeps: int, steps: int) -> Factors:
+        """`fit` with at most `sweeps` sweeps, of `steps` steps in the first stage."""
+        spec, start = task.spec, task.start
+        problem = TwoStageFit(task.weight, task.whitening, prod(spec.kernel))
         first = self._whitened_tucker(problem)
         candidates = [first]
         if start is not None and len(start["first"]) <= self.rank_in:
             candidates.append(extended(start["first"].flatten(1).double(), first, self.rank_in))
         fitted = problem.fit(candidates, self.rank_out, sweeps=sweeps, steps=steps)
-        last = whitening.output.left_inverse(fitted.basis[None])[0]
+        last = task.whitening.output.left_inverse(fitted.basis[None])[0]
         # Put all scale in the core: undoing a whitening may leave a factor much too large
         q, r = torch.linalg.qr(last)
         flat = (fitted.first, r @ fitted.core, q)
-        names = ("first", "core", "last")
-        return {
-            name: values.reshape(shape)
-            for name, values, shape in zip(names, flat, self._shapes(spec), strict=True)
-        }
+        shapes = self.factor_shapes(spec).items()
+        return {name: x.reshape(shape) for (name, shape), x in zip(shapes, flat, strict=True)}
 
     def _whitened_tucker(self, problem: TwoStageFit) -> Tensor:
         """The first stage (q, c) of TensorLy's partial Tucker in the whitened space."""
@@ -125,24 +91,6 @@ class Tucker2(Structure):
             )
         return over.right_inverse(channels.mT[None])[0]
 
-    def dense(self, factors: Factors, spec: LayerSpec) -> Tensor:
-        kernel = composed((factors["first"], factors["core"], factors["last"]))
-        return kernel.reshape(1, spec.out_features, spec.in_features)
-
-    def build(
-        self, layer: nn.Module, spec: LayerSpec, factors: Factors, bias: Tensor | None
-    ) -> nn.Module:
-        stages = (
-            Stage(factors["first"]),
-            Stage(factors["core"], axes=tuple(range(len(spec.kernel)))),
-            Stage(factors["last"]),
-        )
-        return ConvChain.like(layer, stages, bias).train(layer.training)
-
-    def empty_factors(self, spec: LayerSpec) -> Factors:
-        first, core, last = (torch.zeros(shape) for shape in self._shapes(spec))
-        return {"first": first, "core": core, "last": last}
-
     @classmethod
     def families(cls, spec: LayerSpec) -> tuple[tuple[Self, ...], ...]:
         """One family, in which both ranks keep the same share of their channels."""
@@ -150,12 +98,7 @@ class Tucker2(Structure):
             return ()
         if spec.in_features == prod(spec.kernel):
             return ()  # one input channel: LowRank with a redundant stage
-        family: list[Self] = []
-        for share in SHARES:
-            structure = cls.holding(share, spec)
-            if structure.weight_params(spec) < spec.weight_params and structure not in family:
-                family.append(structure)
-        return (tuple(family),) if len(family) > 1 else ()
+        return cls.family_of((cls.holding(share, spec) for share in SHARES), spec)
 
     @classmethod
     def holding(cls, share: float, spec: LayerSpec) -> Self:

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.metrics.root import Root, root_of
 from lrcompress.structures.modes import separable, times
-from lrcompress.structures.solve import cholesky, pcg, rows_solved
+from lrcompress.structures.solve import check_finite, cholesky, pcg, rows_solved
+
+_WORTHWHILE = 1e-5  # share of the loss that a sweep must gain for another to follow
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +45,7 @@ class TwoStageFit:
         self.total = whitening.input.right(self.half[None]).square().sum()
         self.gram = whitening.input.gram()
         self.paired = times(self.half, self.gram)  # G^1/2 W C
-        if not bool(torch.isfinite(self.total)):
-            raise FitError("the weight or its moments are not finite; check the model and data")
+        check_finite(self.total)
 
     @property
     def outer(self) -> int:
@@ -60,13 +60,14 @@ class TwoStageFit:
         starts = (self.second_stage(_orthonormal(first), rank) for first in candidates)
         best = min(starts, key=lambda fitted: fitted.loss)
         for _ in range(sweeps):
-            first = _orthonormal(self._first_stage(best, steps))
-            after = self.second_stage(first, rank)
+            core, target = self.by_pairs(best.core), best.basis.mT @ self.half  # (p, q, b), (p, n)
+            first = first_stage_step(best.first, core, target, self.gram, steps)
+            after = self.second_stage(_orthonormal(first), rank)
             if not after.loss < best.loss:
                 break
             gained = best.loss - after.loss
             best = after
-            if gained <= _SETTLED * after.loss:
+            if gained <= _WORTHWHILE * after.loss:
                 break
         return best
 
@@ -101,17 +102,10 @@ class TwoStageFit:
             rows = times(torch.kron(first, torch.eye(self.inner).to(first)), self.gram)
         return rows.reshape(len(first), self.inner, -1)
 
-    def _first_stage(self, now: TwoStages, steps: int) -> Tensor:
-        core = self.by_pairs(now.core)  # (p, q, b)
-        return first_stage_step(now.first, core, now.basis.mT @ self.half, self.gram, steps)
-
     def separable_roots(self) -> tuple[Root, Root]:
         """Roots of C_a and C_b in C ~ C_a (x) C_b, which come from the partial traces of C."""
         over, under = separable(self.gram, self.outer, self.inner, like=self.half)
         return root_of(over[None]), root_of(under[None])
-
-
-_SETTLED = 1e-5  # share of the loss that a sweep must gain for another to follow
 
 
 def first_stage_step(

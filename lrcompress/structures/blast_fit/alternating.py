@@ -9,8 +9,6 @@ sweep is the same function on the transposed weight and factors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -30,18 +28,6 @@ _FEW_BLOCKS = 64
 _RIDGE = 8.0
 
 
-@dataclass(frozen=True, eq=False)
-class Half:
-    """The result of half a sweep: U (batch, b_out, p, r) and s (batch, b_out, b_in, r).
-
-    `gain` (batch,) is ||W||^2 - ||W - W_hat||^2, computed from the normal equations.
-    """
-
-    left: Tensor
-    diag: Tensor
-    gain: Tensor
-
-
 def solve_left(weight: Tensor, factors: BlastFactors, gram: Tensor) -> Tensor:
     """Solve for the best U. weight: (batch, b_out p, b_in q), padded; may be a transposed view.
 
@@ -55,10 +41,13 @@ def solve_left(weight: Tensor, factors: BlastFactors, gram: Tensor) -> Tensor:
     return left
 
 
-def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor | None) -> Half:
+def solve_left_and_diag(
+    weight: Tensor, factors: BlastFactors, left_gram: Tensor | None
+) -> tuple[BlastFactors, Tensor]:
     """Improve s by one or two steps of conjugate gradients, then solve for the best U.
 
-    left_gram: `grams(factors.left)`, (batch, b_out, r, r), or None to compute it.
+    left_gram: `grams(factors.left)`, (batch, b_out, r, r), or None to compute it. Returns the
+    factors and ||W||^2 - ||W - W_hat||^2, (batch,), which is computed from the normal equations.
     """
     gram = grams(factors.right)
     left, diag = torch.empty_like(factors.left), factors.diag.clone()
@@ -73,7 +62,7 @@ def solve_left_and_diag(weight: Tensor, factors: BlastFactors, left_gram: Tensor
             diag[:, rows, columns] = _improved_diag(*equations, diag[:, rows, columns], steps)
         systems, rhs = left_systems(products, diag[:, rows], gram)
         left[:, rows] = _solved(systems, rhs, before, gain)
-    return Half(left, diag, gain)
+    return BlastFactors(left, diag, factors.right), gain
 
 
 def worth_keeping(gram: Tensor, weight: Tensor) -> bool:
@@ -149,7 +138,7 @@ def diag_systems(
 
 def _improved_diag(systems: Tensor, rhs: Tensor, diag: Tensor, steps: int) -> Tensor:
     size = systems.diagonal(dim1=-2, dim2=-1)
-    inverse = torch.where(size > 0, size, torch.ones_like(size)).reciprocal()
+    inverse = torch.where(size > 0, size, 1.0).reciprocal()
     return pcg(
         lambda s: (systems @ s.unsqueeze(-1)).squeeze(-1),
         rhs,

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lrcompress.errors import FitError
 from lrcompress.metrics.root import RELATIVE_FLOOR, Root
 from lrcompress.structures.blast_fit.factors import block_length
+from lrcompress.structures.solve import check_finite
 
 _UNCOUPLED = 1e-9  # relative to the identity; below the rounding of moments stored in float32
 
@@ -55,8 +55,7 @@ def block_metric(
     gram = root.gram()
     if gram is None:
         return BlockMetric()
-    if not bool(torch.isfinite(gram).all()):
-        raise FitError("the moments of its data are not finite; check the model and data")
+    check_finite(gram, "the moments of its data are")
     padding = blocks * block_length(size, blocks) - size
     metric = _decomposed(_padded(gram[group], padding), blocks, coupling_dtype)
     _LATEST[root] = key, metric

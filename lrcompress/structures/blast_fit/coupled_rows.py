@@ -136,7 +136,7 @@ def _solve(gram: Tensor, rhs: Tensor) -> Tensor:
     Factor columns may differ in size by orders of magnitude, so they are first scaled to one.
     """
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)).rsqrt().unsqueeze(-1)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt().unsqueeze(-1)
     unit = gram * scale * scale.mT
     unit.diagonal(dim1=-2, dim2=-1).add_(_RIDGE * torch.finfo(gram.dtype).eps)
     factor, failed = torch.linalg.cholesky_ex(unit)

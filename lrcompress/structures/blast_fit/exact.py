@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrcompress.structures.blast_fit.factors import BlastFactors
-from lrcompress.structures.blast_fit.residual import block_losses
+from lrcompress.structures.blast_fit.factors import BlastFactors, block_losses
 from lrcompress.structures.blast_fit.spectral_start import drawn
 from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, until_flat
 

@@ -1,4 +1,4 @@
-"""The factors of a BLAST weight, and conversion between a weight and its blocks.
+"""The factors of a BLAST weight, their scales and their residual.
 
 W_ij ~ U_i diag(s_ij) V_j^T over a grid of b_out x b_in blocks (Lee, Kwon, Qu, Kim, NeurIPS 2024,
 eq. 1). A weight that the grid does not divide is padded with zeros at its far edges.
@@ -6,15 +6,13 @@ eq. 1). A weight that the grid does not divide is padded with zeros at its far e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
-@dataclass(frozen=True, eq=False)
-class BlastFactors:
+class BlastFactors(NamedTuple):
     """The factors of several weights of one shape: layers fitted together, or groups of a layer."""
 
     left: Tensor  # U: (batch, b_out, p, r)
@@ -61,7 +59,16 @@ class BlastFactors:
         )
 
     def to(self, like: Tensor) -> BlastFactors:
-        return BlastFactors(self.left.to(like), self.diag.to(like), self.right.to(like))
+        return BlastFactors(*(part.to(like) for part in self))
+
+    def of_weights(self, chosen: slice) -> BlastFactors:
+        """Factors of some weights of the batch."""
+        return BlastFactors(*(part[chosen] for part in self))
+
+    def scaled(self, scale: Tensor) -> BlastFactors:
+        """Factors of the weights times `scale` (batch, 1, 1), which U and V share evenly."""
+        root = scale.sqrt().unsqueeze(-1)
+        return BlastFactors(self.left * root, self.diag, self.right * root)
 
 
 def block_length(length: int, blocks: int) -> int:
@@ -69,12 +76,37 @@ def block_length(length: int, blocks: int) -> int:
     return -(-length // blocks)
 
 
-def blocks_of(weight: Tensor, b_out: int, b_in: int) -> Tensor:
-    """Split weights into blocks: (batch, m, n) -> (batch, b_out, b_in, p, q), zero-padded."""
-    batch, m, n = weight.shape
-    p, q = block_length(m, b_out), block_length(n, b_in)
-    padded = functional.pad(weight, (0, b_in * q - n, 0, b_out * p - m))
-    return padded.reshape(batch, b_out, p, b_in, q).transpose(2, 3)
+def block_losses(weight: Tensor, factors: BlastFactors) -> Tensor:
+    """||W_ij - U_i diag(s_ij) V_j^T||^2: (batch, b_out, b_in). weight: (batch, b_out p, b_in q)."""
+    batch, b_out, b_in, _ = factors.diag.shape
+    losses = weight.new_empty(batch, b_out, b_in)
+    for index in range(batch):
+        for i in range(b_out):
+            for j in range(b_in):
+                block = _residual_block(weight, factors, index, i, j)
+                losses[index, i, j] = torch.linalg.vector_norm(block).square()
+    return losses
+
+
+def residual(weight: Tensor, factors: BlastFactors) -> Tensor:
+    """W - W_hat: (batch, b_out p, b_in q)."""
+    batch, b_out, p, _ = factors.left.shape
+    _, b_in, q, _ = factors.right.shape
+    out = torch.empty_like(weight)
+    for index in range(batch):
+        for i in range(b_out):
+            for j in range(b_in):
+                block = _residual_block(weight, factors, index, i, j)
+                out[index, i * p : (i + 1) * p, j * q : (j + 1) * q] = block
+    return out
+
+
+def _residual_block(weight: Tensor, factors: BlastFactors, index: int, i: int, j: int) -> Tensor:
+    """The residual of one block. A row of blocks would take half of the weight's memory."""
+    left, right = factors.left[index, i], factors.right[index, j]  # (p, r), (q, r)
+    p, q = left.shape[0], right.shape[0]
+    block = weight[index, i * p : (i + 1) * p, j * q : (j + 1) * q]
+    return torch.addmm(block, left * factors.diag[index, i, j], right.mT, alpha=-1)
 
 
 def _norms(factor: Tensor) -> Tensor:
@@ -84,4 +116,4 @@ def _norms(factor: Tensor) -> Tensor:
 
 def _positive(size: Tensor) -> Tensor:
     """Replace zeros by one, for use as a divisor."""
-    return torch.where(size > 0, size, torch.ones_like(size))
+    return torch.where(size > 0, size, 1.0)

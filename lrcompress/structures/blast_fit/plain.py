@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from lrcompress.structures.blast_fit.exact import looks_exact, recover
-from lrcompress.structures.blast_fit.factors import BlastFactors
-from lrcompress.structures.blast_fit.residual import block_losses
+from lrcompress.structures.blast_fit.factors import BlastFactors, block_losses
 from lrcompress.structures.blast_fit.spectral_start import extended, spectral_loss, spectral_start
 from lrcompress.structures.blast_fit.sweeps import Sweep, alternate, chosen, until_flat
-from lrcompress.structures.blast_fit.unit_norm import norms, padded, scaled
+from lrcompress.structures.blast_fit.unit_norm import norms, padded
 
 _WORTHWHILE = 1e-4  # share of the loss per five sweeps; trained weights gain 100 times that at 40
 _SMALL = 64 * 64  # scalars of a weight up to which float64 costs nothing extra
@@ -42,33 +41,29 @@ def fit_plain(
     norm = norms(weight)  # (batch, 1, 1), at least float32
     unit = padded(weight, norm, blocks_out, blocks_in, torch.float64 if small else torch.float32)
     if start is None:
-        begun = spectral_start(unit, blocks_out, blocks_in, rank, generator)
-        begun_loss = spectral_loss(unit, begun)
+        initial = spectral_start(unit, blocks_out, blocks_in, rank, generator)
+        initial_loss = spectral_loss(unit, initial)
     else:
-        begun = extended(unit, scaled(start, 1 / norm).to(unit), rank, generator)
-        begun_loss = block_losses(unit, begun).sum((1, 2))
-    kept = _kept(begun)
-    sweeping = alternate(unit, begun)
+        initial = extended(unit, start.scaled(1 / norm).to(unit), rank, generator)
+        initial_loss = block_losses(unit, initial).sum((1, 2))
+    kept = _kept(initial)
+    sweeping = alternate(unit, initial)
     if start is None:
-        del begun  # frees memory during the sweeps: it is half as large as the weight
+        del initial  # frees memory during the sweeps: it is half as large as the weight
     found = until_flat(sweeping, sweeps, worthwhile=_WORTHWHILE)
     if start is not None:
-        found = chosen(found.loss < begun_loss, found, Sweep(begun, begun_loss))
-    for index in looks_exact(found.loss, begun_loss, kept).nonzero().flatten().tolist():
+        found = chosen(found.loss < initial_loss, found, Sweep(initial, initial_loss))
+    for index in looks_exact(found.loss, initial_loss, kept).nonzero().flatten().tolist():
         one = slice(index, index + 1)
         wide = padded(weight[one], norm[one], blocks_out, blocks_in, torch.float64)
-        exact = recover(wide, _item(found.factors, one).to(wide), generator)
+        exact = recover(wide, found.factors.of_weights(one).to(wide), generator)
         this = torch.arange(len(weight), device=weight.device) == index
         found = chosen(this, exact, found)  # float32 cannot tell their losses apart
-    return scaled(found.factors.balanced().to(norm), norm).to(weight)
-
-
-def _item(factors: BlastFactors, one: slice) -> BlastFactors:
-    return BlastFactors(factors.left[one], factors.diag[one], factors.right[one])
+    return found.factors.balanced().to(norm).scaled(norm).to(weight)
 
 
 def _kept(factors: BlastFactors) -> float:
     """Number of parameters, as a share of the (padded) weight's."""
-    numbers = sum(f[0].numel() for f in (factors.left, factors.diag, factors.right))
+    numbers = sum(part[0].numel() for part in factors)
     dense = factors.left.shape[1:3].numel() * factors.right.shape[1:3].numel()
     return numbers / dense

@@ -20,7 +20,7 @@ from lrcompress.structures.blast_fit.alternating import (
     row_chunks,
 )
 from lrcompress.structures.blast_fit.factors import BlastFactors
-from lrcompress.structures.blast_fit.unit_norm import norms, padded, scaled
+from lrcompress.structures.blast_fit.unit_norm import norms, padded
 from lrcompress.structures.solve import cholesky
 
 SWEEPS = 300
@@ -50,8 +50,7 @@ def fit_precgd(
     norm = norms(weight)
     unit = padded(weight, norm, blocks_out, blocks_in, torch.float32)
     start = random_start(unit, blocks_out, blocks_in, rank, generator)
-    found = _descend(unit, start, sweeps)
-    return scaled(found.balanced().to(norm), norm).to(weight)
+    return _descend(unit, start, sweeps).balanced().to(norm).scaled(norm).to(weight)
 
 
 def random_start(
@@ -72,7 +71,7 @@ def _descend(weight: Tensor, factors: BlastFactors, sweeps: int) -> BlastFactors
         step = 1 - sweep / sweeps
         delta = _DELTA * loss.sqrt()
         left, _, _ = _half(weight, factors, step, delta, move_diag=False)
-        factors = BlastFactors(left, factors.diag, factors.right).transposed
+        factors = factors._replace(left=left).transposed
         right, diag, gain = _half(weight.mT, factors, step, delta, move_diag=True)
         factors = BlastFactors(right, diag, left).transposed
         loss = (total - gain).clamp_min(0)

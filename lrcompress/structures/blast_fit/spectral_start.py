@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lrcompress.structures.blast_fit.factors import BlastFactors
-from lrcompress.structures.blast_fit.residual import residual
+from lrcompress.structures.blast_fit.factors import BlastFactors, residual
 
 _ITERATIONS = 3  # of the subspace; the sweeps that follow correct the remaining error
 
@@ -54,11 +53,7 @@ def extended(
         return factors
     b_out, b_in = factors.diag.shape[1:3]
     added = spectral_start(residual(weight, factors), b_out, b_in, more, generator)
-    return BlastFactors(
-        torch.cat([factors.left, added.left], -1),
-        torch.cat([factors.diag, added.diag], -1),
-        torch.cat([factors.right, added.right], -1),
-    )
+    return BlastFactors(*(torch.cat(pair, -1) for pair in zip(factors, added, strict=True)))
 
 
 def drawn(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -76,14 +76,8 @@ def until_flat(
 def chosen(first: Tensor, a: Sweep, b: Sweep) -> Sweep:
     """Choose `a` for each weight where `first` (batch,) is true, else `b`."""
     mask = first[:, None, None, None]
-    return Sweep(
-        BlastFactors(
-            torch.where(mask, a.factors.left, b.factors.left),
-            torch.where(mask, a.factors.diag, b.factors.diag),
-            torch.where(mask, a.factors.right, b.factors.right),
-        ),
-        torch.where(first, a.loss, b.loss),
-    )
+    parts = (torch.where(mask, x, y) for x, y in zip(a.factors, b.factors, strict=True))
+    return Sweep(BlastFactors(*parts), torch.where(first, a.loss, b.loss))
 
 
 def _sweep(weight: Tensor, point: BlastFactors, total: Tensor) -> Sweep:
@@ -91,16 +85,14 @@ def _sweep(weight: Tensor, point: BlastFactors, total: Tensor) -> Sweep:
     left = solve_left(weight, point, gram)
     kept = gram if worth_keeping(gram, weight) else None
     del gram  # frees memory: half as large as the weight, for eight blocks
-    point = BlastFactors(left, point.diag, point.right)
-    half = solve_left_and_diag(weight.mT, point.transposed, kept)
-    factors = BlastFactors(half.left, half.diag, left).transposed
-    return Sweep(factors, (total - half.gain).clamp_min(0))
+    point = point._replace(left=left)
+    found, gain = solve_left_and_diag(weight.mT, point.transposed, kept)
+    return Sweep(found.transposed, (total - gain).clamp_min(0))
 
 
 def _extrapolated(before: BlastFactors, now: BlastFactors, momentum: Tensor) -> BlastFactors:
     beyond = 1 + momentum[:, None, None, None]
-    return BlastFactors(
-        now.left,
-        torch.lerp(before.diag, now.diag, beyond),
-        torch.lerp(before.right, now.right, beyond),
+    return now._replace(
+        diag=torch.lerp(before.diag, now.diag, beyond),
+        right=torch.lerp(before.right, now.right, beyond),
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import FitError
-from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
+from lrcompress.structures.blast_fit.factors import block_length
 
 
 def norms(weight: Tensor) -> Tensor:
@@ -21,9 +21,9 @@ def norms(weight: Tensor) -> Tensor:
     largest = weight.abs().amax((1, 2), keepdim=True)  # squares of large weights would overflow
     if not bool(torch.isfinite(largest).all()):
         raise FitError("the weight is not finite; check the model")
-    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    largest = torch.where(largest > 0, largest, 1.0)
     norm = torch.linalg.vector_norm(weight / largest, dim=(1, 2), keepdim=True)
-    return torch.where(norm > 0, norm * largest, torch.ones_like(norm))
+    return torch.where(norm > 0, norm * largest, 1.0)
 
 
 def padded(
@@ -32,14 +32,6 @@ def padded(
     """Return weight / norm, padded with zeros to whole blocks: (batch, b_out p, b_in q)."""
     batch, m, n = weight.shape
     height, width = block_length(m, blocks_out), block_length(n, blocks_in)
-    out = torch.zeros(
-        batch, blocks_out * height, blocks_in * width, dtype=dtype, device=weight.device
-    )
+    out = weight.new_zeros(batch, blocks_out * height, blocks_in * width, dtype=dtype)
     torch.div(weight, norm, out=out[:, :m, :n])
     return out
-
-
-def scaled(factors: BlastFactors, scale: Tensor) -> BlastFactors:
-    """Scale the weight of the factors by `scale` (batch, 1, 1), split evenly over U and V."""
-    root = scale.sqrt().unsqueeze(-1)
-    return BlastFactors(factors.left * root, factors.diag, factors.right * root)

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lrcompress.errors import FitError
 from lrcompress.metrics import Whitening
 from lrcompress.structures.blast_fit.block_metric import BlockMetric, block_metric
 from lrcompress.structures.blast_fit.coupled_rows import Coupled, improve_rows_
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.plain import fit_plain
+from lrcompress.structures.solve import check_finite
 
 _SMALL = 64 * 64  # scalars of a weight up to which float64 costs nothing extra
 _MOMENTUM = 0.9  # a growing one, as Nesterov's, gains slightly at first but stalls later
@@ -61,12 +62,13 @@ def fit_weighted(
     Raises:
         FitError: the weight or its whitening is not finite.
     """
+    groups = [slice(g, g + 1) for g in range(weight.shape[0])]
+    starts = [None if start is None else start.of_weights(g) for g in groups]
     found = [
-        _fit_group(weight[g : g + 1], g, whitening, rank, grid, effort, _group(start, g))
-        for g in range(weight.shape[0])
+        _fit_group(weight[g], g.start, whitening, rank, grid, effort, initial)
+        for g, initial in zip(groups, starts, strict=True)
     ]
-    parts = zip(*(_parts(f) for f in found), strict=True)
-    return BlastFactors(*(torch.cat(part) for part in parts))
+    return BlastFactors(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _fit_group(
@@ -83,51 +85,36 @@ def _fit_group(
     outer = block_metric(whitening.output, group, weight.shape[1], grid[0], dtype)
     inner = block_metric(whitening.input, group, weight.shape[2], grid[1], dtype)
     target = _whitened(weight.to(torch.float64), outer, inner, grid)
-    if not bool(torch.isfinite(target).all()):
-        raise FitError("the weight or its moments are not finite; check the model and data")
+    check_finite(target)
     if start is not None:
         start = _mapped(start.to(target), outer.whiten, inner.whiten)
+    plain = partial(fit_plain, rank=rank, blocks_out=grid[0], blocks_in=grid[1])
     if outer.coupling is None and inner.coupling is None:
-        b_out, b_in = grid
-        sweeps = effort.uncoupled
-        found = fit_plain(
-            target, rank=rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps, start=start
-        )
+        found = plain(target, sweeps=effort.uncoupled, start=start)
     else:
         size = torch.linalg.vector_norm(target).clamp_min(torch.finfo(target.dtype).tiny)
         target = (target / size).to(dtype)  # norm 1, which suits the range of float32
         start = None if start is None else _times(start, 1 / size).to(target)
-        begun = _begun(target, rank, grid, effort.plain, start)
+        # Columns added to a start of lower rank begin as low rank. They need many sweeps to use s,
+        # and plain ones are cheaper.
+        if start is not None and start.rank == rank:
+            initial = start
+        else:
+            initial = plain(target, sweeps=effort.plain, start=start)
         problem = Coupled.of(target[0], outer.coupling, inner.coupling)
-        found = _sweeps(problem, begun, effort.coupled)
+        found = _sweeps(problem, initial, effort.coupled)
         if start is not None:
             found = _no_worse(problem, found, start)
         found = _times(found.to(size), size)
     return _mapped(found, outer.unwhiten, inner.unwhiten).balanced()
 
 
-def _begun(
-    target: Tensor, rank: int, grid: tuple[int, int], sweeps: int, start: BlastFactors | None
-) -> BlastFactors:
-    """Return the start of the coupled sweeps: a plain fit, which begins at `start` if given.
-
-    A start of full rank is used as it is. A start of lower rank needs the plain sweeps: the added
-    columns begin as low rank, and many sweeps are needed to make use of s.
-    """
-    if start is not None and start.rank == rank:
-        return start
-    b_out, b_in = grid
-    return fit_plain(
-        target, rank=rank, blocks_out=b_out, blocks_in=b_in, sweeps=sweeps, start=start
-    )
-
-
-def _sweeps(problem: Coupled, begun: BlastFactors, sweeps: int) -> BlastFactors:
+def _sweeps(problem: Coupled, initial: BlastFactors, sweeps: int) -> BlastFactors:
     """Run coupled sweeps that extrapolate U, s and V together, with momentum."""
     m, n = problem.products[0].shape
     diag_with_rows = n <= m  # s is cheapest with the smaller moment
-    last, point = _copied(begun), _copied(begun)
-    best, best_loss, gaining, restarted = begun, float("inf"), 0, False
+    last, point = _copied(initial), _copied(initial)
+    best, best_loss, gaining, restarted = initial, float("inf"), 0, False
     for sweep in range(1, sweeps + 1):
         improve_rows_(problem, point, with_diag=diag_with_rows)
         improve_rows_(problem.transposed, point.transposed, with_diag=not diag_with_rows)
@@ -150,7 +137,7 @@ def _sweeps(problem: Coupled, begun: BlastFactors, sweeps: int) -> BlastFactors:
 
 def _extrapolate_(last: BlastFactors, new: BlastFactors, momentum: float) -> None:
     """Set `last` to new + momentum (new - last), in place."""
-    for before, after in zip(_parts(last), _parts(new), strict=True):
+    for before, after in zip(last, new, strict=True):
         torch.lerp(before, after, 1 + momentum, out=before)
 
 
@@ -159,7 +146,7 @@ def _no_worse(problem: Coupled, found: BlastFactors, start: BlastFactors) -> Bla
     if problem.loss(found) <= problem.loss(start):
         return found
     more = found.rank - start.rank
-    return BlastFactors(*(functional.pad(part, (0, more)) for part in _parts(start)))
+    return BlastFactors(*(functional.pad(part, (0, more)) for part in start))
 
 
 def _whitened(
@@ -180,18 +167,8 @@ def _mapped(factors: BlastFactors, left: _Map, right: _Map) -> BlastFactors:
 
 
 def _times(factors: BlastFactors, scale: Tensor) -> BlastFactors:
-    return BlastFactors(factors.left * scale, factors.diag, factors.right)
-
-
-def _parts(factors: BlastFactors) -> tuple[Tensor, Tensor, Tensor]:
-    return factors.left, factors.diag, factors.right
+    return factors._replace(left=factors.left * scale)
 
 
 def _copied(factors: BlastFactors) -> BlastFactors:
-    return BlastFactors(*(part.clone() for part in _parts(factors)))
-
-
-def _group(factors: BlastFactors | None, group: int) -> BlastFactors | None:
-    if factors is None:
-        return None
-    return BlastFactors(*(part[group : group + 1] for part in _parts(factors)))
+    return BlastFactors(*(part.clone() for part in factors))

@@ -20,10 +20,9 @@ from torch import nn
 
 from lrcompress.layers import layer_kind
 from lrcompress.structures.blast_module import BlastLinear
+from lrcompress.structures.block_modules import KroneckerLinear, MonarchLinear
 from lrcompress.structures.conv_chain import ConvChain
 from lrcompress.structures.factorized import FactorizedConv, FactorizedEmbedding, FactorizedLinear
-from lrcompress.structures.kronecker_module import KroneckerLinear
-from lrcompress.structures.monarch_module import MonarchLinear
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
 from lrcompress.tuning.optimisers.factors import Factor, FactorPair
 
