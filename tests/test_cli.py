@@ -82,7 +82,7 @@ def test_every_public_name_is_there() -> None:
     import lrcompress
 
     assert all(getattr(lrcompress, name) is not None for name in lrcompress.__all__)
-    assert set(lrcompress.__all__) == set(lrcompress._HOMES)
+    assert set(lrcompress.__all__) == set(lrcompress._MODULES)
     assert set(lrcompress.__all__) <= set(dir(lrcompress))
     with pytest.raises(AttributeError, match="no attribute 'compres'"):
         _ = lrcompress.compres

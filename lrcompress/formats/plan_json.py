@@ -17,7 +17,7 @@ from lrcompress.planning.choices import Choice, choice_of, is_measured
 from lrcompress.planning.latency_lookup import latencies_for, slow_layers
 from lrcompress.planning.layer_filter import close_names, reasons_to_skip
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.plan import SCHEMA_VERSION, Plan, assemble
+from lrcompress.planning.plan import SCHEMA_VERSION, Plan, PlannedLayer, assemble
 from lrcompress.planning.problem import proof_digest
 from lrcompress.planning.problem_of_profile import problem_of
 from lrcompress.profiling.profile import Profile
@@ -27,7 +27,7 @@ from lrcompress.structures.serial import structure_from_json, structure_to_json
 HOW_TO_EDIT: Final = (
     "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, type "
     "dense without a rank, or another one with its sizes (docs/cli.md lists them). All the rest is "
-    "information and is computed anew."
+    "information and is computed again."
 )
 
 
@@ -71,7 +71,7 @@ def plan_to_json(plan: Plan) -> str:
         "warnings": list(plan.warnings),
     }
     head = json.dumps(header, indent=2, allow_nan=False).removesuffix("\n}")
-    lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in _rows(plan))
+    lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in map(_row, plan.layers))
     return f'{head},\n  "layers": [\n{lines}\n  ]\n}}\n'
 
 
@@ -201,23 +201,18 @@ def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[
     )
 
 
-def _rows(plan: Plan) -> list[dict[str, Any]]:
-    rows = []
-    for layer in plan.layers:
-        spec = layer.spec
-        rows.append(
-            {
-                "name": layer.name,
-                "structure": structure_to_json(layer.structure),
-                "kind": spec.kind,
-                "shape": [spec.groups, spec.out_features, spec.in_features][spec.groups == 1 :],
-                "break_even_rank": spec.break_even_rank,
-                "params": layer.params,
-                "kept": round(layer.params / layer.dense_params, 4),
-                "predicted_loss": layer.predicted_loss,
-            }
-        )
-    return rows
+def _row(layer: PlannedLayer) -> dict[str, Any]:
+    spec = layer.spec
+    return {
+        "name": layer.name,
+        "structure": structure_to_json(layer.structure),
+        "kind": spec.kind,
+        "shape": [spec.groups, spec.out_features, spec.in_features][spec.groups == 1 :],
+        "break_even_rank": spec.break_even_rank,
+        "params": layer.params,
+        "kept": round(layer.params / layer.dense_params, 4),
+        "predicted_loss": layer.predicted_loss,
+    }
 
 
 def _other_options(options: PlanOptions) -> dict[str, Any]:
