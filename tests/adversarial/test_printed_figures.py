@@ -18,7 +18,7 @@ from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.stages.compress import _facts
-from lrcompress.pipeline.stages.report import _gained
+from lrcompress.pipeline.stages.deliver import _gained
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profiler import profile
