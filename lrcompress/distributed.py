@@ -47,12 +47,12 @@ class ProcessLost(LrcompressError):
 
 def world_size() -> int:
     """Number of processes that share the work; 1 without torchrun."""
-    return _place()[1]
+    return _rank_and_size()[1]
 
 
 def rank() -> int:
     """Rank of this process, from 0."""
-    return _place()[0]
+    return _rank_and_size()[0]
 
 
 def is_main() -> bool:
@@ -113,7 +113,7 @@ def on_main(work: Callable[[], R]) -> R:
         with alone():
             outcome = _attempt(work)
         packed = [_packed(outcome)]
-    with _meeting() as dist:
+    with _process_group() as dist:
         dist.broadcast_object_list(packed, src=0)
     if not is_main():
         outcome = _unpacked(packed[0])
@@ -148,7 +148,7 @@ def gathered(value: T) -> list[T]:
         return [value]
     packed: list[Any] = [None] * world_size()
     own = _packed(value)
-    with _meeting() as dist:
+    with _process_group() as dist:
         dist.all_gather_object(packed, own)
     return [value if i == rank() else _unpacked(held) for i, held in enumerate(packed)]
 
@@ -161,7 +161,7 @@ def same_everywhere(value: object) -> bool:
 def all_reduce_(tensor: Tensor) -> Tensor:
     """Replace a contiguous tensor, in place, by its sum over all processes."""
     if world_size() > 1:
-        with _meeting() as dist:
+        with _process_group() as dist:
             dist.all_reduce(tensor)
     return tensor
 
@@ -194,7 +194,7 @@ class _Outcome(Generic[T]):
         return cast(T, self.value)
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_size() -> tuple[int, int]:
     """(rank, world size), from an existing process group or from torchrun's environment."""
     if _alone.get():
         return 0, 1
@@ -241,7 +241,7 @@ def _torch() -> Any:
 
 
 @contextmanager
-def _meeting() -> Iterator[Any]:
+def _process_group() -> Iterator[Any]:
     """Yield torch.distributed with a process group; its RuntimeErrors become ProcessLost."""
     try:
         _join()

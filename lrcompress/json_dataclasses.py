@@ -7,6 +7,7 @@ import json
 import math
 import types
 from collections.abc import Collection, Mapping
+from dataclasses import MISSING
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -132,9 +133,8 @@ class _Reader:
         if origin is tuple:
             if not isinstance(value, list):
                 raise self._wrong(where, "a list", value)
-            return tuple(
-                self.read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)
-            )
+            kind = arguments[0]
+            return tuple(self.read(kind, item, f"{where}[{i}]") for i, item in enumerate(value))
         if origin in (dict, Mapping):
             return {
                 self._key(arguments[0], key, where): self.read(
@@ -171,17 +171,13 @@ class _Reader:
         hints = _hints(kind)
         known: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
-            if field.name in apart:
+            name = field.name
+            if name in apart:
                 continue
-            if field.name in value:
-                known[field.name] = self.read(
-                    hints[field.name], value[field.name], _inside(where, field.name)
-                )
-            elif (
-                field.default is dataclasses.MISSING
-                and field.default_factory is dataclasses.MISSING
-            ):
-                raise self.error(f"{_prefix(where)} lacks {shown(field.name)}; add it")
+            if name in value:
+                known[name] = self.read(hints[name], value[name], _inside(where, name))
+            elif field.default is MISSING and field.default_factory is MISSING:
+                raise self.error(f"{_prefix(where)} lacks {shown(name)}; add it")
         return known
 
     def _object(self, value: Any, where: str) -> dict[str, Any]:

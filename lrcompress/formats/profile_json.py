@@ -187,8 +187,8 @@ def _check_numbers(fields: Mapping[str, Any], where: str) -> None:
         known = trial.predicted > 0 and trial.measured > 0
         if known and not 1 / MOST_TIMES < trial.measured / trial.predicted < MOST_TIMES:
             raise DataError(
-                f"{where}.trials[{i}]: what was measured must be within 1e100 times of what was "
-                f"predicted; {AGAIN}"
+                f"{where}.trials[{i}]: the measured loss must be within a factor of 1e100 of the "
+                f"predicted one; {AGAIN}"
             )
 
 

@@ -100,10 +100,10 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
         outcome, key = compress_model(context, inputs, plan, decision.key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
         del loaded, inputs  # frees the dense weights; the next stages read the written model
-        gained = None
+        tuned = None
         if tuning is not None:
-            gained, key = tune_model(context, tuning, key)
-        made = CompressedRun(found, plan, decision.facts, curve, outcome, warnings, key, gained)
+            tuned, key = tune_model(context, tuning, key)
+        made = CompressedRun(found, plan, decision.facts, curve, outcome, warnings, key, tuned)
         report = deliver(context, options, batch, made)
         if options.drop_moments:
             found = load_profile(folder.path(PROFILE_FOLDER))

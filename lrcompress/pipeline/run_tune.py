@@ -90,12 +90,12 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             trust_remote_code=options.source.trust_remote_code,
             differs=lambda known: what_differs(known, identity, dense.module, batches[0]),
         )
-        gained, key = tune_model(context, inputs, _upstream(folder, inputs), exporting)
+        tuned, key = tune_model(context, inputs, _upstream(folder, inputs), exporting)
         outcome = folder.facts(COMPRESS.name, CompressFacts)
         curve = SWEEP.recorded(folder) or SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
         selection = PLAN.recorded(folder) or PlanFacts()
-        made = CompressedRun(profile, inputs.plan, selection, curve, outcome, warnings, key, gained)
+        made = CompressedRun(profile, inputs.plan, selection, curve, outcome, warnings, key, tuned)
         for earlier in (PROFILE, PLAN, COMPRESS):
             clock.reused(earlier.name)
         as_before = RunOptions(

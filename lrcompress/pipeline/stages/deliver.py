@@ -77,7 +77,7 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
         judging_examples=made.selection.examples,
         doubts=tuple(doubt.said for doubt in doubts),
         severe_doubts=tuple(doubt.said for doubt in doubts if doubt.severe),
-        fidelity={**made.outcome.fidelity, **_gained(made.tuning)},
+        fidelity={**made.outcome.fidelity, **_tuned_quality(made.tuning)},
         tuning=made.tuning,
         checks=checks,
         axes=exported.axes,
@@ -88,7 +88,7 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
     return report
 
 
-def _gained(tuning: TuneReport | None) -> dict[str, float]:
+def _tuned_quality(tuning: TuneReport | None) -> dict[str, float]:
     """Return the held-out quality before and after tuning, in familiar measures."""
     if tuning is None:
         return {}

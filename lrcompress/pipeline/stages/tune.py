@@ -159,7 +159,7 @@ def last_export(folder: RunFolder) -> ExportedAs:
 def unimproved(report: TuneReport) -> str:
     return (
         f"tuning found nothing better on {report.judging_examples} held-out examples, so the "
-        "weights stay as they were; give more data or more steps"
+        "weights are unchanged; give more data or more steps"
     )
 
 
