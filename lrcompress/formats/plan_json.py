@@ -196,8 +196,8 @@ def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[
     if not names:
         return ()
     return (
-        f"the profile has no loss curve for {listed(names)}: the loss is predicted as for low rank "
-        "of the same size; compress measures it",
+        f"the profile has no loss curve for {listed(names)}: predicted as low rank of the same "
+        "size; compress measures the loss",
     )
 
 
