@@ -32,10 +32,6 @@ class Loaded:
     data_fingerprint: str  # "" without data
 
     @property
-    def model_fingerprint(self) -> str:
-        return self.identity.weights
-
-    @property
     def calibration(self) -> Batches | None:
         """The batches on which moments are measured."""
         return None if self.aside is None else self.aside.calibration
