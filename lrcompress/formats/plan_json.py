@@ -27,7 +27,7 @@ from lrcompress.structures.serial import structure_from_json, structure_to_json
 HOW_TO_EDIT: Final = (
     "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, type "
     "dense without a rank, or another one with its sizes (docs/cli.md lists them). All the rest is "
-    "information and is computed again."
+    "information and is computed anew."
 )
 
 
