@@ -55,57 +55,37 @@ __version__ = "0.1.0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent by default
 
-_HOMES: dict[str, str] = {
-    "BenchReport": "export.bench",
-    "BenchSettings": "export.bench",
-    "BenchTarget": "export.bench",
-    "Blast": "structures",
-    "BlockDiagonal": "structures",
-    "Budget": "planning.budget",
-    "CP": "structures",
-    "CompressOptions": "compression.compress",
-    "CompressReport": "compression.compress",
-    "ConversionReport": "conversion.convert",
-    "DataOptions": "sources.data",
-    "Dense": "structures",
-    "ExportOptions": "export.export_onnx",
-    "ExportReport": "export.export_onnx",
-    "Interpolative": "structures",
-    "Kronecker": "structures",
-    "LowRank": "structures",
-    "Monarch": "structures",
-    "Plan": "planning.plan",
-    "PlanOptions": "planning.options",
-    "Profile": "profiling.profile",
-    "ProfileOptions": "profiling.options",
-    "Selection": "selection.rounds",
-    "SetAside": "network.held_out_examples",
-    "SpatialLowRank": "structures",
-    "TensorTrain": "structures",
-    "Tucker2": "structures",
-    "TuneOptions": "tuning.tune",
-    "TuneReport": "tuning.tune",
-    "VerifyOptions": "export.verify.verify",
-    "VerifyReport": "export.verify.verify",
-    "bench": "export.bench",
-    "compress_": "compression.compress",
-    "convert_": "conversion.convert",
-    "export_onnx": "export.export_onnx",
-    "load": "sources.compressed_model",
-    "load_batches": "sources.data",
-    "load_model": "sources.models",
-    "load_profile": "formats.profile_json",
-    "plan": "planning.planner",
-    "plan_from_json": "formats.plan_json",
-    "plan_to_json": "formats.plan_json",
-    "profile": "profiling.profiler",
-    "save_compressed": "sources.compressed_model",
-    "save_profile": "formats.profile_json",
-    "select": "selection.rounds",
-    "set_aside": "network.held_out_examples",
-    "tune_": "tuning.tune",
-    "verify": "export.verify.verify",
+_NAMES = {  # by module
+    "compression.compress": "CompressOptions compress_",
+    "compression.report": "CompressReport",
+    "conversion.conversion": "ConversionReport",
+    "conversion.convert": "convert_",
+    "export.bench": "bench",
+    "export.bench_report": "BenchReport BenchSettings BenchTarget",
+    "export.export_onnx": "ExportOptions ExportReport export_onnx",
+    "export.verify.verify": "VerifyOptions VerifyReport verify",
+    "formats.plan_json": "plan_from_json plan_to_json",
+    "formats.profile_json": "load_profile save_profile",
+    "network.held_out_examples": "SetAside set_aside",
+    "planning.budget": "Budget",
+    "planning.options": "PlanOptions",
+    "planning.plan": "Plan",
+    "planning.planner": "plan",
+    "profiling.options": "ProfileOptions",
+    "profiling.profile": "Profile",
+    "profiling.profiler": "profile",
+    "selection.rounds": "Selection select",
+    "sources.compressed_model": "load save_compressed",
+    "sources.data": "load_batches",
+    "sources.models": "load_model",
+    "sources.options": "DataOptions",
+    "structures": "Blast BlockDiagonal CP Dense Interpolative Kronecker "
+    "LowRank Monarch SpatialLowRank TensorTrain Tucker2",
+    "tuning.options": "TuneOptions",
+    "tuning.report": "TuneReport",
+    "tuning.tune": "tune_",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [  # resolved by __getattr__
     "CP",
@@ -161,10 +141,10 @@ __all__ = [  # resolved by __getattr__
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
+    value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

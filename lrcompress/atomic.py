@@ -51,6 +51,11 @@ def write_atomically(
     _replace(path, write, error)
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file atomically; raises as `write_atomically` does."""
+    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+
+
 def write_together(
     paths: Sequence[Path], writer: Callable[[Path], object], error: Error = LrcompressError
 ) -> None:

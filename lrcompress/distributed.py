@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, wraps
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from lrcompress.errors import LrcompressError
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 R = TypeVar("R")
+P = ParamSpec("P")
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 # Gloo detects at once that a process has ended; the timeout is for one that hangs. It is long
@@ -46,12 +47,12 @@ class ProcessLost(LrcompressError):
 
 def world_size() -> int:
     """Number of processes that share the work; 1 without torchrun."""
-    return _place()[1]
+    return _rank_and_size()[1]
 
 
 def rank() -> int:
     """Rank of this process, from 0."""
-    return _place()[0]
+    return _rank_and_size()[0]
 
 
 def is_main() -> bool:
@@ -75,10 +76,7 @@ def shard(items: Sequence[T]) -> Sequence[T]:
 
 
 def alike(items: Sequence[T], cost: Callable[[T], float]) -> Sequence[T]:
-    """Sort items by decreasing cost, so that the items of one portion take similar time.
-
-    In a single process the order is unchanged.
-    """
+    """With several processes, sort by decreasing cost: a portion's items then take similar time."""
     return items if world_size() == 1 else sorted(items, key=cost, reverse=True)
 
 
@@ -92,8 +90,6 @@ def shared_out(portion: Sequence[T], work: Callable[[T], R]) -> list[R]:
 
     Raises the error of the lowest rank whose work failed.
     """
-    if world_size() == 1:
-        return [work(item) for item in portion]
     own = portion[rank() : rank() + 1]
     outcome = _attempt(lambda: [work(item) for item in own])
     return [value for done in gathered(outcome) for value in done.result()]
@@ -112,27 +108,31 @@ def on_main(work: Callable[[], R]) -> R:
     """Run `work` in rank 0 only; every process waits and returns, or raises, its outcome."""
     if world_size() == 1:
         return work()
-    outcome: _Outcome[R] | None = None
+    packed: list[Any] = [None]
     if is_main():
         with alone():
             outcome = _attempt(work)
-    packed = [_packed(outcome) if is_main() else None]
-    with _meeting() as dist:
+        packed = [_packed(outcome)]
+    with _process_group() as dist:
         dist.broadcast_object_list(packed, src=0)
-    if outcome is None:
-        outcome = cast("_Outcome[R]", _unpacked(cast(bytes, packed[0])))
+    if not is_main():
+        outcome = _unpacked(packed[0])
     return outcome.result()
+
+
+def main_only(work: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: every call of `work` goes through `on_main`."""
+
+    @wraps(work)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return on_main(lambda: work(*args, **kwargs))
+
+    return call
 
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """Context for work that each process does alone: if one fails, all raise at the end.
-
-    Code inside must not wait for another process.
-    """
-    if world_size() == 1:
-        yield
-        return
+    """Context for work without synchronisation: if one process fails, all raise at the end."""
     outcome: _Outcome[None] = _Outcome()
     try:
         yield
@@ -148,7 +148,7 @@ def gathered(value: T) -> list[T]:
         return [value]
     packed: list[Any] = [None] * world_size()
     own = _packed(value)
-    with _meeting() as dist:
+    with _process_group() as dist:
         dist.all_gather_object(packed, own)
     return [value if i == rank() else _unpacked(held) for i, held in enumerate(packed)]
 
@@ -161,7 +161,7 @@ def same_everywhere(value: object) -> bool:
 def all_reduce_(tensor: Tensor) -> Tensor:
     """Replace a contiguous tensor, in place, by its sum over all processes."""
     if world_size() > 1:
-        with _meeting() as dist:
+        with _process_group() as dist:
             dist.all_reduce(tensor)
     return tensor
 
@@ -169,7 +169,7 @@ def all_reduce_(tensor: Tensor) -> Tensor:
 def close() -> None:
     """Destroy the process group that this module created. Also called at exit.
 
-    Processes that still wait for this one notice at once. A group made by the caller is kept.
+    Processes that wait for this one notice at once. A group made by the caller is kept.
     """
     if _join.cache_info().currsize and _join() and _torch().is_initialized():
         _torch().destroy_process_group()
@@ -194,7 +194,7 @@ class _Outcome(Generic[T]):
         return cast(T, self.value)
 
 
-def _place() -> tuple[int, int]:
+def _rank_and_size() -> tuple[int, int]:
     """(rank, world size), from an existing process group or from torchrun's environment."""
     if _alone.get():
         return 0, 1
@@ -219,7 +219,6 @@ def _join() -> bool:
     # thread that still runs when Python exits aborts the process
     import torch.distributed.nn.functional
 
-    place, size = _place()
     backend = "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
@@ -227,8 +226,8 @@ def _join() -> bool:
     dist.init_process_group(
         backend,
         store=dist.PrefixStore("lrcompress", store()),
-        rank=place,
-        world_size=size,
+        rank=rank(),
+        world_size=world_size(),
         timeout=TIMEOUT,
     )
     atexit.register(close)
@@ -242,7 +241,7 @@ def _torch() -> Any:
 
 
 @contextmanager
-def _meeting() -> Iterator[Any]:
+def _process_group() -> Iterator[Any]:
     """Yield torch.distributed with a process group; its RuntimeErrors become ProcessLost."""
     try:
         _join()
@@ -250,7 +249,7 @@ def _meeting() -> Iterator[Any]:
     except RuntimeError as cause:
         raise ProcessLost(
             f"process {rank()} of {world_size()}: another process of the run ended, or did not "
-            f"answer within {TIMEOUT}; see what it said, and rerun the same command to resume"
+            f"respond within {TIMEOUT}; read its messages, and rerun the same command to resume"
         ) from cause
 
 
@@ -287,12 +286,12 @@ def portable(error: BaseException) -> BaseException:
 
     A note holds the rank and the traceback.
     """
-    carried: BaseException | None
     try:
-        carried = pickle.loads(pickle.dumps(error))
+        carried: BaseException = pickle.loads(pickle.dumps(error))
+        same = type(carried) is type(error) and str(carried) == str(error)
     except Exception:  # for example, a class whose constructor takes other arguments
-        carried = None
-    if carried is None or type(carried) is not type(error) or str(carried) != str(error):
+        same = False
+    if not same:
         carried = RuntimeError(f"{type(error).__name__}: {error}")
     raised = "".join(traceback.format_exception(error))
     carried.add_note(f"In process {rank()} of {world_size()}:\n{raised}")

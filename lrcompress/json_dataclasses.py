@@ -7,6 +7,7 @@ import json
 import math
 import types
 from collections.abc import Collection, Mapping
+from dataclasses import MISSING
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -50,15 +51,13 @@ def parse_object(
         raise error(f"{where}: not JSON at line {cause.lineno}: {cause.msg}; correct it") from cause
     except (ValueError, RecursionError) as cause:
         raise error(f"{where}: not readable as JSON ({cause}); correct it") from cause
-    if not isinstance(value, dict):
-        raise error(f"{where}: must be an object {{...}}, not {shown(value)}; correct it")
-    return value
+    return from_json(dict[str, Any], value, where, error)
 
 
 def _parsed_strictly(text: str) -> Any:
     """Raise ValueError for what is not standard JSON or what later readers cannot handle."""
     value = json.loads(
-        text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct
+        text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct
     )
     level = [value]
     for _ in range(DEEPEST):
@@ -69,7 +68,7 @@ def _parsed_strictly(text: str) -> Any:
     return value
 
 
-def _no_number(text: str) -> float:
+def _refuse_constant(text: str) -> float:
     raise ValueError(f"{text} is not a number in JSON")
 
 
@@ -119,6 +118,8 @@ class _Reader:
     strict: bool
 
     def read(self, kind: Any, value: Any, where: str) -> Any:
+        if kind is Any:
+            return value
         if dataclasses.is_dataclass(kind):
             return self._read_dataclass(kind, value, where)
         origin, arguments = get_origin(kind), get_args(kind)
@@ -127,17 +128,13 @@ class _Reader:
             return None if value is None else self.read(inner, value, where)
         if origin is Literal:
             if not isinstance(value, str) or value not in arguments:
-                names = ", ".join(arguments)
-                raise self.error(
-                    f"{_told(where)} must be one of {names}, not {shown(value)}; correct it"
-                )
+                raise self._wrong(where, f"one of {', '.join(arguments)}", value)
             return value
         if origin is tuple:
             if not isinstance(value, list):
-                raise self.error(f"{_told(where)} must be a list, not {shown(value)}; correct it")
-            return tuple(
-                self.read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)
-            )
+                raise self._wrong(where, "a list", value)
+            kind = arguments[0]
+            return tuple(self.read(kind, item, f"{where}[{i}]") for i, item in enumerate(value))
         if origin in (dict, Mapping):
             return {
                 self._key(arguments[0], key, where): self.read(
@@ -146,9 +143,7 @@ class _Reader:
                 for key, item in self._object(value, where).items()
             }
         if not _is(kind, value):
-            raise self.error(
-                f"{_told(where)} must be {KINDS[kind]}, not {shown(value)}; correct it"
-            )
+            raise self._wrong(where, KINDS[kind], value)
         return float(value) if kind is float else value
 
     def _key(self, kind: Any, key: str, where: str) -> Any:
@@ -157,16 +152,16 @@ class _Reader:
             return key
         if not (key.isascii() and key.isdecimal()):
             raise self.error(
-                f"{_told(where)} has the key {shown(key)}, not a whole number; correct it"
+                f"{_prefix(where)} has the key {shown(key)}, not a whole number; correct it"
             )
         return int(key)
 
     def _read_dataclass(self, kind: Any, value: Any, where: str) -> Any:
         known = self.fields(kind, value, where)
-        unknown = [key for key in value if key not in _hints(kind)]
-        if self.strict and unknown:
+        unknown = next((key for key in value if key not in _hints(kind)), None)
+        if self.strict and unknown is not None:
             names = ", ".join(_hints(kind)) or "nothing else"
-            raise self.error(f"{_told(where)} unknown field {shown(unknown[0])}; it takes {names}")
+            raise self.error(f"{_prefix(where)} unknown field {shown(unknown)}; it takes {names}")
         return kind(**known)
 
     def fields(
@@ -176,25 +171,22 @@ class _Reader:
         hints = _hints(kind)
         known: dict[str, Any] = {}
         for field in dataclasses.fields(kind):
-            if field.name in apart:
+            name = field.name
+            if name in apart:
                 continue
-            if field.name in value:
-                known[field.name] = self.read(
-                    hints[field.name], value[field.name], _inside(where, field.name)
-                )
-            elif (
-                field.default is dataclasses.MISSING
-                and field.default_factory is dataclasses.MISSING
-            ):
-                raise self.error(f"{_told(where)} lacks {shown(field.name)}; add it")
+            if name in value:
+                known[name] = self.read(hints[name], value[name], _inside(where, name))
+            elif field.default is MISSING and field.default_factory is MISSING:
+                raise self.error(f"{_prefix(where)} lacks {shown(name)}; add it")
         return known
 
     def _object(self, value: Any, where: str) -> dict[str, Any]:
         if not isinstance(value, dict):
-            raise self.error(
-                f"{_told(where)} must be an object {{...}}, not {shown(value)}; correct it"
-            )
+            raise self._wrong(where, "an object {...}", value)
         return value
+
+    def _wrong(self, where: str, expected: str, value: object) -> LrcompressError:
+        return self.error(f"{_prefix(where)} must be {expected}, not {shown(value)}; correct it")
 
 
 def _inside(where: str, field: str) -> str:
@@ -202,7 +194,8 @@ def _inside(where: str, field: str) -> str:
     return f"{where} {field}" if where.endswith(":") else f"{where}.{field}"
 
 
-def _told(where: str) -> str:
+def _prefix(where: str) -> str:
+    """`where` with a colon at its end."""
     return where if where.endswith(":") else f"{where}:"
 
 

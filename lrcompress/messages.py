@@ -28,7 +28,10 @@ def printable(text: str) -> str:
     """
     if text.isprintable() and (text.isascii() or INVISIBLE.isdisjoint(text)):
         return text
-    return "".join(c if c.isprintable() and c not in INVISIBLE else _escaped(c) for c in text)
+    return "".join(
+        c if c.isprintable() and c not in INVISIBLE else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def printable_lines(text: str) -> str:
@@ -60,15 +63,6 @@ def one_line(cause: BaseException, length: int = 160) -> str:
     lines = (line.strip() for line in str(cause).splitlines())
     first = next((line for line in lines if line), type(cause).__name__)
     return printable(_cut(first, length))
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    if character in "\n\r\t":
-        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _cut(text: str, length: int) -> str:

@@ -34,10 +34,9 @@ def scratch_folder() -> Iterator[Path]:
         LrcompressError: no temporary folder can be created, or its disk is full.
     """
     try:
-        made = tempfile.mkdtemp()
+        folder = Path(tempfile.mkdtemp())
     except OSError as cause:
         raise _none(cause) from cause
-    folder = Path(made)
     try:
         yield folder
     except OSError as cause:
@@ -60,13 +59,13 @@ def require_room(folder: Path, needed_bytes: int) -> None:
 
 def _none(cause: OSError) -> LrcompressError:
     return LrcompressError(
-        f"no temporary folder can be made ({cause.strerror or cause}); set TMPDIR to a folder "
-        "that you may write to, with room"
+        f"no temporary folder can be made ({cause.strerror or cause}); set TMPDIR to a writable "
+        "folder with free space"
     )
 
 
 def _full(folder: Path) -> LrcompressError:
     return LrcompressError(
         f"{folder.parent}: no space left for temporary files; free some, or set TMPDIR to a folder "
-        "with room"
+        "with free space"
     )

@@ -369,7 +369,7 @@ def test_a_run_does_not_overwrite_its_plan_that_somebody_edited(
 
     output = copied(unbroken[0], tmp_path / "moved")
     own = edited(output / "plan.json", output / "plan.json", change)
-    with pytest.raises(PlanError, match=r"edited since it was made; follow it with --plan"):
+    with pytest.raises(PlanError, match=r"edited since it was made; use it with --plan"):
         run(options(output))
     result = run(options(output, None, plan_file=own))
     assert isinstance(result.plan.layers[1].structure, lrcompress.Dense)
@@ -515,7 +515,7 @@ def test_a_profile_of_another_model_is_refused(
 ) -> None:
     source = replace(SOURCE, model="networks:Mlp", data=None)
     run_profile(source, FolderOptions(tmp_path / "profile", report=False))
-    with pytest.raises(ModelError, match="profiles another model"):
+    with pytest.raises(ModelError, match="is the profile of another model"):
         run(options(tmp_path / "out", profile_folder=tmp_path / "profile"))
     with pytest.raises(DataError, match=r"holds no profile\.json"):
         find_profile(tmp_path / "nothing")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -100,7 +101,10 @@ def test_edited_ranks_are_honoured(seed: int, data: st.DataObject) -> None:
     if read.within_budget:  # the bound was proven for every plan within this budget
         assert decided.lower_bound is not None
         assert read.lower_bound == decided.lower_bound
-        assert read.lower_bound <= read.predicted_loss * (1 + 1e-9)
+        # The bound comes from fewer than 100 float64 additions. At this budget, no partial sum is
+        # above twice the loss of removing all layers, so each rounds by at most eps times that loss
+        whole = sum(x.loss_of_removal(made.metric) for x in made.layers)
+        assert read.lower_bound <= read.predicted_loss + 100 * sys.float_info.epsilon * whole
     else:
         assert read.lower_bound is None
 

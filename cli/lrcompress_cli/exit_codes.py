@@ -16,9 +16,9 @@ class ExitCode(IntEnum):
     UNEXPECTED = 1  # a bug in lrcompress or in a library
     USAGE = 2
     NUMERIC = 3  # the ONNX file computes something else, or holds another graph
-    PLACEMENT = 4  # a GPU was asked for and nodes are, or would be, left on the CPU
+    PLACEMENT = 4  # a GPU was requested, and nodes run, or would run, on the CPU
     BUDGET = 5
-    ACCURACY = 6  # the file matches the compressed model, whose quality is known to be bad
+    ACCURACY = 6  # the file matches the compressed model, but its quality is known to be bad
     INPUT = 7
     INTERRUPTED = 130
 
@@ -50,7 +50,7 @@ def of_checks(checks: Iterable[FailedCheck]) -> ExitCode:
 def of_run(
     checks: Iterable[FailedCheck], severe_doubts: Iterable[str], *, accept_doubts: bool
 ) -> ExitCode:
-    """Of a whole run. A check that failed counts more than what is doubted."""
+    """The exit code of a run. Failed checks take precedence over severe doubts."""
     code = of_checks(checks)
     if code is ExitCode.OK and not accept_doubts and any(True for _ in severe_doubts):
         return ExitCode.ACCURACY
@@ -70,7 +70,7 @@ def of_error(error: BaseException) -> ExitCode:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class of its own for a GPU's memory, and only words for the CPU's."""
+    """Recognise the CPU's memory by torch's message: only the GPU's has an exception class."""
     words = ("can't allocate memory", "out of memory", "Failed to allocate memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -20,9 +20,9 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def report_failure(error: BaseException, arguments: Sequence[str], *, resumable: bool) -> int:
-    """Say what happened; returns the exit code.
+    """Print the error and return the exit code.
 
-    The options are looked for in the raw arguments, for an error may come before their parsing.
+    Options are read from the raw arguments, since the error may come from parsing them.
     """
     if isinstance(error, SystemExit):
         raise error

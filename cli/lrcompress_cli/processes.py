@@ -21,26 +21,26 @@ def is_follower() -> bool:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """What is printed goes nowhere."""
+    """Discard what is printed to stdout and stderr."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
 def fail_together(error: BaseException, report: Callable[[BaseException], int]) -> int:
-    """The exit code. Whichever process failed, the first reports it, and once."""
+    """Report the error once, by the first process, whichever failed; return the exit code."""
     if isinstance(error, SystemExit) or distributed.world_size() == 1:
         return report(error)
     if is_follower():
-        return _leave_word(error)
+        return _send_error(error)
     if isinstance(error, distributed.ProcessLost):
-        error = _last_word() or error
+        error = _received_error() or error
     code = report(error)
     with suppress(RuntimeError):
         distributed.store().set(REPORTED, str(int(code)))
     return code
 
 
-def _leave_word(error: BaseException) -> int:
+def _send_error(error: BaseException) -> int:
     """Send the error to the first process and wait until it has reported it.
 
     torchrun would end the other processes as soon as this one exits with an error.
@@ -55,7 +55,7 @@ def _leave_word(error: BaseException) -> int:
         return of_error(error)
 
 
-def _last_word() -> BaseException | None:
+def _received_error() -> BaseException | None:
     """Return the error of the lost process; None if it was killed."""
     try:
         distributed.store().wait([FAILED], PATIENCE)

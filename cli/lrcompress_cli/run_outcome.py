@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 accept_doubts_option = click.option(
     "--accept-doubts",
     is_flag=True,
-    help="Exit with 0 even where the result is known to be bad, or nothing could be measured.",
+    help="Exit with 0 even if the result is known to be bad, or nothing could be measured.",
 )
 
 
@@ -29,6 +29,6 @@ def run_outcome(
     failed = [check for check in report.checks if check.passed is False]
     problems = [f"{check.name}: {check.detail}" for check in failed]
     if code is ExitCode.ACCURACY:
-        accepted = "--accept-doubts exits with 0 all the same"
+        accepted = "with --accept-doubts, the exit code is 0"
         problems += [f"{doubt}; {accepted}" for doubt in report.severe_doubts]
     return Outcome(record, [shown], code, problems)

@@ -69,7 +69,7 @@ class Terminal:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Whatever libraries print while a command works lands on stderr."""
+        """Context of a command's work: what libraries print goes to stderr."""
         logger = logging.getLogger("lrcompress")
         handler = _ToTerminal(self)
         logger.addHandler(handler)
@@ -104,10 +104,10 @@ class Terminal:
         console = make()
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = make(width=WIDTH_OF_FILES)
-        console.print(_Harmless(part))
+        console.print(_Printable(part))
 
 
-class _Harmless:
+class _Printable:
     """A renderable that makes every character printable, as a last safeguard."""
 
     def __init__(self, part: RenderableType) -> None:
@@ -132,7 +132,7 @@ class _ToTerminal(logging.Handler):
 
 
 def reporting(function: Callable[..., Outcome]) -> Callable[..., ExitCode]:
-    """The options of every command. The function gets a Terminal first and returns an Outcome."""
+    """Add the options of every command. `function` takes a Terminal first; returns an Outcome."""
 
     @functools.wraps(function)
     def call(*, json_output: bool, quiet: bool, show_traceback: bool, **values: Any) -> ExitCode:
@@ -142,7 +142,9 @@ def reporting(function: Callable[..., Outcome]) -> Callable[..., ExitCode]:
         return terminal.finish(outcome)
 
     for option in (
-        click.option("--traceback", "show_traceback", is_flag=True, help="Show a bug's traceback."),
+        click.option(
+            "--traceback", "show_traceback", is_flag=True, help="Show the traceback of an error."
+        ),
         click.option(
             "-q", "--quiet", is_flag=True, help="Print errors only (and --json's object)."
         ),

@@ -124,11 +124,8 @@ class DiskMoments(Mapping[str, LayerMoments]):
 
     def __getitem__(self, name: str) -> LayerMoments:
         entry = self.index.layers[name]
-        moment, mean, absolute = self._input(entry.input_group)
         return LayerMoments(
-            input=moment,
-            input_mean=mean,
-            input_abs_mean=absolute,
+            **self._input(entry.input_group),
             rows=entry.rows,
             examples=entry.examples,
             sensitivity=self._sensitivity(name),
@@ -159,16 +156,15 @@ class DiskMoments(Mapping[str, LayerMoments]):
         parts = {part: self._read(key) for part, key in keys.items() if key in self._shard_of}
         return Sensitivity(**parts) if "input" in parts and "output" in parts else None
 
-    def _read_input(self, group: str) -> tuple[Tensor, Tensor, Tensor]:
-        moment, mean, absolute = (self._read(f"{part}/{group}") for part in SHARED)
-        return moment, mean, absolute
+    def _read_input(self, group: str) -> dict[str, Tensor]:
+        return {part: self._read(f"{part}/{group}") for part in SHARED}
 
     def _read(self, key: str) -> Tensor:
         path = self._shard_of[key]
         with opened_safetensors(path, DataError) as file:
             tensor: Tensor = file.get_tensor(key)
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"{path}: {label(key)} holds NaN or no moments; profile again")
+            raise DataError(f"{path}: {label(key)} is not a finite moment; profile again")
         return tensor
 
 

@@ -15,7 +15,7 @@ from lrcompress.planning.budget import Budget, Scope
 from lrcompress.planning.choices import Choice, choice_of, is_measured
 from lrcompress.planning.layer_filter import close_names
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.plan import SCHEMA_VERSION, Plan, assemble
+from lrcompress.planning.plan import SCHEMA_VERSION, Plan, PlannedLayer, assemble
 from lrcompress.planning.problem import proof_digest
 from lrcompress.planning.request import plan_request
 from lrcompress.profiling.profile import Profile
@@ -69,7 +69,7 @@ def plan_to_json(plan: Plan) -> str:
         "warnings": list(plan.warnings),
     }
     head = json.dumps(header, indent=2, allow_nan=False).removesuffix("\n}")
-    lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in _rows(plan))
+    lines = ",\n".join(f"    {json.dumps(row, allow_nan=False)}" for row in map(_row, plan.layers))
     return f'{head},\n  "layers": [\n{lines}\n  ]\n}}\n'
 
 
@@ -184,28 +184,23 @@ def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[
     if not names:
         return ()
     return (
-        f"the profile has no loss curve that holds {listed(names)}: predicted as low rank of the "
-        "same size; compress measures what is lost",
+        f"the profile has no loss curve for {listed(names)}: predicted as low rank of the same "
+        "size; compress measures the loss",
     )
 
 
-def _rows(plan: Plan) -> list[dict[str, Any]]:
-    rows = []
-    for layer in plan.layers:
-        spec = layer.spec
-        rows.append(
-            {
-                "name": layer.name,
-                "structure": structure_to_json(layer.structure),
-                "kind": spec.kind,
-                "shape": [spec.groups, spec.out_features, spec.in_features][spec.groups == 1 :],
-                "break_even_rank": spec.break_even_rank,
-                "params": layer.params,
-                "kept": round(layer.params / layer.dense_params, 4),
-                "predicted_loss": layer.predicted_loss,
-            }
-        )
-    return rows
+def _row(layer: PlannedLayer) -> dict[str, Any]:
+    spec = layer.spec
+    return {
+        "name": layer.name,
+        "structure": structure_to_json(layer.structure),
+        "kind": spec.kind,
+        "shape": [spec.groups, spec.out_features, spec.in_features][spec.groups == 1 :],
+        "break_even_rank": spec.break_even_rank,
+        "params": layer.params,
+        "kept": round(layer.params / layer.dense_params, 4),
+        "predicted_loss": layer.predicted_loss,
+    }
 
 
 def _other_options(options: PlanOptions) -> dict[str, Any]:

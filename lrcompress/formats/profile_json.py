@@ -20,7 +20,6 @@ from lrcompress.formats.moments import (
     MomentsIndex,
     MomentsWriter,
 )
-from lrcompress.formats.profile_checks import check_moments, check_numbers
 from lrcompress.formats.weights import opened_safetensors
 from lrcompress.json_dataclasses import fields_from_json, from_json, to_json
 from lrcompress.layers import LayerSpec, LeftAlone
@@ -35,6 +34,8 @@ from lrcompress.tensor_files import write_tensors
 SPECTRA_NAME = "spectra.safetensors"
 APART_IN_PROFILE = ("layers", "left_alone", "moments")
 APART_IN_LAYER = ("spec", "measures", "spectra", "curves")
+MOST_ROWS = 1e15  # measuring more would take years
+MOST_TIMES = 1e100  # largest ratio of measured to predicted; larger ones overflow in products
 
 
 def save_profile(profile: Profile, folder: Path) -> None:
@@ -106,7 +107,7 @@ def load_profile(folder: Path) -> Profile:
     moments = DiskMoments(folder, index)
     for layer in layers:
         if layer.name in moments:
-            check_moments(layer.spec, moments, path)
+            _check_moments(layer.spec, moments, path)
     return Profile(
         layers=layers,
         left_alone=tuple(
@@ -156,7 +157,7 @@ def _layer(value: object, where: str, spectra: Mapping[str, dict[str, Tensor]]) 
     assert isinstance(value, dict)  # ensured by from_json
     measures = from_json(RankMeasures, value.get("measures"), f"{where}.measures", DataError)
     fields = fields_from_json(LayerProfile, value, where, DataError, apart=APART_IN_LAYER)
-    check_numbers(fields, where)
+    _check_numbers(fields, where)
     own = spectra.get(spec.name)
     if own is None:
         raise DataError(f"{where}: {SPECTRA_NAME} has no spectrum of {label(spec.name)}; {AGAIN}")
@@ -170,6 +171,41 @@ def _layer(value: object, where: str, spectra: Mapping[str, dict[str, Tensor]]) 
     metric = fields.get("curves_metric", "")
     curves = curves_from_json(value.get("curves", []), metric, own, spec, f"{where}.curves")
     return LayerProfile(spec=spec, measures=measures, spectra=own, curves=curves, **fields)
+
+
+def _check_numbers(fields: Mapping[str, Any], where: str) -> None:
+    """Raise DataError if a number in a layer's profile is out of range."""
+    if not 0 <= fields.get("shrinkage", 0.0) < 1:
+        raise DataError(f"{where}.shrinkage: must be at least 0 and below 1; {AGAIN}")
+    if not 0 <= fields["rows_per_example"] <= MOST_ROWS:
+        raise DataError(f"{where}.rows_per_example: must be between 0 and 1e15; {AGAIN}")
+    if not 1 / MOST_TIMES < fields.get("factor", 1.0) < MOST_TIMES:
+        raise DataError(f"{where}.factor: must be above 0 and below 1e100; {AGAIN}")
+    for i, trial in enumerate(fields.get("trials", ())):
+        if trial.rank < 0 or trial.predicted < 0:
+            raise DataError(f"{where}.trials[{i}]: its numbers must not be negative; {AGAIN}")
+        known = trial.predicted > 0 and trial.measured > 0
+        if known and not 1 / MOST_TIMES < trial.measured / trial.predicted < MOST_TIMES:
+            raise DataError(
+                f"{where}.trials[{i}]: the measured loss must be within a factor of 1e100 of the "
+                f"predicted one; {AGAIN}"
+            )
+
+
+def _check_moments(spec: LayerSpec, moments: DiskMoments, path: Path) -> None:
+    """Raise DataError if a moment's shape does not fit its layer."""
+    for part, shape in moments.shapes(spec.name).items():
+        size = spec.out_features if part == "sensitivity.output" else spec.in_features
+        allowed: set[tuple[int, ...]] = {(spec.groups, size)}
+        if part == "sensitivity.bias":
+            allowed = {(spec.groups,)}
+        elif not part.endswith("mean"):
+            allowed.add((spec.groups, size, size))
+        if shape not in allowed:
+            raise DataError(
+                f"{path}: the {part} moment of {label(spec.name)} has shape {shape}, its weight is "
+                f"{spec.out_features} x {spec.in_features}; {AGAIN}"
+            )
 
 
 def _read_spectra(path: Path) -> dict[str, dict[str, Tensor]]:

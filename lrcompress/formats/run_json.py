@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lrcompress.conversion.conversion import Conversion
 from lrcompress.errors import ModelError, PlanError
 from lrcompress.formats.files import read_json
-from lrcompress.json_dataclasses import from_json, to_json
+from lrcompress.json_dataclasses import fields_from_json, to_json
 from lrcompress.network.function_sketch import FunctionSketch, check_sketch
 from lrcompress.network.identity import ModelIdentity, check_identity
 from lrcompress.network.made_up_inputs import InputRecord, check_inputs
@@ -69,46 +69,13 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "schema_version": self.schema_version,
-            "lrcompress": self.lrcompress,
-            "reference": to_json(self.reference),
-            "source_fingerprint": self.source_fingerprint,
-            "precision": self.precision,
+            "schema_version": self.schema_version,  # first in the file
+            **to_json(self),
             "layers": [
-                {
-                    "name": layer.name,
-                    "structure": structure_to_json(layer.structure),
-                    "bias": layer.bias,
-                }
+                {**to_json(layer), "structure": structure_to_json(layer.structure)}
                 for layer in self.layers
             ],
-            "conversions": to_json(self.conversions),
-            "unconverted_fingerprint": self.unconverted_fingerprint,
-            "source_identity": to_json(self.source_identity),
-            "function": to_json(self.function),
-            "inputs": to_json(self.inputs),
-            "extra": to_json(self.extra),
         }
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The fields that need no further parsing."""
-
-    lrcompress: str
-    reference: ModelReference
-    source_fingerprint: str
-    precision: str
-    conversions: tuple[Conversion, ...] = ()
-    unconverted_fingerprint: str = ""
-    source_identity: ModelIdentity | None = None
-    function: FunctionSketch | None = None
-
-
-@dataclass(frozen=True)
-class _LayerHead:
-    name: str
-    bias: bool
 
 
 def read_record(folder: Path) -> RunRecord:
@@ -126,38 +93,24 @@ def read_record(folder: Path) -> RunRecord:
             f"{path}: schema_version is {version!r}, this lrcompress reads {SCHEMA_VERSION}; "
             "use the version that wrote it, or compress again"
         )
-    head = from_json(_Head, value, f"{path}:", ModelError)
+    head = fields_from_json(RunRecord, value, f"{path}:", ModelError, apart=("layers", "extra"))
     layers, extra = value.get("layers"), value.get("extra", {})
     if not isinstance(layers, list) or not isinstance(extra, dict):
         raise ModelError(f"{path}: needs a list of layers and an object extra; compress again")
-    inputs = from_json(
-        dict[str, InputRecord], value.get("inputs", {}), f"{path}: inputs", ModelError
-    )
-    check_inputs(inputs, f"{path}: inputs", ModelError)
-    if head.source_identity is not None:
-        check_identity(head.source_identity, f"{path}: source_identity", ModelError)
-    if head.function is not None:
-        check_sketch(head.function, f"{path}: function", ModelError)
-    return RunRecord(
-        lrcompress=head.lrcompress,
-        reference=head.reference,
-        source_fingerprint=head.source_fingerprint,
-        precision=head.precision,
-        layers=tuple(_layer(item, f"{path}: layers[{i}]") for i, item in enumerate(layers)),
-        conversions=head.conversions,
-        unconverted_fingerprint=head.unconverted_fingerprint,
-        source_identity=head.source_identity,
-        function=head.function,
-        inputs=inputs,
-        extra=extra,
-    )
+    check_inputs(head.get("inputs", {}), f"{path}: inputs", ModelError)
+    if head.get("source_identity") is not None:
+        check_identity(head["source_identity"], f"{path}: source_identity", ModelError)
+    if head.get("function") is not None:
+        check_sketch(head["function"], f"{path}: function", ModelError)
+    parsed = tuple(_layer(item, f"{path}: layers[{i}]") for i, item in enumerate(layers))
+    return RunRecord(layers=parsed, extra=extra, **head)
 
 
 def _layer(value: object, where: str) -> RunLayer:
-    head = from_json(_LayerHead, value, where, ModelError)
-    assert isinstance(value, dict)  # ensured by from_json
+    head = fields_from_json(RunLayer, value, where, ModelError, apart=("structure",))
+    assert isinstance(value, dict)  # ensured by fields_from_json
     try:
-        structure = structure_from_json(value.get("structure"), head.name)
+        structure = structure_from_json(value.get("structure"), head["name"])
     except PlanError as cause:
         raise PlanError(f"{where}: {cause}") from cause
-    return RunLayer(head.name, structure, head.bias)
+    return RunLayer(structure=structure, **head)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -21,7 +22,7 @@ from lrcompress.messages import shown
 from lrcompress.network.identity import ModelIdentity, check_identity
 
 SCHEMA_VERSION = 1
-BEGIN_ANEW = "choose another output folder, or --force to begin anew"
+START_AGAIN = "choose another output folder, or --force to start again"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class Ledger:
 
     def before(self, name: str) -> Ledger:
         """Return a ledger without the stage `name` and all stages recorded after it."""
-        names = list(self.stages)
-        kept = names[: names.index(name)] if name in names else names
-        return self._only(kept)
+        return self._only(list(takewhile(lambda other: other != name, self.stages)))
 
     def emptied(self) -> Ledger:
         """Return a ledger without any stage."""
@@ -70,25 +69,23 @@ class Ledger:
     def from_json(cls, text: str, where: str) -> Ledger:
         """Parse a ledger; raise DataError if the text is not a ledger of this version.
 
-        Users do not edit a ledger, so every message advises to begin anew.
+        Users do not edit a ledger, so every message advises to start again.
         """
         try:
             data = parse_object(text, where, DataError)
         except DataError as cause:
-            raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
+            raise DataError(f"{where}: damaged; {START_AGAIN}") from cause
         if data.get("schema_version") != SCHEMA_VERSION:
-            raise DataError(f"{where}: written by another version; {BEGIN_ANEW}")
+            raise DataError(f"{where}: written by another version; {START_AGAIN}")
         try:
-            stages = data.pop("stages", None)
-            records = {name: _record(value, name) for name, value in _object(stages).items()}
-            head = from_json(cls, data, where, DataError)
-            if head.identity is not None:
-                check_identity(head.identity, "identity", DataError)
-            for files in (head.replaced, *(record.files for record in records.values())):
+            ledger = from_json(cls, {"stages": None, **data}, where, DataError)
+            if ledger.identity is not None:
+                check_identity(ledger.identity, "identity", DataError)
+            for files in (ledger.replaced, *(record.files for record in ledger.stages.values())):
                 _check_inside(files)
         except DataError as cause:
-            raise DataError(f"{where}: damaged; {BEGIN_ANEW}") from cause
-        return replace(head, stages=records)
+            raise DataError(f"{where}: damaged; {START_AGAIN}") from cause
+        return ledger
 
 
 def _check_inside(files: Iterable[str]) -> None:
@@ -96,20 +93,7 @@ def _check_inside(files: Iterable[str]) -> None:
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-            raise DataError(f"{shown(name)} lies outside of the folder")
-
-
-def _record(value: object, where: str) -> StageRecord:
-    fields = _object(value)
-    key = from_json(str, fields.get("key"), where, DataError)
-    files = from_json(dict[str, str], fields.get("files"), where, DataError)
-    return StageRecord(key, files, _object(fields.get("facts")))
-
-
-def _object(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise DataError(f"must be an object {{...}}, not {shown(value)}")
-    return value
+            raise DataError(f"{shown(name)} is outside of the folder")
 
 
 def stage_key(name: str, upstream: str, inputs: Mapping[str, Any]) -> str:

@@ -35,7 +35,7 @@ def read_state(path: Path, *, allow_pickle: bool = False) -> dict[str, Tensor]:
     if path.suffix in PICKLED:
         return _tensors(_unpickle(path, allow_pickle=allow_pickle), path)
     raise ModelError(
-        f"{path}: not a weights file by its name; give .safetensors, or a state dict as .pt or .bin"
+        f"{path}: not the name of a weights file; give .safetensors, or a state dict as .pt or .bin"
     )
 
 
@@ -48,7 +48,7 @@ def opened_safetensors(path: Path, error: type[LrcompressError] = ModelError) ->
             yield file
     except SafetensorError as cause:
         raise error(
-            f"{path}: not a whole safetensors file ({one_line(cause)}); make or copy it again"
+            f"{path}: not a complete safetensors file ({one_line(cause)}); make or copy it again"
         ) from cause
     except OSError as cause:
         raise unreadable(path, cause, error) from cause
@@ -78,7 +78,7 @@ def _unpickle(path: Path, *, allow_pickle: bool) -> object:
         refused = any(word in str(cause) for word in REFUSALS)
         if not (refused and isinstance(cause, pickle.UnpicklingError)):
             raise ModelError(
-                f"{path}: not a file that torch saved whole; copy it again or save it again as "
+                f"{path}: not a complete file saved by torch; copy it again, or save it again as "
                 ".safetensors"
             ) from cause
         if not allow_pickle:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from lrcompress.distributed import on_main
+from lrcompress.distributed import main_only
 from lrcompress.errors import LrcompressError
 from lrcompress.export.axes import AxisRequest
 from lrcompress.export.traced_axes import exportable_axes
@@ -20,6 +19,7 @@ from lrcompress.progress import Progress
 log = logging.getLogger(__name__)
 
 
+@main_only
 def checked_axes(
     module: nn.Module, batch: Batch, request: AxisRequest, progress: Progress
 ) -> tuple[str, ...]:
@@ -31,15 +31,17 @@ def checked_axes(
     Raises:
         ExportError: the module cannot be exported, or not with the requested axes.
     """
-    return on_main(partial(_checked, module, batch, request, progress))
+    with progress.stage("axes of the graph", 1) as step:
+        found = exportable_axes(module, batch, request)
+        step.advance()
+    for note in found.notes:
+        log.warning("%s", note)
+    return found.lines
 
 
+@main_only
 def holds_compressed(root: Path, model_fingerprint: str) -> bool:
     """Return whether the compress stage of this model is recorded as finished in the folder."""
-    return on_main(partial(_holds_compressed, root, model_fingerprint))
-
-
-def _holds_compressed(root: Path, model_fingerprint: str) -> bool:
     try:
         ledger = read_ledger(root)
     except LrcompressError:  # damaged: reported or replaced when the folder is opened
@@ -49,14 +51,3 @@ def _holds_compressed(root: Path, model_fingerprint: str) -> bool:
         and ledger.model_fingerprint == model_fingerprint
         and COMPRESS.name in ledger.stages
     )
-
-
-def _checked(
-    module: nn.Module, batch: Batch, request: AxisRequest, progress: Progress
-) -> tuple[str, ...]:
-    with progress.stage("axes of the graph", 1) as step:
-        found = exportable_axes(module, batch, request)
-        step.advance()
-    for note in found.notes:
-        log.warning("%s", note)
-    return found.lines

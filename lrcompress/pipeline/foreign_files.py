@@ -50,7 +50,7 @@ def refuse_links(root: Path) -> None:
         path = root / name
         if path.is_symlink():
             raise LrcompressError(
-                f"{path}: is a link, and a run writes nowhere but into its folder; remove it, or "
+                f"{path}: is a link, but a run writes only into its own folder; remove it, or "
                 "choose another output folder"
             )
         if path.exists() and not path.is_dir():

@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -28,28 +28,26 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
     _refuse_foreign(path)
     lock = FileLock(path, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout as cause:
-        raise LrcompressError(
-            f"{folder}: another run (process {_holder(path) or 'unknown'}) works in it; "
-            "wait for its end, or choose another output folder"
-        ) from cause
-    except OSError as cause:
-        raise _unwritable(folder, cause) from cause
-    try:
-        _refuse_foreign(path)  # it may have been created since the first check
+    with ExitStack() as held:
         try:
+            lock.acquire(blocking=False)
+            held.callback(lock.release)
+            _refuse_foreign(path)  # it may have been created since the first check
             path.write_text(str(os.getpid()), encoding="ascii")
+        except Timeout as cause:
+            raise LrcompressError(
+                f"{folder}: another run (process {_holder(path) or 'unknown'}) is using it; "
+                "wait until it ends, or choose another output folder"
+            ) from cause
         except OSError as cause:
-            raise _unwritable(folder, cause) from cause
+            raise LrcompressError(
+                f"{folder}: cannot be written ({cause.strerror}); choose another output folder"
+            ) from cause
         try:
             yield
         finally:
             with suppress(OSError):
                 path.unlink()
-    finally:
-        lock.release()
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -63,7 +61,7 @@ def _refuse_foreign(path: Path) -> None:
     own = stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and found.st_size < 64
     if not own or NUMBER.fullmatch(_holder(path)) is None:
         raise LrcompressError(
-            f"{path}: is not the lock of a run (a link, or somebody's file); remove it, or choose "
+            f"{path}: is not the lock of a run, but a link or another file; remove it, or choose "
             "another output folder"
         )
 
@@ -73,9 +71,3 @@ def _holder(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
-
-
-def _unwritable(folder: Path, error: OSError) -> LrcompressError:
-    return LrcompressError(
-        f"{folder}: cannot be written ({error.strerror}); choose another output folder"
-    )

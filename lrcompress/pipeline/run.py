@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 from lrcompress.conversion.conversion import converted_from
@@ -15,8 +15,6 @@ from lrcompress.formats.profile_json import load_profile
 from lrcompress.formats.stages_json import Ledger
 from lrcompress.network.identity import identify, what_differs
 from lrcompress.pipeline.axes import checked_axes, holds_compressed
-from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER, refuse_foreign
 from lrcompress.pipeline.options import (
     AUTO_POOLING,
@@ -27,13 +25,15 @@ from lrcompress.pipeline.options import (
     RunResult,
     SourceOptions,
 )
-from lrcompress.pipeline.run_folder import RunFolder, finished_key, open_run_folder
+from lrcompress.pipeline.run_folder import RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.stage import Clock, RunContext
 from lrcompress.pipeline.stages.compress import compress_key, compress_model, is_compressed
 from lrcompress.pipeline.stages.deliver import CompressedRun, deliver
 from lrcompress.pipeline.stages.export import budget_facts
 from lrcompress.pipeline.stages.load import Loaded, configuration, load_source_model, load_sources
 from lrcompress.pipeline.stages.plan import (
     PLAN_NAME,
+    Decision,
     PlanInputs,
     check_plan_file,
     choose_plan,
@@ -51,10 +51,10 @@ from lrcompress.pipeline.stages.profile import (
     profile_key,
     with_pooling,
 )
-from lrcompress.pipeline.stages.report import profile_report, with_recorded, write_report
+from lrcompress.pipeline.stages.report import base_report, with_recorded, write_report
 from lrcompress.pipeline.stages.sweep import is_swept, run_sweep
 from lrcompress.pipeline.stages.tune import STAGE as TUNE
-from lrcompress.pipeline.stages.tune import TuneInputs, is_tuned, required_batches, tune_model
+from lrcompress.pipeline.stages.tune import TuneInputs, is_tuned, tune_model
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
@@ -82,43 +82,39 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     loaded = _loaded(source, where, clock, progress)
     batch = loaded.example()  # before any long work: it may fail without data
     _check_plan(options, loaded)
-    if not holds_compressed(where.output, loaded.model_fingerprint):
+    if not holds_compressed(where.output, loaded.identity.weights):
         checked_axes(loaded.model.module, batch, options.export.axes, progress)
     with _opened(where, source, loaded) as folder:
         context = RunContext(folder, progress, clock)
-        inputs, profiled = _asked(context, loaded, options)
-        if needs_moments(context, inputs, profiled):
-            inputs, profiled = _asked(context, loaded, options, again=True)
-        decision = on_main(partial(make_plan, context, inputs, profiled))
-        plan, key = decision.plan, decision.key
-        if lacks_moments(inputs.profile, plan) and not _fitted(
-            context, inputs, profiled, plan, key
-        ):
-            inputs, profiled = _asked(context, loaded, options, again=True)
-            decision = on_main(partial(make_plan, context, inputs, profiled))
-            plan, key = decision.plan, decision.key
-        found = inputs.profile
-        curve = on_main(partial(run_sweep, context, inputs, profiled))
+        inputs = _profiled(context, loaded, options)
+        if needs_moments(context, inputs):
+            inputs = _profiled(context, loaded, options, again=True)
+        decision = make_plan(context, inputs)
+        if lacks_moments(inputs.profile, decision.plan) and not _fitted(context, inputs, decision):
+            inputs = _profiled(context, loaded, options, again=True)
+            decision = make_plan(context, inputs)
+        found, plan = inputs.profile, decision.plan
+        curve = run_sweep(context, inputs)
         tuning = _tune_inputs(inputs, plan)
-        later = _rewriter(context, inputs, tuning, key)
-        outcome, key = compress_model(context, inputs, plan, key, rewritten_by=later)
+        later = _rewriter(context, inputs, tuning, decision.key)
+        outcome, key = compress_model(context, inputs, plan, decision.key, rewritten_by=later)
         warnings = (*loaded.model.warnings, *curve.warnings, *outcome.warnings)
         del loaded, inputs  # frees the dense weights; the next stages read the written model
-        gained = None
+        tuned = None
         if tuning is not None:
-            gained, key = tune_model(context, tuning, key)
-        made = CompressedRun(found, plan, decision.facts, curve, outcome, warnings, key, gained)
-        report = on_main(partial(deliver, context, options, batch, made))
+            tuned, key = tune_model(context, tuning, key)
+        made = CompressedRun(found, plan, decision.facts, curve, outcome, warnings, key, tuned)
+        report = deliver(context, options, batch, made)
         if options.drop_moments:
             found = load_profile(folder.path(PROFILE_FOLDER))
     return RunResult(folder.root, found, plan, report)
 
 
-def _fitted(context: RunContext, inputs: PlanInputs, profiled: str, plan: Plan, key: str) -> bool:
-    """Return whether no layer needs fitting. profiled, key: the keys of profile and plan."""
-    later = _rewriter(context, inputs, _tune_inputs(inputs, plan), key)
-    swept_already = is_swept(context, inputs, profiled)
-    return is_compressed(context, inputs, key, rewritten_by=later) and swept_already
+def _fitted(context: RunContext, inputs: PlanInputs, decision: Decision) -> bool:
+    """Return whether no layer needs fitting."""
+    later = _rewriter(context, inputs, _tune_inputs(inputs, decision.plan), decision.key)
+    swept_already = is_swept(context, inputs)
+    return is_compressed(context, inputs, decision.key, rewritten_by=later) and swept_already
 
 
 def _rewriter(
@@ -130,24 +126,22 @@ def _rewriter(
 
 def _tune_inputs(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
     loaded, options = inputs.loaded, inputs.options
-    source = options.source
     if options.tune is None:
         return None
-
-    identity, first = loaded.identity, loaded.batches[0] if loaded.batches else None
+    assert loaded.batches is not None  # checked by RunOptions
+    source, identity, first = options.source, loaded.identity, loaded.first
     conversions = converted_from(loaded.model.module).conversions
 
     def dense() -> LoadedModel:
         """Load the dense model again: the first instance was compressed in place."""
         again = load_source_model(source)
         replay_(again.module, conversions)
-        difference = what_differs(
-            identity, identify(again.module, None, configuration(again)), again.module, first
-        )
+        found = identify(again.module, None, configuration(again))
+        difference = what_differs(identity, found, again.module, first)
         if difference:
             raise TuneError(
                 f"{source.model}: has changed since the run began ({difference}); put it back and "
-                "rerun to resume, or begin anew in another output folder"
+                "rerun to resume, or start again in another output folder"
             )
         return again
 
@@ -155,7 +149,7 @@ def _tune_inputs(inputs: PlanInputs, plan: Plan) -> TuneInputs | None:
         request=options.tune,
         dense=dense,
         dense_identity=identity,
-        batches=required_batches(loaded.batches),
+        batches=loaded.batches,
         data_fingerprint=loaded.data_fingerprint,
         profile=inputs.profile,
         plan=plan,
@@ -182,7 +176,9 @@ def run_profile(
         folder.remove_replaced()
 
         def reported() -> Report:
-            report = with_recorded(profile_report(loaded.model, found, where, clock), folder.root)
+            report = base_report(loaded.model.reference.text, found, None, where, clock)
+            report = replace(report, warnings=(*loaded.model.warnings, *found.warnings))
+            report = with_recorded(report, folder.root)
             write_report(report, where)
             return report
 
@@ -200,10 +196,14 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
     axes = _axes_if_known(loaded, options, progress)
     found = _known_profile(options, loaded)
     if found is None:
-        measuring = with_pooling(options.profile, loaded)
-        module, judging = loaded.model.module, loaded.judging
-        found = profile(module, loaded.calibration, measuring, progress, judging=judging)
-    plan, _ = on_main(partial(choose_plan, PlanInputs(loaded, found, options), progress))
+        found = profile(
+            loaded.model.module,
+            loaded.calibration,
+            with_pooling(options.profile, loaded),
+            progress,
+            judging=loaded.judging,
+        )
+    plan, _ = on_main(lambda: choose_plan(PlanInputs(loaded, found, options), progress))
     return Preview(found, plan, axes)
 
 
@@ -245,16 +245,16 @@ def _check_plan(options: RunOptions, loaded: Loaded) -> None:
         check_plan_file(options.plan_file, loaded.model.module)
 
 
-def _asked(
+def _profiled(
     context: RunContext, loaded: Loaded, options: RunOptions, *, again: bool = False
-) -> tuple[PlanInputs, str]:
-    """Return the inputs of the plan, with a measured or a given profile, and the profile's key."""
-    if options.profile_folder is None:
+) -> PlanInputs:
+    """Return the inputs of the plan, with a measured or a given profile."""
+    given = options.profile_folder
+    if given is None:
         found, key = measure_profile(context, PROFILE_FOLDER, loaded, options.profile, again=again)
     else:
-        source = options.profile_folder
-        found, key = copy_profile(context, PROFILE_FOLDER, loaded, source, again=again)
-    return PlanInputs(loaded, found, options), key
+        found, key = copy_profile(context, loaded, given, again=again)
+    return PlanInputs(loaded, found, options, key)
 
 
 def _opened(
@@ -262,7 +262,7 @@ def _opened(
 ) -> AbstractContextManager[RunFolder]:
     return open_run_folder(
         where.output,
-        Ledger(source.model, loaded.model_fingerprint, loaded.identity),
+        Ledger(source.model, loaded.identity.weights, loaded.identity),
         loaded.differs,
         force=where.force,
     )
@@ -274,7 +274,9 @@ def _known_profile(options: RunOptions, loaded: Loaded) -> Profile | None:
         return check_profile(options.profile_folder, loaded)
     root = options.folder.output
     key = profile_key(loaded, with_pooling(options.profile, loaded), PROFILE_FOLDER)
-    if finished_key(root, STAGE.name) != key:
+    ledger = read_ledger(root)
+    record = None if ledger is None else ledger.stages.get(STAGE.name)
+    if record is None or record.key != key:
         return None
     found = load_profile(root / PROFILE_FOLDER)
     return None if loaded.differs(found.identity) else found

@@ -6,15 +6,16 @@ import hashlib
 import logging
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from lrcompress.atomic import remove_temporaries, write_atomically
-from lrcompress.distributed import on_main
+from lrcompress.atomic import remove_temporaries
+from lrcompress.distributed import main_only, on_main
 from lrcompress.errors import DataError, LrcompressError
+from lrcompress.formats.files import write_text
 from lrcompress.formats.stages_json import Ledger, StageRecord
 from lrcompress.json_dataclasses import from_json, to_json
 from lrcompress.network.identity import ModelIdentity
@@ -67,26 +68,21 @@ class RunFolder:
         where = f"{self.root / LEDGER_NAME}: stages.{stage}.facts"
         return from_json(kind, record.facts, where, DataError)
 
-    def finished(
-        self, stage: str, key: str, *, rewritten_by: str | None = None
-    ) -> Mapping[str, Any] | None:
-        """Return the facts of a stage if its key and its files match the ledger, else None.
+    @main_only
+    def finished(self, stage: str, key: str, rewritten_by: str | None = None) -> bool:
+        """Return whether the key and the files of a stage match the ledger.
 
         rewritten_by: a later stage, whose digests count for the files that both wrote.
         """
-        return on_main(lambda: self._finished(stage, key, rewritten_by))
-
-    def _finished(self, stage: str, key: str, rewritten_by: str | None) -> Mapping[str, Any] | None:
         record = self.record(stage)
         if record is None or record.key != key:
-            return None
+            return False
         later = None if rewritten_by is None else self.record(rewritten_by)
         files = {**record.files, **(later.files if later is not None else {})}
         changed = [name for name, digest in files.items() if not self._is(name, digest)]
         if changed:
             log.warning("%s: missing or changed; made again", self.path(changed[0]))
-            return None
-        return record.facts
+        return not changed
 
     def is_edited(self, stage: str, name: str) -> bool:
         """Return whether a stage's file exists and differs from what the stage wrote."""
@@ -94,10 +90,12 @@ class RunFolder:
         digest = record.files.get(name) if record is not None else None
         return digest is not None and self.path(name).is_file() and not self._is(name, digest)
 
+    @main_only
     def begin(self, stage: str) -> None:
         """Forget the stage and the stages after it, before their files change."""
-        on_main(lambda: self.save(self._ledger.before(stage)))
+        self.save(self._ledger.before(stage))
 
+    @main_only
     def finish(
         self,
         stage: str,
@@ -112,39 +110,25 @@ class RunFolder:
         forget: a later stage, made from files that this one replaced. It and the stages after it
             are forgotten in the same write.
         """
-        on_main(lambda: self._finish(stage, key, files, facts, forget))
-
-    def _finish(
-        self,
-        stage: str,
-        key: str,
-        files: Sequence[str],
-        facts: object,
-        forget: str | None,
-    ) -> None:
         digests = {name: file_digest(self.path(name)) for name in files}
         ledger = self._ledger if forget is None else self._ledger.before(forget)
         self.save(ledger.with_stage(stage, StageRecord(key, digests, to_json(facts))))
 
     def save(self, ledger: Ledger) -> None:
-        text = ledger.to_json()
-        write_atomically(
-            self.root / LEDGER_NAME, lambda path: path.write_text(text, encoding="utf-8")
-        )
+        write_text(self.root / LEDGER_NAME, ledger.to_json())
         self._ledger = ledger
 
+    @main_only
     def clean(self) -> None:
         """Remove the checkpoints."""
-        on_main(lambda: _remove_work(self.root / WORK_NAME))
+        _remove_work(self.root / WORK_NAME)
 
+    @main_only
     def remove_replaced(self) -> None:
         """Remove the files of forgotten stages that no stage wrote again, if they are unchanged.
 
         Call it at the end of a run, when the new files exist.
         """
-        on_main(self._remove_replaced)
-
-    def _remove_replaced(self) -> None:
         for name, digest in self._ledger.replaced.items():
             if not self.path(name).is_symlink() and self._is(name, digest):
                 self.path(name).unlink()
@@ -247,10 +231,3 @@ def _remove_work(folder: Path, *, but: Path | None = None) -> None:
 def file_digest(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def finished_key(root: Path, stage: str) -> str | None:
-    """Return the key of a stage recorded as finished, else None. Nothing is locked or written."""
-    ledger = read_ledger(root)
-    record = None if ledger is None else ledger.stages.get(stage)
-    return None if record is None else record.key

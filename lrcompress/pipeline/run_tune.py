@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from lrcompress.conversion.convert import replay_
-from lrcompress.distributed import failing_together, on_main
+from lrcompress.distributed import failing_together
 from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.export.export_onnx import ExportOptions
 from lrcompress.fingerprint import fingerprint_batches
@@ -18,11 +17,10 @@ from lrcompress.messages import label
 from lrcompress.network.identity import ModelIdentity, identify, what_differs
 from lrcompress.paths import expanded
 from lrcompress.pipeline.axes import checked_axes
-from lrcompress.pipeline.clock import Clock
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.options import RunOptions, RunResult, TuneRunOptions
 from lrcompress.pipeline.run_folder import RunFolder, open_run_folder, read_ledger
+from lrcompress.pipeline.stage import Clock, RunContext
 from lrcompress.pipeline.stages.compress import STAGE as COMPRESS
 from lrcompress.pipeline.stages.compress import CompressFacts
 from lrcompress.pipeline.stages.deliver import CompressedRun, deliver
@@ -34,9 +32,8 @@ from lrcompress.pipeline.stages.sweep import STAGE as SWEEP
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.pipeline.stages.tune import (
     STAGE,
-    ExportedAs,
     TuneInputs,
-    checked_dense,
+    check_dense,
     last_export,
     tune_key,
     tune_model,
@@ -72,14 +69,16 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         identity = identify(dense.module, batches[0], configuration(dense))
         if not options.source.model:
             known = record.source_identity or ModelIdentity(record.source_fingerprint)
-            checked_dense(dense, identity, known, batches[0], root)
+            check_dense(dense, identity, known, batches[0], root)
         step.advance()
     with open_run_folder(root, ledger, lambda _: "", force=False) as folder:
         context = RunContext(folder, progress, clock)
         profile = load_profile(root / PROFILE_FOLDER)
         exporting = last_export(folder)
-        asked_of_axes = _export_options(options, exporting).axes
-        checked_axes(dense.module, batches[0], asked_of_axes, progress)
+        export = exporting.asked or ExportOptions()
+        if options.axes is not None:
+            export = replace(export, dynamic=options.axes.dynamic, fixed=options.axes.fixed)
+        checked_axes(dense.module, batches[0], export.axes, progress)
         inputs = TuneInputs(
             request=options.request,
             dense=lambda: dense,
@@ -91,16 +90,23 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             trust_remote_code=options.source.trust_remote_code,
             differs=lambda known: what_differs(known, identity, dense.module, batches[0]),
         )
-        gained, key = tune_model(context, inputs, _upstream(folder, inputs), exporting)
+        tuned, key = tune_model(context, inputs, _upstream(folder, inputs), exporting)
         outcome = folder.facts(COMPRESS.name, CompressFacts)
         curve = SWEEP.recorded(folder) or SweepFacts()
         warnings = (*curve.warnings, *outcome.warnings)
         selection = PLAN.recorded(folder) or PlanFacts()
-        made = CompressedRun(profile, inputs.plan, selection, curve, outcome, warnings, key, gained)
+        made = CompressedRun(profile, inputs.plan, selection, curve, outcome, warnings, key, tuned)
         for earlier in (PROFILE, PLAN, COMPRESS):
             clock.reused(earlier.name)
-        asked = _asked(options, ledger.model, exporting)
-        report = on_main(partial(deliver, context, asked, batches[0], made))
+        as_before = RunOptions(
+            source=replace(options.source, model=ledger.model),
+            folder=options.folder,
+            plan_file=root / PLAN_NAME,
+            export=export,
+            provider=options.provider,
+            pt2=exporting.pt2,
+        )
+        report = deliver(context, as_before, batches[0], made)
     return RunResult(root, profile, inputs.plan, report)
 
 
@@ -144,7 +150,7 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
     if weights is not None and source.weights is None:
         raise TuneError(
             f"{options.folder.output}: was made from {reference.text} with weights from "
-            f"{weights}; say where they are: --weights {weights}"
+            f"{weights}; name them with --weights {weights}"
         )
     place = reference.place
     # `load_model` would treat a missing folder as a factory
@@ -162,25 +168,3 @@ def _dense(options: TuneRunOptions, record: RunRecord) -> LoadedModel:
             "with --reference"
         ) from cause
     return dense
-
-
-def _export_options(options: TuneRunOptions, exporting: ExportedAs) -> ExportOptions:
-    """Return the options of the last export, with the axes requested now."""
-    before = exporting.asked or ExportOptions()
-    if options.axes is None:
-        return before
-    asked = options.axes
-    return replace(before, dynamic=asked.dynamic, fixed=asked.fixed)
-
-
-def _asked(options: TuneRunOptions, model: str, exporting: ExportedAs) -> RunOptions:
-    """Return the options of a run that exports like the previous one."""
-    export = _export_options(options, exporting)
-    return RunOptions(
-        source=replace(options.source, model=model),
-        folder=options.folder,
-        plan_file=options.folder.output / PLAN_NAME,
-        export=export,
-        provider=options.provider,
-        pt2=exporting.pt2,
-    )

@@ -2,14 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.run_folder import RunFolder
+from lrcompress.progress import Progress
+from lrcompress.reporting.report import StageTime
 
 Facts = TypeVar("Facts")
+
+
+class Clock:
+    """Seconds per stage. Only the report holds them, so that the other files stay reproducible."""
+
+    def __init__(self) -> None:
+        self.stages: list[StageTime] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._note(StageTime(name, time.perf_counter() - started, reused=False))
+
+    def worked(self, name: str) -> bool:
+        """Return whether the stage was carried out, not reused, when it was last noted."""
+        return any(stage.name == name and not stage.reused for stage in self.stages)
+
+    def reused(self, name: str) -> None:
+        self._note(StageTime(name, 0.0, reused=True))
+
+    def _note(self, stage: StageTime) -> None:
+        """Replace the entry of the stage: a reused stage may have to be run again later."""
+        self.stages = [*(s for s in self.stages if s.name != stage.name), stage]
+
+
+@dataclass(frozen=True, eq=False)
+class RunContext:
+    """The objects that every stage of a run uses."""
+
+    folder: RunFolder
+    progress: Progress
+    clock: Clock
 
 
 @dataclass(frozen=True)
@@ -70,7 +106,7 @@ class Stage(Generic[Facts]):
         self, context: RunContext, key: str, *, rewritten_by: str | None = None
     ) -> bool:
         """Return whether `run` would reuse the stage."""
-        return context.folder.finished(self.name, key, rewritten_by=rewritten_by) is not None
+        return context.folder.finished(self.name, key, rewritten_by)
 
     def recorded(self, folder: RunFolder) -> Facts | None:
         """Return the facts in stages.json under any key; None without a record."""

@@ -139,7 +139,7 @@ def test_checkpoints_go_with_the_model_that_they_are_of(finished: Path, tmp_path
 
 def test_a_profile_of_another_function_is_refused(finished: Path, tmp_path: Path) -> None:
     Code.function = "tanh"
-    with pytest.raises(ModelError, match=r"profiles another model.*another function"):
+    with pytest.raises(ModelError, match=r"is the profile of another model.*another function"):
         run(options(tmp_path / "out", profile_folder=finished))
     assert preview(options(copied(finished, tmp_path / "old"))).profile.identity is not None
 

@@ -18,7 +18,7 @@ from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.stages.compress import _facts
-from lrcompress.pipeline.stages.report import _gained
+from lrcompress.pipeline.stages.deliver import _tuned_quality
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profiler import profile
@@ -243,7 +243,7 @@ def test_the_tunings_cosine_is_the_mean_over_positions() -> None:
         history=(), losses=(), steps=1, learning_rate=1e-3, restarts=0, trained_params=1,
         taught_examples=8, judging_examples=8, positions=40.0,
     )  # fmt: skip
-    assert _gained(tuned) == {
+    assert _tuned_quality(tuned) == {
         "mean cosine, held out: before tuning": pytest.approx(0.8),
         "mean cosine, held out: after tuning": pytest.approx(0.95),
     }

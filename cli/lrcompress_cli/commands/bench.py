@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "batches",
     type=Numbers(),
     metavar="LIST",
-    help="Batch sizes to time, separated by commas; by default 1,8, or what the graphs take.",
+    help="Batch sizes to time, separated by commas; by default 1,8, or what the graphs accept.",
 )
 @click.option(
     "--length",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     type=Numbers(),
     metavar="LIST",
     help="Sequence lengths to time, where an input has a free length; separated by commas; by "
-    "default 128, or the longest that the graphs take.",
+    "default 128, or the longest that the graphs accept.",
 )
 @click.option(
     "--runs",
@@ -52,9 +52,9 @@ if TYPE_CHECKING:
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads of one operator; ONNX Runtime's own choice by default.",
+    help="Threads of one operator; ONNX Runtime chooses by default.",
 )
-@click.option("-o", "--output", type=NEW_FILE, help="Write the JSON object here too.")
+@click.option("-o", "--output", type=NEW_FILE, help="Also write the JSON object to this file.")
 @reporting
 def command(
     terminal: Terminal,
@@ -71,8 +71,8 @@ def command(
 ) -> Outcome:
     """Time a dense against compressed models.
 
-    MODEL is an ONNX file, or a model that is exported first; every ONNX file is measured
-    against it, taking turns.
+    MODEL is an ONNX file, or a model that is exported first. Every ONNX file is timed against
+    it, in alternating runs.
     """
     from lrcompress.atomic import refuse_unwritable
     from lrcompress.export.bench import bench
@@ -137,8 +137,8 @@ def _show_in_report(
         terminal.note(f"{path.parent}: its report now shows the latency")
     elif recorded == "another model":
         terminal.note(
-            f"{path.parent}: its report was left alone, as MODEL is not known to be the one that "
-            "the run was made from"
+            f"{path.parent}: its report was not changed, since MODEL is not known to be the "
+            "model of the run"
         )
 
 

@@ -20,8 +20,8 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
     "--structures",
     type=StructureNames(),
     metavar="NAMES",
-    help="Structures to time, separated by commas; by default all that stand for linear layers. "
-    "Others are named as not timed.",
+    help="Structures to time, separated by commas; by default all for linear layers. Others are "
+    "listed as not timed.",
 )
 @click.option(
     "--rows",
@@ -62,7 +62,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
     type=NEW_FILE,
     default=Path("latency_table.json"),
     show_default=True,
-    help="File for the table, to hand to --latency-table.",
+    help="File for the table, for --latency-table.",
 )
 @reporting
 def command(
@@ -78,8 +78,8 @@ def command(
 ) -> Outcome:
     """Time structures against the dense layers that they replace.
 
-    Each in every form that it can be exported in. `plan` and `compress` use the table to leave
-    out what measures slower than dense, and `export` to choose the fastest form.
+    Each is timed in every form in which it can be exported. `plan` and `compress` use the table to
+    leave out structures slower than dense, and `export` to choose the fastest form.
     """
     from lrcompress.atomic import refuse_unwritable
     from lrcompress.export.bench import device_name

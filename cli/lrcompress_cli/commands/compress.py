@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     "--plan",
     "plan_file",
     type=FILE,
-    help="Follow this plan.json, edited by hand or not, instead of a budget.",
+    help="Follow this plan.json, edited or not, instead of a budget.",
 )
 @click.option(
     "--profile",
     "profile_folder",
     type=FOLDER,
-    help="Take the profile from here instead of measuring it again.",
+    help="Use the profile in this folder instead of measuring it again.",
 )
 @click.option(
     "--refit/--no-refit",
     default=None,
-    help="Refit each layer to what the ones before it now give; by default if it helps on "
-    "held-out data.",
+    help="Refit each layer to the outputs of the compressed layers before it; by default if it "
+    "helps on held-out data.",
 )
 @click.option(
     "--rounds",
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     default=3,
     metavar="N",
     show_default=True,
-    help="How often the plan is corrected by what it does on examples set aside, and made again; "
+    help="How often the plan is corrected by its measurement on held-out examples and made again; "
     "with 0 the profile alone decides.",
 )
 @export_options
@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     type=Numbers(),
     metavar="LIST",
     default=(),
-    help="Hold predicted against measured divergence at these percentages of the parameters "
-    "too, separated by commas, for the report.",
+    help="Also compare predicted with measured divergence at these percentages of the parameters, "
+    "separated by commas, for the report.",
 )
 @click.option(
     "--tune",
@@ -76,18 +76,18 @@ if TYPE_CHECKING:
     "--tune-steps",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Tune for so many steps; 200 by default, or as many as fit in --tune-minutes.",
+    help="Steps of the tuning; 200 by default, or as many as fit in --tune-minutes.",
 )
 @click.option(
     "--tune-minutes",
     type=ABOVE_ZERO,
     metavar="X",
-    help="Tune for about so many minutes.",
+    help="Minutes of the tuning, approximately.",
 )
 @click.option(
     "--drop-moments",
     is_flag=True,
-    help="Remove the profile's second moments, most of the folder, once the run is verified.",
+    help="Remove the profile's second moments, most of the folder, after the run is verified.",
 )
 @click.option("-o", "--output", type=NEW_FOLDER, help="Run folder to write.")
 @accept_doubts_option
@@ -126,14 +126,14 @@ def command(
     """Profile, plan, compress, export and verify in one run.
 
     MODEL is a Hugging Face folder, pkg.module:factory, or an earlier run folder. Rerunning the
-    same command after an interruption goes on where it stopped.
+    same command after an interruption resumes where it stopped.
     """
     running.use_threads()
     budget = planning.parsed_budget()
     _check_together(planning, plan_file, output, dry_run=dry_run)
     tuning = tune or tune_steps is not None or tune_minutes is not None
     if tuning and data.data is None:
-        raise click.UsageError("--tune needs --data to learn from", click.get_current_context())
+        raise click.UsageError("--tune needs data: give --data", click.get_current_context())
 
     from lrcompress.compression.compress import CompressOptions
     from lrcompress.pipeline import RunOptions, preview, run
@@ -197,7 +197,7 @@ def _check_together(
         raise click.UsageError(
             "--budget and --plan exclude each other"
             if both
-            else "say how small: --budget 50%, or --plan plan.json",
+            else "give a budget or a plan: --budget 50%, or --plan plan.json",
             context,
         )
     if output is None and not dry_run:

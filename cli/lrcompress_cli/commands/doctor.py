@@ -13,8 +13,8 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 def command(terminal: Terminal) -> Outcome:
     """Can this machine run models on its GPU?
 
-    Looks at the installed packages, the driver and the CUDA libraries, and where there is a GPU
-    runs one product on it. The exit code is 4 if something is broken.
+    Checks the installed packages, the driver and the CUDA libraries, and computes one product on
+    the GPU if there is one. The exit code is 4 if something is broken.
     """
     from lrcompress.doctor import diagnose
     from lrcompress_cli.tables.doctor import doctor_table

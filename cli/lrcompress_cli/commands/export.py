@@ -46,7 +46,7 @@ def command(
 ) -> Outcome:
     """Write a model as an ONNX graph.
 
-    MODEL is the run folder of a `compress`, or any model that lrcompress reads: a dense one gives
+    MODEL is the run folder of a `compress`, or any model that lrcompress reads. A dense model gives
     the graph to compare with.
     """
     path = output or _default(model.model, exporting.precision)

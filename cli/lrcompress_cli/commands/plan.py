@@ -21,7 +21,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
     "-o",
     "--output",
     type=NEW_FILE,
-    help="Write the plan here, to read, edit and hand to `compress --plan`.",
+    help="Write the plan here, to read, edit and use with `compress --plan`.",
 )
 @reporting
 def command(

@@ -44,15 +44,15 @@ def command(
     accept_doubts: bool,
     running: RunChoice,
 ) -> Outcome:
-    """Train a compressed model towards its dense one; every size stays.
+    """Train a compressed model towards its dense one; all sizes stay the same.
 
-    FOLDER is the run folder of a `compress`. Its weights, ONNX file and report are replaced; they
-    end where held-out examples say they are best, which is never worse than where they began.
-    Rerunning the same command after an interruption goes on where it stopped.
+    FOLDER is the run folder of a `compress`. Its weights, ONNX file and report are replaced. The
+    weights kept are the best on held-out examples, and never worse there than the first ones.
+    Rerunning the same command after an interruption resumes where it stopped.
     """
     running.use_threads()
     if data.data is None:
-        raise click.UsageError("name the data: --data TEXT", click.get_current_context())
+        raise click.UsageError("give training data: --data TEXT", click.get_current_context())
 
     from lrcompress.pipeline import TuneRunOptions, run_tune
     from lrcompress_cli.json_output import tune_record

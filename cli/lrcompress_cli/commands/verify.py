@@ -14,7 +14,7 @@ from lrcompress_cli.options.gather import FILE
 from lrcompress_cli.options.source import DataChoice, ModelChoice, data_options, reference_options
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
-OTHER_REFERENCE = "not checked, as the reference is not the model beside the file"
+OTHER_REFERENCE = "not checked, since the reference is not the model beside the file"
 
 
 @click.command()
@@ -26,7 +26,8 @@ OTHER_REFERENCE = "not checked, as the reference is not the model beside the fil
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
     metavar="X",
-    help="Largest error allowed, of the outputs' scale; derived from the precision by default.",
+    help="Largest error allowed, relative to the outputs' scale; by default derived from the "
+    "precision.",
 )
 @click.option(
     "--seed",
@@ -49,8 +50,8 @@ def command(
 ) -> Outcome:
     """Check an ONNX file against its model.
 
-    ONNX may come from any exporter. In a run folder it is held against the compressed model and
-    the plan that lie beside it, unless --reference names another model.
+    ONNX may come from any exporter. In a run folder it is compared with the compressed model and
+    the plan there, unless --reference names another model.
     """
     from lrcompress.export.verify.result import BudgetFacts
     from lrcompress.export.verify.verify import VerifyOptions, verify

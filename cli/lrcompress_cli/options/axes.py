@@ -63,15 +63,14 @@ axis_options = gathered(
         type=AxisOfInput(),
         metavar="NAME:AXIS",
         multiple=True,
-        help="Refuse to go on unless this axis of an input, counted from 0, can be free in the "
-        "graph; without it, all are that the network takes in other sizes.",
+        help="Stop unless this axis of an input, counted from 0, can be free in the graph; by "
+        "default, all axes are free that the network accepts in other sizes.",
     ),
     click.option(
         "--fixed",
         type=AxisOfInput(),
         metavar="NAME:AXIS",
         multiple=True,
-        help="Fix this axis of an input to the size that it has in the data, and those that are "
-        "coupled with it.",
+        help="Fix this axis of an input, and those coupled with it, to the size in the data.",
     ),
 )

@@ -47,7 +47,7 @@ precision_option = click.option(
     type=click.Choice(PRECISIONS),
     default="fp32",
     show_default=True,
-    help="Number format of the ONNX graph, which a budget in bytes counts in.",
+    help="Number format of the ONNX graph, used by a budget in bytes.",
 )
 
 export_options = gathered(
@@ -65,7 +65,7 @@ export_options = gathered(
     click.option(
         "--external-data/--no-external-data",
         default=None,
-        help="Weights in a file beside the graph; by default only above 2 GB.",
+        help="Store the weights in a file beside the graph; by default only above 2 GB.",
     ),
 )
 
@@ -80,5 +80,5 @@ provider_option = click.option(
 pt2_option = click.option(
     "--pt2/--no-pt2",
     default=False,
-    help="Write a .pt2 too, which torch alone reloads.",
+    help="Also write a .pt2 file, which can be loaded with torch alone.",
 )

@@ -33,7 +33,7 @@ NEW_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 def gathered(into: type, name: str, *options: Decorator) -> Decorator:
-    """The values of `options` reach the command as one `into` in its argument `name`."""
+    """Pass the values of `options` to the command as one `into`, in its argument `name`."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

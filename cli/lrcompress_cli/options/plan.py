@@ -51,7 +51,7 @@ class PlanChoice:
     def required_budget(self) -> Budget:
         budget = self.parsed_budget()
         if budget is None:
-            raise click.UsageError("say how small: --budget 50%", click.get_current_context())
+            raise click.UsageError("give a budget: --budget 50%", click.get_current_context())
         return budget
 
     def options(self, precision: str, provider: str = "cpu") -> PlanOptions:
@@ -83,13 +83,13 @@ rows_option = click.option(
 latency_table_option = click.option(
     "--latency-table",
     type=FILE,
-    help="Measurements of `calibrate-latency`; by default those that come with lrcompress.",
+    help="Measurements of `calibrate-latency`; by default those included in lrcompress.",
 )
 
 metric_option = click.option(
     "--metric",
     type=click.Choice(METRIC_NAMES),
-    help="Norm of a layer's error; two-sided with data, else plain.",
+    help="Norm of a layer's error; by default two-sided with data, else plain.",
 )
 
 planning_options = gathered(
@@ -110,8 +110,8 @@ planning_options = gathered(
     click.option(
         "--allocator",
         type=click.Choice(ALLOCATOR_NAMES),
-        help="How the budget is shared out; global, which is optimal, where the metric makes "
-        "losses of layers comparable, else uniform.",
+        help="How the budget is divided among the layers; by default global, which is optimal, if "
+        "the metric makes losses of layers comparable, else uniform.",
     ),
     metric_option,
     structures_option,
@@ -133,8 +133,8 @@ planning_options = gathered(
         "--multiple-of",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Ranks are multiples of this; by default of 8 in layers that are wide both ways, of 1 "
-        "elsewhere.",
+        help="Ranks are multiples of this; by default of 8 in layers that are wide on both sides, "
+        "of 1 elsewhere.",
     ),
     click.option(
         "--min-rank",

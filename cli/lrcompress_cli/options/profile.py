@@ -54,14 +54,14 @@ measuring_options = gathered(
         type=click.Choice(("auto", *OBJECTIVE_NAMES)),
         default="auto",
         show_default=True,
-        help="Divergence between two outputs of the network; auto goes by names, values and the "
-        "operation that the network ends in.",
+        help="Divergence between two outputs of the network; auto chooses it by names, values "
+        "and the network's last operation.",
     ),
     click.option(
         "--output-name",
         multiple=True,
         metavar="NAME",
-        help="Measure this output of the network: a name, or a place in a tuple; repeatable. By "
+        help="Measure this output of the network: a name, or a position in a tuple; repeatable. By "
         "default all that depend on the input.",
     ),
     click.option(
@@ -69,7 +69,7 @@ measuring_options = gathered(
         type=click.Choice(("auto", "mean", "cls", "none")),
         default="auto",
         show_default=True,
-        help="How token embeddings become one; auto asks the model's folder.",
+        help="How token embeddings are pooled into one; auto: as in the model's folder.",
     ),
     click.option(
         "--probes",
@@ -85,14 +85,13 @@ measuring_options = gathered(
         metavar="SIZE",
         default="1GiB",
         show_default=True,
-        help="Running moments held at a time; where they need more, the data is passed over "
-        "more than once.",
+        help="Running moments held at a time; if they need more, the data is read more than once.",
     ),
     click.option(
         "--token-noise/--no-token-noise",
         default=None,
-        help="Measure each text a second time with most of its tokens drawn anew from the "
-        "vocabulary, so that words that the data lack are kept too; by default for encoders whose "
-        "output is an embedding.",
+        help="Measure each text a second time with most of its tokens drawn from the vocabulary, "
+        "so that tokens missing from the data are kept too; by default for encoders whose output "
+        "is an embedding.",
     ),
 )

@@ -42,7 +42,7 @@ running_options = gathered(
     click.option(
         "--force",
         is_flag=True,
-        help="Write into a folder that holds other things or another model's run.",
+        help="Write into a folder that holds other files or another model's run.",
     ),
     click.option(
         "--report/--no-report",
@@ -55,12 +55,12 @@ running_options = gathered(
         metavar="N",
         default=0,
         show_default=True,
-        help="Seed of everything drawn at random.",
+        help="Seed of all random numbers.",
     ),
     click.option(
         "--threads",
         type=click.IntRange(min=1),
         metavar="N",
-        help="CPU threads to compute with; torch's own choice by default.",
+        help="CPU threads; torch chooses by default.",
     ),
 )

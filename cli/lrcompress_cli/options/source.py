@@ -81,12 +81,12 @@ trust_options = (
     click.option(
         "--trust-remote-code",
         is_flag=True,
-        help="Run Python code that lies in the model's folder.",
+        help="Run Python code in the model's folder.",
     ),
     click.option(
         "--allow-pickle",
         is_flag=True,
-        help="Load a pickled module, which runs whatever code it holds.",
+        help="Load a pickled module, which runs any code that it holds.",
     ),
     click.option(
         "--trust-factory",
@@ -131,7 +131,7 @@ data_options = gathered(
         "--data",
         metavar="DATA",
         help="Calibration data: .txt, .jsonl, .npz, .safetensors, an image folder, or "
-        "pkg.module:batches. Without it the plain metric is all there is.",
+        "pkg.module:batches. Without it, only the plain metric is available.",
     ),
     click.option(
         "--batch-size",
@@ -151,6 +151,6 @@ data_options = gathered(
         "--max-examples",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Examples used of the data; all by default.",
+        help="Examples drawn from the data; all by default.",
     ),
 )

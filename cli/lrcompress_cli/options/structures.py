@@ -37,7 +37,7 @@ class StructureNames(click.ParamType[tuple[str, ...]]):
         if names == [AUTO]:
             names = list(AUTO_NAMES)
         if AUTO in names:
-            self.fail(f"{AUTO!r} stands alone; leave out the others, or name every one", param, ctx)
+            self.fail(f"{AUTO!r} takes no other names; remove them, or name every one", param, ctx)
         strange = [name for name in names if name not in STRUCTURE_NAMES]
         if strange:
             known = ", ".join((AUTO, *STRUCTURE_NAMES))
@@ -49,7 +49,7 @@ structures_option = click.option(
     "--structures",
     type=StructureNames(),
     metavar="NAMES",
-    help="What may stand in a layer's place, separated by commas: "
-    f"{', '.join(STRUCTURE_NAMES)}, or auto for all but kronecker. By default low-rank alone; all "
-    "the others take a few fits for each layer.",
+    help="Structures that may replace a layer, separated by commas: "
+    f"{', '.join(STRUCTURE_NAMES)}, or auto for all but kronecker. By default only low-rank; each "
+    "other one takes a few fits for each layer.",
 )

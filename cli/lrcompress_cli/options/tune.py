@@ -83,7 +83,7 @@ minutes_option = click.option(
     "--minutes",
     type=ABOVE_ZERO,
     metavar="X",
-    help="Minutes to train for; they become a number of steps at the start, once.",
+    help="Minutes to train, converted once to a number of steps at the start.",
 )
 
 tuning_options = gathered(
@@ -94,8 +94,8 @@ tuning_options = gathered(
         type=click.Choice(TUNING_OBJECTIVE_NAMES),
         default="distill",
         show_default=True,
-        help="What training makes small: the distance from the dense model, the next or the "
-        "masked tokens' cross-entropy, masked autoencoding, or a loss of your own.",
+        help="What training minimises: the distance from the dense model, the cross-entropy of the "
+        "next or of masked tokens, the loss of masked autoencoding, or the loss of --task.",
     ),
     click.option(
         "--task",
@@ -132,26 +132,26 @@ tuning_options = gathered(
         metavar="X",
         default=1.0,
         show_default=True,
-        help="Weight of the hidden features beside the output, in distillation.",
+        help="Weight of the hidden features relative to the output, in distillation.",
     ),
     click.option(
         "--token-noise/--no-token-noise",
         default=None,
-        help="Every other text with most of its tokens drawn anew from the vocabulary; by default "
-        "where words are many.",
+        help="From the second epoch on, draw most tokens of every other text from the vocabulary; "
+        "by default if the vocabulary is large.",
     ),
     click.option(
         "--mask-token",
         type=click.IntRange(min=0),
         metavar="ID",
-        help="The token that hides others, for --objective mlm; by default the tokenizer's.",
+        help="The mask token, for --objective mlm; by default the tokenizer's.",
     ),
     click.option(
         "--optimiser",
         type=click.Choice(OPTIMISER_NAMES),
         default="adamw",
         show_default=True,
-        help="How the weights take their steps.",
+        help="Optimiser of the weights.",
     ),
     click.option(
         "--adapter",
@@ -171,8 +171,8 @@ tuning_options = gathered(
         type=click.Choice(("factors", "layer")),
         default="factors",
         show_default=True,
-        help="On each factor, so that merging is exact, or beside the whole layer, whose sum is "
-        "truncated to the layer's rank in its metric in the end.",
+        help="Adapters of each factor, which are merged exactly, or of the whole layer: their sum "
+        "is truncated at the end to the layer's rank in its metric.",
     ),
     click.option(
         "--adapter-alpha",
@@ -186,21 +186,21 @@ tuning_options = gathered(
         metavar="K",
         default=0,
         show_default=True,
-        help="Leave the network's first K blocks, and all that comes before them, as they are: "
-        "steps get cheaper.",
+        help="Do not train the network's first K blocks and all layers before them: steps get "
+        "cheaper.",
     ),
     click.option(
         "--random-skip",
         is_flag=True,
-        help="Skip 0 to K of them, drawn anew at each step, so that the later blocks learn to do "
-        "without.",
+        help="Skip 0 to K of them, drawn at each step, so that the later blocks learn to work "
+        "without them.",
     ),
     click.option(
         "--regulariser",
         "regularisers",
         type=click.Choice(REGULARISER_NAMES),
         multiple=True,
-        help="What keeps the factors small or of low rank in training; repeatable.",
+        help="Keeps the factors small or of low rank in training; repeatable.",
     ),
     click.option(
         "--precision",

@@ -10,5 +10,5 @@ from lrcompress.messages import printable
 
 
 def axis_lines(lines: Sequence[str]) -> Text:
-    """A line for each input: which axes are free, which have one size and why."""
+    """A line for each input: which axes are free, which are fixed and why."""
     return Text("\n".join(f"input {printable(line)}" for line in lines))

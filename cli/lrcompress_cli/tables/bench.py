@@ -20,7 +20,7 @@ class BenchTable:
         threads = "all" if report.threads is None else str(report.threads)
         yield Text(
             f"{report.execution_provider} on {report.device}, ONNX Runtime {report.onnxruntime}, "
-            f"{threads} threads, {report.runs} runs each, taking turns\n"
+            f"{threads} threads, {report.runs} runs each, alternating\n"
         )
         yield self._latencies()
         yield Text("")

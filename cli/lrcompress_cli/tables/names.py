@@ -8,12 +8,12 @@ from lrcompress.messages import printable
 
 
 def cell(words: object, style: str = "") -> Text:
-    """What a file says, on one line and with nothing in it that a terminal would act on."""
+    """Text from a file, on one line and without characters that a terminal would act on."""
     return Text(printable(str(words)), style=style)
 
 
 def fitted(name: str, width: int) -> str:
-    """`encoder.layer.0.attention.self.query` → `e.l.0.a.self.query`: the last parts say most."""
+    """`encoder.layer.0.attention.self.query` → `e.l.0.a.self.query`: the last parts tell most."""
     parts = printable(name).split(".")
     for k, part in enumerate(parts[:-1]):
         if len(".".join(parts)) <= width:

@@ -22,7 +22,7 @@ def share(part: float, whole: float) -> str:
 
 
 def real(value: float) -> str:
-    """Three digits or more, an exponent only for the very small and large."""
+    """Three digits or more; an exponent only for very small and very large values."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e5:
@@ -32,7 +32,7 @@ def real(value: float) -> str:
 
 
 def agreement(value: float) -> str:
-    """A cosine or a share: as many digits as tell it from 1."""
+    """A cosine or a share, with enough digits to tell it from 1."""
     missing = 1 - value
     if missing == 0:
         return "1"
@@ -46,7 +46,7 @@ def milliseconds(value: float) -> str:
 
 
 def optimality(gap: float) -> str:
-    """Beyond six digits the gap is rounding."""
+    """The optimality gap in words; below 1e-6 it is rounding."""
     how = "proven best" if gap < 1e-6 else f"at most {100 * gap:.2g} % above the best"
     return f"{how} among the listed choices in the predicted loss"
 

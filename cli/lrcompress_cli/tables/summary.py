@@ -81,7 +81,7 @@ def _plan_line(result: RunResult) -> Text:
 
 
 def structures_taken(layers: Sequence[PlannedLayer]) -> str:
-    """ ": 21 interpolative, 9 blast, 4 low rank"; nothing where low rank is all there is."""
+    """ ": 21 interpolative, 9 blast, 4 low rank"; empty if all are low rank."""
     counts = Counter(layer.structure.type_name.replace("_", " ") for layer in layers)
     if not counts.keys() - {"low rank"}:
         return ""
@@ -121,14 +121,14 @@ def selection_table(report: Report) -> Table:
 
 
 def _tuning_line(tuning: TuneReport) -> Text:
-    told = f"{tuning.steps} steps at {tuning.learning_rate:g}"
+    steps = f"{tuning.steps} steps at {tuning.learning_rate:g}"
     if tuning.restarts:
-        told += f", {tuning.restarts} times back to the best point and half the rate"
+        steps += f", {tuning.restarts} restarts from the best point at half the rate"
     if not tuning.improved:
-        return Text(f"tuning: nothing better was found, the weights stay ({told})")
+        return Text(f"tuning: nothing better was found; the weights are unchanged ({steps})")
     return cell(
         f"tuning: {tuning.measure} {real(tuning.start)} → {real(tuning.end)} on "
-        f"{tuning.judging_examples} held-out examples ({told}, best after {tuning.best_step})"
+        f"{tuning.judging_examples} held-out examples ({steps}, best after {tuning.best_step})"
     )
 
 

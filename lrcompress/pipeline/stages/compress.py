@@ -17,8 +17,7 @@ from lrcompress.distributed import on_main
 from lrcompress.formats.run_json import RECORD_NAME, WEIGHTS_NAME
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.json_dataclasses import to_json
-from lrcompress.pipeline.context import RunContext
-from lrcompress.pipeline.stage import Stage, StageOutput
+from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.pipeline.stages.plan import PlanInputs
 from lrcompress.planning.plan import Plan
@@ -89,10 +88,7 @@ def is_compressed(
 
 
 def compress_key(inputs: PlanInputs, upstream: str) -> str:
-    depends_on = {
-        "data": inputs.loaded.data_fingerprint,
-        "options": inputs.options.compress,
-    }
+    depends_on = {"data": inputs.loaded.data_fingerprint, "options": inputs.options.compress}
     return stage_key(STAGE.name, upstream, depends_on)
 
 
@@ -130,12 +126,11 @@ def _facts(report: CompressReport, profile: Profile) -> CompressFacts:
     if report.refit is not None:
         fidelity["examples judging the refit: without it"] = report.refit.before
         fidelity["examples judging the refit: with it"] = report.refit.after
-    warnings = (*report.warnings, *remarks(report))
     said = doubts(report, profile)
     return CompressFacts(
         divergences=tuple(measured),
         fidelity=fidelity,
-        warnings=warnings,
+        warnings=(*report.warnings, *remarks(report)),
         doubts=tuple(doubt.said for doubt in said),
         severe=tuple(doubt.said for doubt in said if doubt.severe),
     )

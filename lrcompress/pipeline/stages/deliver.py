@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrcompress.compression.doubts import Doubt, tuned_doubts, void_doubts
+from lrcompress.distributed import main_only
 from lrcompress.network.batches import Batch
-from lrcompress.pipeline.context import RunContext
-from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
 from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.stage import RunContext
 from lrcompress.pipeline.stages.compress import CompressFacts
 from lrcompress.pipeline.stages.export import Product, export_model, verify_model
 from lrcompress.pipeline.stages.plan import PlanFacts
 from lrcompress.pipeline.stages.profile import delete_moments
-from lrcompress.pipeline.stages.report import Findings, run_report, with_recorded, write_report
+from lrcompress.pipeline.stages.report import base_report, with_recorded, write_report
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
-from lrcompress.reporting.report import Report
+from lrcompress.reporting.report import Cost, Report
 from lrcompress.sources.compressed_model import load
 from lrcompress.tuning.report import TuneReport
 
@@ -53,33 +53,52 @@ def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
     return (*before, *(tuned_doubts(made.profile.objective, tuned) if tuned else ()))
 
 
+@main_only
 def deliver(context: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
     """Export, verify and report the compressed model of the folder, in one process."""
-    root, source, found = context.folder.root, options.source, made.profile
-    product = Product(load(root, trust_remote_code=source.trust_remote_code), batch, made.plan)
-    facts, key = export_model(context, product, options, made.key)
+    folder, source, profile, plan = context.folder, options.source, made.profile, made.plan
+    product = Product(load(folder.root, trust_remote_code=source.trust_remote_code), batch, plan)
+    exported, key = export_model(context, product, options, made.key)
     checks = verify_model(context, product, options.provider, key)
     if options.drop_moments and all(check.passed is not False for check in checks):
-        found = delete_moments(context, PROFILE_FOLDER)
-    context.folder.clean()
-    context.folder.remove_replaced()
-    findings = Findings(
-        made.plan,
-        facts.bytes,
-        made.outcome.divergences,
-        dict(made.outcome.fidelity),
-        checks,
-        (*made.warnings, *facts.notes),
-        made.curve.points,
-        made.tuning,
-        made.selection.tried,
-        made.selection.examples,
-        _doubts(made),
-        facts.axes,
+        profile = delete_moments(folder)
+    folder.clean()
+    folder.remove_replaced()
+    doubts = _doubts(made)
+    report = replace(
+        base_report(source.model, profile, plan, options.folder, context.clock, options.provider),
+        after=Cost(plan.params, exported.bytes, plan.flops_per_example),
+        budget=_budget_in_words(plan),
+        allocator=plan.allocator,
+        optimality_gap=plan.optimality_gap,
+        divergences=made.outcome.divergences,
+        sweep=made.curve.points,
+        tried=made.selection.tried,
+        judging_examples=made.selection.examples,
+        doubts=tuple(doubt.said for doubt in doubts),
+        severe_doubts=tuple(doubt.said for doubt in doubts if doubt.severe),
+        fidelity={**made.outcome.fidelity, **_tuned_quality(made.tuning)},
+        tuning=made.tuning,
+        checks=checks,
+        axes=exported.axes,
+        warnings=(*profile.warnings, *plan.warnings, *made.warnings, *exported.notes),
     )
-    report = run_report(
-        source.model, found, findings, options.folder, context.clock, options.provider
-    )
-    report = with_recorded(report, root)
+    report = with_recorded(report, folder.root)
     write_report(report, options.folder)
     return report
+
+
+def _tuned_quality(tuning: TuneReport | None) -> dict[str, float]:
+    """Return the held-out quality before and after tuning, in familiar measures."""
+    if tuning is None:
+        return {}
+    name, start, end = tuning.measure, tuning.start, tuning.end
+    if name == "cosine divergence":
+        name = "mean cosine"
+        start, end = (1 - value / tuning.positions for value in (start, end))
+    return {f"{name}, held out: before tuning": start, f"{name}, held out: after tuning": end}
+
+
+def _budget_in_words(plan: Plan) -> str:
+    whole = plan.budget.scope == "total"
+    return str(plan.budget) if whole else f"{plan.budget} of the compressible layers"

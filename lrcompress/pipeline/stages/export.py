@@ -17,9 +17,8 @@ from lrcompress.export.verify.result import BudgetFacts, Check
 from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.network.batches import Batch
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import RunOptions
-from lrcompress.pipeline.stage import Stage, StageOutput
+from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
 from lrcompress.reporting.report import CheckReport
@@ -63,7 +62,13 @@ def export_model(
 ) -> tuple[ExportFacts, str]:
     """Write model.onnx (and model.pt2 if requested); return the facts and the stage's key."""
     folder, pt2 = context.folder, asked.pt2
-    metadata = {**asked.export.metadata, **_provenance(product.plan)}
+    plan = product.plan
+    provenance = {
+        "source_fingerprint": plan.model_fingerprint,
+        "budget": str(plan.budget),
+        "params": str(plan.params),
+    }
+    metadata = {**asked.export.metadata, **provenance}
     options = replace(asked.export, metadata=metadata)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})
@@ -141,18 +146,10 @@ def budget_facts(plan: Plan) -> BudgetFacts:
     return BudgetFacts(params=plan.params)
 
 
-def _provenance(plan: Plan) -> dict[str, str]:
-    return {
-        "source_fingerprint": plan.model_fingerprint,
-        "budget": str(plan.budget),
-        "params": str(plan.params),
-    }
-
-
 def _onnxruntime() -> str:
     for name in ("onnxruntime-gpu", "onnxruntime"):
         try:
             return f"{name} {version(name)}"
         except PackageNotFoundError:
-            continue
+            pass
     return "none"

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import nn
+
 from lrcompress.conversion.convert import convert_
-from lrcompress.errors import DataError
+from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.formats.files import read_json
+from lrcompress.messages import label
 from lrcompress.network.batches import Batch, Batches
 from lrcompress.network.held_out_examples import SetAside, set_aside
 from lrcompress.network.identity import ModelIdentity, identify, what_differs
-from lrcompress.pipeline.module_names import check_module_names
 from lrcompress.pipeline.options import SourceOptions
 from lrcompress.sources.data import kind_of_data, load_data
 from lrcompress.sources.example import example_batch
@@ -28,10 +30,6 @@ class Loaded:
     aside: SetAside | None  # the batches split into three parts; None without data
     identity: ModelIdentity
     data_fingerprint: str  # "" without data
-
-    @property
-    def model_fingerprint(self) -> str:
-        return self.identity.weights
 
     @property
     def calibration(self) -> Batches | None:
@@ -52,10 +50,11 @@ class Loaded:
         """Return how the model differs from the known one; "" if no difference is found."""
         if known is None:
             return ""
-        return what_differs(known, self.identity, self.model.module, self._first)
+        return what_differs(known, self.identity, self.model.module, self.first)
 
     @property
-    def _first(self) -> Batch | None:
+    def first(self) -> Batch | None:
+        """The first batch of the data; None without data."""
         return self.batches[0] if self.batches else None
 
     def example(self) -> Batch:
@@ -83,7 +82,7 @@ def load_sources(options: SourceOptions) -> Loaded:
     if options.data is not None:
         kind_of_data(options.data)
     model = load_source_model(options)
-    check_module_names(model.module)
+    _check_names(model.module)
     batches = None
     if options.data is not None:
         data = load_data(options.data, model, options.data_options)
@@ -99,6 +98,17 @@ def load_sources(options: SourceOptions) -> Loaded:
         identify(model.module, example, configuration(model)),
         "" if batches is None else fingerprint_batches(batches),
     )
+
+
+def _check_names(module: nn.Module) -> None:
+    """Raise ModelError for a name that cannot be written: files hold UTF-8 without nulls."""
+    for named in (module.named_modules(), module.named_parameters(), module.named_buffers()):
+        for name, _ in named:
+            if "\0" in name or any("\ud800" <= character <= "\udfff" for character in name):
+                raise ModelError(
+                    f"{label(name)}: a name with a null or half of a surrogate pair cannot be "
+                    "written; rename this part of the model"
+                )
 
 
 def configuration(model: LoadedModel) -> Mapping[str, Any]:

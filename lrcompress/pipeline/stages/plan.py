@@ -12,6 +12,7 @@ from typing import TypeVar
 from torch import nn
 
 from lrcompress.checkpoint import CheckpointFolder, CheckpointStore
+from lrcompress.distributed import main_only
 from lrcompress.errors import PlanError
 from lrcompress.export.export_onnx import export_onnx
 from lrcompress.formats.files import write_text
@@ -19,16 +20,15 @@ from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_jso
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import RunOptions
-from lrcompress.pipeline.stage import Stage, StageOutput
+from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import Profile
-from lrcompress.progress import SILENT, Progress
+from lrcompress.progress import Progress
 from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 
@@ -48,6 +48,7 @@ class PlanInputs:
     loaded: Loaded
     profile: Profile
     options: RunOptions
+    profile_key: str = ""  # of the profile's stage
 
     @property
     def is_selected(self) -> bool:
@@ -97,19 +98,20 @@ class Decision:
     key: str
 
 
-def needs_moments(context: RunContext, inputs: PlanInputs, upstream: str) -> bool:
+def needs_moments(context: RunContext, inputs: PlanInputs) -> bool:
     """Return whether a pending selection needs moments that were deleted."""
-    if not inputs.is_selected or STAGE.is_finished(context, _key(inputs, upstream)):
+    if not inputs.is_selected or STAGE.is_finished(context, _key(inputs)):
         return False
     profile = inputs.profile
     return any(layer.name not in profile.moments for layer in profile.layers)
 
 
-def _key(inputs: PlanInputs, upstream: str) -> str:
-    return stage_key(STAGE.name, upstream, inputs.key_inputs)
+def _key(inputs: PlanInputs) -> str:
+    return stage_key(STAGE.name, inputs.profile_key, inputs.key_inputs)
 
 
-def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decision:
+@main_only
+def make_plan(context: RunContext, inputs: PlanInputs) -> Decision:
     """Write the plan of a run to its plan.json and return it.
 
     Raises:
@@ -119,10 +121,10 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
     path = folder.path(PLAN_NAME)
     if inputs.options.plan_file is None and folder.is_edited(STAGE.name, PLAN_NAME):
         raise PlanError(
-            f"{path}: edited since it was made; follow it with --plan {path}, "
-            "or delete it to plan anew"
+            f"{path}: has been edited since it was made; use it with --plan {path}, "
+            "or delete it to plan again"
         )
-    key = _key(inputs, upstream)
+    key = _key(inputs)
 
     def work() -> StageOutput[PlanFacts]:
         # Keep the old stages until there is a plan: the budget may be impossible
@@ -140,7 +142,7 @@ def make_plan(context: RunContext, inputs: PlanInputs, upstream: str) -> Decisio
 
 
 def choose_plan(
-    inputs: PlanInputs, progress: Progress = SILENT, store: CheckpointStore | None = None
+    inputs: PlanInputs, progress: Progress, store: CheckpointStore | None = None
 ) -> tuple[Plan, PlanFacts]:
     """Return the requested plan: read from a file, or made for the budget."""
     options, loaded, profile = inputs.options, inputs.loaded, inputs.profile
@@ -150,11 +152,10 @@ def choose_plan(
     asked = options.plan
     if options.budget.kind == "bytes":
         asked = replace(asked, overhead_bytes=file_overhead(inputs))
-    module = loaded.model.module
     if not inputs.is_selected or loaded.aside is None:
         return plan(profile, options.budget, asked), PlanFacts()
     selection = select(
-        module,
+        loaded.model.module,
         profile,
         options.budget,
         loaded.aside.judging,
@@ -193,8 +194,7 @@ def file_overhead(inputs: PlanInputs) -> int:
     They are measured on an export of the dense model, since only the exporter knows the content of
     its graph. The compressed graph has one more node for each layer that is split.
     """
-    profile, options = inputs.profile, inputs.options
-    loaded = inputs.loaded
+    profile, options, loaded = inputs.profile, inputs.options, inputs.loaded
     everything = plan(profile, Budget("bytes", 1.0, relative=True), options.plan)
     with scratch_folder() as scratch:
         path = scratch / "dense.onnx"

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from lrcompress.atomic import write_atomically
+from lrcompress.atomic import copy_file
 from lrcompress.checkpoint import CheckpointFolder
-from lrcompress.distributed import is_main, on_main
+from lrcompress.distributed import is_main, main_only, on_main
 from lrcompress.errors import DataError, ModelError
 from lrcompress.formats.moments import MomentsWriter, drop_moments
 from lrcompress.formats.profile_json import load_profile, save_profile
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.metrics import LayerMoments, MomentStore
 from lrcompress.network.identity import ModelIdentity
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.foreign_files import PROFILE_FOLDER
-from lrcompress.pipeline.run_folder import file_digest
-from lrcompress.pipeline.stage import NoFacts, Stage, StageOutput
+from lrcompress.pipeline.run_folder import RunFolder, file_digest
+from lrcompress.pipeline.stage import NoFacts, RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.moment_sink import MomentSink
@@ -80,8 +77,8 @@ def measure_profile(
         found = replace(found, identity=loaded.identity)
         for warning in found.warnings:
             log.warning("%s", warning)
-        on_main(partial(save_profile, found, target))
-        return StageOutput(on_main(partial(_names, folder.root, target)), NoFacts())
+        on_main(lambda: save_profile(found, target))
+        return StageOutput(_names(folder.root, target), NoFacts())
 
     STAGE.run(context, key, work, again=again)
     if context.clock.worked(STAGE.name):
@@ -100,7 +97,7 @@ def profile_key(loaded: Loaded, options: ProfileOptions, where: str) -> str:
 
 
 def copy_profile(
-    context: RunContext, where: str, loaded: Loaded, source: Path, *, again: bool = False
+    context: RunContext, loaded: Loaded, source: Path, *, again: bool = False
 ) -> tuple[Profile, str]:
     """Copy an existing profile into the run; return it and its stage's key.
 
@@ -111,7 +108,7 @@ def copy_profile(
         ModelError: it is a profile of another model.
     """
     folder = context.folder
-    source, target = find_profile(source), folder.path(where)
+    source, target = find_profile(source), folder.path(PROFILE_FOLDER)
     given = check_profile(source, loaded)
     if again and not given.moments:
         raise DataError(
@@ -124,8 +121,8 @@ def copy_profile(
         return given, key
 
     def work() -> StageOutput[NoFacts]:
-        on_main(partial(_copy_all, names, source, target))
-        return StageOutput(on_main(partial(_names, folder.root, target)), NoFacts())
+        _replace(names, source, target)
+        return StageOutput(_names(folder.root, target), NoFacts())
 
     STAGE.run(context, key, work, again=again)
     return load_profile(target), key
@@ -137,12 +134,12 @@ def lacks_moments(found: Profile, plan: Plan) -> bool:
     return plan.metric != "plain" and any(name not in found.moments for name in changed)
 
 
-def delete_moments(context: RunContext, where: str) -> Profile:
+def delete_moments(folder: RunFolder) -> Profile:
     """Delete the moments of a finished run's profile and return it; its stage stays finished."""
-    folder, target = context.folder, context.folder.path(where)
+    target = folder.path(PROFILE_FOLDER)
     record = folder.record(STAGE.name)
     if record is None:
-        log.warning("%s: was handed in with --profile, so its moments stay", target)
+        log.warning("%s: was given with --profile, so its moments are kept", target)
         return load_profile(target)
     drop_moments(target)
     folder.finish(STAGE.name, record.key, _names(folder.root, target), record.facts)
@@ -155,8 +152,8 @@ def check_profile(source: Path, loaded: Loaded) -> Profile:
     difference = loaded.differs(given.identity or ModelIdentity(given.model_fingerprint))
     if difference:
         raise ModelError(
-            f"{source}: profiles another model, or this one as it was ({difference}); profile "
-            "this one"
+            f"{source}: is the profile of another model, or of an earlier state of this one "
+            f"({difference}); profile this one"
         )
     return given
 
@@ -172,17 +169,15 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for pattern in PATTERNS for path in folder.glob(pattern))
 
 
+@main_only
 def _names(root: Path, target: Path) -> list[str]:
     return [path.relative_to(root).as_posix() for path in _files(target)]
 
 
-def _copy_all(names: Sequence[str], source: Path, target: Path) -> None:
+@main_only
+def _replace(names: Sequence[str], source: Path, target: Path) -> None:
     """Replace the profile in `target`."""
     for stale in _files(target):
         stale.unlink()
     for name in names:
-        _copy(source / name, target / name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+        copy_file(source / name, target / name)

@@ -2,130 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from lrcompress.atomic import is_temporary
-from lrcompress.compression.doubts import Doubt
-from lrcompress.compression.sweep import SweepPoint
 from lrcompress.errors import DataError
 from lrcompress.formats.files import write_text
-from lrcompress.pipeline.clock import Clock
 from lrcompress.pipeline.foreign_files import LEDGER_NAME
 from lrcompress.pipeline.lock import LOCK_NAME
 from lrcompress.pipeline.options import FolderOptions
+from lrcompress.pipeline.stage import Clock
 from lrcompress.pipeline.stages.export import EXPORT
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.reporting.collect import dense_cost, layer_reports, left_alone_reports
 from lrcompress.reporting.environment import describe_environment
 from lrcompress.reporting.html import render_html
-from lrcompress.reporting.report import CheckReport, Cost, Divergence, Output, Report
-from lrcompress.selection.rounds import Tried
-from lrcompress.sources.loaded_model import LoadedModel
-from lrcompress.tuning.report import TuneReport
+from lrcompress.reporting.report import Output, Report
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """The results of the stages after the profile."""
-
-    plan: Plan
-    onnx_bytes: int
-    divergences: tuple[Divergence, ...]
-    fidelity: dict[str, float]
-    checks: tuple[CheckReport, ...]
-    warnings: tuple[str, ...]
-    sweep: tuple[SweepPoint, ...] = ()
-    tuning: TuneReport | None = None
-    tried: tuple[Tried, ...] = ()
-    judging_examples: int = 0
-    doubts: tuple[Doubt, ...] = ()
-    axes: tuple[str, ...] = ()
-
-
-def profile_report(
-    model: LoadedModel, profile: Profile, options: FolderOptions, clock: Clock
-) -> Report:
-    """Return the report of a profile without compression."""
-    return Report(
-        model=model.reference.text,
-        command=options.command,
-        metric=profile.metric,
-        objective=profile.objective,
-        readout=() if profile.readout is None else profile.readout.lines,
-        examples=profile.examples,
-        tokens=profile.tokens,
-        before=dense_cost(profile),
-        layers=layer_reports(profile, None),
-        left_alone=left_alone_reports(profile, None),
-        environment=_environment("cpu"),
-        stages=tuple(clock.stages),
-        files=output_files(options.output),
-        warnings=(*model.warnings, *profile.warnings),
-    )
-
-
-def run_report(
+def base_report(
     model: str,
     profile: Profile,
-    found: Findings,
+    plan: Plan | None,
     options: FolderOptions,
     clock: Clock,
-    provider: str,
+    provider: str = "cpu",
 ) -> Report:
-    """Return the report of a whole run."""
-    plan = found.plan
+    """Return the report of a profile and, if there is one, of what the plan decides."""
     return Report(
         model=model,
         command=options.command,
-        metric=plan.metric,
+        metric=profile.metric if plan is None else plan.metric,
         objective=profile.objective,
         readout=() if profile.readout is None else profile.readout.lines,
         examples=profile.examples,
         tokens=profile.tokens,
         before=dense_cost(profile),
-        after=Cost(plan.params, found.onnx_bytes, plan.flops_per_example),
-        budget=_budget_in_words(plan),
-        allocator=plan.allocator,
-        optimality_gap=plan.optimality_gap,
-        divergences=found.divergences,
-        sweep=found.sweep,
-        tried=found.tried,
-        judging_examples=found.judging_examples,
-        doubts=tuple(doubt.said for doubt in found.doubts),
-        severe_doubts=tuple(doubt.said for doubt in found.doubts if doubt.severe),
-        fidelity={**found.fidelity, **_gained(found.tuning)},
-        tuning=found.tuning,
         layers=layer_reports(profile, plan),
         left_alone=left_alone_reports(profile, plan),
-        checks=found.checks,
-        environment=_environment(provider),
+        environment=describe_environment(
+            device="cpu", provider=provider, threads=torch.get_num_threads()
+        ),
         stages=tuple(clock.stages),
         files=output_files(options.output),
-        axes=found.axes,
-        warnings=(*profile.warnings, *plan.warnings, *found.warnings),
     )
-
-
-def _gained(tuning: TuneReport | None) -> dict[str, float]:
-    """Return the held-out quality before and after tuning, in familiar measures."""
-    if tuning is None:
-        return {}
-    name, start, end = tuning.measure, tuning.start, tuning.end
-    if name == "cosine divergence":
-        name = "mean cosine"
-        start, end = (1 - value / tuning.positions for value in (start, end))
-    return {f"{name}, held out: before tuning": start, f"{name}, held out: after tuning": end}
-
-
-def _budget_in_words(plan: Plan) -> str:
-    whole = plan.budget.scope == "total"
-    return str(plan.budget) if whole else f"{plan.budget} of the compressible layers"
 
 
 def with_recorded(report: Report, root: Path) -> Report:
@@ -168,10 +93,6 @@ def output_files(root: Path) -> tuple[Output, ...]:
         if path.is_file() and path.name not in books and not is_temporary(path)
     )
     return tuple(Output(path.relative_to(root).as_posix(), path.stat().st_size) for path in found)
-
-
-def _environment(provider: str) -> dict[str, str]:
-    return describe_environment(device="cpu", provider=provider, threads=torch.get_num_threads())
 
 
 def read_report(path: Path) -> Report:

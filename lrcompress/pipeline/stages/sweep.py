@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from math import isfinite
 
 from lrcompress.compression.sweep import SweepPoint, sweep
+from lrcompress.distributed import main_only
 from lrcompress.errors import BudgetError
 from lrcompress.formats.stages_json import stage_key
-from lrcompress.pipeline.context import RunContext
-from lrcompress.pipeline.stage import Stage, StageOutput
+from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.plan import PlanInputs
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import Plan
@@ -31,15 +31,16 @@ class SweepFacts:
 STAGE = Stage("sweep", SweepFacts)
 
 
-def is_swept(context: RunContext, inputs: PlanInputs, upstream: str) -> bool:
-    """Return whether `run_sweep` has nothing left to do. upstream: the key of the profile."""
+def is_swept(context: RunContext, inputs: PlanInputs) -> bool:
+    """Return whether `run_sweep` has nothing left to do."""
     if not inputs.options.sweep or inputs.loaded.batches is None:
         return True
-    return STAGE.is_finished(context, _key(inputs, upstream))
+    return STAGE.is_finished(context, _key(inputs))
 
 
-def run_sweep(context: RunContext, inputs: PlanInputs, upstream: str) -> SweepFacts:
-    """Measure the curve at the budgets in the options. upstream: the key of the profile.
+@main_only
+def run_sweep(context: RunContext, inputs: PlanInputs) -> SweepFacts:
+    """Measure the curve at the budgets in the options.
 
     A budget that cannot be met, or gives a non-finite output, is skipped with a warning.
     """
@@ -58,7 +59,7 @@ def run_sweep(context: RunContext, inputs: PlanInputs, upstream: str) -> SweepFa
         finite = tuple(p for p in points if isfinite(p.measured))
         return StageOutput((), SweepFacts(finite, tuple(warnings)))
 
-    return _warned(STAGE.run(context, _key(inputs, upstream), work, begins=False))
+    return _warned(STAGE.run(context, _key(inputs), work, begins=False))
 
 
 def _plans(inputs: PlanInputs) -> tuple[list[Plan], list[str]]:
@@ -74,7 +75,7 @@ def _plans(inputs: PlanInputs) -> tuple[list[Plan], list[str]]:
     return plans, warnings
 
 
-def _key(inputs: PlanInputs, upstream: str) -> str:
+def _key(inputs: PlanInputs) -> str:
     options = inputs.options
     depends_on = {
         "sweep": options.sweep,
@@ -82,7 +83,7 @@ def _key(inputs: PlanInputs, upstream: str) -> str:
         "plan": options.plan,
         "data": inputs.loaded.data_fingerprint,
     }
-    return stage_key(STAGE.name, upstream, depends_on)
+    return stage_key(STAGE.name, inputs.profile_key, depends_on)
 
 
 def _warned(facts: SweepFacts) -> SweepFacts:

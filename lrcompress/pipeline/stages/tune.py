@@ -7,17 +7,15 @@ checkpoint until it has finished, so that a killed and resumed run gives bit-ide
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import cast
 
-from lrcompress.atomic import write_atomically
+from lrcompress.atomic import copy_file
 from lrcompress.checkpoint import CheckpointFolder
 from lrcompress.compression.fit import layer_whitening
-from lrcompress.distributed import failing_together, on_main
+from lrcompress.distributed import failing_together, main_only, on_main
 from lrcompress.errors import DataError, TuneError
 from lrcompress.export.export_onnx import ExportOptions
 from lrcompress.formats.files import read_json, write_json
@@ -28,10 +26,9 @@ from lrcompress.json_dataclasses import from_json, to_json
 from lrcompress.metrics import Whitening
 from lrcompress.network.batches import Batch
 from lrcompress.network.identity import ModelIdentity, what_differs
-from lrcompress.pipeline.context import RunContext
 from lrcompress.pipeline.options import TuneRequest
 from lrcompress.pipeline.run_folder import RunFolder
-from lrcompress.pipeline.stage import Stage, StageOutput
+from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.export import EXPORT
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
@@ -119,15 +116,15 @@ def tune_model(
 
     def work() -> StageOutput[TuneFacts]:
         checkpoint, root = folder.work(key), folder.root
-        on_main(partial(_keep_start, root / WEIGHTS_NAME, checkpoint / START_NAME))
-        on_main(partial(_keep_teacher, checkpoint, inputs))
+        start = checkpoint / START_NAME
+        _keep_start(root / WEIGHTS_NAME, start)
+        _keep_teacher(checkpoint, inputs)
         with failing_together():
             dense = inputs.dense()
             module = load(root, trust_remote_code=inputs.trust_remote_code)
-            with opened_safetensors(checkpoint / START_NAME) as file:
-                names, path = file.keys(), checkpoint / START_NAME
-                fill_(module, names, file.get_tensor, path, keep_dtype=True)
-            options = _settled(inputs, dense)
+            with opened_safetensors(start) as file:
+                fill_(module, file.keys(), file.get_tensor, start, keep_dtype=True)
+            options = _completed(inputs, dense)
             task = _task(inputs.request.task)
         report = tune_(
             module,
@@ -142,8 +139,8 @@ def tune_model(
         report = replace(report, losses=())
         if not report.improved:
             log.warning("%s", unimproved(report))
-        save = partial(save_tuned, module, inputs.batches[0], root)
-        on_main(partial(save, {STAGE.name: to_json(report)}))
+        added = {STAGE.name: to_json(report)}
+        on_main(lambda: save_tuned(module, inputs.batches[0], root, added))
         facts = TuneFacts(upstream, report, exported_as, inputs.dense_identity)
         return StageOutput([WEIGHTS_NAME, RECORD_NAME], facts)
 
@@ -162,31 +159,23 @@ def last_export(folder: RunFolder) -> ExportedAs:
 def unimproved(report: TuneReport) -> str:
     return (
         f"tuning found nothing better on {report.judging_examples} held-out examples, so the "
-        "weights stay as they were; give more data or more steps"
+        "weights are unchanged; give more data or more steps"
     )
 
 
-def required_batches(batches: list[Batch] | None) -> list[Batch]:
-    """Return the batches; raise TuneError without data."""
-    if batches is None:
-        raise TuneError("tuning needs data to learn from; give --data")
-    return batches
-
-
-def checked_dense(
+def check_dense(
     dense: LoadedModel, identity: ModelIdentity, known: ModelIdentity, batch: Batch, root: Path
-) -> LoadedModel:
-    """Return `dense`; raise TuneError if it is not the known network that the run was made from."""
+) -> None:
+    """Raise TuneError if `dense` is not the known network that the run was made from."""
     difference = what_differs(known, identity, dense.module, batch)
     if difference:
         raise TuneError(
             f"{dense.reference.text}: is not the model that {root} was made from, but has "
             f"{difference}; put it back, or name the dense model with --reference"
         )
-    return dense
 
 
-def _settled(inputs: TuneInputs, dense: LoadedModel) -> TuneOptions:
+def _completed(inputs: TuneInputs, dense: LoadedModel) -> TuneOptions:
     """Fill in unset options from the profile, the dense model and its tokenizer."""
     options, profile = inputs.request.options, inputs.profile
     if options.divergence == "auto" and options.pooling is None and options.readout is None:
@@ -222,6 +211,7 @@ def _whitenings(inputs: TuneInputs) -> Mapping[str, Whitening]:
     }
 
 
+@main_only
 def _keep_teacher(work: Path, inputs: TuneInputs) -> None:
     """Record the teacher's identity; delete the checkpoint if the teacher has changed since."""
     path = work / TEACHER_NAME
@@ -230,11 +220,12 @@ def _keep_teacher(work: Path, inputs: TuneInputs) -> None:
         difference = inputs.differs(known)
         if not difference:
             return
-        log.warning("the teacher has changed (%s): the tuning begins anew", difference)
+        log.warning("the teacher has changed (%s): the tuning starts again", difference)
         CheckpointFolder(work).path(CHECKPOINT).unlink(missing_ok=True)
     write_json(path, to_json(inputs.dense_identity))
 
 
+@main_only
 def _keep_start(weights: Path, start: Path) -> None:
     if not start.is_file():
-        write_atomically(start, lambda temporary: shutil.copyfile(weights, temporary))
+        copy_file(weights, start)
