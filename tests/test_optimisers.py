@@ -32,12 +32,12 @@ from lrcompress.structures import (
 from lrcompress.structures.factorized import FactorizedLinear
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.optimisers.bases import Moments, basis
-from lrcompress.tuning.optimisers.ema import unbiased
 from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
 from lrcompress.tuning.optimisers.factors import Factor, FactorPair
 from lrcompress.tuning.optimisers.galore import make_galore
 from lrcompress.tuning.optimisers.lora_plus import RATIO, make_lora_plus
 from lrcompress.tuning.optimisers.lora_rite import make_lora_rite
+from lrcompress.tuning.optimisers.optimiser import unbiased
 from lrcompress.tuning.optimisers.subspace import SUBTRACK, make_subspace, matrix_shape
 from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, turned
 
