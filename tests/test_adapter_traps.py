@@ -233,7 +233,7 @@ def test_dora_refuses_rows_of_zeros_by_whose_norm_it_would_divide() -> None:
 
 def test_methods_without_a_place_beside_layers_refuse_it() -> None:
     for name in ("dora", "pissa", "olora", "adalora"):
-        with pytest.raises(TuneError, match=f"{name}: stands on the factors only"):
+        with pytest.raises(TuneError, match=f"{name}: adapts the factors only"):
             ADAPTERS[name](AdapterOptions(place="layer"))
 
 
