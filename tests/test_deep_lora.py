@@ -11,6 +11,7 @@ from adapted_networks import STEPS, STRUCTURED, mixed, outputs, snapshot, train_
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
+from lrcompress.tuning import deep as deep_products
 from lrcompress.tuning.adapters import AdapterOptions
 from lrcompress.tuning.adapters.deep_lora import DeepLora
 from lrcompress.tuning.deep import (
@@ -18,7 +19,6 @@ from lrcompress.tuning.deep import (
     DeepFactors,
     aligned_bases,
     bases_from,
-    factors,
     orthogonal,
 )
 
@@ -184,7 +184,7 @@ def test_the_law_under_a_rotation_knows_no_basis(monkeypatch: pytest.MonkeyPatch
 
     def start(basis: Bases, rotations: list[Tensor]) -> DeepFactors:
         given = iter(rotations)
-        monkeypatch.setattr(factors, "orthogonal", lambda *_, **__: next(given))
+        monkeypatch.setattr(deep_products, "orthogonal", lambda *_, **__: next(given))
         return DeepFactors.start(basis, 0.1, generator())
 
     one = start(bases, drawn)

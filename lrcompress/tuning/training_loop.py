@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import isfinite
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrcompress.checkpoint import CheckpointStore
 from lrcompress.distributed import on_main
@@ -45,8 +43,8 @@ class Loop:
             self._set_up_optimiser()
             self._optimiser.load_state_dict(begun.optimiser["optimiser"])
             self._scaler.load_state_dict(begun.optimiser["scaler"])
-            if setup.load_extra_state is not None:
-                setup.load_extra_state(begun.extra)
+            if setup.adapter is not None:
+                setup.adapter.load_state_dict(begun.extra)
             torch.set_rng_state(begun.generator)
         else:
             self.train_state = begun
@@ -100,8 +98,8 @@ class Loop:
         torch.nn.utils.clip_grad_norm_(list(setup.parameters.values()), LARGEST_NORM)
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        if setup.after_step is not None and not self._on_trial:
-            setup.after_step(now.step)
+        if setup.adapter is not None and not self._on_trial:
+            setup.adapter.after_backward(now.step)
         return True
 
     def _judge(self, *, lost: bool) -> None:
@@ -131,13 +129,18 @@ class Loop:
         self._rates: list[float] = [group["lr"] for group in self._optimiser.param_groups]
 
     def _checkpoint(self) -> Checkpoint:
-        state: dict[str, Any] = {
-            "optimiser": self._optimiser.state_dict(),
-            "scaler": self._scaler.state_dict(),
-        }
-        weights: dict[str, Tensor] = self.setup.weights()
-        extra = {} if self.setup.extra_state is None else self.setup.extra_state()
-        return Checkpoint(self.train_state, weights, self.best, state, extra, torch.get_rng_state())
+        setup = self.setup
+        return Checkpoint(
+            state=self.train_state,
+            weights=setup.weights(),
+            best=self.best,
+            optimiser={
+                "optimiser": self._optimiser.state_dict(),
+                "scaler": self._scaler.state_dict(),
+            },
+            extra={} if setup.adapter is None else setup.adapter.state_dict(),
+            generator=torch.get_rng_state(),
+        )
 
     def _say(self, shown: Step) -> None:
         shown.say(f"held-out {self.start:.3g} → {self.best_value:.3g}")

@@ -16,6 +16,7 @@ from lrcompress.network.batches import Batch
 from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.network.in_place import is_changed_in_place, saved_copies
 from lrcompress.network.token_noise import TokenNoise
+from lrcompress.tuning.adapters import Adapter
 from lrcompress.tuning.losses import TuningObjective
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import TuneOptions
@@ -42,12 +43,9 @@ class TrainingSetup:
     judge: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
     positions: float = 1.0  # mean number of positions per example that `measure` sums over
     noise: TokenNoise | None = None
-    penalty: Callable[[], Tensor | None] | None = None
+    adapter: Adapter | None = None
     regularisers: tuple[Regulariser, ...] = ()
     around_step: Callable[[int], AbstractContextManager[object]] | None = None  # around its passes
-    after_step: Callable[[int], None] | None = None  # called before gradients are cleared
-    extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # besides the parameters
-    load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
     changing: list[nn.Module] = field(default_factory=list)  # modules that need `saved_copies`
 
     @property
@@ -125,7 +123,7 @@ def _accumulated_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler)
         for batch, place, generator in draws(setup, step):
             with setup.autocast():
                 loss = setup.objective.loss(batch, generator, place=place)
-                terms = (penalty(), None if setup.penalty is None else setup.penalty())
+                terms = (penalty(), None if setup.adapter is None else setup.adapter.penalty())
                 loss = sum((term for term in terms if term is not None), start=loss)
             loss = loss / setup.options.accumulation
             torch.autograd.backward(scaler.scale(loss))

@@ -23,6 +23,7 @@ from lrcompress.metrics import Whitening
 from lrcompress.network.batches import Batches
 from lrcompress.network.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress
+from lrcompress.tuning.adapter_drop import trained_part, with_random_skips
 from lrcompress.tuning.attached_adapters import Adapted
 from lrcompress.tuning.build_setup import (
     asking_only,
@@ -36,7 +37,6 @@ from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.lr_search import chosen_rate
 from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
 from lrcompress.tuning.report import HeldOut, TuneReport
-from lrcompress.tuning.skipping import trained_part, with_random_skips
 from lrcompress.tuning.split import replaced_layers
 from lrcompress.tuning.training_loop import Loop, evaluation_interval
 from lrcompress.tuning.training_setup import TrainingSetup, accumulate_
@@ -46,6 +46,7 @@ __all__ = ["TuneOptions", "TuneReport", "tune_"]
 DEFAULTS = TuneOptions()
 NO_CHECKPOINTS = NoCheckpoints()
 TIMED_STEPS = 3  # after one untimed step, since first calls are slow
+SHARE_OF_TRAINING = 0.85  # of the time; the learning-rate search takes the rest
 
 
 @runs_unfused()
@@ -159,9 +160,6 @@ def _length(setup: TrainingSetup, start: float) -> int:
     return max(1, min(affordable, options.steps or affordable))
 
 
-SHARE_OF_TRAINING = 0.85  # of the time; the learning-rate search takes the rest
-
-
 def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
     """Hash that a checkpoint must match: options, dense network, batches, number of processes."""
     parts = [to_json(options), model_fingerprint(dense), fingerprint_batches(batches), world_size()]
@@ -176,11 +174,7 @@ def _trained(
 ) -> TuneReport:
     loop = Loop(setup, begun, store)
     loop.run_(progress)
-    return _report(loop)
-
-
-def _report(loop: Loop) -> TuneReport:
-    train_state, setup = loop.train_state, loop.setup
+    train_state = loop.train_state
     return TuneReport(
         objective=setup.options.objective,
         measure=setup.objective.measure_name,
