@@ -18,7 +18,6 @@ from lrcompress.tuning.deep import (
     Bases,
     DeepFactors,
     aligned_bases,
-    bases_from,
     orthogonal,
 )
 
@@ -73,6 +72,15 @@ def aligned_start(gradient: Tensor, rank: int) -> Tensor:
     signs = torch.ones(size, dtype=torch.float64)
     signs[:rank] = -1
     return (u[:, :size] * signs) @ vt[:size]
+
+
+def bases_from(gradient: Tensor, rank: int, start: Tensor) -> Bases:
+    """Bases for a start in the direction of an orthogonal `start` (n, n): half of the rank are
+    right singular vectors of the gradient, half are left ones (theorem 2.1)."""
+    leading = aligned_bases(gradient, rank // 2)
+    both = torch.cat([leading.right, -start.mT @ leading.left], -1)  # V, Q^T U
+    inputs = torch.linalg.qr(both).Q
+    return Bases(start @ inputs, inputs)
 
 
 def trajectory(
@@ -245,8 +253,6 @@ def test_bases_refuse_what_they_cannot_be() -> None:
     gradient = gaussian(4, 6)
     with pytest.raises(TuneError, match="rank 5 is not between 1 and 4"):
         aligned_bases(gradient, 5)
-    with pytest.raises(TuneError, match="square"):
-        bases_from(gradient, 2, gradient)
     with pytest.raises(TuneError, match="not finite"):
         aligned_bases(gradient / 0, 2)
 

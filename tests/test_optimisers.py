@@ -32,8 +32,7 @@ from lrcompress.structures import (
 from lrcompress.structures.factorized import FactorizedLinear
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.optimisers.bases import Moments, basis
-from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
-from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+from lrcompress.tuning.optimisers.factor_pairs import Factor, FactorPair, factor_pairs
 from lrcompress.tuning.optimisers.galore import make_galore
 from lrcompress.tuning.optimisers.lora_plus import RATIO, make_lora_plus
 from lrcompress.tuning.optimisers.lora_rite import make_lora_rite

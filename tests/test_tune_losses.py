@@ -236,9 +236,9 @@ def test_the_held_out_loss_is_the_mean_over_examples_and_always_the_same() -> No
     assert held_out_loss(made, parted) == held_out_loss(made, parted)
     parts = [
         float(made.loss(b, generator(place)).detach()) * batch_size(b)
-        for place, b in enumerate(parted.judging)
+        for place, b in enumerate(parted.held_out)
     ]
-    assert held_out_loss(made, parted) == pytest.approx(sum(parts) / parted.judging_examples)
+    assert held_out_loss(made, parted) == pytest.approx(sum(parts) / parted.held_out_examples)
 
 
 REFUSED: list[tuple[str, Callable[[], list[Batch]], type[Exception], str]] = [

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from lrcompress.errors import TuneError
 
 DEPTH = 3
-OVERSAMPLING, _POWERS = 8, 4
+_OVERSAMPLING, _POWERS = 8, 4
 _WORTHWHILE = 4  # randomised SVD if the matrix is at least this many times the subspace
 
 
@@ -48,44 +48,18 @@ def aligned_bases(gradient: Tensor, rank: int) -> Bases:
     Raises:
         TuneError: the rank is not between 1 and min(m, n), or the gradient is not finite.
     """
-    left, right = _leading(gradient, rank)
-    return Bases(-left, right)
-
-
-def bases_from(gradient: Tensor, rank: int, start: Tensor) -> Bases:
-    """Return bases for a start in the direction of an orthogonal matrix `start` (*batch, n, n).
-
-    Half of the rank are right singular vectors of the gradient, half are left ones.
-
-    Raises:
-        TuneError: as in aligned_bases, or the weight is not square, or the rank is not even.
-    """
-    m, n = gradient.shape[-2:]
-    if m != n or rank % 2:
-        raise TuneError(
-            f"bases under a given start need a square weight and an even rank, not {m} x {n} and "
-            f"{rank}; use aligned_bases"
-        )
-    left, right = _leading(gradient, rank // 2)
-    both = torch.cat([right, start.mT.to(left) @ left], -1)  # V, Q^T U
-    inputs: Tensor = torch.linalg.qr(both).Q
-    return Bases((start.to(inputs) @ inputs), inputs)
-
-
-def _leading(gradient: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return U (*batch, m, rank) and V (*batch, n, rank), in the gradient's dtype."""
     largest = min(gradient.shape[-2:])
     if not 1 <= rank <= largest:
         raise TuneError(f"rank {rank} is not between 1 and {largest}; correct it")
     if not bool(torch.isfinite(gradient).all()):
         raise TuneError("the first gradient is not finite; check the weights and the data")
-    columns = rank + OVERSAMPLING
+    columns = rank + _OVERSAMPLING
     wide = gradient.double()
     if columns * _WORTHWHILE > largest:
         u, _, vt = torch.linalg.svd(wide, full_matrices=False)
     else:
         u, vt = _randomised(wide, columns)
-    return u[..., :rank].to(gradient.dtype), vt[..., :rank, :].mT.to(gradient.dtype)
+    return Bases(-u[..., :rank].to(gradient.dtype), vt[..., :rank, :].mT.to(gradient.dtype))
 
 
 def _randomised(matrix: Tensor, columns: int) -> tuple[Tensor, Tensor]:

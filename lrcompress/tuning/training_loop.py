@@ -66,13 +66,13 @@ class Loop:
         with progress.stage("tune", steps) as shown:
             shown.advance(self.train_state.step)
             while self.train_state.step < steps and self.train_state.restarts <= MOST_RESTARTS:
-                self._say(shown)
+                self._show(shown)
                 lost = not self._step()
                 shown.advance()
                 if lost or self.train_state.step % every == 0 or self.train_state.step == steps:
-                    self._judge(lost=lost)
+                    self._evaluate(lost=lost)
                     on_main(lambda: save_checkpoint(self._store, self._checkpoint()))
-            self._say(shown)
+            self._show(shown)
         self.setup.set_weights_(self.best)
 
     def run_without_evaluation_(self) -> float:
@@ -102,7 +102,7 @@ class Loop:
             setup.adapter.after_backward(now.step)
         return True
 
-    def _judge(self, *, lost: bool) -> None:
+    def _evaluate(self, *, lost: bool) -> None:
         """Keep the weights if they are the best so far; restart if the training has diverged.
 
         A restart takes the best weights and half the learning rate. Diverged: a loss or an output
@@ -142,7 +142,7 @@ class Loop:
             generator=torch.get_rng_state(),
         )
 
-    def _say(self, shown: Step) -> None:
+    def _show(self, shown: Step) -> None:
         shown.say(f"held-out {self.start:.3g} → {self.best_value:.3g}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import cos, pi
 
@@ -40,7 +40,7 @@ class TrainingSetup:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
-    judge: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
+    divergence: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
     positions: float = 1.0  # mean number of positions per example that `measure` sums over
     noise: TokenNoise | None = None
     adapter: Adapter | None = None
@@ -119,7 +119,7 @@ def accumulate_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -
 def _accumulated_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     total = 0.0
     around = nullcontext() if setup.around_step is None else setup.around_step(step)
-    with around, _regularised(setup) as penalty:
+    with around, regularised_(setup.module, setup.regularisers) as penalty:
         for batch, place, generator in draws(setup, step):
             with setup.autocast():
                 loss = setup.objective.loss(batch, generator, place=place)
@@ -129,19 +129,6 @@ def _accumulated_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler)
             torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
     return _averaged_(setup, total)
-
-
-@contextmanager
-def _regularised(setup: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]:
-    """Attach the regularisers while gradients are computed, and yield their penalty.
-
-    They change parameter names, and an optimiser finds factors by name.
-    """
-    if not setup.regularisers:
-        yield lambda: None
-        return
-    with regularised_(setup.module, setup.regularisers) as regularised:
-        yield regularised.penalty
 
 
 def _averaged_(setup: TrainingSetup, loss: float) -> float:

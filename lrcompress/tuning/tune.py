@@ -26,11 +26,11 @@ from lrcompress.progress import SILENT, Progress
 from lrcompress.tuning.adapter_drop import trained_part, with_random_skips
 from lrcompress.tuning.attached_adapters import Adapted
 from lrcompress.tuning.build_setup import (
-    asking_only,
     check_names,
     parameters_of,
     prepared,
     refuse_shared,
+    requiring_only,
 )
 from lrcompress.tuning.checkpoint import Checkpoint, TrainState, load_checkpoint
 from lrcompress.tuning.losses import TaskLoss
@@ -92,7 +92,7 @@ def tune_(
             "skip fewer"
         )
     refuse_shared(parameters, dense)
-    with torch.random.fork_rng(_gpus(module)), asking_only(module, parameters):
+    with torch.random.fork_rng(_gpus(module)), requiring_only(module, parameters):
         torch.manual_seed(options.seed)
         setup = prepared(module, dense, layers, batches, options, task)
         key = _key(options, dense, batches)
@@ -115,8 +115,8 @@ def tune_(
                 adapted.abandon_()
                 raise
             report = adapted.merged_(report, whitenings or {})
-        if setup.judge is not None:
-            report = replace(report, quality=judged_divergence(module, setup.judge))
+        if setup.divergence is not None:
+            report = replace(report, quality=judged_divergence(module, setup.divergence))
     after = {name: parameter.shape for name, parameter in module.named_parameters()}
     assert after == sizes, "tuning changed a size"
     return report
@@ -149,11 +149,11 @@ def _length(setup: TrainingSetup, start: float) -> int:
         parameter.grad = None
     begun = time.perf_counter()
     setup.measure()
-    judged = time.perf_counter() - begun
+    measured = time.perf_counter() - begun
     each = sum(times[1:]) / TIMED_STEPS
     seconds = 60 * options.minutes
     every = options.evaluate_every or evaluation_interval(int(seconds / each))
-    affordable = int(seconds / (each + judged / every))
+    affordable = int(seconds / (each + measured / every))
     if options.learning_rate is None:
         affordable = int(affordable * SHARE_OF_TRAINING)
     affordable = on_main(lambda: affordable)
@@ -187,8 +187,8 @@ def _trained(
         learning_rate=train_state.learning_rate,
         restarts=train_state.restarts,
         trained_params=sum(p.numel() for p in setup.parameters.values()),
-        taught_examples=setup.split.taught_examples,
-        judging_examples=setup.split.judging_examples,
+        taught_examples=setup.split.train_examples,
+        judging_examples=setup.split.held_out_examples,
         positions=setup.positions,
     )
 

@@ -54,8 +54,8 @@ class AdapterOptions:
             raise TuneError(f"adapter: place {self.place!r} is unknown; it may be factors or layer")
         if self.initial_rank is not None and self.initial_rank < self.rank:
             raise TuneError(
-                f"adapter: initial rank {self.initial_rank} is below the rank {self.rank} that is "
-                "to be left; raise it"
+                f"adapter: initial rank {self.initial_rank} is below the final rank {self.rank}; "
+                "raise it"
             )
 
     @property
@@ -146,7 +146,7 @@ class Adapter(ABC):
     def module(self) -> nn.Module:
         """The network between `attach_` and `merge_`; raises TuneError at other times."""
         if self._frozen is None:
-            raise TuneError(f"{self.name}: is on no network; attach it first")
+            raise TuneError(f"{self.name}: is not attached to a network; attach it first")
         return self._frozen.module
 
     def attach_(
@@ -161,7 +161,7 @@ class Adapter(ABC):
             TuneError: a layer, which is named, cannot take this adapter. `module` is unchanged.
         """
         if self._frozen is not None:
-            raise TuneError(f"{self.name}: is on a network already; merge it first")
+            raise TuneError(f"{self.name}: is already attached to a network; merge it first")
         self._attach_(module, find_sites(module, layers), total_steps, seed)
         return module
 
@@ -246,7 +246,7 @@ class ExactAdapter(Adapter):
             if rank > largest[name]:
                 raise TuneError(
                     f"{label(name)}: an adapter of rank {rank} on factors of rank {largest[name]} "
-                    f"has more numbers than they have; take {largest[name]} or less"
+                    f"has more parameters than they have; take {largest[name]} or less"
                 )
         top = max(largest.values())
         if options.rank > top and len(options.ranks) < len(largest):

@@ -23,7 +23,7 @@ Start = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 
 def general_obstacle(site: Site, options: AdapterOptions) -> str:
     if not site.replaceable:
-        return "its layer looks its rows up itself"
+        return "its layer reads the rows of its weight directly"
     if site.largest_rank < 2:
         return "no update is smaller than a single row or column, or a tensor of other axes"
     return ""
@@ -36,18 +36,18 @@ def dora_obstacle(site: Site, options: AdapterOptions) -> str:
         if site.owner.groups > 1:
             return "peft has no DoRA for grouped convolutions"
         if options.dropout > 0 and site.owner.padding_mode != "zeros":
-            return "peft's DoRA with dropout pads with zeros alone"
+            return "peft's DoRA with dropout pads with zeros only"
     return general_obstacle(site, options)
 
 
 def adalora_obstacle(site: Site, options: AdapterOptions) -> str:
     if site.kind not in ("linear", "conv2d"):
-        return "peft has AdaLoRA for nn.Linear and nn.Conv2d alone"
+        return "peft has AdaLoRA for nn.Linear and nn.Conv2d only"
     if isinstance(site.owner, nn.Conv2d):
         if site.owner.groups > 1:
             return "peft has no AdaLoRA for grouped convolutions"
         if site.owner.padding_mode != "zeros":
-            return "peft's AdaLoRA pads with zeros alone"
+            return "peft's AdaLoRA pads with zeros only"
     return general_obstacle(site, options)
 
 

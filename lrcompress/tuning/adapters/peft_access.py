@@ -94,7 +94,7 @@ def _check_axes(wrapper: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if getattr(wrapper, "use_dora", {}).get(NAME, False):
         base = wrapper.base_layer
         if isinstance(base, nn.Conv1d | nn.Conv2d) and inputs[0].dim() < base.weight.dim():
-            raise TuneError("dora: a convolution's input needs an axis of examples; add one")
+            raise TuneError("dora: a convolution's input needs a batch axis; add one")
 
 
 def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:

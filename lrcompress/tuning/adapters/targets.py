@@ -73,7 +73,7 @@ def find_sites(module: nn.Module, layers: Sequence[str]) -> tuple[Site, ...]:
             its parent, a factor is shared, or its values are not finite.
     """
     if not layers:
-        raise TuneError("adapter: no layers to put it on; compress the network first")
+        raise TuneError("adapter: there are no layers to adapt; compress the network first")
     uses = _Uses(module)
     sites: list[Site] = []
     seen: set[int] = set()

@@ -35,8 +35,8 @@ class TokenObjective(TuningObjective):
         if len(heads) > 1:
             names = ", ".join(head.name for head in heads)
             raise TuneError(
-                f"{self.name}: the profile measures several outputs ({names}), not logits over a "
-                "vocabulary alone; profile with --output-name, or use distill"
+                f"{self.name}: the profile measures several outputs ({names}), not only logits "
+                "over a vocabulary; profile with --output-name, or use distill"
             )
         with frozen(self.setting.module):
             logits = self.logits(batch)

@@ -23,10 +23,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from math import prod
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lrcompress.layers import layer_kind
 from lrcompress.structures.blast_module import BlastLinear
@@ -35,7 +37,48 @@ from lrcompress.structures.factorized import FactorizedConv, FactorizedEmbedding
 from lrcompress.structures.kronecker_module import KroneckerLinear
 from lrcompress.structures.monarch_module import MonarchLinear
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
-from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A parameter, and how to convert it to matrices (batch, rows, rank)."""
+
+    parameter: nn.Parameter
+    shape: tuple[int, ...]  # the parameter is first reshaped to it; the next fields are its axes
+    rank_axis: int
+    batch_axes: tuple[int, ...] = ()
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        named = (*self.batch_axes, self.rank_axis)
+        rows = tuple(axis for axis in range(len(self.shape)) if axis not in named)
+        return (*self.batch_axes, *rows, self.rank_axis)
+
+    def matrices(self, values: Tensor) -> Tensor:
+        """Convert a tensor of the parameter's shape (e.g. its gradient) to (batch, rows, rank)."""
+        batch = prod(self.shape[axis] for axis in self.batch_axes)
+        ordered = values.reshape(self.shape).permute(self._order)
+        return ordered.reshape(batch, -1, self.shape[self.rank_axis])
+
+    def values(self, matrices: Tensor) -> Tensor:
+        """Convert (batch, rows, rank) to the parameter's shape."""
+        order = self._order
+        ordered = matrices.reshape([self.shape[axis] for axis in order])
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return ordered.permute(back).reshape(self.parameter.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class FactorPair:
+    """The pair W = L R^T;  left: (batch, m, r)  right: (batch, n, r). L is applied last."""
+
+    left: Factor
+    right: Factor
+    free_basis: bool = True  # (L M, R M^-T) is the same weight for every invertible M: (r, r)
+
+    @property
+    def parameters(self) -> tuple[nn.Parameter, nn.Parameter]:
+        return self.left.parameter, self.right.parameter
 
 
 def factor_pairs(module: nn.Module) -> list[FactorPair]:
@@ -63,10 +106,10 @@ def _matrices(
     )
 
 
-def _layers(first: nn.Module, second: nn.Module, rank_axis: int = 0) -> Iterator[FactorPair]:
+def _layers(first: Any, second: Any, rank_axis: int = 0) -> Iterator[FactorPair]:
     """Yield the pair of two linear layers, or of codes and a linear layer (rank axis 1)."""
     if _plain(first) and _plain(second):
-        yield _matrices(_weight(second), _weight(first), rank_axis)
+        yield _matrices(second.weight, first.weight, rank_axis)
 
 
 def _chain(stages: Sequence[nn.Module]) -> Iterator[FactorPair]:
@@ -77,29 +120,26 @@ def _chain(stages: Sequence[nn.Module]) -> Iterator[FactorPair]:
             yield from _convolutions(first, second)
 
 
-def _convolutions(first: nn.Module, second: nn.Module) -> Iterator[FactorPair]:
+def _convolutions(first: Any, second: Any) -> Iterator[FactorPair]:
     """Yield the pair of two convolutions, in as many blocks as the larger of the group counts."""
-    right, left = _weight(first), _weight(second)
-    before, after = _groups(first), _groups(second)
-    channels, kernel = len(right), left.shape[2:]
-    if before > 1 and after > 1 and before != after:
+    right, left = first.weight, second.weight
+    if first.groups > 1 and second.groups > 1 and first.groups != second.groups:
         return
-    blocks = max(before, after)
-    rank = channels // blocks
-    if after > 1:
+    blocks = max(first.groups, second.groups)
+    rank, kernel = len(right) // blocks, left.shape[2:]
+    if second.groups > 1:
         outer = Factor(left, (blocks, len(left) // blocks, rank, *kernel), 2, (0,))
     else:
         outer = Factor(left, (len(left), blocks, rank, *kernel), 2, (1,))
     yield FactorPair(outer, Factor(right, (blocks, rank, *right.shape[1:]), 1, (0,)))
 
 
-def _tensor_train(module: TensorTrainEmbedding) -> Iterator[FactorPair]:
-    cores = list(zip(module.cores, module.bonds, module.bonds[1:], strict=False))
-    if not all(_plain(core) for core, *_ in cores):
+def _tensor_train(module: Any) -> Iterator[FactorPair]:
+    if not all(map(_plain, module.cores)):
         return
     shaped = [
-        (weight := _weight(core), (len(weight), before, weight.shape[1] // (before * after), after))
-        for core, before, after in cores
+        (core.weight, (len(core.weight), before, core.weight.shape[1] // (before * after), after))
+        for core, before, after in zip(module.cores, module.bonds, module.bonds[1:], strict=False)
     ]  # (v, r, d, r') each
     for end in range(len(shaped), 1, -2):
         (left, left_shape), (right, right_shape) = shaped[end - 2 : end]
@@ -164,18 +204,6 @@ def _plain(layer: nn.Module) -> bool:
     """Whether the layer uses its own weight, without an adapter or a parametrisation."""
     own = isinstance(layer._parameters.get("weight"), nn.Parameter)
     return own and layer_kind(layer) is not None
-
-
-def _weight(layer: nn.Module) -> nn.Parameter:
-    weight = layer.weight
-    assert isinstance(weight, nn.Parameter)
-    return weight
-
-
-def _groups(layer: nn.Module) -> int:
-    groups = layer.groups
-    assert isinstance(groups, int)
-    return groups
 
 
 _READINGS: dict[type[nn.Module], Callable[[Any], Iterator[FactorPair]]] = {

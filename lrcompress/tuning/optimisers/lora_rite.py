@@ -25,8 +25,7 @@ from torch import Tensor, nn
 
 from lrcompress.tuning.optimisers.adamw import PartlyAdamW
 from lrcompress.tuning.optimisers.bases import Basis, Moments, basis, damped_inverse
-from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
-from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+from lrcompress.tuning.optimisers.factor_pairs import Factor, FactorPair, factor_pairs
 from lrcompress.tuning.optimisers.fp32_state import lost_
 from lrcompress.tuning.optimisers.optimiser import WEIGHT_DECAY, groups, unbiased
 

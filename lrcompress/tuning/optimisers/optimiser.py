@@ -40,7 +40,7 @@ def groups(
         TuneError: there are none, or the learning rate is not a number above zero.
     """
     if not (isfinite(learning_rate) and learning_rate > 0):
-        raise TuneError(f"a learning rate of {learning_rate} trains nothing; use one above zero")
+        raise TuneError(f"learning rate {learning_rate} is not finite and above zero; correct it")
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise TuneError(
