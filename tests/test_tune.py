@@ -669,7 +669,7 @@ def test_trainer_ends_at_the_best_held_out_point(tmp_path: Path) -> None:
     module, dense, callback = trained(tmp_path, scale=1.0)
     history = callback.history  # type: ignore[attr-defined]
     assert [entry.step for entry in history] == [0, 10, 20, 25]
-    end = divergence(module, dense, list(split(batches()).judging))
+    end = divergence(module, dense, list(split(batches()).held_out))
     assert end == min(entry.value for entry in history) < history[0].value
 
 
