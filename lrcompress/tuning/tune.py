@@ -92,7 +92,8 @@ def tune_(
             "skip fewer"
         )
     refuse_shared(parameters, dense)
-    with torch.random.fork_rng(_gpus(module)), requiring_only(module, parameters):
+    gpus = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(gpus), requiring_only(module, parameters):
         torch.manual_seed(options.seed)
         setup = prepared(module, dense, layers, batches, options, task)
         key = _key(options, dense, batches)
@@ -100,7 +101,7 @@ def tune_(
         if held is not None and held.state.key != key:
             held = None
         start = setup.measure() if held is None else 0.0
-        steps = _length(setup, start) if held is None else held.state.steps
+        steps = _length(setup) if held is None else held.state.steps
         blank = TrainState(key, steps, 0.0)
         if options.adapter is None:
             setup = with_random_skips(setup, part)
@@ -135,7 +136,7 @@ def _first(setup: TrainingSetup, blank: TrainState, start: float, progress: Prog
     return replace(blank, learning_rate=rate, history=(HeldOut(0, start),))
 
 
-def _length(setup: TrainingSetup, start: float) -> int:
+def _length(setup: TrainingSetup) -> int:
     """Total number of steps. With `minutes` it is computed once, from timed steps."""
     options = setup.options
     if options.minutes is None:
@@ -191,7 +192,3 @@ def _trained(
         judging_examples=setup.split.held_out_examples,
         positions=setup.positions,
     )
-
-
-def _gpus(module: nn.Module) -> list[torch.device]:
-    return list({p.device for p in module.parameters() if p.device.type == "cuda"})
