@@ -195,7 +195,8 @@ def test_torchs_own_encoder_sees_the_adapters_on_its_fast_path() -> None:
     ours = network()
     attach_to(ours, CHANGED)
     perturb_(ours)
-    assert gap(ours) < 1e-12
+    scale = float(outputs(ours, {"x": x}).abs().max())
+    assert gap(ours) < 1e3 * torch.finfo(DOUBLE).eps * scale  # as in assert_close
 
 
 def test_a_layer_that_attention_reads_itself_is_refused() -> None:
@@ -233,7 +234,7 @@ def test_dora_refuses_rows_of_zeros_by_whose_norm_it_would_divide() -> None:
 
 def test_methods_without_a_place_beside_layers_refuse_it() -> None:
     for name in ("dora", "pissa", "olora", "adalora"):
-        with pytest.raises(TuneError, match=f"{name}: stands on the factors only"):
+        with pytest.raises(TuneError, match=f"{name}: adapts the factors only"):
             ADAPTERS[name](AdapterOptions(place="layer"))
 
 
@@ -405,4 +406,5 @@ def test_the_penalty_is_zero_for_orthonormal_updates() -> None:
             nn.init.orthogonal_(wrapped.wrapper.lora_B["default"])
     penalty = adapter.penalty()
     assert penalty is not None
-    assert float(penalty.detach()) < 1e-12
+    # a QR is orthonormal to a few roundings in each entry
+    assert float(penalty.detach()) < 100 * torch.finfo(DOUBLE).eps

@@ -274,7 +274,7 @@ def test_every_structure_is_merged_exactly_in_its_own_size(
         return
     adapter.attach_(host, ["layer"], total_steps=STEPS, seed=0)
     if name == "dora" and case is KINDS["conv2d without a batch"]:
-        with pytest.raises(TuneError, match="needs an axis of examples"):
+        with pytest.raises(TuneError, match="needs a batch axis"):
             outputs(host, {"x": x})
         return
     assert_close(outputs(host, {"x": x}), expected)

@@ -7,22 +7,30 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from adapted_networks import STEPS, STRUCTURED, mixed, outputs, snapshot, train_step_
+from adapted_networks import (
+    STEPS,
+    STRUCTURED,
+    assert_close,
+    mixed,
+    outputs,
+    snapshot,
+    train_step_,
+)
 from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
+from lrcompress.tuning import deep as deep_products
 from lrcompress.tuning.adapters import AdapterOptions
-from lrcompress.tuning.adapters.deep_lora import DeepLora
+from lrcompress.tuning.adapters.deep_lora import DeepLora, DeepUpdate
 from lrcompress.tuning.deep import (
     Bases,
     DeepFactors,
     aligned_bases,
-    bases_from,
-    factors,
     orthogonal,
 )
 
 FP64 = 1e-10  # sums of a few dozen float64 products of order one, over some hundred steps
+FP64_SUM = 100 * torch.finfo(torch.float64).eps  # the same sum of a few dozen products, reordered
 SHAPES = ((24, 24), (30, 18), (18, 30))
 RANK = 2
 Gradient = Callable[[Tensor], Tensor]
@@ -73,6 +81,15 @@ def aligned_start(gradient: Tensor, rank: int) -> Tensor:
     signs = torch.ones(size, dtype=torch.float64)
     signs[:rank] = -1
     return (u[:, :size] * signs) @ vt[:size]
+
+
+def bases_from(gradient: Tensor, rank: int, start: Tensor) -> Bases:
+    """Bases for a start in the direction of an orthogonal `start` (n, n): half of the rank are
+    right singular vectors of the gradient, half are left ones (theorem 2.1)."""
+    leading = aligned_bases(gradient, rank // 2)
+    both = torch.cat([leading.right, -start.mT @ leading.left], -1)  # V, Q^T U
+    inputs = torch.linalg.qr(both).Q
+    return Bases(start @ inputs, inputs)
 
 
 def trajectory(
@@ -126,7 +143,8 @@ def test_under_a_random_start_twice_the_rank_is_enough() -> None:
         DeepFactors.start(bases_from(first, 2 * RANK, direction), scale, generator(9)), gradient
     )
     assert float((full[-1] - target(24, 24)).norm()) < 1e-2
-    assert distance(full, small) <= 1e-3
+    # full width keeps at most scale^3 on each direction outside the subspace
+    assert distance(full, small) <= scale**3 * (24 - 2 * RANK) ** 0.5
 
 
 def test_full_width_moves_by_a_scalar_outside_the_subspace() -> None:
@@ -184,7 +202,7 @@ def test_the_law_under_a_rotation_knows_no_basis(monkeypatch: pytest.MonkeyPatch
 
     def start(basis: Bases, rotations: list[Tensor]) -> DeepFactors:
         given = iter(rotations)
-        monkeypatch.setattr(factors, "orthogonal", lambda *_, **__: next(given))
+        monkeypatch.setattr(deep_products, "orthogonal", lambda *_, **__: next(given))
         return DeepFactors.start(basis, 0.1, generator())
 
     one = start(bases, drawn)
@@ -245,8 +263,6 @@ def test_bases_refuse_what_they_cannot_be() -> None:
     gradient = gaussian(4, 6)
     with pytest.raises(TuneError, match="rank 5 is not between 1 and 4"):
         aligned_bases(gradient, 5)
-    with pytest.raises(TuneError, match="square"):
-        bases_from(gradient, 2, gradient)
     with pytest.raises(TuneError, match="not finite"):
         aligned_bases(gradient / 0, 2)
 
@@ -261,6 +277,14 @@ def attached(
     adapter = DeepLora(AdapterOptions(rank=rank))
     assert adapter.attach_(module, list(STRUCTURED), total_steps=STEPS, seed=0) is module
     return adapter, module, batch
+
+
+def value_at(module: nn.Module, name: str) -> Tensor:
+    """The factor as the network computes it, with its update."""
+    place, _, parameter = name.rpartition(".")
+    value = getattr(module.get_submodule(place), parameter)
+    assert isinstance(value, Tensor)
+    return value.detach()
 
 
 def trained(dtype: torch.dtype = torch.float64) -> tuple[DeepLora, nn.Module, dict[str, Tensor]]:
@@ -285,8 +309,10 @@ def test_the_first_step_only_looks_and_changes_nothing() -> None:
     assert not any(bool(p.grad.any()) for p in deep.values() if p.grad is not None)
     assert all(bool(row.note) for row in adapter.attached if row.rank != 2)
     adapter.after_backward(0)
-    # the product of three factors of 1e-3
-    torch.testing.assert_close(outputs(module, batch), outputs(plain, batch), rtol=0, atol=1e-6)
+    for update in updates(module):
+        # between orthonormal bases, the product of three factors of 1e-3 times a rotation
+        values = torch.linalg.svdvals(update.deep().detach())[..., :2]
+        torch.testing.assert_close(values, torch.full_like(values, 1e-9), rtol=FP64, atol=0)
     module.zero_grad()
     module(**batch).square().sum().backward()
     assert all(bool(p.grad.any()) for p in deep.values() if p.grad is not None)
@@ -303,9 +329,7 @@ def test_merged_factors_compute_what_deep_lora_did(dtype: torch.dtype) -> None:
     report = adapter.merge_({})
     assert report.loss == 0
     assert all(rank > 0 for layer in report.layers for rank in layer.ranks.values())
-    assert float((outputs(module, batch) - expected).abs().max()) <= max(
-        1e-6 * scale * (dtype is torch.float32), 1e3 * torch.finfo(dtype).eps * scale
-    )
+    assert_close(outputs(module, batch), expected)
     after = snapshot(module)
     kept = ("types", "state", "modes", "hooks", "attributes")
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
@@ -354,18 +378,27 @@ def test_a_resumed_deep_lora_ends_with_the_same_bits(stop: int) -> None:
     assert all(torch.equal(module.state_dict()[key], expected[key]) for key in expected)
 
 
+def updates(module: nn.Module) -> list[DeepUpdate]:
+    return [m for m in module.modules() if isinstance(m, DeepUpdate)]
+
+
 def test_gradients_of_all_batches_of_the_first_step_count() -> None:
     halves, whole = attached(), attached()
-    for adapter, module, batch in (halves, whole):
+    for _, module, batch in (halves, whole):
         parts = [slice(0, 3), slice(3, 6)] if module is halves[1] else [slice(0, 6)]
         for part in parts:
             module(**{k: v[part] for k, v in batch.items()}).square().sum().backward()
+    pairs = zip(updates(halves[1]), updates(whole[1]), strict=True)
+    gradients = [(one, other, other._first) for one, other in pairs]
+    for adapter, _, _ in (halves, whole):
         adapter.after_backward(0)
-    one, other = (state[0].state_dict() for state in (halves, whole))
-    places = {name.rpartition(".")[0] for name in one if name.endswith(".left")}
-    for place in places:  # bases of one span, in any order of equal values
-        spans = [s[f"{place}.left"] @ s[f"{place}.left"].mT for s in (one, other)]
-        torch.testing.assert_close(*spans, rtol=0, atol=1e-6)
+    for one, other, gradient in gradients:  # bases of one span, in any order of equal values
+        spans = [left @ left.mT for left in (one.deep.left, other.deep.left)]
+        values = torch.linalg.svdvals(gradient)
+        following = values[..., 2] if values.shape[-1] > 2 else torch.zeros_like(values[..., 0])
+        # Wedin: a span moves by the gradient's rounding error over the gap of its values
+        moved = FP64_SUM * values[..., 0] / (values[..., 1] - following)
+        torch.testing.assert_close(*spans, rtol=0, atol=float(moved.max()))
 
 
 def test_an_update_that_is_not_finite_is_refused_and_stays() -> None:
@@ -388,11 +421,19 @@ def test_half_precision_factors_get_deep_factors_of_single() -> None:
     adapter, module, batch = trained(torch.bfloat16)
     kinds = {p.dtype for n, p in module.named_parameters() if ".deep." in n}
     assert kinds == {torch.float32}
-    expected = outputs(module, batch)
+    expected, names = outputs(module, batch), [row.factor for row in adapter.attached if row.rank]
+    with torch.no_grad():
+        computed = {name: value_at(module, name).clone() for name in names}
     adapter.merge_({})
     assert snapshot(module)["state"] == before
-    # merged in float64: a few factors are rounded the other way
-    torch.testing.assert_close(outputs(module, batch), expected, rtol=0.05, atol=0.05)
+    # The sum is rounded once in either: from float32 in the forward, from float64 in the merge.
+    # The two differ only where the float32 sum is a tie of bfloat16, and then by one spacing.
+    spacing = torch.finfo(torch.bfloat16).eps
+    for name, values in computed.items():
+        torch.testing.assert_close(module.get_parameter(name), values, rtol=spacing, atol=0)
+        with torch.no_grad():
+            module.get_parameter(name).copy_(values)
+    assert torch.equal(outputs(module, batch), expected)
 
 
 def test_deep_lora_refuses_what_it_has_not() -> None:

@@ -41,7 +41,7 @@ def chosen(
     setup = SimpleNamespace(
         weights=lambda: "as they were",
         set_weights_=given.append,
-        objective=SimpleNamespace(judged_by_divergence=divergence),
+        objective=SimpleNamespace(measured_by_divergence=divergence),
     )
     found = chosen_rate(cast(TrainingSetup, setup), steps, START, SILENT)
     assert given[-1] == "as they were"

@@ -26,7 +26,7 @@ from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.readout import choose_readout
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profiler import profile
-from lrcompress.tuning.build_setup import asking_only, parameters_of, prepared
+from lrcompress.tuning.build_setup import parameters_of, prepared, requiring_only
 from lrcompress.tuning.features import hidden_difference, hidden_points, watching
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import Scope, TuneOptions
@@ -97,9 +97,9 @@ def test_tuning_brings_the_network_closer_on_examples_it_never_saw() -> None:
 def test_the_report_says_what_the_kept_weights_measure() -> None:
     module, dense = pair()
     data = batches()
-    before = divergence(module, dense, list(split(data).judging))
+    before = divergence(module, dense, list(split(data).held_out))
     report = tune_(module, dense, data, SHORT)
-    after = divergence(module, dense, list(split(data).judging))
+    after = divergence(module, dense, list(split(data).held_out))
     assert (report.start, report.end) == (before, after)
     assert report.measure == "kl divergence"
     assert [entry.step for entry in report.history] == [0, 10, 20, 30, 40]
@@ -228,7 +228,7 @@ def test_adapters_are_folded_into_factors_of_the_same_sizes(adapter: str) -> Non
     report = tune_(module, dense, data, options)
     assert [(name, p.shape) for name, p in module.named_parameters()] == before
     assert report.end <= report.start
-    assert divergence(module, dense, list(split(data).judging)) == report.end
+    assert divergence(module, dense, list(split(data).held_out)) == report.end
     assert set(report.merge_losses) <= set(replaced_layers(module, dense))
 
 
@@ -299,7 +299,7 @@ def test_skipping_every_block_is_refused() -> None:
     module, dense, data = encoder()
     with pytest.raises(TuneError, match="skip-first 2: the network has 2 blocks; take 0 to 1"):
         tune_(module, dense, data, replace(SHORT, skip_first=2))
-    with pytest.raises(TuneError, match="say how many with skip_first"):
+    with pytest.raises(TuneError, match="set skip_first"):
         TuneOptions(random_skip=True)
     with pytest.raises(TuneError, match="skip_first is -1"):
         TuneOptions(skip_first=-1)
@@ -472,7 +472,7 @@ def test_no_example_both_teaches_and_judges(count: int) -> None:
     data = [{"x": torch.arange(10 * i, 10 * i + 10)} for i in range(count)]
     parted = split(data)
     train = torch.cat([b["x"] for b in parted.train]).tolist()
-    judging = torch.cat([b["x"] for b in parted.judging]).tolist()
+    judging = torch.cat([b["x"] for b in parted.held_out]).tolist()
     assert not set(train) & set(judging)
     assert sorted(train + judging) == list(range(10 * count))
     assert len(judging) >= len(train) // 5
@@ -485,7 +485,7 @@ def test_one_example_is_too_few() -> None:
 
 def test_every_batch_comes_once_before_any_comes_again() -> None:
     module, dense = pair()
-    with asking_only(module, parameters_of(module, replaced_layers(module, dense), "all")):
+    with requiring_only(module, parameters_of(module, replaced_layers(module, dense), "all")):
         setup = prepared(module, dense, replaced_layers(module, dense), batches(), SHORT)
         count = len(setup.split.train)
         for turn in range(3):
@@ -499,7 +499,7 @@ def test_accumulation_is_one_step_on_all_batches() -> None:
     data, layers = batches(), replaced_layers(module, dense)
     count = len(split(data).train)
     options = replace(SHORT, accumulation=count)
-    with asking_only(module, parameters_of(module, layers, "vectors")):
+    with requiring_only(module, parameters_of(module, layers, "vectors")):
         setup = prepared(module, dense, layers, data, options)
         losses = [setup.objective.loss(b, torch.Generator()) for b in setup.split.train]
         mean = torch.stack(losses).mean()
@@ -658,7 +658,7 @@ def trained(folder: Path, *, scale: float) -> tuple[Labelled, Labelled, object]:
         rows = [{"x": x, "labels": large(x).softmax(-1)} for b in parted.train for x in b["x"]]
     page = (Path(__file__).parents[1] / "docs" / "tuning.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names = {"module": module, "dense": dense, "held_out": parted.judging, "rows": rows}
+    names = {"module": module, "dense": dense, "held_out": parted.held_out, "rows": rows}
     names["folder"] = str(folder)
     exec(example, names)
     return module, dense, names["best"]
@@ -669,7 +669,7 @@ def test_trainer_ends_at_the_best_held_out_point(tmp_path: Path) -> None:
     module, dense, callback = trained(tmp_path, scale=1.0)
     history = callback.history  # type: ignore[attr-defined]
     assert [entry.step for entry in history] == [0, 10, 20, 25]
-    end = divergence(module, dense, list(split(batches()).judging))
+    end = divergence(module, dense, list(split(batches()).held_out))
     assert end == min(entry.value for entry in history) < history[0].value
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
@@ -15,7 +14,7 @@ from lrcompress.tuning.training_setup import TrainingSetup
 
 
 class Adapted:
-    """A network with adapters attached. `course` trains the adapters instead of the factors."""
+    """A network with adapters attached. `setup` trains the adapters instead of the factors."""
 
     def __init__(self, whole: TrainingSetup, layers: Sequence[str], steps: int) -> None:
         options = whole.options
@@ -35,10 +34,7 @@ class Adapted:
             whole,
             module=trained,
             parameters={n: p for n, p in trained.named_parameters() if p.requires_grad},
-            penalty=self._penalty,
-            after_step=self._adapter.after_backward,
-            extra_state=self._adapter.state_dict,
-            load_extra_state=self._adapter.load_state_dict,
+            adapter=self._adapter,
         )
 
     def merged_(self, report: TuneReport, whitenings: Mapping[str, Whitening]) -> TuneReport:
@@ -64,6 +60,3 @@ class Adapted:
     def _restore_(self) -> None:
         for name, parameter in self._whole.module.named_parameters():
             parameter.copy_(self._before[name])
-
-    def _penalty(self) -> Tensor | None:
-        return self._adapter.penalty()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -17,6 +17,7 @@ from lrcompress.network.call import frozen
 from lrcompress.network.held_out_divergence import HeldOutDivergence, held_out_divergence
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import TokenNoise, find_noise
+from lrcompress.tuning.adapters import ADAPTERS
 from lrcompress.tuning.features import hidden_points
 from lrcompress.tuning.losses import TUNING_OBJECTIVES, Setting, TaskLoss, TuningObjective
 from lrcompress.tuning.optimisers import OPTIMISERS
@@ -40,47 +41,47 @@ def prepared(
         DataError, TuneError: there are too few batches, or they do not suit the objective or the
             networks.
     """
-    parted = split(batches)
+    parts = split(batches)
     readout = options.readout
     if readout is None:
         readout, _ = find_readout(
-            dense, parted.judging, objective=options.divergence, pooling=options.pooling
+            dense, parts.held_out, objective=options.divergence, pooling=options.pooling
         )
-    names = hidden_points(dense, layers, parted.train[0], readout)
+    names = hidden_points(dense, layers, parts.train[0], readout)
     points = tuple((dense.get_submodule(name), module.get_submodule(name)) for name in names)
     setting = Setting(module, dense, readout, points, options, task)
     objective = TUNING_OBJECTIVES[options.objective](setting)
-    objective.check(parted.train)
-    judge: HeldOutDivergence | None = None
+    objective.check(parts.train)
+    divergence: HeldOutDivergence | None = None
     positions = 1.0
-    if objective.judged_by_divergence:
-        judge = held_out_divergence(dense, parted.judging, readout, shared=world_size() > 1)
-        parted = Split(parted.train, judge.batches)  # those whose outputs fit in memory
-        measure, positions = partial(judge.divergence, module), judge.positions
+    if objective.measured_by_divergence:
+        divergence = held_out_divergence(dense, parts.held_out, readout, shared=world_size() > 1)
+        parts = Split(parts.train, divergence.batches)  # those whose outputs fit in memory
+        measure, positions = partial(divergence.divergence, module), divergence.positions
     else:
-        measure = partial(held_out_loss, objective, parted)
+        measure = partial(held_out_loss, objective, parts)
 
     return TrainingSetup(
         module=module,
         parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
         objective=objective,
-        split=parted,
+        split=parts,
         measure=measure,
-        judge=judge,
+        divergence=divergence,
         positions=positions,
         options=options,
         regularisers=tuple(REGULARISERS[name]() for name in options.regularisers),
-        noise=_noise(objective, dense, parted.train),
+        noise=_noise(objective, dense, parts.train),
     )
 
 
 def _noise(objective: TuningObjective, dense: nn.Module, train: Batches) -> TokenNoise | None:
     """Return the token noise or None; raise TuneError if it is requested but not applicable."""
-    asked = objective.setting.options.token_noise
-    if asked is False or not (objective.takes_noise or asked):
+    requested = objective.setting.options.token_noise
+    if requested is False or not (objective.takes_noise or requested):
         return None
     found = find_noise(dense, train) if objective.takes_noise else None
-    if asked and found is None:
+    if requested and found is None:
         raise TuneError(
             f"token noise suits distillation on texts of a large vocabulary, not {objective.name} "
             "on this data; leave --token-noise out"
@@ -90,14 +91,13 @@ def _noise(objective: TuningObjective, dense: nn.Module, train: Batches) -> Toke
 
 def check_names(options: TuneOptions) -> None:
     """Raise TuneError for an unknown objective, optimiser, adapter or regulariser."""
-    from lrcompress.tuning.adapters import ADAPTERS
-
-    for what, name, table in (
-        ("objective", options.objective, tuple(TUNING_OBJECTIVES)),
-        ("optimiser", options.optimiser, tuple(OPTIMISERS)),
-        ("adapter", options.adapter, tuple(ADAPTERS)),
-        *(("regulariser", name, tuple(REGULARISERS)) for name in options.regularisers),
-    ):
+    tables: list[tuple[str, str | None, Iterable[str]]] = [
+        ("objective", options.objective, TUNING_OBJECTIVES),
+        ("optimiser", options.optimiser, OPTIMISERS),
+        ("adapter", options.adapter, ADAPTERS),
+        *(("regulariser", name, REGULARISERS) for name in options.regularisers),
+    ]
+    for what, name, table in tables:
         if name is not None and name not in table:
             known = ", ".join(table)
             raise TuneError(f"{what} {name!r} is unknown; choose {known}")
@@ -117,19 +117,19 @@ def parameters_of(
 
 
 @torch.no_grad()
-def held_out_loss(objective: TuningObjective, parted: Split) -> float:
+def held_out_loss(objective: TuningObjective, parts: Split) -> float:
     """Return the mean loss over the held-out examples, with the same random draws at each call."""
 
-    def judged(place: int) -> float:
-        batch, generator = parted.judging[place], torch.Generator().manual_seed(place)
+    def loss_of(place: int) -> float:
+        batch, generator = parts.held_out[place], torch.Generator().manual_seed(place)
         return float(objective.loss(batch, generator)) * batch_size(batch)
 
-    total = sum(in_turns(range(len(parted.judging)), judged))
-    return total / parted.judging_examples if total == total else float("inf")
+    total = sum(in_turns(range(len(parts.held_out)), loss_of))
+    return total / parts.held_out_examples if total == total else float("inf")
 
 
 @contextmanager
-def asking_only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+def requiring_only(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Context in eval mode in which only `parameters` require gradients; restores both."""
     with frozen(module):
         for parameter in parameters.values():

@@ -16,6 +16,7 @@ from lrcompress.tuning.report import HeldOut
 
 SCHEMA_VERSION = 1
 KIND = "tuning"
+PARTS = ("weights", "best", "extra")  # fields of a checkpoint: tensors by name
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,9 @@ def save_checkpoint(store: CheckpointStore, checkpoint: Checkpoint) -> None:
         LrcompressError: the disk is full or read-only. TuneError: the optimiser's state holds
             something that cannot be stored.
     """
-    tensors: dict[str, Tensor] = {"generator": checkpoint.generator}
-    tensors |= {f"weights/{name}": value for name, value in checkpoint.weights.items()}
-    tensors |= {f"best/{name}": value for name, value in checkpoint.best.items()}
-    tensors |= {f"extra/{name}": value for name, value in checkpoint.extra.items()}
+    tensors = {"generator": checkpoint.generator}
+    for part in PARTS:
+        tensors |= {f"{part}/{k}": value for k, value in getattr(checkpoint, part).items()}
     optimiser = _apart(checkpoint.optimiser, "optimiser", tensors)
     values = {"state": to_json(checkpoint.state), "optimiser": optimiser}
     store.put(KIND, "", Entry(values, tensors))
@@ -65,26 +65,22 @@ def load_checkpoint(store: CheckpointStore) -> Checkpoint | None:
     if entry is None:
         return None
     values, tensors = entry.values, entry.tensors
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        if part in parts:
+            parts[part][name] = value
     try:
         if values["state"].get("schema_version") != SCHEMA_VERSION:
             return None
-        state = from_json(TrainState, values["state"], KIND, DataError)
-        optimiser = _joined(values["optimiser"], tensors)
-        generator = tensors["generator"]
+        return Checkpoint(
+            state=from_json(TrainState, values["state"], KIND, DataError),
+            optimiser=_joined(values["optimiser"], tensors),
+            generator=tensors["generator"],
+            **parts,
+        )
     except (LrcompressError, LookupError, TypeError, AttributeError):
         return None  # of another version
-    return Checkpoint(
-        state,
-        _under("weights/", tensors),
-        _under("best/", tensors),
-        optimiser,
-        _under("extra/", tensors),
-        generator,
-    )
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _apart(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:

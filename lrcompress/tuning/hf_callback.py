@@ -32,9 +32,9 @@ def keep_best(
 
     Every `every` steps, and at the end, it measures the output divergence of `module` from `dense`
     on `batches`, which should be none of those that train. When the training ends `module` holds
-    the weights that measured best, be it those of its beginning. Its attribute `history` is what
-    was measured since then, `best` the best of it. A training that Trainer resumes from a
-    checkpoint of its own is judged from there on.
+    the weights that measured best, possibly those of the start. Its attribute `history` holds
+    the measurements, `best` the best of them. A training that Trainer resumes from one of its
+    checkpoints is measured from there on.
 
     Raises (in training):
         TuneError: a parameter has another size than at the start, or came or went.
@@ -47,7 +47,7 @@ def keep_best(
         ) from cause
 
     readout, _ = find_readout(dense, batches, objective=divergence, pooling=pooling)
-    judge = held_out_divergence(dense, batches, readout)
+    held_out = held_out_divergence(dense, batches, readout)
 
     class KeepBest(TrainerCallback):  # type: ignore[misc]  # transformers has no types
         def __init__(self) -> None:
@@ -59,22 +59,22 @@ def keep_best(
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.history, self.best = (), float("inf")
             self._sizes = _sizes(module)
-            self._look(state.global_step)
+            self._evaluate(state.global_step)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % every == 0:
-                self._look(state.global_step)
+                self._evaluate(state.global_step)
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if self.history[-1].step != state.global_step:
-                self._look(state.global_step)
+                self._evaluate(state.global_step)
             with torch.no_grad():
                 for name, parameter in module.named_parameters():
                     parameter.copy_(self._weights[name])
 
-        def _look(self, step: int) -> None:
+        def _evaluate(self, step: int) -> None:
             _check(self._sizes, _sizes(module))
-            value = judge.divergence(module)
+            value = held_out.divergence(module)
             self.history = (*self.history, HeldOut(step, value if isfinite(value) else None))
             if value < self.best or not self._weights:
                 self.best = value
@@ -92,5 +92,5 @@ def _check(before: dict[str, torch.Size], now: dict[str, torch.Size]) -> None:
     if changed:
         raise TuneError(
             f"{listed(sorted(changed))}: its size changed in training; train the parameters that "
-            "the compressed network has, and merge adapters before the callback looks"
+            "the compressed network has, and merge adapters before the callback evaluates"
         )

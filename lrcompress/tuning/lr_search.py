@@ -20,7 +20,7 @@ from lrcompress.tuning.training_setup import TrainingSetup
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 FIRST = 2  # index of the rate tried first, which suits most networks
 LONG = 100  # a training of this many steps recovers from a bad beginning
-BEARABLE = 1.5  # limit after a trial for long trainings, times the start's measure
+ACCEPTABLE = 1.5  # limit after a trial for long trainings, times the start's measure
 ENOUGH = 1 / 3  # of the best trial's gain, for short trainings
 TRIAL, SHORTEST_TRIAL, LONGEST_TRIAL = 0.05, 4, 20  # share of the steps, fewest and most steps
 
@@ -35,15 +35,15 @@ def chosen_rate(setup: TrainingSetup, steps: int, start: float, progress: Progre
     does show a rate that is worse than a smaller one after 100 steps or more: such rates were at
     2 to 5 times the start's measure, the best rate at 0.8 to 1.3 times (text and image
     transformers, a CNN). A shorter training takes the largest rate that gains at least ENOUGH of
-    the best trial's gain. So does an objective measured by its own loss, where BEARABLE times the
+    the best trial's gain. So does an objective measured by its own loss, where ACCEPTABLE times the
     start may already be as bad as it gets. The weights are restored.
     """
-    length, long = trial_length(steps), steps >= LONG and setup.objective.judged_by_divergence
-    limit = BEARABLE * start if long else start
+    length, long = trial_length(steps), steps >= LONG and setup.objective.measured_by_divergence
+    limit = ACCEPTABLE * start if long else start
     before = setup.weights()
     tried: dict[int, float] = {}
 
-    def bearable(place: int) -> bool:
+    def acceptable(place: int) -> bool:
         setup.set_weights_(before)
         train_state = TrainState("", length, RATES[place], history=(HeldOut(0, start),))
         loop = Loop(setup, train_state, NoCheckpoints(), on_trial=True)
@@ -55,12 +55,12 @@ def chosen_rate(setup: TrainingSetup, steps: int, start: float, progress: Progre
         return tried[place] <= limit
 
     place = FIRST
-    if bearable(place):
-        while place + 1 < len(RATES) and bearable(place + 1):
+    if acceptable(place):
+        while place + 1 < len(RATES) and acceptable(place + 1):
             place += 1
     else:
         place -= 1
-        while place > 0 and not bearable(place):
+        while place > 0 and not acceptable(place):
             place -= 1
     setup.set_weights_(before)
     return RATES[place if long else _gaining(tried, start, place)]

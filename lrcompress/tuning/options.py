@@ -61,7 +61,7 @@ class TuneOptions:
         if self.skip_first < 0:
             raise TuneError(f"skip_first is {self.skip_first}; it must be 0 or more")
         if self.random_skip and not self.skip_first:
-            raise TuneError("random_skip draws from the first blocks; say how many with skip_first")
+            raise TuneError("random_skip needs a number of first blocks; set skip_first")
         if not 0 <= self.hidden < float("inf"):
             raise TuneError(f"hidden is {self.hidden}; it must be 0 or more")
         for name, choices in (

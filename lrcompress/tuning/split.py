@@ -15,15 +15,15 @@ from lrcompress.network.batches import Batch, Batches, batch_size
 @dataclass(frozen=True, eq=False)
 class Split:
     train: tuple[Batch, ...]
-    judging: tuple[Batch, ...]
+    held_out: tuple[Batch, ...]
 
     @property
-    def taught_examples(self) -> int:
+    def train_examples(self) -> int:
         return sum(map(batch_size, self.train))
 
     @property
-    def judging_examples(self) -> int:
-        return sum(map(batch_size, self.judging))
+    def held_out_examples(self) -> int:
+        return sum(map(batch_size, self.held_out))
 
 
 def split(batches: Batches) -> Split:
@@ -37,23 +37,22 @@ def split(batches: Batches) -> Split:
     examples = sum(map(batch_size, batches))
     if examples < 2:
         raise DataError(
-            f"{examples} example to tune on: one at least teaches and another judges; give more"
+            f"tuning needs an example to train on and one to hold out, not {examples}; give more"
         )
-    judging = held_out_batches(batches)
-    if judging:
-        own = {id(batch) for batch in judging}
-        kept = [batch for batch in batches if id(batch) not in own]
-        return Split(tuple(kept), tuple(judging))
+    held_out = held_out_batches(batches)
+    if held_out:
+        held = {id(batch) for batch in held_out}
+        return Split(tuple(b for b in batches if id(b) not in held), tuple(held_out))
     every = min(HELD_OUT_EVERY, examples)
     train, first = [], 0
     for batch in batches:
         places = torch.arange(first, first + batch_size(batch))
-        judges = places % every == every - 1
-        train.append(_rows(batch, ~judges))
-        judging.append(_rows(batch, judges))
+        held_rows = places % every == every - 1
+        train.append(_rows(batch, ~held_rows))
+        held_out.append(_rows(batch, held_rows))
         first += batch_size(batch)
     return Split(
-        tuple(b for b in train if batch_size(b)), tuple(b for b in judging if batch_size(b))
+        tuple(b for b in train if batch_size(b)), tuple(b for b in held_out if batch_size(b))
     )
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import isfinite
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from lrcompress.checkpoint import CheckpointStore
 from lrcompress.distributed import on_main
@@ -45,8 +43,8 @@ class Loop:
             self._set_up_optimiser()
             self._optimiser.load_state_dict(begun.optimiser["optimiser"])
             self._scaler.load_state_dict(begun.optimiser["scaler"])
-            if setup.load_extra_state is not None:
-                setup.load_extra_state(begun.extra)
+            if setup.adapter is not None:
+                setup.adapter.load_state_dict(begun.extra)
             torch.set_rng_state(begun.generator)
         else:
             self.train_state = begun
@@ -68,13 +66,13 @@ class Loop:
         with progress.stage("tune", steps) as shown:
             shown.advance(self.train_state.step)
             while self.train_state.step < steps and self.train_state.restarts <= MOST_RESTARTS:
-                self._say(shown)
+                self._show(shown)
                 lost = not self._step()
                 shown.advance()
                 if lost or self.train_state.step % every == 0 or self.train_state.step == steps:
-                    self._judge(lost=lost)
+                    self._evaluate(lost=lost)
                     on_main(lambda: save_checkpoint(self._store, self._checkpoint()))
-            self._say(shown)
+            self._show(shown)
         self.setup.set_weights_(self.best)
 
     def run_without_evaluation_(self) -> float:
@@ -100,11 +98,11 @@ class Loop:
         torch.nn.utils.clip_grad_norm_(list(setup.parameters.values()), LARGEST_NORM)
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        if setup.after_step is not None and not self._on_trial:
-            setup.after_step(now.step)
+        if setup.adapter is not None and not self._on_trial:
+            setup.adapter.after_backward(now.step)
         return True
 
-    def _judge(self, *, lost: bool) -> None:
+    def _evaluate(self, *, lost: bool) -> None:
         """Keep the weights if they are the best so far; restart if the training has diverged.
 
         A restart takes the best weights and half the learning rate. Diverged: a loss or an output
@@ -131,15 +129,20 @@ class Loop:
         self._rates: list[float] = [group["lr"] for group in self._optimiser.param_groups]
 
     def _checkpoint(self) -> Checkpoint:
-        state: dict[str, Any] = {
-            "optimiser": self._optimiser.state_dict(),
-            "scaler": self._scaler.state_dict(),
-        }
-        weights: dict[str, Tensor] = self.setup.weights()
-        extra = {} if self.setup.extra_state is None else self.setup.extra_state()
-        return Checkpoint(self.train_state, weights, self.best, state, extra, torch.get_rng_state())
+        setup = self.setup
+        return Checkpoint(
+            state=self.train_state,
+            weights=setup.weights(),
+            best=self.best,
+            optimiser={
+                "optimiser": self._optimiser.state_dict(),
+                "scaler": self._scaler.state_dict(),
+            },
+            extra={} if setup.adapter is None else setup.adapter.state_dict(),
+            generator=torch.get_rng_state(),
+        )
 
-    def _say(self, shown: Step) -> None:
+    def _show(self, shown: Step) -> None:
         shown.say(f"held-out {self.start:.3g} → {self.best_value:.3g}")
 
 

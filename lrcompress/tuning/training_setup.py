@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import cos, pi
 
@@ -16,6 +16,7 @@ from lrcompress.network.batches import Batch
 from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.network.in_place import is_changed_in_place, saved_copies
 from lrcompress.network.token_noise import TokenNoise
+from lrcompress.tuning.adapters import Adapter
 from lrcompress.tuning.losses import TuningObjective
 from lrcompress.tuning.optimisers import OPTIMISERS
 from lrcompress.tuning.options import TuneOptions
@@ -39,15 +40,12 @@ class TrainingSetup:
     split: Split
     measure: Callable[[], float]
     options: TuneOptions
-    judge: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
+    divergence: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
     positions: float = 1.0  # mean number of positions per example that `measure` sums over
     noise: TokenNoise | None = None
-    penalty: Callable[[], Tensor | None] | None = None
+    adapter: Adapter | None = None
     regularisers: tuple[Regulariser, ...] = ()
     around_step: Callable[[int], AbstractContextManager[object]] | None = None  # around its passes
-    after_step: Callable[[int], None] | None = None  # called before gradients are cleared
-    extra_state: Callable[[], Mapping[str, Tensor]] | None = None  # besides the parameters
-    load_extra_state: Callable[[Mapping[str, Tensor]], None] | None = None
     changing: list[nn.Module] = field(default_factory=list)  # modules that need `saved_copies`
 
     @property
@@ -121,29 +119,16 @@ def accumulate_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -
 def _accumulated_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     total = 0.0
     around = nullcontext() if setup.around_step is None else setup.around_step(step)
-    with around, _regularised(setup) as penalty:
+    with around, regularised_(setup.module, setup.regularisers) as penalty:
         for batch, place, generator in draws(setup, step):
             with setup.autocast():
                 loss = setup.objective.loss(batch, generator, place=place)
-                terms = (penalty(), None if setup.penalty is None else setup.penalty())
+                terms = (penalty(), None if setup.adapter is None else setup.adapter.penalty())
                 loss = sum((term for term in terms if term is not None), start=loss)
             loss = loss / setup.options.accumulation
             torch.autograd.backward(scaler.scale(loss))
             total += float(loss.detach())
     return _averaged_(setup, total)
-
-
-@contextmanager
-def _regularised(setup: TrainingSetup) -> Iterator[Callable[[], Tensor | None]]:
-    """Attach the regularisers while gradients are computed, and yield their penalty.
-
-    They change parameter names, and an optimiser finds factors by name.
-    """
-    if not setup.regularisers:
-        yield lambda: None
-        return
-    with regularised_(setup.module, setup.regularisers) as regularised:
-        yield regularised.penalty
 
 
 def _averaged_(setup: TrainingSetup, loss: float) -> float:

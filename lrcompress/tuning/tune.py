@@ -23,20 +23,20 @@ from lrcompress.metrics import Whitening
 from lrcompress.network.batches import Batches
 from lrcompress.network.unfused import runs_unfused
 from lrcompress.progress import SILENT, Progress
+from lrcompress.tuning.adapter_drop import trained_part, with_random_skips
 from lrcompress.tuning.attached_adapters import Adapted
 from lrcompress.tuning.build_setup import (
-    asking_only,
     check_names,
     parameters_of,
     prepared,
     refuse_shared,
+    requiring_only,
 )
 from lrcompress.tuning.checkpoint import Checkpoint, TrainState, load_checkpoint
 from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.lr_search import chosen_rate
 from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
 from lrcompress.tuning.report import HeldOut, TuneReport
-from lrcompress.tuning.skipping import trained_part, with_random_skips
 from lrcompress.tuning.split import replaced_layers
 from lrcompress.tuning.training_loop import Loop, evaluation_interval
 from lrcompress.tuning.training_setup import TrainingSetup, accumulate_
@@ -46,6 +46,7 @@ __all__ = ["TuneOptions", "TuneReport", "tune_"]
 DEFAULTS = TuneOptions()
 NO_CHECKPOINTS = NoCheckpoints()
 TIMED_STEPS = 3  # after one untimed step, since first calls are slow
+SHARE_OF_TRAINING = 0.85  # of the time; the learning-rate search takes the rest
 
 
 @runs_unfused()
@@ -91,7 +92,8 @@ def tune_(
             "skip fewer"
         )
     refuse_shared(parameters, dense)
-    with torch.random.fork_rng(_gpus(module)), asking_only(module, parameters):
+    gpus = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(gpus), requiring_only(module, parameters):
         torch.manual_seed(options.seed)
         setup = prepared(module, dense, layers, batches, options, task)
         key = _key(options, dense, batches)
@@ -99,7 +101,7 @@ def tune_(
         if held is not None and held.state.key != key:
             held = None
         start = setup.measure() if held is None else 0.0
-        steps = _length(setup, start) if held is None else held.state.steps
+        steps = _length(setup) if held is None else held.state.steps
         blank = TrainState(key, steps, 0.0)
         if options.adapter is None:
             setup = with_random_skips(setup, part)
@@ -114,8 +116,8 @@ def tune_(
                 adapted.abandon_()
                 raise
             report = adapted.merged_(report, whitenings or {})
-        if setup.judge is not None:
-            report = replace(report, quality=measure_held_out(module, setup.judge))
+        if setup.divergence is not None:
+            report = replace(report, quality=measure_held_out(module, setup.divergence))
     after = {name: parameter.shape for name, parameter in module.named_parameters()}
     assert after == sizes, "tuning changed a size"
     return report
@@ -134,7 +136,7 @@ def _first(setup: TrainingSetup, blank: TrainState, start: float, progress: Prog
     return replace(blank, learning_rate=rate, history=(HeldOut(0, start),))
 
 
-def _length(setup: TrainingSetup, start: float) -> int:
+def _length(setup: TrainingSetup) -> int:
     """Total number of steps. With `minutes` it is computed once, from timed steps."""
     options = setup.options
     if options.minutes is None:
@@ -148,18 +150,15 @@ def _length(setup: TrainingSetup, start: float) -> int:
         parameter.grad = None
     begun = time.perf_counter()
     setup.measure()
-    judged = time.perf_counter() - begun
+    measured = time.perf_counter() - begun
     each = sum(times[1:]) / TIMED_STEPS
     seconds = 60 * options.minutes
     every = options.evaluate_every or evaluation_interval(int(seconds / each))
-    affordable = int(seconds / (each + judged / every))
+    affordable = int(seconds / (each + measured / every))
     if options.learning_rate is None:
         affordable = int(affordable * SHARE_OF_TRAINING)
     affordable = on_main(lambda: affordable)
     return max(1, min(affordable, options.steps or affordable))
-
-
-SHARE_OF_TRAINING = 0.85  # of the time; the learning-rate search takes the rest
 
 
 def _key(options: TuneOptions, dense: nn.Module, batches: Batches) -> str:
@@ -176,11 +175,7 @@ def _trained(
 ) -> TuneReport:
     loop = Loop(setup, begun, store)
     loop.run_(progress)
-    return _report(loop)
-
-
-def _report(loop: Loop) -> TuneReport:
-    train_state, setup = loop.train_state, loop.setup
+    train_state = loop.train_state
     return TuneReport(
         objective=setup.options.objective,
         measure=setup.objective.measure_name,
@@ -193,11 +188,7 @@ def _report(loop: Loop) -> TuneReport:
         learning_rate=train_state.learning_rate,
         restarts=train_state.restarts,
         trained_params=sum(p.numel() for p in setup.parameters.values()),
-        taught_examples=setup.split.taught_examples,
-        judging_examples=setup.split.judging_examples,
+        taught_examples=setup.split.train_examples,
+        judging_examples=setup.split.held_out_examples,
         positions=setup.positions,
     )
-
-
-def _gpus(module: nn.Module) -> list[torch.device]:
-    return list({p.device for p in module.parameters() if p.device.type == "cuda"})

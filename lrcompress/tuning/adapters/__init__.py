@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from lrcompress.tuning.adapters.adalora import BudgetedAdapter
 from lrcompress.tuning.adapters.adapter import (
@@ -20,25 +21,16 @@ from lrcompress.tuning.adapters.on_factors import FactorAdapter
 AdapterMaker = Callable[[AdapterOptions], Adapter]
 
 
-def _lora(method: Method) -> AdapterMaker:
-    def make(options: AdapterOptions) -> Adapter:
-        if options.place == "layer":
-            return LayerAdapter(method, options)
-        return FactorAdapter(method, options)
-
-    return make
-
-
-def _on_factors(method: Method) -> AdapterMaker:
-    return lambda options: FactorAdapter(method, options)
+def _lora(method: Method, options: AdapterOptions) -> Adapter:
+    return (LayerAdapter if options.place == "layer" else FactorAdapter)(method, options)
 
 
 ADAPTERS: dict[str, AdapterMaker] = {
-    "lora": _lora(LORA),
-    "rslora": _lora(RSLORA),
-    "dora": _on_factors(DORA),
-    "pissa": _on_factors(PISSA),
-    "olora": _on_factors(OLORA),
+    "lora": partial(_lora, LORA),
+    "rslora": partial(_lora, RSLORA),
+    "dora": partial(FactorAdapter, DORA),
+    "pissa": partial(FactorAdapter, PISSA),
+    "olora": partial(FactorAdapter, OLORA),
     "adalora": BudgetedAdapter,
     "deep-lora": DeepLora,
 }

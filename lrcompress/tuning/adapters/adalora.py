@@ -43,17 +43,18 @@ class BudgetedAdapter(FactorAdapter):
     def budget(self) -> int:
         return sum(self._final_ranks.values())
 
-    def attach_(
-        self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
-    ) -> nn.Module:
+    def _attach_(
+        self, module: nn.Module, sites: Sequence[Site], total_steps: int, seed: int
+    ) -> None:
         if total_steps < 2:
-            raise TuneError(f"adalora: {total_steps} steps share out no ranks; take 2 or more")
-        super().attach_(module, layers, total_steps=total_steps, seed=seed)
+            raise TuneError(
+                f"adalora: the ranks cannot be distributed in {total_steps} steps; take 2 or more"
+            )
+        super()._attach_(module, sites, total_steps, seed)
         schedule = self._schedule(1, total_steps)
         self._allocator = peft_for("adalora").tuners.adalora.RankAllocator(module, schedule, NAME)
         self._allocator.target_bgt = self.budget
         self._last_cut = total_steps - schedule.tfinal
-        return module
 
     def first_rank(self, site: Site, rank: int) -> int:
         self._final_ranks[site.name] = rank
@@ -93,10 +94,10 @@ class BudgetedAdapter(FactorAdapter):
         The optimiser's next step changes a cut triplet again, so it may recover until the ranks are
         final.
         """
-        allocator, module = self._allocator, self._module
+        allocator = self._allocator
         if step < self._last_cut:
             if self._gradients_are_finite():  # otherwise a gradient scaler has skipped the step
-                allocator.update_ipt(module)
+                allocator.update_ipt(self.module)
             budget, due = allocator.budget_schedule(step)
             if due:
                 self._cut_(self._best(budget))
@@ -126,8 +127,7 @@ class BudgetedAdapter(FactorAdapter):
 
     def _values(self) -> dict[str, nn.Parameter]:
         """All parameters E, each (r, 1), by their name in the network."""
-        assert self._module is not None
-        named = self._module.named_parameters()
+        named = self.module.named_parameters()
         return {name: p for name, p in named if name.endswith(f"lora_E.{NAME}")}
 
     def _scores(self, name: str) -> Tensor:
@@ -155,8 +155,8 @@ class BudgetedAdapter(FactorAdapter):
     def last_rank(self, wrapped: Wrapped) -> int:
         return int((wrapped.wrapper.lora_E[NAME] != 0).sum())
 
-    def take_out_(self) -> None:
-        super().take_out_()
+    def _take_out_(self, module: nn.Module) -> None:
+        super()._take_out_(module)
         self._allocator, self._final_ranks, self._kept = None, {}, {}
 
     def state_dict(self) -> dict[str, Tensor]:

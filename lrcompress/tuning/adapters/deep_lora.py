@@ -11,7 +11,7 @@ gradient is as large as the factor's, as in training the factor itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -23,14 +23,13 @@ from lrcompress.distributed import all_reduce_
 from lrcompress.errors import TuneError
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters.adapter import (
-    Adapter,
     AdapterOptions,
     AttachedFactor,
+    ExactAdapter,
     MergedLayer,
-    MergeReport,
+    exactly_merged,
 )
-from lrcompress.tuning.adapters.freeze import Frozen, freeze_
-from lrcompress.tuning.adapters.targets import Site, find_sites, not_finite, ranks_of
+from lrcompress.tuning.adapters.targets import Site, not_finite
 from lrcompress.tuning.deep import Bases, DeepFactors, aligned_bases
 
 SCALE = 1e-3  # initial scale of the small factors; that of the update is its cube, 1e-9
@@ -95,58 +94,39 @@ class _Placed:
     rank: int
 
 
-class DeepLora(Adapter):
+class DeepLora(ExactAdapter):
     """Deep LoRA on every factor whose rank can be 2 or more; other factors are trained directly."""
 
     def __init__(self, options: AdapterOptions) -> None:
-        if options.place != "factors":
-            raise TuneError("deep-lora: stands on the factors only; take place factors, or lora")
+        super().__init__("deep-lora", options)
         if options.dropout:
             raise TuneError("deep-lora: has no dropout; set it to 0")
-        self.options = options
-        self._frozen: Frozen | None = None
         self._placed: list[_Placed] = []
-        self._attached: list[AttachedFactor] = []
 
-    @property
-    def attached(self) -> tuple[AttachedFactor, ...]:
-        return tuple(self._attached)
-
-    def attach_(
-        self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
-    ) -> nn.Module:
-        if self._frozen is not None:
-            raise TuneError("deep-lora: is on a network already; merge it first")
-        sites = find_sites(module, layers)
-        ranks = ranks_of(sites, self.options)
-        self._frozen = freeze_(module)
+    def _attach_(
+        self, module: nn.Module, sites: Sequence[Site], total_steps: int, seed: int
+    ) -> None:
+        ranks = self._ranks(sites)
+        self._freeze_(module)
         for site in sites:
-            rank = ranks[site.name] if site.largest_rank > 1 else 0
-            note = (
-                ""
-                if rank == self.options.ranks.get(site.layer, self.options.rank)
-                else ("the factor's own rank" if rank else "no update is smaller than a single row")
-            )
-            values = site.values
-            self._attached.append(AttachedFactor(site.layer, site.name, rank, note))
-            if not rank:
-                values.requires_grad_(True)
+            if site.largest_rank < 2:
+                self._train_(site, "no update is smaller than a single row")
                 continue
+            rank, values = ranks[site.name], site.values
+            note = self._own_rank_note(site, rank)
+            self._attached.append(AttachedFactor(site.layer, site.name, rank, note))
             update = DeepUpdate(site, rank, seed ^ crc32(site.name.encode()))
             update.train(site.owner.training)
             parametrize.register_parametrization(site.owner, site.parameter, update)
             self._placed.append(_Placed(site, values, update, rank))
-        return module
 
     def after_backward(self, step: int) -> None:
         for placed in self._placed:
             placed.update.begin_()
 
-    @torch.no_grad()
-    def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
-        """Merge exactly in each factor; `whitenings` is not used."""
-        if self._frozen is None:
-            raise TuneError("deep-lora: is on no network; attach it first")
+    def _merge_(
+        self, module: nn.Module, whitenings: Mapping[str, Whitening]
+    ) -> Iterable[MergedLayer]:
         merged = [self._folded(placed) for placed in self._placed]
         for placed in self._placed:
             parametrize.remove_parametrizations(
@@ -154,10 +134,9 @@ class DeepLora(Adapter):
             )
         for placed, values in zip(self._placed, merged, strict=True):
             placed.values.copy_(values)
-        report = MergeReport(tuple(self._report()))
-        self._frozen.thaw_()
-        self._frozen, self._placed, self._attached = None, [], []
-        return report
+        ranks = [(p.site, p.rank if bool(p.update.found) else 0) for p in self._placed]
+        self._placed = []
+        return exactly_merged((factor.layer for factor in self._attached), ranks)
 
     def _folded(self, placed: _Placed) -> Tensor:
         """Return the merged factor; bit-identical to the original if nothing was learnt."""
@@ -168,12 +147,6 @@ class DeepLora(Adapter):
         if not bool(torch.isfinite(values).all()):
             raise not_finite(placed.site.layer, placed.site.name)
         return values
-
-    def _report(self) -> Iterator[MergedLayer]:
-        for layer in dict.fromkeys(factor.layer for factor in self._attached):
-            mine = [placed for placed in self._placed if placed.site.layer == layer]
-            ranks = {p.site.name: p.rank if bool(p.update.found) else 0 for p in mine}
-            yield MergedLayer(layer, 0.0, 0.0, ranks)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the bases; the small factors are parameters of the network."""

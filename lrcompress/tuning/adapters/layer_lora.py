@@ -7,7 +7,7 @@ the layer's metric, of [U, scaling B] [V; A], whose rank is r + r_a. It takes on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -19,14 +19,13 @@ from lrcompress.errors import TuneError
 from lrcompress.layers import replace_, share_hooks_
 from lrcompress.messages import label
 from lrcompress.metrics import Whitening
+from lrcompress.structures.balance import balanced
 from lrcompress.tuning.adapters.adapter import (
     Adapter,
     AdapterOptions,
     AttachedFactor,
     MergedLayer,
-    MergeReport,
 )
-from lrcompress.tuning.adapters.freeze import Frozen, freeze_
 from lrcompress.tuning.adapters.low_rank_layer import (
     LowRankLayer,
     factor_matrices,
@@ -36,8 +35,7 @@ from lrcompress.tuning.adapters.low_rank_layer import (
 )
 from lrcompress.tuning.adapters.methods import Method
 from lrcompress.tuning.adapters.peft_access import seeded
-from lrcompress.tuning.adapters.targets import find_sites, not_finite
-from lrcompress.tuning.adapters.truncate import product_loss, truncated
+from lrcompress.tuning.adapters.targets import Site, not_finite
 
 
 class Beside(nn.Module):
@@ -68,7 +66,6 @@ class Beside(nn.Module):
 @dataclass(frozen=True, eq=False)
 class _Placed:
     name: str
-    layer: LowRankLayer
     beside: Beside
     rank: int
 
@@ -77,26 +74,19 @@ class LayerAdapter(Adapter):
     """LoRA or rsLoRA (`method`) beside whole layers; the two differ in the scaling."""
 
     def __init__(self, method: Method, options: AdapterOptions) -> None:
-        self.method, self.options = method, options
-        self._module: nn.Module | None = None
-        self._frozen: Frozen | None = None
+        super().__init__(method.name, options)
+        self.method = method
         self._placed: list[_Placed] = []
 
-    @property
-    def attached(self) -> tuple[AttachedFactor, ...]:
-        return tuple(AttachedFactor(p.name, f"{p.name}.weight", p.rank) for p in self._placed)
-
-    def attach_(
-        self, module: nn.Module, layers: Sequence[str], *, total_steps: int, seed: int
-    ) -> nn.Module:
-        if self._module is not None:
-            raise TuneError(f"{self.method.name}: is on a network already; merge it first")
-        found = dict.fromkeys(site.layer for site in find_sites(module, layers))
-        layers_found = {name: low_rank(name, module.get_submodule(name)) for name in found}
-        ranks = {name: self._rank(name, layer) for name, layer in layers_found.items()}
-        self._module, self._frozen = module, freeze_(module)
+    def _attach_(
+        self, module: nn.Module, sites: Sequence[Site], total_steps: int, seed: int
+    ) -> None:
+        names = dict.fromkeys(site.layer for site in sites)
+        layers = {name: low_rank(name, module.get_submodule(name)) for name in names}
+        ranks = {name: self._rank(name, layer) for name, layer in layers.items()}
+        self._freeze_(module)
         with seeded(seed):
-            for name, layer in layers_found.items():
+            for name, layer in layers.items():
                 rank = ranks[name]
                 root = bool(self.method.settings.get("use_rslora"))
                 scaling = self.options.scale_numerator / (sqrt(rank) if root else rank)
@@ -105,8 +95,8 @@ class LayerAdapter(Adapter):
                 for part in (beside, beside.dropout, *update.modules()):
                     part.training = layer.training
                 replace_(module, name, share_hooks_(layer, beside))
-                self._placed.append(_Placed(name, layer, beside, rank))
-        return module
+                self._placed.append(_Placed(name, beside, rank))
+                self._attached.append(AttachedFactor(name, f"{name}.weight", rank))
 
     def _rank(self, name: str, layer: LowRankLayer) -> int:
         left, right = factor_matrices(layer)
@@ -119,22 +109,20 @@ class LayerAdapter(Adapter):
             )
         return rank
 
-    @torch.no_grad()
-    def merge_(self, whitenings: Mapping[str, Whitening]) -> MergeReport:
-        if self._module is None or self._frozen is None:
-            raise TuneError(f"{self.method.name}: is on no network; attach it first")
+    def _merge_(
+        self, module: nn.Module, whitenings: Mapping[str, Whitening]
+    ) -> Iterable[MergedLayer]:
         folded = [_folded(p, whitenings.get(p.name, Whitening())) for p in self._placed]
         for placed, (left, right, _) in zip(self._placed, folded, strict=True):
-            write_factors_(placed.layer, left, right)
-            replace_(self._module, placed.name, placed.beside.layer)
-        self._frozen.thaw_()
-        self._module, self._frozen, self._placed = None, None, []
-        return MergeReport(tuple(row for _, _, row in folded))
+            write_factors_(placed.beside.layer, left, right)
+            replace_(module, placed.name, placed.beside.layer)
+        self._placed = []
+        return [row for _, _, row in folded]
 
 
 def _folded(placed: _Placed, whitening: Whitening) -> tuple[Tensor, Tensor, MergedLayer]:
     """Return the merged factors; bit-identical to the originals if the update is zero."""
-    left, right = factor_matrices(placed.layer)
+    left, right = factor_matrices(placed.beside.layer)
     b, a = factor_matrices(placed.beside.update)
     b = placed.beside.scaling * b.double()
     ranks = {f"{placed.name}.weight": placed.rank}
@@ -145,8 +133,36 @@ def _folded(placed: _Placed, whitening: Whitening) -> tuple[Tensor, Tensor, Merg
         raise not_finite(placed.name, f"{placed.name}.weight")
     update = product_loss(b, a, whitening)
     new_left, new_right, loss = truncated(*parts, left.shape[-1], whitening)
-    dtype = placed.layer.up.weight.dtype
+    dtype = placed.beside.layer.up.weight.dtype
     new_left, new_right = new_left.to(dtype), new_right.to(dtype)
     if not (bool(torch.isfinite(new_left).all()) and bool(torch.isfinite(new_right).all())):
         raise not_finite(placed.name, f"{placed.name}.weight")
     return new_left, new_right, MergedLayer(placed.name, loss, update, ranks)
+
+
+def truncated(
+    left: Tensor, right: Tensor, rank: int, whitening: Whitening
+) -> tuple[Tensor, Tensor, float]:
+    """Return the best factors of rank `rank` for U V, and the loss.
+
+    The loss is half the sum of the squared singular values that are dropped.
+    left: (groups, m, k)  right: (groups, k, n), converted to float64. With G^1/2 U = Q_1 R_1 and
+    (V C^1/2)^T = Q_2 R_2 the singular values of the whitened product are those of R_1 R_2^T, and
+    [Q_1 [R_1 R_2^T]_r Q_2^T] is its best approximation (Eckart-Young in the whitened space).
+    """
+    q_left, r_left = torch.linalg.qr(whitening.output.left(left.double()))
+    q_right, r_right = torch.linalg.qr(whitening.input.right(right.double()).mT)
+    p, s, qt = torch.linalg.svd(r_left @ r_right.mT)  # (groups, k, k), smaller if m or n < k
+    kept = p[..., :rank] * s[..., None, :rank]
+    factors = balanced(
+        whitening.output.left_inverse(q_left @ kept),
+        whitening.input.right_inverse(qt[..., :rank, :] @ q_right.mT),
+    )
+    return factors["left"], factors["right"], 0.5 * float(s[..., rank:].square().sum())
+
+
+def product_loss(left: Tensor, right: Tensor, whitening: Whitening) -> float:
+    """Return 1/2 ||U V||^2 in the metric: the loss of dropping the product."""
+    r_left = torch.linalg.qr(whitening.output.left(left.double()), mode="r").R
+    r_right = torch.linalg.qr(whitening.input.right(right.double()).mT, mode="r").R
+    return 0.5 * float((r_left @ r_right.mT).square().sum())

@@ -59,24 +59,26 @@ def update_of(layer: LowRankLayer, rank: int) -> LowRankLayer:
     if isinstance(layer, FactorizedEmbedding):
         codes = nn.Embedding(layer.num_embeddings, rank, padding_idx=layer.padding_idx)
         update = FactorizedEmbedding(codes, nn.Linear(rank, layer.embedding_dim, bias=False))
-        nn.init.zeros_(update.codes.weight)
-    elif isinstance(layer, FactorizedLinear):
-        down = nn.Linear(layer.in_features, rank, bias=False)
-        update = FactorizedLinear(down, nn.Linear(rank, layer.out_features, bias=False))
-        nn.init.zeros_(update.up.weight)
+        nn.init.zeros_(codes.weight)
     else:
-        update = _convolutions(layer, rank)
+        if isinstance(layer, FactorizedLinear):
+            down = nn.Linear(layer.in_features, rank, bias=False)
+            update = FactorizedLinear(down, nn.Linear(rank, layer.out_features, bias=False))
+        else:
+            first = convolution_like(layer.down, layer.groups * rank)
+            shape = (first.out_channels, layer.out_channels, 1)
+            update = FactorizedConv(first, type(first)(*shape, groups=layer.groups, bias=False))
         nn.init.zeros_(update.up.weight)
     held = layer.up.weight.dtype
     return update.to(held if held is torch.float64 else torch.float32)
 
 
-def _convolutions(layer: FactorizedConv, rank: int) -> FactorizedConv:
-    make = nn.Conv1d if isinstance(layer.down, nn.Conv1d) else nn.Conv2d
-    inner = layer.groups * rank
-    down = make(
+def convolution_like(layer: nn.Conv1d | nn.Conv2d, out_channels: int) -> nn.Conv1d | nn.Conv2d:
+    """Return a new convolution on the CPU: every setting of `layer`, other channels, no bias."""
+    make = nn.Conv1d if isinstance(layer, nn.Conv1d) else nn.Conv2d
+    return make(
         layer.in_channels,
-        inner,
+        out_channels,
         layer.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
         stride=layer.stride,  # type: ignore[arg-type]
         padding=layer.padding,  # type: ignore[arg-type]
@@ -85,4 +87,3 @@ def _convolutions(layer: FactorizedConv, rank: int) -> FactorizedConv:
         bias=False,
         padding_mode=layer.padding_mode,
     )
-    return FactorizedConv(down, make(inner, layer.out_channels, 1, groups=layer.groups, bias=False))

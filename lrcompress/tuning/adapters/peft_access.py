@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lrcompress.errors import TuneError
 from lrcompress.messages import one_line
+from lrcompress.tuning.adapters.low_rank_layer import convolution_like
 from lrcompress.tuning.adapters.targets import Site
 
 NAME = "default"  # PEFT's name of the adapter
@@ -93,7 +94,7 @@ def _check_axes(wrapper: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     if getattr(wrapper, "use_dora", {}).get(NAME, False):
         base = wrapper.base_layer
         if isinstance(base, nn.Conv1d | nn.Conv2d) and inputs[0].dim() < base.weight.dim():
-            raise TuneError("dora: a convolution's input needs an axis of examples; add one")
+            raise TuneError("dora: a convolution's input needs a batch axis; add one")
 
 
 def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
@@ -103,19 +104,7 @@ def _match_convolution_(owner: nn.Module, wrapper: nn.Module) -> None:
     if NAME not in inner or not isinstance(inner[NAME], nn.Module):
         return  # AdaLoRA has no inner layer and uses the frozen layer's settings
     first = inner[NAME]
-    make = nn.Conv1d if isinstance(owner, nn.Conv1d) else nn.Conv2d
-    matched = make(  # initialised on the CPU, like everything else
-        owner.in_channels,
-        first.out_channels,
-        owner.kernel_size,  # type: ignore[arg-type]  # Conv1d and Conv2d differ in the tuple
-        stride=owner.stride,  # type: ignore[arg-type]
-        padding=owner.padding,  # type: ignore[arg-type]
-        dilation=owner.dilation,  # type: ignore[arg-type]
-        groups=owner.groups,
-        bias=False,
-        padding_mode=owner.padding_mode,
-    )
-    inner[NAME] = matched.to(first.weight)
+    inner[NAME] = convolution_like(owner, first.out_channels).to(first.weight)
 
 
 def _pair(site: Site, wrapper: Any) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ first is the group.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,6 @@ from lrcompress.errors import TuneError
 from lrcompress.layers import layer_kind, weight_matrix
 from lrcompress.messages import label, listed
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
-from lrcompress.tuning.adapters.adapter import AdapterOptions
 
 SiteKind = Literal["linear", "embedding", "conv1d", "conv2d", "raw"]
 
@@ -74,7 +73,7 @@ def find_sites(module: nn.Module, layers: Sequence[str]) -> tuple[Site, ...]:
             its parent, a factor is shared, or its values are not finite.
     """
     if not layers:
-        raise TuneError("adapter: no layers to put it on; compress the network first")
+        raise TuneError("adapter: there are no layers to adapt; compress the network first")
     uses = _Uses(module)
     sites: list[Site] = []
     seen: set[int] = set()
@@ -153,33 +152,6 @@ class _Uses:
                 f"{label(site.layer)}: its factor {label(site.name)} is shared with "
                 f"{listed(others or users)}, where an adapter would not act; leave the layer out"
             )
-
-
-def ranks_of(sites: Sequence[Site], options: AdapterOptions) -> Mapping[str, int]:
-    """Return the rank of each factor's update, by factor name, at most the factor's own rank.
-
-    Raises:
-        TuneError: a rank is above that of all its factors, or is for a layer not adapted.
-    """
-    largest: dict[str, int] = defaultdict(int)
-    for site in sites:
-        largest[site.layer] = max(largest[site.layer], site.largest_rank)
-    for name, rank in options.ranks.items():
-        if name not in largest:
-            raise TuneError(f"adapter: a rank for {label(name)}, which is not adapted; remove it")
-        if rank > largest[name]:
-            raise TuneError(
-                f"{label(name)}: an adapter of rank {rank} on factors of rank {largest[name]} "
-                f"has more numbers than they have; take {largest[name]} or less"
-            )
-    top = max(largest.values())
-    if options.rank > top and len(options.ranks) < len(largest):
-        raise TuneError(
-            f"adapter: rank {options.rank} is above the rank of every factor ({top} at most); "
-            f"take {max(1, top // 2)}"
-        )
-    wanted = {site.name: options.ranks.get(site.layer, options.rank) for site in sites}
-    return {site.name: min(wanted[site.name], site.largest_rank) for site in sites}
 
 
 def not_finite(layer: str, factor: str) -> TuneError:

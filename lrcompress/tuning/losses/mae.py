@@ -9,14 +9,13 @@ from torch import Tensor
 
 from lrcompress.errors import DataError
 from lrcompress.network.batches import MASK, Batch, Batches
-from lrcompress.tuning.losses.objective import Setting, TuningObjective
-from lrcompress.tuning.losses.teacher import Agreement, Teacher, settling
+from lrcompress.tuning.losses.distill import Distill
 
 RATE = 0.3  # share of the input that is masked; low, since the network knows no mask token
 PATCHES = 7  # along each side of an image, or one per pixel if it is smaller
 
 
-class MaskedInput(TuningObjective):
+class MaskedInput(Distill):
     """Distillation in which the dense network gets the whole input and the other a masked one.
 
     Predicting a teacher's features of the unmasked input, instead of pixels, needs no decoder:
@@ -27,10 +26,7 @@ class MaskedInput(TuningObjective):
     """
 
     name: ClassVar[str] = "mae"
-
-    def __init__(self, setting: Setting) -> None:
-        super().__init__(setting)
-        self._teacher, self._agreement = Teacher(setting), Agreement(setting)
+    takes_noise: ClassVar[bool] = False
 
     def check(self, batches: Batches) -> None:
         for batch in batches:
@@ -40,14 +36,10 @@ class MaskedInput(TuningObjective):
                     f"mae: needs images or arrays of real numbers, not {names}; use distill, or "
                     "mlm for texts"
                 )
-        generator = torch.Generator().manual_seed(self.setting.options.seed)
-        self._agreement.settle(
-            (self._teacher.lesson(b, None), b, masked(b, generator)) for b in settling(batches)
-        )
+        super().check(batches)
 
-    def loss(self, batch: Batch, generator: torch.Generator, *, place: int | None = None) -> Tensor:
-        lesson = self._teacher.lesson(batch, place)
-        return self._agreement.loss(lesson, batch, masked(batch, generator))
+    def shown(self, batch: Batch, generator: torch.Generator) -> Batch:
+        return masked(batch, generator)
 
 
 def masked(batch: Batch, generator: torch.Generator) -> Batch:
@@ -60,14 +52,13 @@ def _maskable(batch: Batch) -> list[str]:
 
 
 def _hidden(x: Tensor, generator: torch.Generator) -> Tensor:
-    if x.dim() == 2:
-        gone = torch.rand(x.shape, generator=generator) < RATE
-        return torch.where(gone.to(x.device), x.mean(0), x)
-    if x.dim() == 3:
-        gone = torch.rand((*x.shape[:2], 1), generator=generator) < RATE
-        return torch.where(gone.to(x.device), x.mean((0, 1)), x)
-    grid = [min(PATCHES, side) for side in x.shape[2:]]
-    coarse = torch.rand((len(x), 1, *grid), generator=generator) < RATE
-    gone = torch.nn.functional.interpolate(coarse.float(), x.shape[2:]).bool()
-    axes = (0, *range(2, x.dim()))
-    return torch.where(gone.to(x.device), x.mean(axes, keepdim=True), x)
+    if x.dim() >= 4:
+        grid = [min(PATCHES, side) for side in x.shape[2:]]
+        coarse = torch.rand((len(x), 1, *grid), generator=generator) < RATE
+        gone = torch.nn.functional.interpolate(coarse.float(), x.shape[2:]).bool()
+        mean = x.mean((0, *range(2, x.dim())), keepdim=True)
+    else:
+        shape = x.shape if x.dim() == 2 else (*x.shape[:2], 1)
+        gone = torch.rand(shape, generator=generator) < RATE
+        mean = x.mean(0) if x.dim() == 2 else x.mean((0, 1))
+    return torch.where(gone.to(x.device), mean, x)

@@ -36,13 +36,13 @@ class Setting:
 class TuningObjective(ABC):
     """A training objective.
 
-    judged_by_divergence: the best weights are those with the least held-out divergence from the
+    measured_by_divergence: the best weights are those with the least held-out divergence from the
     dense network, so that overfitting a few texts does not count as recovery. Otherwise they are
     those with the least loss on held-out examples.
     """
 
     name: ClassVar[str]
-    judged_by_divergence: ClassVar[bool] = True
+    measured_by_divergence: ClassVar[bool] = True
     takes_noise: ClassVar[bool] = False  # whether it can train on texts of random tokens
 
     def __init__(self, setting: Setting) -> None:
@@ -51,7 +51,7 @@ class TuningObjective(ABC):
     @property
     def measure_name(self) -> str:
         """Name of the held-out measure."""
-        if self.judged_by_divergence:
+        if self.measured_by_divergence:
             return f"{self.setting.readout.objective_name} divergence"
         return f"{self.name} loss"
 

@@ -18,7 +18,7 @@ class Task(TuningObjective):
     """The result of the user's `loss(module, batch)`: a differentiable scalar; lower is better."""
 
     name: ClassVar[str] = "task"
-    judged_by_divergence: ClassVar[bool] = False
+    measured_by_divergence: ClassVar[bool] = False
 
     def check(self, batches: Batches) -> None:
         if self.setting.task is None:

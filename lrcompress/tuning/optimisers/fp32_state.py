@@ -63,8 +63,8 @@ class WideOptimiser(torch.optim.Optimizer):
             for name, parameter in zip(names, group["params"], strict=True):
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     raise TuneError(
-                        f"{name}: its gradient is sparse, and moments are not; make its embedding "
-                        "with sparse=False"
+                        f"{name}: its gradient is sparse, which is not supported; create its "
+                        "embedding with sparse=False"
                     )
 
     @contextmanager

@@ -10,28 +10,17 @@ only through that package.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from functools import partial
 
-from lrcompress.tuning.optimisers.optimiser import WEIGHT_DECAY
-from lrcompress.tuning.optimisers.subspace import SubspaceAdam, Tracking, make_subspace
+from lrcompress.tuning.optimisers.subspace import Tracking, make_subspace
 from lrcompress.tuning.optimisers.tracking import dominant
 
-
-def _dominant_again(subspace: Tensor, gradient: Tensor) -> Tensor:
-    return dominant(gradient, subspace.shape[1])
-
-
 GALORE = Tracking(
-    _dominant_again, interval=200, carry_moments=False, recover=False, scale=0.25, share=0.25
+    lambda subspace, gradient: dominant(gradient, subspace.shape[1]),
+    interval=200,
+    carry_moments=False,
+    recover=False,
+    scale=0.25,
+    share=0.25,
 )
-
-
-def make_galore(
-    module: nn.Module, learning_rate: float, *, weight_decay: float = WEIGHT_DECAY
-) -> SubspaceAdam:
-    """GaLore over the trainable matrices, AdamW over the other parameters.
-
-    Raises:
-        TuneError: nothing is trainable, or the learning rate is not above zero.
-    """
-    return make_subspace(module, learning_rate, weight_decay=weight_decay, tracking=GALORE)
+make_galore = partial(make_subspace, tracking=GALORE)

@@ -17,8 +17,7 @@ from torch import nn
 
 from lrcompress.tuning.optimisers.adamw import AdamW
 from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
-from lrcompress.tuning.optimisers.groups import groups, trainable
-from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
+from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY, groups
 
 RATIO = 16.0  # second factor's learning rate / first factor's, as in the paper
 
@@ -30,17 +29,13 @@ def make_lora_plus(
     ratio: float = RATIO,
     weight_decay: float = WEIGHT_DECAY,
 ) -> AdamW:
-    """Return AdamW with a `ratio` times larger rate for second factors: up, lora_B, BLAST's left.
-
-    Raises:
-        TuneError: nothing is trainable, or the learning rate is not above zero.
-    """
-    rows = trainable(module, learning_rate)
+    """Return AdamW with a `ratio` times larger rate for second factors (up, lora_B, BLAST left)."""
     second = {id(pair.left.parameter) for pair in factor_pairs(module)}
-    fast = [(name, p) for name, p in rows if id(p) in second]
-    rest = [(name, p) for name, p in rows if id(p) not in second]
-    made = [
-        *groups(rest, weight_decay),
-        *groups(fast, weight_decay, lr=ratio * learning_rate),
-    ]
+    made = groups(
+        module,
+        learning_rate,
+        weight_decay,
+        lambda p: id(p) not in second,
+        other_options={"lr": ratio * learning_rate},
+    )
     return AdamW(made, lr=learning_rate, betas=BETAS, eps=EPS)

@@ -23,33 +23,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.tuning.optimisers.adamw import adamw_
+from lrcompress.tuning.optimisers.adamw import PartlyAdamW
 from lrcompress.tuning.optimisers.bases import Basis, Moments, basis, damped_inverse
-from lrcompress.tuning.optimisers.ema import unbiased
-from lrcompress.tuning.optimisers.factor_pairs import factor_pairs
-from lrcompress.tuning.optimisers.factors import Factor, FactorPair
-from lrcompress.tuning.optimisers.fp32_state import WideOptimiser, lost_
-from lrcompress.tuning.optimisers.groups import groups, trainable
-from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
+from lrcompress.tuning.optimisers.factor_pairs import Factor, FactorPair, factor_pairs
+from lrcompress.tuning.optimisers.fp32_state import lost_
+from lrcompress.tuning.optimisers.optimiser import WEIGHT_DECAY, groups, unbiased
 
 
-class LoraRite(WideOptimiser):
+class LoraRite(PartlyAdamW):
     """LoRA-RITE for "paired" groups, which hold the factors of `pairs`; AdamW for other groups."""
+
+    mark = "paired"
 
     def __init__(
         self, parameters: list[dict[str, Any]], pairs: Sequence[FactorPair], learning_rate: float
     ) -> None:
-        defaults = {"lr": learning_rate, "betas": BETAS, "eps": EPS, "paired": False}
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, learning_rate)
         self._pairs = tuple(pairs)
 
     def advance_(self) -> None:
         by_parameter = {p: group for group in self.param_groups for p in group["params"]}
         for pair in self._pairs:
             self._advance_pair_(pair, by_parameter)
-        for group in self.param_groups:
-            if not group["paired"]:
-                adamw_(self, group)
+        super().advance_()
 
     def _advance_pair_(self, pair: FactorPair, groups: dict[Tensor, dict[str, Any]]) -> None:
         first, second = pair.parameters
@@ -98,15 +94,8 @@ class LoraRite(WideOptimiser):
 def make_lora_rite(
     module: nn.Module, learning_rate: float, *, weight_decay: float = WEIGHT_DECAY
 ) -> LoraRite:
-    """Return LoRA-RITE for the pairs of factors in `module`, with AdamW for other parameters.
-
-    Raises:
-        TuneError: nothing is trainable, or the learning rate is not above zero.
-    """
-    rows = trainable(module, learning_rate)
+    """Return LoRA-RITE for the pairs of factors in `module`, with AdamW for other parameters."""
     pairs = [pair for pair in factor_pairs(module) if pair.free_basis]
     paired = {id(p) for pair in pairs for p in pair.parameters}
-    factors = [(name, p) for name, p in rows if id(p) in paired]
-    rest = [(name, p) for name, p in rows if id(p) not in paired]
-    made = [*groups(factors, weight_decay, paired=True), *groups(rest, weight_decay)]
+    made = groups(module, learning_rate, weight_decay, lambda p: id(p) in paired, {"paired": True})
     return LoraRite(made, pairs, learning_rate)

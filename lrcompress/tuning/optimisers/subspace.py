@@ -19,11 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrcompress.tuning.optimisers.adamw import adamw_
-from lrcompress.tuning.optimisers.ema import unbiased
-from lrcompress.tuning.optimisers.fp32_state import WideOptimiser, lost_
-from lrcompress.tuning.optimisers.groups import groups, trainable
-from lrcompress.tuning.optimisers.optimiser import BETAS, EPS, WEIGHT_DECAY
+from lrcompress.tuning.optimisers.adamw import PartlyAdamW
+from lrcompress.tuning.optimisers.fp32_state import lost_
+from lrcompress.tuning.optimisers.optimiser import WEIGHT_DECAY, groups, unbiased
 from lrcompress.tuning.optimisers.tracking import carried, dominant, recovered, turned
 
 _SMALLEST_SIDE = 4  # below this a subspace saves nothing
@@ -50,24 +48,23 @@ class Tracking:
 SUBTRACK = Tracking(partial(turned, gain=0.5), interval=10, carry_moments=True, recover=True)
 
 
-class SubspaceAdam(WideOptimiser):
+class SubspaceAdam(PartlyAdamW):
     """Adam in a subspace for the weights of "tracked" groups; AdamW for the other groups."""
+
+    mark = "tracked"
 
     def __init__(
         self, parameters: list[dict[str, Any]], learning_rate: float, tracking: Tracking
     ) -> None:
-        defaults = {"lr": learning_rate, "betas": BETAS, "eps": EPS, "tracked": False}
-        super().__init__(parameters, defaults)
+        super().__init__(parameters, learning_rate)
         self._tracking = tracking
 
     def advance_(self) -> None:
         for group in self.param_groups:
-            if not group["tracked"]:
-                adamw_(self, group)
-                continue
-            for parameter in group["params"]:
+            for parameter in group["params"] if group["tracked"] else ():
                 if parameter.grad is not None and not lost_([parameter]):
                     self._advance_parameter_(parameter, group)
+        super().advance_()
 
     def _advance_parameter_(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
@@ -144,13 +141,6 @@ def make_subspace(
     weight_decay: float = WEIGHT_DECAY,
     tracking: Tracking = SUBTRACK,
 ) -> SubspaceAdam:
-    """Return Adam in tracked subspaces for the trainable matrices, AdamW for other parameters.
-
-    Raises:
-        TuneError: nothing is trainable, or the learning rate is not above zero.
-    """
-    rows = trainable(module, learning_rate)
-    matrices = [(name, p) for name, p in rows if _has_subspace(p)]
-    rest = [(name, p) for name, p in rows if not _has_subspace(p)]
-    made = [*groups(matrices, weight_decay, tracked=True), *groups(rest, weight_decay)]
+    """Return Adam in tracked subspaces for the trainable matrices, AdamW for other parameters."""
+    made = groups(module, learning_rate, weight_decay, _has_subspace, {"tracked": True})
     return SubspaceAdam(made, learning_rate, tracking)

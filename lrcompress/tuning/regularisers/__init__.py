@@ -9,9 +9,8 @@ from lrcompress.tuning.regularisers.rank_dropout import (
     MaskedRanks,
     NestedRankDropout,
     RankDropout,
-    expected_squared_error,
 )
-from lrcompress.tuning.regularisers.regulariser import Regularised, Regulariser, regularised_
+from lrcompress.tuning.regularisers.regulariser import Regulariser, regularised_
 
 REGULARISERS: dict[str, Callable[[], Regulariser]] = {
     "factor-norm": FactorNorm,
@@ -25,8 +24,6 @@ __all__ = [
     "MaskedRanks",
     "NestedRankDropout",
     "RankDropout",
-    "Regularised",
     "Regulariser",
-    "expected_squared_error",
     "regularised_",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.errors import TuneError
-from lrcompress.tuning.optimisers.factors import FactorPair
+from lrcompress.tuning.optimisers.factor_pairs import FactorPair
 from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 

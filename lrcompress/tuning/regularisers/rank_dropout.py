@@ -1,7 +1,7 @@
 """Rank dropout: W = L diag(z) R^T with a random z in each forward with gradients.
 
-The expected squared error of L diag(z) R^T X has a closed form in the mean and the covariance of z,
-`expected_squared_error`. For independent z it adds rate / (1 - rate) sum_k ||l_k||^2 ||r_k^T X||^2
+The expected squared error of L diag(z) R^T X has a closed form in the mean and the covariance of z.
+For independent z it adds rate / (1 - rate) sum_k ||l_k||^2 ||r_k^T X||^2
 to that of W, which favours weights of low rank (Cavazza et al., "Dropout as a Low-Rank Regularizer
 for Matrix Factorization", 2018, eq. 6). Nested z (Rippel, Gelbart, Adams 2014) keep the first
 ranks: the ranks are ordered by importance, so a slice of the factors is a smaller network.
@@ -9,7 +9,7 @@ ranks: the ranks are ordered by importance, so a slice of the factors is a small
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lrcompress.errors import TuneError
-from lrcompress.tuning.optimisers.factors import Factor, FactorPair
+from lrcompress.tuning.optimisers.factor_pairs import Factor, FactorPair
 from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 
-class MaskedRanks(Regulariser):
+class MaskedRanks(Regulariser, ABC):
     """Base class of regularisers that mask ranks at random.
 
     Masks come from `generator`, or from torch's global one, whose state is in tuning checkpoints.
@@ -36,17 +36,6 @@ class MaskedRanks(Regulariser):
     @abstractmethod
     def draw(self, batch: int, rank: int) -> Tensor:
         """Return z for each of `batch` matrices: (batch, rank)."""
-
-    @abstractmethod
-    def mean(self, rank: int) -> Tensor:
-        """Return E z: (rank,) in float64."""
-
-    @abstractmethod
-    def covariance(self, rank: int) -> Tensor:
-        """Return the covariance of z: (rank, rank) in float64."""
-
-    def penalty(self, pairs: Sequence[FactorPair]) -> Tensor | None:
-        return None
 
     @contextmanager
     def attached_(self, module: nn.Module, pairs: Sequence[FactorPair]) -> Iterator[None]:
@@ -81,12 +70,6 @@ class RankDropout(MaskedRanks):
         kept = torch.rand(batch, rank, generator=self.generator) >= self.rate
         return kept / (1 - self.rate)
 
-    def mean(self, rank: int) -> Tensor:
-        return torch.ones(rank, dtype=torch.float64)
-
-    def covariance(self, rank: int) -> Tensor:
-        return self.rate / (1 - self.rate) * torch.eye(rank, dtype=torch.float64)
-
 
 class NestedRankDropout(MaskedRanks):
     """Nested z: with probability `rate` only the first b ranks are kept, b uniform in 1 ... rank.
@@ -103,14 +86,6 @@ class NestedRankDropout(MaskedRanks):
         kept = torch.where(cut, kept, rank)
         return (torch.arange(rank) < kept).to(torch.get_default_dtype())
 
-    def mean(self, rank: int) -> Tensor:
-        """Return E z: (rank,) in float64. Rank k (from 1) is dropped if b < k."""
-        return 1 - self.rate * torch.arange(rank, dtype=torch.float64) / rank
-
-    def covariance(self, rank: int) -> Tensor:
-        mean = self.mean(rank)
-        return torch.minimum(mean[:, None], mean) - torch.outer(mean, mean)
-
 
 class _Masked(nn.Module):
     """The left factor of a pair, with masked columns if its gradient is required."""
@@ -125,17 +100,3 @@ class _Masked(nn.Module):
         matrices = self._factor.matrices(values)  # (batch, rows, rank)
         masks = self._masks.draw(matrices.shape[0], matrices.shape[-1]).to(matrices)
         return self._factor.values(matrices * masks.unsqueeze(-2))
-
-
-def expected_squared_error(
-    masks: MaskedRanks, left: Tensor, right: Tensor, inputs: Tensor, targets: Tensor
-) -> Tensor:
-    """Return E ||targets - L diag(z) R^T inputs||_F^2, a scalar.
-
-    left: (m, r)  right: (n, r)  inputs: (n, rows)  targets: (m, rows)
-    """
-    rank = left.shape[-1]
-    mean, covariance = masks.mean(rank).to(left), masks.covariance(rank).to(left)
-    codes = right.mT @ inputs  # (r, rows)
-    rest = targets - left @ (mean.unsqueeze(-1) * codes)
-    return rest.square().sum() + (covariance * (left.mT @ left) * (codes @ codes.mT)).sum()
