@@ -329,7 +329,7 @@ def test_missing_and_old_packages_are_named(healthy: Machine) -> None:
 
 
 def test_minimum_versions_are_those_of_the_project() -> None:
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     declared = {
         match[1]: match[2]
         for requirement in project["dependencies"]

@@ -384,7 +384,7 @@ def test_the_command_runs_end_to_end_on_a_small_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shared profile gives what the command gives alone."""
-    tests = Path(__file__).parent
+    tests = Path(__file__).parents[1]
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")])
     )

@@ -47,7 +47,7 @@ from lrcompress_cli.options.tune import (
     TUNING_OBJECTIVE_NAMES,
 )
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SOURCE = SourceOptions("tuning_subject:build", data="tuning_subject:batches")
 DATA = SourceOptions("", data="tuning_subject:batches")
 REQUEST = TuneRequest(TuneOptions(steps=20))

@@ -38,7 +38,7 @@ from lrcompress.pipeline import run_folder as folders
 from lrcompress.pipeline.lock import LOCK_NAME, locked
 from lrcompress.planning.budget import Budget
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 SOURCE = SourceOptions("small_network:build", data="small_network:batches")
 STAGES = ["load", "profile", "plan", "compress", "export", "verify"]
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from lrcompress.pipeline.stages import load as loading
 from lrcompress_cli.main import main
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 MODEL, DATA = "small_network:build", "small_network:batches"
 
 

@@ -23,7 +23,7 @@ from lrcompress.conversion.conversion import converted_from
 from lrcompress.layers import describe
 from lrcompress.network.unfused import UnnestedEncoder
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 # float32 sums of a few dozen terms of order one, in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WIDTH, HEADS, EXAMPLES, TARGETS, SOURCES = 12, 4, 3, 5, 6

@@ -23,7 +23,7 @@ from lrcompress_cli.exit_codes import ExitCode
 from lrcompress_cli.main import COMMANDS
 from lrcompress_cli.terminal import Outcome, Terminal, reporting
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def lrcompress(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -334,7 +334,7 @@ def test_the_process_ends_with_130_on_an_interrupt(tmp_path: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The run folder of a small network; the factory is found in the current directory."""
     before = Path.cwd()
-    os.chdir(Path(__file__).parent)
+    os.chdir(Path(__file__).parents[1])
     output = tmp_path_factory.mktemp("runs") / "out"
     result = CliRunner().invoke(main.main, [*COMPRESS, "-o", str(output), "--json"])
     assert result.exit_code == 0, result.stderr

@@ -21,7 +21,7 @@ from sample_models.metrics import embed
 from sample_models.packages import package_folder, write_folder
 from sample_models.weights import load_weights
 
-ROOT = Path(__file__).parents[1] / "sample_models"
+ROOT = Path(__file__).parents[2] / "sample_models"
 DATA = ROOT / "data"
 
 

@@ -446,7 +446,7 @@ def batches() -> list[dict[str, Tensor]]:
 @pytest.fixture
 def _here() -> Iterator[None]:
     before = Path.cwd()
-    os.chdir(Path(__file__).parent)
+    os.chdir(Path(__file__).parents[1])
     yield
     os.chdir(before)
 

@@ -31,7 +31,7 @@ from lrcompress.structures import (
 )
 from lrcompress.structures.serial import structure_to_json
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 EXPLORED = ("low_rank", "interpolative", "blast", "monarch", "block_diagonal")
 
 

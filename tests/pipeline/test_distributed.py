@@ -28,7 +28,7 @@ from lrcompress.pipeline.lock import LOCK_NAME
 from lrcompress.profiling.profile import Profile
 from lrcompress_cli.main import main
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 PATIENCE = 240  # seconds: far more than needed, but a busy machine is slow to import torch
 FP32 = torch.finfo(torch.float32).eps
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")

@@ -656,7 +656,7 @@ def trained(folder: Path, *, scale: float) -> tuple[Labelled, Labelled, object]:
     parted = split(batches())
     with torch.no_grad():
         rows = [{"x": x, "labels": large(x).softmax(-1)} for b in parted.train for x in b["x"]]
-    page = (Path(__file__).parents[1] / "docs" / "tuning.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names = {"module": module, "dense": dense, "held_out": parted.held_out, "rows": rows}
     names["folder"] = str(folder)
