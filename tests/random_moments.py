@@ -30,12 +30,13 @@ def random_moments(
     moment, joint = InputMoment(), GaussNewtonFactors()
     moment.add(x.flatten(0, 1))
     joint.add(x, gradient, full_limit=full_limit)
-    assert moment.second is not None
+    second = moment.seconds.whole()
+    assert second is not None
     assert moment.first is not None
     assert moment.absolute is not None
     full = spec.in_features <= full_limit
     return LayerMoments(
-        input=(moment.second if full else moment.second.diagonal(dim1=-2, dim2=-1)) / examples,
+        input=(second if full else second.diagonal(dim1=-2, dim2=-1)) / examples,
         input_mean=moment.first / moment.rows,
         input_abs_mean=moment.absolute / moment.rows,
         rows=moment.rows,

@@ -15,11 +15,13 @@ from lrcompress.pipeline.options import (
 from lrcompress.pipeline.record_latency import is_made_from, record_latency
 from lrcompress.pipeline.run import preview, promised_budget, run, run_profile
 from lrcompress.pipeline.run_tune import run_tune
+from lrcompress.pipeline.stages.deliver import NO_GRAPH
 from lrcompress.pipeline.stages.export import budget_facts
 from lrcompress.pipeline.stages.profile import find_profile
 from lrcompress.pipeline.stages.report import REPORT_HTML, REPORT_JSON
 
 __all__ = [
+    "NO_GRAPH",
     "REPORT_HTML",
     "REPORT_JSON",
     "FolderOptions",

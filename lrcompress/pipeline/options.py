@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lrcompress.compression.compress import CompressOptions
-from lrcompress.errors import PlanError, TuneError
+from lrcompress.errors import ExportError, PlanError, TuneError
 from lrcompress.export.axes import AxisRequest
 from lrcompress.export.export_onnx import ExportOptions
 from lrcompress.export.session import ProviderName
@@ -70,6 +70,7 @@ class RunOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
     provider: ProviderName = "cpu"
     pt2: bool = False  # write model.pt2 too
+    to_onnx: bool = True  # False: stop before the export; nothing is verified
     sweep: tuple[int, ...] = ()  # percentages of the parameters at which predictions are checked
     tune: TuneRequest | None = None  # after compressing
     drop_moments: bool = False  # after verification: they are most of the folder, and rarely needed
@@ -79,6 +80,9 @@ class RunOptions:
             raise PlanError("a run needs a budget or a plan.json, and only one of them")
         if self.tune is not None and self.source.data is None:
             raise TuneError("tuning needs data to learn from; give --data")
+        if not self.to_onnx and (self.pt2 or self.drop_moments):
+            option = "pt2" if self.pt2 else "drop_moments"
+            raise ExportError(f"{option} needs the export; leave one of them out")
 
 
 @dataclass(frozen=True, eq=False)

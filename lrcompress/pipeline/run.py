@@ -82,7 +82,7 @@ def run(options: RunOptions, progress: Progress = SILENT) -> RunResult:
     loaded = _loaded(source, where, clock, progress)
     batch = loaded.example()  # before any long work: it may fail without data
     _check_plan(options, loaded)
-    if not holds_compressed(where.output, loaded.identity.weights):
+    if options.to_onnx and not holds_compressed(where.output, loaded.identity.weights):
         checked_axes(loaded.model.module, batch, options.export.axes, progress)
     with _opened(where, source, loaded) as folder:
         context = RunContext(folder, progress, clock)

@@ -23,7 +23,7 @@ from lrcompress.conversion.conversion import converted_from
 from lrcompress.layers import describe
 from lrcompress.network.unfused import UnnestedEncoder
 
-TESTS = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 # float32 sums of a few dozen terms of order one, in another order
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 WIDTH, HEADS, EXAMPLES, TARGETS, SOURCES = 12, 4, 3, 5, 6
@@ -296,14 +296,14 @@ def batches() -> list[dict[str, Tensor]]:
 @pytest.fixture
 def _here() -> Iterator[None]:
     before = Path.cwd()
-    os.chdir(TESTS)
+    os.chdir(HERE)
     yield
     os.chdir(before)
 
 
 def _command(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "lrcompress_cli.main", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TESTS)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 

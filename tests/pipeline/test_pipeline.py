@@ -21,8 +21,9 @@ import pytest
 import torch
 
 import lrcompress
-from lrcompress.errors import DataError, LrcompressError, ModelError, PlanError
+from lrcompress.errors import DataError, ExportError, LrcompressError, ModelError, PlanError
 from lrcompress.pipeline import (
+    NO_GRAPH,
     FolderOptions,
     RunOptions,
     RunResult,
@@ -670,3 +671,42 @@ def test_a_damaged_ledger_is_named(unbroken: tuple[Path, RunResult], tmp_path: P
         (output / folders.LEDGER_NAME).write_text(text)
         with pytest.raises(DataError, match=r"stages\.json: .*; choose another .* or --force"):
             run(options(output))
+
+
+# ---- without the export ---------------------------------------------------------------------
+
+
+def test_a_run_without_its_export_has_the_same_weights_and_says_that_nothing_is_verified(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output, (whole, complete) = tmp_path / "out", unbroken
+    report = run(options(output, to_onnx=False)).report
+    assert [stage.name for stage in report.stages] == STAGES[:4]
+    assert not report.verified
+    assert NO_GRAPH in report.warnings
+    found = digests(output)
+    assert {name: digest for name, digest in found.items() if name != "stages.json"} == {
+        name: digest
+        for name, digest in digests(whole).items()
+        if name not in ("stages.json", "model.onnx")
+    }
+    later = run(options(output))
+    assert reused(later) == STAGES[1:4]
+    assert digests(output) == digests(whole)
+    assert later.report.verified
+    assert complete.report.after == later.report.after
+
+
+def test_a_graph_of_other_weights_does_not_stay_beside_a_run_without_its_export(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "out")
+    run(options(output, "70%", to_onnx=False))
+    assert not (output / "model.onnx").exists()
+    assert (output / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("needs", [{"pt2": True}, {"drop_moments": True}])
+def test_what_needs_the_export_is_refused_without_it(needs: dict[str, bool]) -> None:
+    with pytest.raises(ExportError, match=f"{next(iter(needs))} needs the export"):
+        options(Path("out"), to_onnx=False, **needs)

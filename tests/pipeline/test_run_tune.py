@@ -92,7 +92,7 @@ def weights(root: Path) -> Mapping[str, Tensor]:
 
 
 def squared(module: nn.Module, batch: Batch) -> Tensor:
-    """A task's loss, named `test_tune_cli:squared`."""
+    """A task's loss, named `test_run_tune:squared`."""
     scores = call(module, batch)
     assert isinstance(scores, Tensor)
     return scores.square().mean()
@@ -363,7 +363,7 @@ def test_a_killed_tuning_ends_with_the_same_bits(plain: Path, tmp_path: Path) ->
 
 def test_a_task_is_imported_and_trained(plain: Path, tmp_path: Path) -> None:
     output = copied(plain, tmp_path / "moved")
-    request = TuneRequest(replace(REQUEST.options, objective="task"), "test_tune_cli:squared")
+    request = TuneRequest(replace(REQUEST.options, objective="task"), "test_run_tune:squared")
     report = run_tune(alone(output, request)).report
     assert report.tuning is not None
     assert report.tuning.measure == "task loss"
@@ -410,7 +410,7 @@ def test_another_network_in_the_place_of_the_dense_one_is_refused(
     assert digests(output) == before
 
 
-@pytest.mark.parametrize("broken", ["nothing:here", "test_tune_cli:TESTS"])
+@pytest.mark.parametrize("broken", ["nothing:here", "test_run_tune:TESTS"])
 def test_a_task_that_cannot_be_imported_is_refused(
     plain: Path, tmp_path: Path, broken: str
 ) -> None:

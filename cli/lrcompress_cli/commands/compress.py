@@ -57,6 +57,12 @@ if TYPE_CHECKING:
 )
 @export_options
 @axis_options
+@click.option(
+    "--export/--no-export",
+    "to_onnx",
+    default=True,
+    help="Without the export only the compressed weights are written, and no graph is verified.",
+)
 @pt2_option
 @provider_option
 @click.option(
@@ -112,6 +118,7 @@ def command(
     exporting: ExportChoice,
     axes: AxisChoice,
     provider: Literal["cpu", "cuda", "tensorrt"],
+    to_onnx: bool,
     pt2: bool,
     sweep: tuple[int, ...],
     tune: bool,
@@ -157,6 +164,7 @@ def command(
         export=exporting.options(provider, planning.rows, planning.latency_table, axes.request()),
         provider=provider,
         pt2=pt2,
+        to_onnx=to_onnx,
         sweep=_percentages(sweep),
         tune=_request(tune_steps, tune_minutes, running.seed) if tuning else None,
         drop_moments=drop_moments,

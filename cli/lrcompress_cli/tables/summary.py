@@ -9,7 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from lrcompress.pipeline import REPORT_HTML, REPORT_JSON, RunResult
+from lrcompress.pipeline import NO_GRAPH, REPORT_HTML, REPORT_JSON, RunResult
 from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
 from lrcompress.tuning.report import TuneReport
@@ -47,7 +47,7 @@ class Summary:
             yield Text("")
             yield _tuning_line(report.tuning)
         yield Text("")
-        yield check_table(report.checks)
+        yield check_table(report.checks) if report.checks else cell(NO_GRAPH)
         if report.axes:
             yield Text("")
             yield axis_lines(report.axes)

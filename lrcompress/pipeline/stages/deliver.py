@@ -21,6 +21,8 @@ from lrcompress.reporting.report import Cost, Report
 from lrcompress.sources.compressed_model import load
 from lrcompress.tuning.report import TuneReport
 
+NO_GRAPH = "no graph was exported or verified, as requested; `lrcompress export` writes it"
+
 
 @dataclass(frozen=True, eq=False)
 class CompressedRun:
@@ -55,11 +57,19 @@ def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
 
 @main_only
 def deliver(context: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
-    """Export, verify and report the compressed model of the folder, in one process."""
+    """Export, verify and report the compressed model of the folder, in one process.
+
+    Without the export, the size in the report is the one that the plan counts.
+    """
     folder, source, profile, plan = context.folder, options.source, made.profile, made.plan
-    product = Product(load(folder.root, trust_remote_code=source.trust_remote_code), batch, plan)
-    exported, key = export_model(context, product, options, made.key)
-    checks = verify_model(context, product, options.provider, key)
+    if options.to_onnx:
+        module = load(folder.root, trust_remote_code=source.trust_remote_code)
+        product = Product(module, batch, plan)
+        exported, key = export_model(context, product, options, made.key)
+        size, notes, axes = exported.bytes, exported.notes, exported.axes
+        checks = verify_model(context, product, options.provider, key)
+    else:
+        size, notes, axes, checks = plan.bytes, (NO_GRAPH,), (), ()
     if options.drop_moments and all(check.passed is not False for check in checks):
         profile = delete_moments(folder)
     folder.clean()
@@ -67,7 +77,7 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
     doubts = _doubts(made)
     report = replace(
         base_report(source.model, profile, plan, options.folder, context.clock, options.provider),
-        after=Cost(plan.params, exported.bytes, plan.flops_per_example),
+        after=Cost(plan.params, size, plan.flops_per_example),
         budget=_budget_in_words(plan),
         allocator=plan.allocator,
         optimality_gap=plan.optimality_gap,
@@ -80,8 +90,8 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
         fidelity={**made.outcome.fidelity, **_tuned_quality(made.tuning)},
         tuning=made.tuning,
         checks=checks,
-        axes=exported.axes,
-        warnings=(*profile.warnings, *plan.warnings, *made.warnings, *exported.notes),
+        axes=axes,
+        warnings=(*profile.warnings, *plan.warnings, *made.warnings, *notes),
     )
     report = with_recorded(report, folder.root)
     write_report(report, options.folder)
