@@ -80,7 +80,9 @@ def _names_external_data(path: Path, data_name: str) -> bool:
     """Whether an existing graph at `path` keeps its weights in `data_name`."""
     import onnx
 
+    if not path.is_file():  # a pipe would block
+        return False
     try:
         return data_name in external_locations(onnx.load(path, load_external_data=False))
-    except Exception:  # no file, or not a readable graph: the data beside it is not ours
+    except Exception:  # not a readable graph, so the data beside it is not ours
         return False
