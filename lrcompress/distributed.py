@@ -90,6 +90,8 @@ def shared_out(portion: Sequence[T], work: Callable[[T], R]) -> list[R]:
 
     Raises the error of the lowest rank whose work failed.
     """
+    if world_size() == 1:  # an error kept in a local variable would keep its frames' tensors
+        return [work(item) for item in portion]
     own = portion[rank() : rank() + 1]
     outcome = _attempt(lambda: [work(item) for item in own])
     return [value for done in gathered(outcome) for value in done.result()]

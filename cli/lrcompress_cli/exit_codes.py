@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     NUMERIC = 3  # the ONNX file computes something else, or holds another graph
     PLACEMENT = 4  # a GPU was requested, and nodes run, or would run, on the CPU
     BUDGET = 5
-    ACCURACY = 6  # the file matches the compressed model, but its quality is known to be bad
+    ACCURACY = 6  # no check failed, but the quality is known to be bad
     INPUT = 7
     INTERRUPTED = 130
 

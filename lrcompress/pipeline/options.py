@@ -122,6 +122,7 @@ class TuneRunOptions:
     request: TuneRequest = field(default_factory=TuneRequest)
     provider: ProviderName = "cpu"
     axes: AxisRequest | None = None  # of the graph; None: as in the previous export
+    to_onnx: bool = True  # False: stop before the export; nothing is verified
 
     def __post_init__(self) -> None:
         if self.source.data is None:

@@ -193,7 +193,7 @@ def preview(options: RunOptions, progress: Progress = SILENT) -> Preview:
     """
     loaded = load_sources(options.source)
     _check_plan(options, loaded)
-    axes = _axes_if_known(loaded, options, progress)
+    axes = _axes_if_known(loaded, options, progress) if options.to_onnx else ()
     found = _known_profile(options, loaded)
     if found is None:
         found = profile(

@@ -78,7 +78,8 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
         export = exporting.asked or ExportOptions()
         if options.axes is not None:
             export = replace(export, dynamic=options.axes.dynamic, fixed=options.axes.fixed)
-        checked_axes(dense.module, batches[0], export.axes, progress)
+        if options.to_onnx:
+            checked_axes(dense.module, batches[0], export.axes, progress)
         inputs = TuneInputs(
             request=options.request,
             dense=lambda: dense,
@@ -104,7 +105,8 @@ def run_tune(options: TuneRunOptions, progress: Progress = SILENT) -> RunResult:
             plan_file=root / PLAN_NAME,
             export=export,
             provider=options.provider,
-            pt2=exporting.pt2,
+            pt2=exporting.pt2 and options.to_onnx,
+            to_onnx=options.to_onnx,
         )
         report = deliver(context, as_before, batches[0], made)
     return RunResult(root, profile, inputs.plan, report)

@@ -706,6 +706,19 @@ def test_a_graph_of_other_weights_does_not_stay_beside_a_run_without_its_export(
     assert (output / "model.safetensors").exists()
 
 
+def test_a_verified_graph_of_the_same_weights_stays_without_the_export(
+    unbroken: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    output = copied(unbroken[0], tmp_path / "out")
+    report = run(options(output, to_onnx=False)).report
+    assert digests(output) == digests(unbroken[0])
+    assert report.verified
+    assert (report.after, report.checks) == (unbroken[1].report.after, unbroken[1].report.checks)
+    assert [stage.name for stage in report.stages if stage.reused] == STAGES[1:]
+    (output / "model.onnx").unlink()
+    assert not run(options(output, to_onnx=False)).report.verified
+
+
 @pytest.mark.parametrize("needs", [{"pt2": True}, {"drop_moments": True}])
 def test_what_needs_the_export_is_refused_without_it(needs: dict[str, bool]) -> None:
     with pytest.raises(ExportError, match=f"{next(iter(needs))} needs the export"):

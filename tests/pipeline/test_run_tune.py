@@ -26,6 +26,7 @@ from lrcompress.errors import DataError, LrcompressError, TuneError
 from lrcompress.network.batches import Batch
 from lrcompress.network.call import call
 from lrcompress.pipeline import (
+    NO_GRAPH,
     FolderOptions,
     RunOptions,
     RunResult,
@@ -482,3 +483,15 @@ def test_literal_choices_are_the_library_s_tables() -> None:
     assert set(OPTIMISER_NAMES) == set(OPTIMISERS)
     assert set(ADAPTER_NAMES) == set(ADAPTERS)
     assert set(REGULARISER_NAMES) == set(REGULARISERS)
+
+
+def test_a_tuning_without_its_export_replaces_the_weights_and_removes_the_old_graph(
+    plain: Path, tmp_path: Path
+) -> None:
+    output = copied(plain, tmp_path / "out")
+    report = run_tune(replace(alone(output), to_onnx=False)).report
+    assert report.tuning is not None
+    assert NO_GRAPH in report.warnings
+    assert not report.verified
+    assert not (output / "model.onnx").exists()
+    assert run_tune(alone(output)).report.verified  # the same tuning is not done again

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from lrcompress_cli.options.axes import AxisChoice, axis_options
-from lrcompress_cli.options.export import ExportChoice, export_options, provider_option, pt2_option
+from lrcompress_cli.options.export import (
+    ExportChoice,
+    export_options,
+    provider_option,
+    pt2_option,
+    to_onnx_option,
+)
 from lrcompress_cli.options.gather import FILE, FOLDER, NEW_FOLDER
 from lrcompress_cli.options.lists import Numbers
 from lrcompress_cli.options.plan import PlanChoice, planning_options
@@ -57,12 +63,7 @@ if TYPE_CHECKING:
 )
 @export_options
 @axis_options
-@click.option(
-    "--export/--no-export",
-    "to_onnx",
-    default=True,
-    help="Without the export only the compressed weights are written, and no graph is verified.",
-)
+@to_onnx_option
 @pt2_option
 @provider_option
 @click.option(

@@ -8,7 +8,7 @@ from typing import Literal
 import click
 
 from lrcompress_cli.options.axes import AxisChoice, axis_options
-from lrcompress_cli.options.export import provider_option
+from lrcompress_cli.options.export import provider_option, to_onnx_option
 from lrcompress_cli.options.gather import FOLDER
 from lrcompress_cli.options.run import RunChoice, running_options
 from lrcompress_cli.options.source import (
@@ -28,6 +28,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @data_options
 @tuning_options
 @axis_options
+@to_onnx_option
 @provider_option
 @accept_doubts_option
 @running_options
@@ -40,6 +41,7 @@ def command(
     data: DataChoice,
     tuning: TuneChoice,
     axes: AxisChoice,
+    to_onnx: bool,
     provider: Literal["cpu", "cuda", "tensorrt"],
     accept_doubts: bool,
     running: RunChoice,
@@ -64,6 +66,7 @@ def command(
         request=tuning.request(running.seed),
         provider=provider,
         axes=axes.request() if axes.dynamic or axes.fixed else None,
+        to_onnx=to_onnx,
     )
     result = run_tune(options, terminal.progress)
     return run_outcome(

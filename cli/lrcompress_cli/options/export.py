@@ -82,3 +82,10 @@ pt2_option = click.option(
     default=False,
     help="Also write a .pt2 file, which can be loaded with torch alone.",
 )
+
+to_onnx_option = click.option(
+    "--export/--no-export",
+    "to_onnx",
+    default=True,
+    help="Without the export only the compressed weights are written, and no graph is verified.",
+)

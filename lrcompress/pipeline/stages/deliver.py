@@ -10,14 +10,20 @@ from lrcompress.network.batches import Batch
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.stage import RunContext
 from lrcompress.pipeline.stages.compress import CompressFacts
-from lrcompress.pipeline.stages.export import Product, export_model, verify_model
+from lrcompress.pipeline.stages.export import (
+    ExportFacts,
+    Product,
+    export_model,
+    known_graph,
+    verify_model,
+)
 from lrcompress.pipeline.stages.plan import PlanFacts
 from lrcompress.pipeline.stages.profile import delete_moments
 from lrcompress.pipeline.stages.report import base_report, with_recorded, write_report
 from lrcompress.pipeline.stages.sweep import SweepFacts
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
-from lrcompress.reporting.report import Cost, Report
+from lrcompress.reporting.report import CheckReport, Cost, Report
 from lrcompress.sources.compressed_model import load
 from lrcompress.tuning.report import TuneReport
 
@@ -59,17 +65,13 @@ def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
 def deliver(context: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
     """Export, verify and report the compressed model of the folder, in one process.
 
-    Without the export, the size in the report is the one that the plan counts.
+    Without the export, a graph of these weights from an earlier run stays. If there is none, the
+    size in the report is the one that the plan counts.
     """
     folder, source, profile, plan = context.folder, options.source, made.profile, made.plan
-    if options.to_onnx:
-        module = load(folder.root, trust_remote_code=source.trust_remote_code)
-        product = Product(module, batch, plan)
-        exported, key = export_model(context, product, options, made.key)
-        size, notes, axes = exported.bytes, exported.notes, exported.axes
-        checks = verify_model(context, product, options.provider, key)
-    else:
-        size, notes, axes, checks = plan.bytes, (NO_GRAPH,), (), ()
+    graph = _graph(context, options, batch, made) if options.to_onnx else known_graph(context)
+    nothing = ExportFacts(plan.bytes, {}, (NO_GRAPH,), options.export, pt2=False)
+    exported, checks = graph or (nothing, ())
     if options.drop_moments and all(check.passed is not False for check in checks):
         profile = delete_moments(folder)
     folder.clean()
@@ -77,7 +79,7 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
     doubts = _doubts(made)
     report = replace(
         base_report(source.model, profile, plan, options.folder, context.clock, options.provider),
-        after=Cost(plan.params, size, plan.flops_per_example),
+        after=Cost(plan.params, exported.bytes, plan.flops_per_example),
         budget=_budget_in_words(plan),
         allocator=plan.allocator,
         optimality_gap=plan.optimality_gap,
@@ -90,12 +92,22 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
         fidelity={**made.outcome.fidelity, **_tuned_quality(made.tuning)},
         tuning=made.tuning,
         checks=checks,
-        axes=axes,
-        warnings=(*profile.warnings, *plan.warnings, *made.warnings, *notes),
+        axes=exported.axes,
+        warnings=(*profile.warnings, *plan.warnings, *made.warnings, *exported.notes),
     )
     report = with_recorded(report, folder.root)
     write_report(report, options.folder)
     return report
+
+
+def _graph(
+    context: RunContext, options: RunOptions, batch: Batch, made: CompressedRun
+) -> tuple[ExportFacts, tuple[CheckReport, ...]]:
+    """Export and verify the compressed model."""
+    trusted = options.source.trust_remote_code
+    product = Product(load(context.folder.root, trust_remote_code=trusted), batch, made.plan)
+    exported, key = export_model(context, product, options, made.key)
+    return exported, verify_model(context, product, options.provider, key)
 
 
 def _tuned_quality(tuning: TuneReport | None) -> dict[str, float]:

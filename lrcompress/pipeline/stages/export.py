@@ -96,6 +96,19 @@ def export_model(
     return EXPORT.run(context, key, work), key
 
 
+def known_graph(context: RunContext) -> tuple[ExportFacts, tuple[CheckReport, ...]] | None:
+    """Return the facts and checks of a graph of the current weights that the folder has."""
+    record, exported = context.folder.record(EXPORT.name), EXPORT.recorded(context.folder)
+    if record is None or exported is None or not EXPORT.is_finished(context, record.key):
+        return None
+    verified = VERIFY.recorded(context.folder)
+    context.clock.reused(EXPORT.name)
+    if verified is None:
+        return exported, ()
+    context.clock.reused(VERIFY.name)
+    return exported, verified.checks
+
+
 def verify_model(
     context: RunContext, product: Product, provider: ProviderName, upstream: str
 ) -> tuple[CheckReport, ...]:
