@@ -111,6 +111,7 @@ class PairedInputs:
                 other.sum(0),
             )
             sums = [total.to(term.device) + term for total, term in zip(sums, terms, strict=True)]
+            del terms  # two of them are as large as a moment
             rows += len(dense)
         cross, second, dense_mean, other_mean = (total / max(rows, 1) for total in sums)
         return Inputs(

@@ -227,6 +227,8 @@ def _output_shapes(module: nn.Module, example: Batch) -> dict[str, tuple[int, ..
             outputs = forward.outputs(*example.values())
     except Exception as error:  # the network's own code
         raise example_refused(type(module).__name__, example, error) from error
+    if not outputs:
+        raise ExportError(f"{type(module).__name__} returns no tensor; wrap its forward")
     found: dict[str, tuple[int, ...]] = {}
     for name, output in outputs.items():  # a graph's inputs and outputs have different names
         taken = {*example, *found, *outputs} - ({name} - {*example})

@@ -143,8 +143,9 @@ def _walk(raw: object, path: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(raw, Tensor):
         yield path or BARE, raw
         return
-    entries = _entries(raw)
+    # Two keys of a mapping may print alike, so it is not read through `_entries`
+    entries = raw if isinstance(raw, Mapping) else _entries(raw)
     if entries is None and isinstance(raw, tuple | list):
-        entries = {str(place): value for place, value in enumerate(raw)}
+        entries = dict(enumerate(raw))
     for name, value in (entries or {}).items():
-        yield from _walk(value, f"{path}.{name}" if path else name)
+        yield from _walk(value, f"{path}.{name}" if path else str(name))

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lrcompress
 from lrcompress.formats.plan_json import plan_as
-from lrcompress.network.agreement import tensors_of
 from lrcompress.network.batches import Batch
+from lrcompress.network.outputs import tensors_of
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense, LowRank, Structure

@@ -17,6 +17,7 @@ from torch.nn import functional
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.errors import DataError
 from lrcompress.formats.profile_json import load_profile, save_profile
+from lrcompress.network.agreement import agree
 from lrcompress.network.batches import Batch
 from lrcompress.network.objectives import OBJECTIVES, smoothing
 from lrcompress.network.objectives.weighted_sum import Part, WeightedSum, packed
@@ -515,3 +516,10 @@ def test_what_was_taken_is_said_in_one_line() -> None:
         "output 'output' (9 x 4 x 5): logits (examples along dimension 1), divergence kl; "
         "log-probabilities, which are logits too",
     )
+
+
+def test_outputs_whose_names_print_alike_are_all_compared() -> None:
+    first, second = torch.zeros(2), torch.ones(2)
+    assert agree({1: first, "1": second}, {1: first, "1": second})
+    assert not agree({1: first, "1": second}, {1: first + 5, "1": second})
+    assert not agree({1: first, "1": second}, {1: first, "1": second + 5})
