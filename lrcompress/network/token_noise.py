@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +83,10 @@ def _vocabulary(module: nn.Module, batch: Batch) -> int:
 
 def _in_every_text(batches: Sequence[Batch]) -> Tensor:
     """Ids present in every text, padding excluded."""
-    texts = [
+    texts = (  # one set at a time: those of all texts together are large
         set((ids[batch[MASK][row].bool()] if MASK in batch else ids).tolist())
         for batch in batches
         for row, ids in enumerate(batch[IDS])
-    ]
-    shared: set[int] = set.intersection(*texts) if texts else set()
+    )
+    shared: set[int] = reduce(set.intersection, texts, next(texts, set()))
     return torch.tensor(sorted(shared), dtype=torch.int64)

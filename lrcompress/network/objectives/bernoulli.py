@@ -22,7 +22,7 @@ class Bernoulli(PointwiseObjective):
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
         # D(f, g) = D(-f, -g). With f <= 0, no two values near one are subtracted
         flip = torch.where(dense > 0, -1.0, 1.0)
-        f, g = dense * flip, other * flip
+        f, g = dense.float() * flip, other.float() * flip
         terms = functional.softplus(g) - functional.softplus(f) - torch.sigmoid(f) * (g - f)
         return terms.sum(-1)
 

@@ -21,8 +21,8 @@ class BernoulliProbabilities(PointwiseObjective):
     name = "bernoulli-probabilities"
 
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
-        yes = relative_entropy(dense, other, FLOOR)
-        return (yes + relative_entropy(1 - dense, 1 - other, FLOOR)).sum(-1)
+        p, q = dense.float(), other.float()
+        return (relative_entropy(p, q, FLOOR) + relative_entropy(1 - p, 1 - q, FLOOR)).sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         p = dense.float().clamp(0, 1)

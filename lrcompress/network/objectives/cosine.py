@@ -15,7 +15,7 @@ class Cosine(PointwiseObjective):
     name = "cosine"
 
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
-        return 1 - functional.cosine_similarity(dense, other, dim=-1)
+        return 1 - functional.cosine_similarity(dense.float(), other.float(), dim=-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         f = dense.float()

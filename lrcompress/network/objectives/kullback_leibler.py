@@ -20,7 +20,8 @@ class KullbackLeibler(PointwiseObjective):
     name = "kl"
 
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
-        p, q = functional.log_softmax(dense, -1), functional.log_softmax(other, -1)
+        p = functional.log_softmax(dense.float(), -1)
+        q = functional.log_softmax(other.float(), -1)
         return (p.exp() * (p - q)).sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:

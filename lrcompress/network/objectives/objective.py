@@ -42,7 +42,8 @@ class PointwiseObjective(Objective):
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
         """Return the divergence at each position, without padding weights: (examples, *positions).
 
-        dense, other: float32.
+        dense, other: as the network returned them. They are compared in float32; the conversions
+        are made where they are read, because copies of logits over a vocabulary are large.
         """
 
     def choices(self, outputs: Tensor) -> Tensor | None:
@@ -50,7 +51,7 @@ class PointwiseObjective(Objective):
         return None
 
     def divergence(self, dense: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-        weighted = self.pointwise(dense.float(), other.float()) * weights
+        weighted = self.pointwise(dense, other) * weights
         return weighted.flatten(1).sum(1) if weighted.dim() > 1 else weighted
 
     def agreement(self, dense: Tensor, other: Tensor, weights: Tensor) -> Agreement | None:

@@ -22,7 +22,7 @@ class Probabilities(PointwiseObjective):
     name = "probabilities"
 
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
-        return relative_entropy(dense, other, FLOOR).sum(-1)
+        return relative_entropy(dense.float(), other.float(), FLOOR).sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         p = dense.float().clamp_min(0) + FLOOR

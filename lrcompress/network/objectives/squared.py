@@ -14,7 +14,7 @@ class Squared(PointwiseObjective):
     name = "squared"
 
     def pointwise(self, dense: Tensor, other: Tensor) -> Tensor:
-        return 0.5 * (dense - other).square().sum(-1)
+        return 0.5 * (dense.float() - other.float()).square().sum(-1)
 
     def probe(self, dense: Tensor, weights: Tensor, generator: torch.Generator) -> Tensor:
         return gaussian(dense, generator) * weights.unsqueeze(-1)

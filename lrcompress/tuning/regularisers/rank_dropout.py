@@ -9,7 +9,7 @@ ranks: the ranks are ordered by importance, so a slice of the factors is a small
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -22,7 +22,7 @@ from lrcompress.tuning.optimisers.factor_pairs import Factor, FactorPair
 from lrcompress.tuning.regularisers.regulariser import Regulariser
 
 
-class MaskedRanks(Regulariser, ABC):
+class MaskedRanks(Regulariser):
     """Base class of regularisers that mask ranks at random.
 
     Masks come from `generator`, or from torch's global one, whose state is in tuning checkpoints.
@@ -32,6 +32,9 @@ class MaskedRanks(Regulariser, ABC):
         if not 0 < rate < 1:
             raise TuneError(f"rank dropout: rate {rate} is not between 0 and 1; correct it")
         self.rate, self.generator = rate, generator
+
+    def penalty(self, pairs: Sequence[FactorPair]) -> None:
+        """Return None: the masks are the whole regulariser."""
 
     @abstractmethod
     def draw(self, batch: int, rank: int) -> Tensor:

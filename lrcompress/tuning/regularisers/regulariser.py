@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
@@ -11,12 +12,12 @@ from lrcompress.errors import TuneError
 from lrcompress.tuning.optimisers.factor_pairs import FactorPair, factor_pairs
 
 
-class Regulariser:
+class Regulariser(ABC):
     """A regulariser that acts on the trainable factor pairs of a network while attached."""
 
+    @abstractmethod
     def penalty(self, pairs: Sequence[FactorPair]) -> Tensor | None:
         """Return the term added to the loss of a step; None if there is none."""
-        return None
 
     def attached_(
         self, module: nn.Module, pairs: Sequence[FactorPair]
