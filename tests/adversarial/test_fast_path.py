@@ -31,11 +31,13 @@ class Subclassed(nn.TransformerEncoder):
 class Tagger(nn.Module):
     """Scores of every position, padding included: that it is zero there shows."""
 
-    def __init__(self, kind: type[nn.TransformerEncoder] = nn.TransformerEncoder) -> None:
+    def __init__(
+        self, kind: type[nn.TransformerEncoder] = nn.TransformerEncoder, layers: int = 2
+    ) -> None:
         super().__init__()
         self.table = nn.Embedding(40, WIDTH)
         layer = nn.TransformerEncoderLayer(WIDTH, 2, 2 * WIDTH, batch_first=True, dropout=0.0)
-        self.encoder = kind(layer, 2)
+        self.encoder = kind(layer, layers)
         self.head = nn.Linear(WIDTH, 12)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def padded() -> list[Batch]:
 
 
 def _hooked() -> nn.Module:
-    module = Tagger()
+    module = Tagger(layers=1)
     module.encoder.layers[0].linear1.register_forward_hook(lambda layer, args, y: 0.5 * y)  # type: ignore[union-attr]
     return module
 

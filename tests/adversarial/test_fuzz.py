@@ -1,6 +1,6 @@
 """Inputs damaged at random end every command as documented; `fuzz.py` runs as many as asked.
 
-The slow test runs LRCOMPRESS_FUZZ of them (600), all formats taking turns.
+The slow test runs LRCOMPRESS_FUZZ of them (800), all formats taking turns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adversarial.fuzzing.materials import make
 from adversarial.fuzzing.runner import inputs, run_all, warm_up
 from lrcompress.sources import factory
 
-MANY = int(os.environ.get("LRCOMPRESS_FUZZ", "600"))
+MANY = int(os.environ.get("LRCOMPRESS_FUZZ", "800"))
 
 
 @pytest.fixture(scope="module")
