@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lrcompress.network.batches import Batch
+
 
 class Of(nn.Module):
     """Layers, and what is done with them and an input `x`."""
@@ -126,3 +128,13 @@ class IgnoredInput(nn.Module):
 
 def ids(rows: int, length: int, high: int = 13) -> Tensor:
     return torch.randint(high, (rows, length))
+
+
+def board() -> Board:
+    torch.manual_seed(0)
+    return Board().eval()
+
+
+def boards() -> list[Batch]:
+    torch.manual_seed(1)
+    return [{"board": ids(16, 9)} for _ in range(4)]

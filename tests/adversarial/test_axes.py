@@ -6,7 +6,9 @@ ONNX Runtime in sizes that it was not traced with.
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +30,14 @@ from lrcompress.export.axis_metadata import fixed_axes, known_axes
 from lrcompress.export.axis_range import AxisRange, find_range
 from lrcompress.export.bench import bench
 from lrcompress.export.bench_report import BenchSettings, BenchTarget
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
 from lrcompress.export.forward import named_outputs
 from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.session import open_session
 from lrcompress.export.traced_axes import exportable_axes
 from lrcompress.export.verify.verify import verify
+from lrcompress_cli import main
 
-TESTS = Path(__file__).parent.parent
 ANY = AxisRange()
 
 
@@ -209,6 +211,27 @@ def network(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     return ROWS[name].make().eval(), ROWS[name].batch()
 
 
+@dataclass(frozen=True, eq=False)
+class Exported:
+    module: nn.Module
+    batch: dict[str, Tensor]
+    path: Path
+    report: ExportReport
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """The graph of a row, made once; who changes it takes a copy."""
+
+    @functools.cache
+    def made(name: str) -> Exported:
+        module, batch = network(name)
+        path = tmp_path_factory.mktemp("graphs") / "model.onnx"
+        return Exported(module, batch, path, export_onnx(module, batch, path))
+
+    return made
+
+
 def shape_of(axes: GraphAxes, batch: dict[str, Tensor]) -> dict[str, tuple[str | int, ...]]:
     return {
         name: tuple(axes.free[name].get(axis, size) for axis, size in enumerate(tensor.shape))
@@ -226,14 +249,27 @@ def test_each_axis_is_found_to_be_what_the_network_takes(name: str) -> None:
     assert len(found.lines) == len(batch)
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_graph_is_right_in_sizes_that_it_was_not_traced_with(name: str, tmp_path: Path) -> None:
-    module, batch = network(name)
-    path = tmp_path / "model.onnx"
-    report = export_onnx(module, batch, path)
-    assert {port.name: port.axes for port in report.inputs} == ROWS[name].axes
+# One of each kind: any size, a least and a largest one, multiples, a fixed one, two inputs.
+FEW = (
+    "multiples of four",
+    "looked up positions",
+    "pairs",
+    "batch of eight",
+    "two lengths that coincide",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FEW else pytest.mark.slow) for n in ROWS]
+)
+def test_the_graph_is_right_in_sizes_that_it_was_not_traced_with(
+    name: str, exported: Callable[[str], Exported]
+) -> None:
+    row = exported(name)
+    module, batch = row.module, row.batch
+    assert {port.name: port.axes for port in row.report.inputs} == ROWS[name].axes
     other = ROWS[name].other()
-    session = open_session(path)
+    session = open_session(row.path)
     taken = {given.name for given in session.get_inputs()}
     feed = {key: tensor.numpy() for key, tensor in other.items() if key in taken}
     got = session.run(None, feed)
@@ -246,14 +282,14 @@ def test_the_graph_is_right_in_sizes_that_it_was_not_traced_with(name: str, tmp_
         stated = [size for size in value.shape if isinstance(size, int)]
         actual = [n for n, size in zip(ours.shape, value.shape, strict=True) if size in stated]
         assert actual == stated  # what the file states of its outputs holds in other sizes too
-    checked = verify(path, module, batch)
+    checked = verify(row.path, module, batch)
     assert checked.ok, [check.detail for check in checked.failed]
 
 
-def test_metadata_tells_what_is_fixed_and_what_is_taken(tmp_path: Path) -> None:
-    module, batch = network("multiples of four")
-    export_onnx(module, batch, tmp_path / "model.onnx")
-    stored = onnx.load(tmp_path / "model.onnx").metadata_props
+def test_metadata_tells_what_is_fixed_and_what_is_taken(
+    exported: Callable[[str], Exported],
+) -> None:
+    stored = onnx.load(exported("multiples of four").path).metadata_props
     metadata = {entry.key: entry.value for entry in stored}
     assert json.loads(metadata["lrcompress.axis_steps"]) == {"height": 4, "width": 4}
     assert fixed_axes(metadata) == {"x": (1,)}
@@ -262,11 +298,12 @@ def test_metadata_tells_what_is_fixed_and_what_is_taken(tmp_path: Path) -> None:
     assert fixed_axes({}) is None  # another exporter's: nothing is known
 
 
-def test_metadata_that_makes_no_sense_decides_nothing(tmp_path: Path) -> None:
+def test_metadata_that_makes_no_sense_decides_nothing(
+    exported: Callable[[str], Exported], tmp_path: Path
+) -> None:
     """A file from elsewhere may say anything: no size that the data do not support is drawn."""
-    module, batch = network("multiples of four")
-    path = tmp_path / "model.onnx"
-    export_onnx(module, batch, path)
+    row = exported("multiples of four")
+    path = Path(shutil.copy(row.path, tmp_path))
     model = onnx.load(path)
     told = {
         "axis_limits": '{"batch": [100000000, null], "height": [1000000, null], "width": [[]]}',
@@ -278,7 +315,7 @@ def test_metadata_that_makes_no_sense_decides_nothing(tmp_path: Path) -> None:
             values = told | {"axis_steps": steps}
             entry.value = values.get(entry.key.removeprefix("lrcompress."), entry.value)
         onnx.save(model, path)
-        assert verify(path, module, batch)["parity"].passed is True
+        assert verify(path, row.module, row.batch)["parity"].passed is True
         metadata = {entry.key: entry.value for entry in model.metadata_props}
         assert fixed_axes(metadata) == {}
     with pytest.raises(DataError, match="its input x would be batch x 3 x 1000000 x 1000000"):
@@ -403,14 +440,23 @@ class LoopOverLength(nn.Module):
         return torch.stack(steps, 1)
 
 
-def test_what_only_the_trace_fixes_is_told_before_the_work_and_in_the_graph(tmp_path: Path) -> None:
+NOTE = "axis 1 of x is fixed to 6: LoopOverLength takes other sizes, but"
+
+
+def test_what_only_the_trace_fixes_is_told_before_the_work() -> None:
+    (note,) = exportable_axes(LoopOverLength().eval(), {"x": torch.randn(2, 6, 4)}).notes
+    assert note.startswith(NOTE)
+
+
+@pytest.mark.slow
+def test_what_only_the_trace_fixes_is_told_in_the_graph_and_cannot_be_requested(
+    tmp_path: Path,
+) -> None:
     module, batch = LoopOverLength().eval(), {"x": torch.randn(2, 6, 4)}
-    early = exportable_axes(module, batch)
     report = export_onnx(module, batch, tmp_path / "model.onnx")
     assert report.inputs[0].axes == ("batch", 6, 4)
-    for notes in (early.notes, report.notes):
-        (note,) = notes
-        assert note.startswith("axis 1 of x is fixed to 6: LoopOverLength takes other sizes, but")
+    (note,) = report.notes
+    assert note.startswith(NOTE)
     with pytest.raises(ExportError):
         exportable_axes(module, batch, AxisRequest(dynamic={"x": {1: ""}}))
 
@@ -489,11 +535,8 @@ def test_an_intersection_holds_what_both_ranges_hold(a: AxisRange, b: AxisRange,
 # ---- bench and the command line -------------------------------------------------------------
 
 
-def test_bench_draws_sizes_that_the_graph_takes(tmp_path: Path) -> None:
-    module, batch = network("looked up positions")
-    path = tmp_path / "model.onnx"
-    export_onnx(module, batch, path)
-    targets = [BenchTarget("dense", path)]
+def test_bench_draws_sizes_that_the_graph_takes(exported: Callable[[str], Exported]) -> None:
+    targets = [BenchTarget("dense", exported("looked up positions").path)]
     quick = {"runs": 1, "warmup": 0, "measure_memory": False}
     report = bench(targets, BenchSettings(**quick))
     assert {(row.batch, row.length) for row in report.latencies} == {(1, 24), (8, 24)}
@@ -504,51 +547,36 @@ def test_bench_draws_sizes_that_the_graph_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "batches"), [("multiples of four", [1, 8]), ("pairs", [2, 8]), ("batch of eight", [8])]
 )
-def test_bench_knows_images_and_batches(name: str, batches: list[int], tmp_path: Path) -> None:
-    module, batch = network(name)
-    export_onnx(module, batch, tmp_path / "m.onnx")
+def test_bench_knows_images_and_batches(
+    name: str, batches: list[int], exported: Callable[[str], Exported]
+) -> None:
     settings = BenchSettings(runs=1, warmup=0, measure_memory=False)
-    report = bench([BenchTarget("dense", tmp_path / "m.onnx")], settings)
+    report = bench([BenchTarget("dense", exported(name).path)], settings)
     assert [row.batch for row in report.latencies] == batches
     assert all(row.length is None for row in report.latencies)
 
 
-FACTORY = """
-import torch
-from adversarial.shapes import Board, ids
-
-def make():
-    torch.manual_seed(0)
-    return Board().eval()
-
-def batches():
-    torch.manual_seed(1)
-    return [{"board": ids(16, 9)} for _ in range(4)]
-"""
+MODEL = ("adversarial.shapes:board", "--data", "adversarial.shapes:boards", "--budget", "90%")
 
 
-@pytest.fixture
-def command(tmp_path: Path, monkeypatch) -> Callable[..., tuple[int, str, str]]:
-    from lrcompress_cli import main
-
-    (tmp_path / "fixed_board.py").write_text(FACTORY)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.syspath_prepend(str(TESTS))
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        result = CliRunner().invoke(main.main, arguments)
-        return result.exit_code, result.stdout, result.stderr
-
-    return run
+def command(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main.main, arguments)
+    return result.exit_code, result.stdout, result.stderr
 
 
-MODEL = ("fixed_board:make", "--data", "fixed_board:batches", "--budget", "90%")
-
-
-def test_a_network_of_one_length_is_compressed_and_verified(command, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A run of the board, and what it told on stdout and stderr."""
+    out = tmp_path_factory.mktemp("board") / "out"
     code, shown, told = command("compress", *MODEL, "-o", str(out), "--no-report")
     assert code == 0, told
+    return out, shown, told
+
+
+def test_a_network_of_one_length_is_compressed_and_verified(
+    finished: tuple[Path, str, str],
+) -> None:
+    out, shown, told = finished
     assert "input board (batch, 9); axis 1 fixed" in shown
     assert "the length of board is fixed to 9: Board fails at 10" in told
     report = json.loads((out / "report.json").read_text())
@@ -566,7 +594,7 @@ def test_a_network_of_one_length_is_compressed_and_verified(command, tmp_path: P
     ],
 )
 def test_axes_that_cannot_be_stop_a_run_before_its_work(
-    options: tuple[str, ...], message: str, command, tmp_path: Path
+    options: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     code, _, told = command("compress", *MODEL, *options, "-o", str(out))
@@ -575,29 +603,40 @@ def test_axes_that_cannot_be_stop_a_run_before_its_work(
     assert not out.exists()
 
 
-def test_an_axis_is_written_as_name_and_number(command, tmp_path: Path) -> None:
+def test_an_axis_is_written_as_name_and_number(tmp_path: Path) -> None:
     code, _, told = command("compress", *MODEL, "--fixed", "board", "-o", str(tmp_path / "out"))
     assert code == 2
     assert "write NAME:AXIS" in told
 
 
-def test_a_dry_run_tells_the_axes(command) -> None:
+def test_a_dry_run_tells_the_axes() -> None:
     code, shown, _ = command("compress", *MODEL, "--dry-run", "--json")
     assert code == 0
     assert json.loads(shown)["axes"][0].startswith("board (batch, 9)")
 
 
-def test_tuning_exports_with_the_axes_of_the_run_and_of_the_request(
-    command, tmp_path: Path
+TUNE = ("--data", "adversarial.shapes:boards", "--steps", "2", "--no-report")
+
+
+def test_tuning_exports_with_the_axes_of_the_request_and_of_the_last_export(
+    finished: tuple[Path, str, str], tmp_path: Path
 ) -> None:
+    out = shutil.copytree(finished[0], tmp_path / "out")
+    for asked in (("--fixed", "board:0"), ("--seed", "2")):
+        code, shown, told = command("tune", str(out), *TUNE, *asked)
+        assert code == 0, told
+        assert "input board (16, 9)" in shown
+
+
+@pytest.mark.slow
+def test_tuning_exports_with_the_axes_of_the_run_and_of_the_request(tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     code, _, told = command("compress", *MODEL, "--fixed", "board:0", "-o", out, "--no-report")
     assert code == 0, told
-    shape = ("--data", "fixed_board:batches", "--steps", "2", "--no-report")
-    code, shown, told = command("tune", out, *shape)
+    code, shown, told = command("tune", out, *TUNE)
     assert code == 0, told
     assert "input board (16, 9)" in shown
     for asked in (("--dynamic", "board:0", "--seed", "1"), ("--seed", "2")):
-        code, shown, told = command("tune", out, *shape, *asked)
+        code, shown, told = command("tune", out, *TUNE, *asked)
         assert code == 0, told
         assert "input board (batch, 9)" in shown

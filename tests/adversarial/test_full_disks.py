@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from adversarial.commands import inside
+from lrcompress import atomic
 from lrcompress.errors import LrcompressError, ModelError
-from lrcompress.export.memory import peak_memory
+from lrcompress.export import bench
+from lrcompress.export.memory import PeakMemory, peak_memory
 from lrcompress.pipeline import FolderOptions, RunOptions, RunResult, SourceOptions, run
 from lrcompress.planning.budget import Budget
 from lrcompress.scratch import scratch_folder
@@ -23,14 +26,23 @@ TESTS = Path(__file__).parents[1]
 SOURCE = SourceOptions("small_network:build", data="small_network:batches")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "out"
+    with inside(TESTS):
+        compress(output)
+    return output
+
+
 @pytest.fixture(autouse=True)
 def _here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(TESTS)
 
 
 @pytest.fixture
-def small_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """TMPDIR on a file system of 16 kB, where the machine lets us mount one."""
+def small_tmpdir(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """TMPDIR on a file system of 16 kB, where the machine lets us mount one; after a run, whose
+    imports have made the folders that torch keeps in TMPDIR."""
     where = tmp_path / "small"
     where.mkdir()
     mount = shutil.which("mount")
@@ -57,14 +69,10 @@ def test_a_run_with_a_small_tmpdir_says_so_and_resumes(
     assert compress(tmp_path / "out", budget).report.verified
 
 
-def test_commands_with_a_small_tmpdir_say_so(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    compress(tmp_path / "out")
-    graph = str(tmp_path / "out" / "model.onnx")
-    request.getfixturevalue("small_tmpdir")
-    bench = ["bench", SOURCE.model, "--data", str(SOURCE.data), "--runs", "1", graph]
-    for command in (["verify", graph, "--data", str(SOURCE.data)], bench):
+def test_commands_with_a_small_tmpdir_say_so(finished: Path, small_tmpdir: Path) -> None:
+    graph = str(finished / "model.onnx")
+    timing = ["bench", SOURCE.model, "--data", str(SOURCE.data), "--runs", "1", graph]
+    for command in (["verify", graph, "--data", str(SOURCE.data)], timing):
         result = CliRunner().invoke(main.main, command)
         assert result.exit_code == 7
         assert "no space left for temporary files" in result.stderr
@@ -88,32 +96,35 @@ def test_other_errors_within_a_temporary_folder_stay_what_they_are() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("what", ["unwritable", "damaged", "not text"])
-def test_bench_shows_its_table_whatever_becomes_of_the_report(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bench_shows_its_table_whatever_becomes_of_the_reports(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "out"
-    compress(output)
-    if what == "unwritable":
-        from lrcompress import atomic
+    """Three runs timed at once, none of whose reports can take the figures."""
+    unwritable, damaged, not_text = (
+        shutil.copytree(finished, tmp_path / name) for name in ("unwritable", "damaged", "not_text")
+    )
+    (damaged / "report.json").write_bytes(b"{")
+    (not_text / "report.json").write_bytes(b"\xff\xfe")
+    replace = Path.replace
 
-        replace = Path.replace
+    def refused(path: Path, target: Path) -> Path:
+        if Path(target).name == "report.json":
+            raise PermissionError(13, "Permission denied")
+        return replace(path, target)
 
-        def refused(path: Path, target: Path) -> Path:
-            if Path(target).name == "report.json":
-                raise PermissionError(13, "Permission denied")
-            return replace(path, target)
-
-        monkeypatch.setattr(atomic.Path, "replace", refused)
-    else:
-        broken = b"{" if what == "damaged" else b"\xff\xfe"
-        (output / "report.json").write_bytes(broken)
+    monkeypatch.setattr(atomic.Path, "replace", refused)
+    monkeypatch.setattr(bench, "peak_memory", lambda *_, **__: PeakMemory(None, None))
+    runs = (unwritable, damaged, not_text)
     arguments = ["bench", SOURCE.model, "--data", str(SOURCE.data), "--runs", "1", "--batch", "1"]
-    result = CliRunner().invoke(main.main, [*arguments, str(output / "model.onnx")])
+    result = CliRunner().invoke(
+        main.main, [*arguments, *(str(output / "model.onnx") for output in runs)]
+    )
     assert result.exit_code == 0, result.stderr
     assert "p50" in result.stdout or "ms" in result.stdout
-    assert "could not be recorded" in result.stderr
-    assert "report.json" in result.stderr
+    told = result.stderr.replace("\n", "")
+    assert told.count("could not be recorded") == 3
+    for output in runs:
+        assert str(output / "report.json") in told
 
 
 def test_bench_refuses_an_output_that_cannot_be_written_before_it_times(tmp_path: Path) -> None:

@@ -141,18 +141,32 @@ HOOKS: dict[str, tuple[Make, Callable[[Any], object], list[Batch]]] = {
 }
 
 
-@pytest.mark.parametrize("case", HOOKS.values(), ids=HOOKS.keys())
-def test_hooks_run_for_the_replacement(
-    case: tuple[Make, Callable[[Any], object], list[Batch]], tmp_path: Path
-) -> None:
-    make, hook, batches = case
+def hooked(case: str) -> tuple[nn.Module, list[Batch]]:
+    make, hook, batches = HOOKS[case]
     torch.manual_seed(0)
     module = low_rank_(make())
     hook(module)
+    return module, batches
+
+
+@pytest.mark.parametrize("case", HOOKS)
+def test_hooks_run_for_the_replacement(case: str) -> None:
+    module, batches = hooked(case)
     other, profiled, _ = compressed(module, batches)
     assert not profiled.left_alone
     assert all(type(part).__module__.startswith("lrcompress") for part in other.children())
     assert_same(module, other, batches[0])
+
+
+EXPORTED = ("both", "tied head")  # by the fast tests; tracing takes its time
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[] if n in EXPORTED else pytest.mark.slow) for n in HOOKS]
+)
+def test_hooks_run_in_the_graph(case: str, tmp_path: Path) -> None:
+    module, batches = hooked(case)
+    other, _, _ = compressed(module, batches)
     assert_exports(module, other, batches[0], tmp_path / "m.onnx")
 
 

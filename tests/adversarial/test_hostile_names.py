@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import onnx
 import pytest
 import tiny_models
 import torch
+from click.testing import CliRunner
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +24,7 @@ from adversarial import hostile_names
 from adversarial.commands import TESTS, Answer, inside, lrcompress
 from adversarial.hostile_names import DIRECTION, ESCAPES, LINES, MARKUP, OTHER, OUTPUTS, PAGE
 from lrcompress.messages import INVISIBLE, label, one_line, printable, printable_lines
+from lrcompress_cli.main import main
 from lrcompress_cli.progress import TerminalProgress
 
 MODEL, WORSE = "adversarial.hostile_names:build", "adversarial.hostile_names:build_worse"
@@ -62,11 +62,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- every command on a hostile network
 
 
-@pytest.mark.parametrize("colours", ["", "1"])
-@pytest.mark.parametrize("json_output", [(), ("--json",)])
+QUICK = ("dry run", "profile", "plan", "verify", "verify dense")
+LONG = ("compress", "export", "bench", "tune")
+WAYS = [(), ("--json",)]
+OFTEN = [*((command, (), "1") for command in LONG), ("export", ("--json",), "")]
+
+
 @pytest.mark.parametrize(
-    "command",
-    ["compress", "dry run", "profile", "plan", "export", "verify", "verify dense", "bench", "tune"],
+    ("command", "json_output", "colours"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[0] in LONG and case not in OFTEN else ())
+        for case in product((*QUICK, *LONG), WAYS, ("", "1"))
+    ],
 )
 def test_every_command(
     command: str,
@@ -98,6 +105,16 @@ def test_every_command(
     assert answer.code == expected, answer.stderr
     if json_output:
         json.loads(STYLES.sub("", answer.stdout))
+
+
+@pytest.mark.parametrize("json_output", WAYS)
+def test_a_finished_run_is_told_again(json_output: tuple[str, ...], finished: Path) -> None:
+    """All that a run has to say, at no work."""
+    again = ("compress", MODEL, *DATA, "--budget", "70%", "--pt2", "-o", finished)
+    answer = check(lrcompress(*again, *json_output))
+    assert answer.code == 0, answer.stderr
+    if json_output:
+        json.loads(answer.stdout)
 
 
 def test_markup_is_shown_as_it_is(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +159,8 @@ def hostile_plan(run: Path, name: str) -> tuple[str | Path, ...]:
     plan["layers"][0]["name"] = name
     (run / "plan.json").write_text(json.dumps(plan))
     output = run.parent / "out"
-    return ("compress", MODEL, *DATA, "--plan", run / "plan.json", "--no-report", "-o", output)
+    quick = ("--no-report", "--no-export")
+    return ("compress", MODEL, *DATA, "--plan", run / "plan.json", *quick, "-o", output)
 
 
 def hostile_profile(run: Path, name: str) -> tuple[str | Path, ...]:
@@ -182,7 +200,8 @@ def hostile_ledger(run: Path, name: str) -> tuple[str | Path, ...]:
     ledger["model"] = name
     ledger["model_fingerprint"] = "another"
     path.write_text(json.dumps(ledger))
-    return ("compress", MODEL, *DATA, "--budget", "70%", "--no-report", "-o", run)
+    quick = ("--no-report", "--no-export")
+    return ("compress", MODEL, *DATA, "--budget", "70%", *quick, "-o", run)
 
 
 def hostile_report(run: Path, name: str) -> tuple[str | Path, ...]:
@@ -190,7 +209,8 @@ def hostile_report(run: Path, name: str) -> tuple[str | Path, ...]:
     report = json.loads(path.read_text())
     report["checks"][0]["name"] = report["model"] = report["warnings"] = name
     path.write_text(json.dumps(report))
-    return ("bench", MODEL, run / "model.onnx", *DATA, "--batch", "1", "--runs", "1")
+    graph = run / "model.onnx"
+    return ("bench", graph, graph, "--batch", "1", "--runs", "1")
 
 
 def hostile_graph(run: Path, name: str) -> tuple[str | Path, ...]:
@@ -354,14 +374,11 @@ def test_names_of_files(name: str, finished: Path, tmp_path: Path) -> None:
 
 
 def test_an_encoding_that_lacks_a_sign_ends_no_command(finished: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lrcompress_cli", "plan", finished, "--budget", "80%"],
-        capture_output=True,
-        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.isascii()
+    command = ["plan", str(finished), "--budget", "80%"]
+    assert not lrcompress(*command).stdout.isascii()
+    done = CliRunner(charset="ascii").invoke(main, command)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout_bytes.isascii()
 
 
 def test_compiled_code_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
