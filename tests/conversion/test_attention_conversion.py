@@ -307,6 +307,7 @@ def _command(*arguments: str) -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_here")
 def test_a_tagger_is_compressed_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"

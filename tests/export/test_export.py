@@ -497,7 +497,9 @@ def test_length_that_cannot_vary_is_fixed_and_said(module: nn.Module, why: str, 
     assert asked.inputs == report.inputs
 
 
-@pytest.mark.parametrize("module", [FixedLength(), FixedByTracing()])
+@pytest.mark.parametrize(
+    "module", [FixedLength(), pytest.param(FixedByTracing(), marks=pytest.mark.slow)]
+)
 def test_length_that_cannot_vary_is_refused_where_it_is_asked_to(module, tmp_path: Path):
     batch = {"input_ids": torch.randint(VOCABULARY, (2, 7))}
     with pytest.raises(ExportError, match=r"axis 1 .* leave it out|cannot vary") as caught:

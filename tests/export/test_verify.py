@@ -515,15 +515,16 @@ def test_truncated_file_is_refused_in_one_line(kept: int, files, tmp_path: Path)
 def test_missing_file_and_missing_weights_are_named(tmp_path: Path):
     with pytest.raises(ModelError, match="no such ONNX file"):
         verify(tmp_path / "none.onnx")
-    path = export(network(), tokens(), tmp_path / "model.onnx", external_data=True)
+    module, batch = nn.Sequential(nn.Linear(64, 64)).eval(), {"input": torch.randn(2, 64)}
+    path = export(module, batch, tmp_path / "model.onnx", external_data=True)
     data = tmp_path / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"model\.onnx") as caught:
-        verify(path, network(), tokens())
+        verify(path, module, batch)
     assert "\n" not in str(caught.value)
     data.unlink()
     with pytest.raises(ModelError, match=r"model\.onnx\.data is missing"):
-        verify(path, network(), tokens())
+        verify(path, module, batch)
 
 
 def test_graph_that_breaks_the_standard_fails_the_checker(files, tmp_path: Path):

@@ -598,7 +598,7 @@ def test_the_run_of_a_hugging_face_model_is_self_contained(tmp_path: Path) -> No
 # ---- budgets in bytes -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_a_budget_in_bytes_is_that_of_the_file(
     precision: str, unbroken: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
