@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -31,3 +32,13 @@ def _one_registry_of_operators() -> Iterator[None]:
     ONNXRegistry.from_torchlib = staticmethod(from_torchlib)
     yield
     ONNXRegistry.from_torchlib = original
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """A run flushes each of its files to the disk, for a machine that loses its power; no test cuts
+    it, and the waits are a good part of a small run's time."""
+    original = os.fsync
+    os.fsync = lambda descriptor: None
+    yield
+    os.fsync = original

@@ -7,7 +7,7 @@ from torch import nn
 
 from lrcompress.network.batches import Batch
 
-WIDTH, HIDDEN = 128, 192
+WIDTH, HIDDEN = 64, 96
 
 
 class StructuredNetwork(nn.Module):

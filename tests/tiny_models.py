@@ -17,12 +17,12 @@ VOCABULARY = len(SPECIAL) + len(WORDS)
 transformers.utils.logging.disable_progress_bar()
 
 
-def bert(**options: object) -> nn.Module:
+def bert(layers: int = 2, **options: object) -> nn.Module:
     return transformers.BertModel(
         transformers.BertConfig(
             vocab_size=VOCABULARY,
             hidden_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             intermediate_size=48,
             max_position_embeddings=40,
@@ -31,12 +31,12 @@ def bert(**options: object) -> nn.Module:
     )
 
 
-def llama() -> nn.Module:
+def llama(layers: int = 2) -> nn.Module:
     return transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=VOCABULARY,
             hidden_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             num_key_value_heads=1,
             intermediate_size=48,
@@ -46,12 +46,12 @@ def llama() -> nn.Module:
     )
 
 
-def gpt2() -> nn.Module:
+def gpt2(layers: int = 2) -> nn.Module:
     return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=VOCABULARY,
             n_embd=32,
-            n_layer=2,
+            n_layer=layers,
             n_head=2,
             n_positions=40,
             bos_token_id=SPECIAL.index("[SEP]"),
@@ -60,11 +60,11 @@ def gpt2() -> nn.Module:
     )
 
 
-def vit() -> nn.Module:
+def vit(layers: int = 2) -> nn.Module:
     return transformers.ViTForImageClassification(
         transformers.ViTConfig(
             hidden_size=32,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=2,
             intermediate_size=48,
             image_size=16,
@@ -77,10 +77,10 @@ def vit() -> nn.Module:
 MODELS = {"bert": bert, "llama": llama, "gpt2": gpt2, "vit": vit}
 
 
-def save(kind: str, folder: Path) -> nn.Module:
+def save(kind: str, folder: Path, *, layers: int = 2) -> nn.Module:
     """Write a folder with fresh weights and its tokenizer or image processor; the model itself."""
     torch.manual_seed(0)
-    model = MODELS[kind]().eval()
+    model = MODELS[kind](layers).eval()
     model.save_pretrained(folder)
     if kind == "vit":
         transformers.ViTImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder)

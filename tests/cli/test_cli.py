@@ -72,10 +72,15 @@ def test_importing_the_library_loads_nothing_heavy() -> None:
     assert not loaded & {"torch", "numpy", "onnx", "onnxruntime", "transformers", "click", "rich"}
 
 
-def test_the_verbs_load_neither_onnx_nor_transformers() -> None:
-    loaded = modules_after("from lrcompress import profile, plan, compress_, Budget, LowRank")
+def test_the_verbs_the_sources_and_the_adapters_load_neither_onnx_nor_transformers() -> None:
+    loaded = modules_after(
+        "from lrcompress import profile, plan, compress_, Budget, LowRank\n"
+        "import lrcompress.sources.data, lrcompress.sources.models\n"
+        "import lrcompress.sources.compressed_model, lrcompress.formats.profile_json\n"
+        "import lrcompress.tuning.adapters"
+    )
     assert "torch" in loaded
-    assert not loaded & {"onnx", "onnxruntime", "transformers"}
+    assert not loaded & {"onnx", "onnxruntime", "transformers", "peft", "PIL"}
 
 
 def test_every_public_name_is_there() -> None:

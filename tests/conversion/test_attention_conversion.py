@@ -6,14 +6,13 @@ import copy
 import itertools
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +21,7 @@ from lrcompress.conversion.attention import SplitAttention
 from lrcompress.conversion.conversion import converted_from
 from lrcompress.layers import describe
 from lrcompress.network.unfused import UnnestedEncoder
+from lrcompress_cli.main import main
 
 HERE = Path(__file__).parent
 # float32 sums of a few dozen terms of order one, in another order
@@ -246,7 +246,7 @@ class _Self(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_it_exports_with_free_axes(tmp_path: Path, precision: str) -> None:
     from lrcompress.export.export_onnx import ExportOptions
     from lrcompress.export.verify.verify import VerifyOptions
@@ -302,12 +302,13 @@ def _here() -> Iterator[None]:
 
 
 def _command(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "lrcompress_cli.main", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=HERE)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(main, [*arguments, "--json"])
+    assert done.exit_code == 0, done.stderr
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_here")
 def test_a_tagger_is_compressed_from_the_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
     model, data = "test_attention_conversion:build", "test_attention_conversion:batches"

@@ -452,6 +452,28 @@ def _here() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_here")
+def test_a_run_converts_and_loads_again(tmp_path: Path) -> None:
+    from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, is_made_from, run
+    from lrcompress.planning.budget import Budget
+
+    source = SourceOptions("test_conversion:build", data="test_conversion:batches")
+    where = FolderOptions(tmp_path / "out", report=False)
+    result = run(RunOptions(source, where, Budget.parse("60%"), to_onnx=False))
+    assert {layer.name for layer in result.plan.layers} == {
+        "stem.conv", "middle", "last.conv", "head",
+    }  # fmt: skip
+    assert len(converted_from(lrcompress.load(tmp_path / "out")).conversions) == 4
+    assert is_made_from(tmp_path / "out", lrcompress.load_model("test_conversion:build").module)
+
+    over = SourceOptions(str(tmp_path / "out"), data=source.data)
+    again = FolderOptions(tmp_path / "again", report=False)
+    run(RunOptions(over, again, Budget.parse("80%"), to_onnx=False))
+    x = batches()[0]["pixels"]
+    assert lrcompress.load(tmp_path / "again")(x).shape == build()(x).shape
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_here")
 def test_a_run_converts_exports_and_loads_again(tmp_path: Path) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, is_made_from, run
     from lrcompress.pipeline.options import TuneRequest, TuneRunOptions
@@ -513,8 +535,9 @@ def sequences() -> list[dict[str, Tensor]]:
     return [{"x": torch.randn(6, 4, 8, generator=generator)} for _ in range(3)]
 
 
+@pytest.mark.parametrize("to_onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("_here")
-def test_what_share_stays_and_why_is_said_everywhere(tmp_path: Path) -> None:
+def test_what_share_stays_and_why_is_said_everywhere(tmp_path: Path, *, to_onnx: bool) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, run_profile
     from lrcompress.planning.budget import Budget
     from lrcompress_cli.json_output import compress_record, profile_record
@@ -530,6 +553,7 @@ def test_what_share_stays_and_why_is_said_everywhere(tmp_path: Path) -> None:
     assert line in profile_record(profiled)["warnings"]
     assert "recurrent weights" in (tmp_path / "profile" / "report.html").read_text()
     budget = Budget.parse("params=90%")
-    result = run(RunOptions(source, FolderOptions(tmp_path / "out", report=False), budget))
-    assert result.report.verified
+    where = FolderOptions(tmp_path / "out", report=False)
+    result = run(RunOptions(source, where, budget, to_onnx=to_onnx))
+    assert result.report.verified is to_onnx
     assert line in compress_record(result)["warnings"]

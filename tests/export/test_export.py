@@ -150,8 +150,24 @@ def real_rows(values, batch: dict[str, Tensor]):
     return values[mask.bool() if isinstance(values, Tensor) else mask.bool().numpy()]
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "vit"])
-@pytest.mark.parametrize("rank", [None, 6], ids=["dense", "factorised"])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        pytest.param("bert", 6, id="factorised-bert"),
+        pytest.param("llama", 6, id="factorised-llama"),
+        pytest.param("vit", None, id="dense-vit"),
+        *(
+            pytest.param(kind, rank, marks=pytest.mark.slow, id=f"{word}-{kind}")
+            for kind, rank, word in (
+                ("gpt2", 6, "factorised"),
+                ("vit", 6, "factorised"),
+                ("bert", None, "dense"),
+                ("llama", None, "dense"),
+                ("gpt2", None, "dense"),
+            )
+        ),
+    ],
+)
 def test_network_and_file_agree_on_shapes_not_seen(kind: str, rank: int | None, exported):
     module, path, report = exported(kind, rank)
     if kind == "vit":
@@ -170,7 +186,7 @@ def test_network_and_file_agree_on_shapes_not_seen(kind: str, rank: int | None, 
 
 
 def test_axes_are_named(exported):
-    _, path, report = exported("bert")
+    _, path, report = exported("bert", 6)
     by_name = {port.name: port for port in (*report.inputs, *report.outputs)}
     assert by_name["input_ids"].axes == ("batch", "sequence")
     assert by_name["attention_mask"].axes == ("batch", "sequence")
@@ -182,6 +198,15 @@ def test_axes_are_named(exported):
 
 
 def test_batch_of_one_is_enough_to_trace(tmp_path: Path):
+    module = WithMaskTable().eval()
+    export(module, {"input_ids": torch.randint(VOCABULARY, (1, 5))}, tmp_path / "model.onnx")
+    batch = {"input_ids": torch.randint(VOCABULARY, (4, 9))}
+    got = run(tmp_path / "model.onnx", batch)["output"]
+    assert relative_error(got, module(**batch)) <= tolerance("fp32", 40, 64)
+
+
+@pytest.mark.slow
+def test_batch_of_one_is_enough_to_trace_a_masked_encoder(tmp_path: Path):
     module = transformer("bert")
     export(module, tokens(1, 5), tmp_path / "model.onnx")
     batch = tokens(4, 9)
@@ -191,7 +216,9 @@ def test_batch_of_one_is_enough_to_trace(tmp_path: Path):
     assert relative_error(got, wanted) <= tolerance("fp32", 40, 64)
 
 
-@pytest.mark.parametrize("kind", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize(
+    "kind", ["llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bert", "gpt2"))]
+)
 def test_half_precision_stays_close_to_float32(kind: str, exported):
     module, path, report = exported(kind, 6, "fp16")
     assert {port.dtype for port in report.outputs} == {"float"}
@@ -205,7 +232,10 @@ def test_half_precision_stays_close_to_float32(kind: str, exported):
         assert error <= 4.9e-4 * 10**0.5
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+@pytest.mark.parametrize(
+    ("precision", "size"),
+    [("fp32", 4), ("fp16", 2), pytest.param("bf16", 2, marks=pytest.mark.slow)],
+)
 def test_weights_are_stored_in_the_precision(precision: str, size: int, exported):
     module, _, report = exported("llama", 6, precision)
     params = sum(p.numel() for p in module.parameters())
@@ -227,7 +257,12 @@ def test_half_precision_border_on_request(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("precision", "opset"), [("fp32", 20), ("fp16", 20), ("bf16", 20), ("fp16", 23)]
+    ("precision", "opset"),
+    [
+        ("fp32", 20),
+        ("fp16", 20),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("bf16", 20), ("fp16", 23))),
+    ],
 )
 def test_every_node_has_a_cuda_kernel(precision: str, opset: int, exported):
     _, path, report = exported("llama", 6, precision, opset)
@@ -263,8 +298,20 @@ def test_encoder_reshapes_need_no_shape_arithmetic(exported):
     assert report.rewrites["static_reshapes"] == len(reshapes)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("rank", [None, 6], ids=["dense", "factorised"])
+@pytest.mark.parametrize(
+    ("kind", "rank"),
+    [
+        pytest.param("llama", 6, id="factorised-llama"),
+        *(
+            pytest.param(kind, rank, marks=pytest.mark.slow, id=f"{word}-{kind}")
+            for kind, rank, word in (
+                ("gpt2", 6, "factorised"),
+                ("llama", None, "dense"),
+                ("gpt2", None, "dense"),
+            )
+        ),
+    ],
+)
 def test_tied_head_is_stored_once(kind: str, rank: int | None, exported):
     _, path, _ = exported(kind, rank)
     wide = [tensor for tensor in onnx.load(path).graph.initializer if VOCABULARY in tensor.dims]
@@ -292,7 +339,7 @@ def test_parameter_with_the_suffix_of_a_transpose_keeps_its_name(tmp_path: Path)
 
 
 def test_file_says_where_it_comes_from_but_not_on_which_machine(exported):
-    _, path, _ = exported("bert")
+    _, path, _ = exported("bert", 6)
     noted = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert noted["lrcompress.fingerprint"] == "abc"
     assert noted["lrcompress.precision"] == "fp32"
@@ -302,7 +349,7 @@ def test_file_says_where_it_comes_from_but_not_on_which_machine(exported):
 
 
 def test_file_is_the_weights_and_little_else(exported):
-    _, path, report = exported("bert")
+    _, path, report = exported("bert", 6)
     assert report.bytes == path.stat().st_size
     assert report.bytes - report.parameter_bytes < 250 * sum(report.node_counts.values())
 
@@ -322,11 +369,11 @@ def test_exporter_is_silent_and_leaves_the_network_alone(tmp_path: Path, capfd, 
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
 
 
-def test_same_network_gives_the_same_bytes(tmp_path: Path):
-    module, batch = transformer("bert"), example("bert")
-    for name in ("first", "second"):
-        export(module, batch, tmp_path / name)
-    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+def test_same_network_gives_the_same_bytes(exported, tmp_path: Path):
+    _, first, _ = exported("vit")
+    options = {"precision": "fp32", "opset": 20, "metadata": {"fingerprint": "abc"}}
+    export(transformer("vit"), example("vit"), tmp_path / "second", **options)
+    assert first.read_bytes() == (tmp_path / "second").read_bytes()
 
 
 def test_report_is_json(tmp_path: Path):
@@ -450,7 +497,9 @@ def test_length_that_cannot_vary_is_fixed_and_said(module: nn.Module, why: str, 
     assert asked.inputs == report.inputs
 
 
-@pytest.mark.parametrize("module", [FixedLength(), FixedByTracing()])
+@pytest.mark.parametrize(
+    "module", [FixedLength(), pytest.param(FixedByTracing(), marks=pytest.mark.slow)]
+)
 def test_length_that_cannot_vary_is_refused_where_it_is_asked_to(module, tmp_path: Path):
     batch = {"input_ids": torch.randint(VOCABULARY, (2, 7))}
     with pytest.raises(ExportError, match=r"axis 1 .* leave it out|cannot vary") as caught:
@@ -497,7 +546,10 @@ class MaskedAttention(nn.Module):
         return functional.scaled_dot_product_attention(heads, heads, heads, attn_mask=allowed)
 
 
-@pytest.mark.parametrize("kind", ["bool", "float", "causal", "grouped"])
+@pytest.mark.parametrize(
+    "kind",
+    ["bool", "causal", *(pytest.param(k, marks=pytest.mark.slow) for k in ("float", "grouped"))],
+)
 def test_attention_agrees_even_where_nothing_is_allowed(kind: str, tmp_path: Path):
     torch.manual_seed(0)
     module = MaskedAttention(kind).eval()

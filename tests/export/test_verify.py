@@ -169,7 +169,7 @@ class Pyramid(nn.Module):
         return out
 
 
-@pytest.mark.parametrize("opset", [20, 22])
+@pytest.mark.parametrize("opset", [20, pytest.param(22, marks=pytest.mark.slow)])
 def test_convolutions_and_their_norms_pass_in_bfloat16(opset: int, tmp_path: Path):
     torch.manual_seed(0)
     module = Pyramid().eval()
@@ -213,7 +213,7 @@ def failed(report: VerifyReport) -> dict[str, str]:
     return {check.name: check.detail for check in report.failed}
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_factors_folded_back_are_found(precision: str, tmp_path: Path):
     module = network()
     for name, part in list(module.named_modules()):
@@ -462,7 +462,9 @@ def test_output_of_another_meaning_is_not_compared_and_fails(files, tmp_path: Pa
     assert "lacks the network's output logits" in detail
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_networks_of_any_type_are_held_against_their_float32_file(dtype, tmp_path: Path):
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Linear(8, 5)).to(dtype).eval()
@@ -513,15 +515,16 @@ def test_truncated_file_is_refused_in_one_line(kept: int, files, tmp_path: Path)
 def test_missing_file_and_missing_weights_are_named(tmp_path: Path):
     with pytest.raises(ModelError, match="no such ONNX file"):
         verify(tmp_path / "none.onnx")
-    path = export(network(), tokens(), tmp_path / "model.onnx", external_data=True)
+    module, batch = nn.Sequential(nn.Linear(64, 64)).eval(), {"input": torch.randn(2, 64)}
+    path = export(module, batch, tmp_path / "model.onnx", external_data=True)
     data = tmp_path / "model.onnx.data"
     data.write_bytes(data.read_bytes()[:100])
     with pytest.raises(ModelError, match=r"model\.onnx") as caught:
-        verify(path, network(), tokens())
+        verify(path, module, batch)
     assert "\n" not in str(caught.value)
     data.unlink()
     with pytest.raises(ModelError, match=r"model\.onnx\.data is missing"):
-        verify(path, network(), tokens())
+        verify(path, module, batch)
 
 
 def test_graph_that_breaks_the_standard_fails_the_checker(files, tmp_path: Path):

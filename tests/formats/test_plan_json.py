@@ -1,8 +1,12 @@
-"""Claims of plan.json: it reads back, it may be edited, and a damaged one is refused in a line."""
+"""Claims of plan.json: it reads back, it may be edited, and a damaged one is refused in a line.
+
+LRCOMPRESS_FUZZ is the number of cases that each fuzz test tries (default 100).
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from dataclasses import replace
@@ -32,6 +36,7 @@ from lrcompress.structures import (
     Monarch,
 )
 
+FUZZ = int(os.environ.get("LRCOMPRESS_FUZZ", "100"))
 SHAPES = [(24, 24), (48, 24), (24, 48), (32, 16)]
 
 
@@ -222,7 +227,7 @@ FUZZED = with_curves(random_profile(0, SHAPES, fixed_params=500))
 WRITTEN = plan_to_json(plan(FUZZED, "60%", PlanOptions(exclude=("block.2",))))
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=FUZZ, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_mutated_plan_raises_anything_else(data: st.DataObject) -> None:
     plan_data = json.loads(WRITTEN)
@@ -239,7 +244,7 @@ def test_no_mutated_plan_raises_anything_else(data: st.DataObject) -> None:
     survives(json.dumps(plan_data))
 
 
-@settings(max_examples=200)
+@settings(max_examples=FUZZ)
 @given(st.integers(0, len(WRITTEN)), st.integers(0, 40), st.text(max_size=5))
 def test_no_damaged_text_raises_anything_else(start: int, length: int, put: str) -> None:
     survives(WRITTEN[:start] + put + WRITTEN[start + length :])

@@ -70,7 +70,15 @@ def test_committed_weights_are_small_finite_and_fit_the_factory_exactly(sample: 
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
-@each_sample
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(
+            sample, marks=pytest.mark.slow if sample.name == "text_gpt" else (), id=sample.name
+        )
+        for sample in SAMPLES
+    ],
+)
 def test_the_dense_score_is_what_the_readme_states(sample: Sample) -> None:
     readme = (sample.folder / "README.md").read_text(encoding="utf-8")
     stated = re.search(rf"\| `{sample.score}` on the committed slice \| ([\d.]+) \|", readme)
@@ -91,7 +99,15 @@ def test_batches_name_the_inputs_of_forward(sample: Sample) -> None:
             assert len(module(**batches[0])) == len(next(iter(batches[0].values())))
 
 
-@each_sample
+@pytest.mark.parametrize(
+    "sample",
+    [
+        pytest.param(
+            sample, marks=() if sample.name == "fashion_cnn" else pytest.mark.slow, id=sample.name
+        )
+        for sample in SAMPLES
+    ],
+)
 def test_export_to_onnx_keeps_dynamic_axes_and_values(sample: Sample, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     module, batches = sample.module(), sample.data("evaluation")()

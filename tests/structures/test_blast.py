@@ -173,7 +173,10 @@ def test_every_form_computes_the_same(
 
 
 @pytest.mark.parametrize("form", BlastLinear.FORMS)
-@pytest.mark.parametrize(("m", "n"), [(16, 24), (15, 22)], ids=["even", "padded"])
+@pytest.mark.parametrize(
+    ("m", "n"),
+    [pytest.param(16, 24, marks=pytest.mark.slow, id="even"), pytest.param(15, 22, id="padded")],
+)
 def test_every_form_is_exported_with_its_factors(form: str, m: int, n: int, tmp_path: Path) -> None:
     host, _ = _module(m, n, 4)
     host = host.float()

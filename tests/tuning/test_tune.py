@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -46,6 +47,11 @@ def batches(count: int = 10, examples: int = 64) -> list[Batch]:
 
 def pair(budget: str = "40%") -> tuple[nn.Module, nn.Module]:
     """A compressed network and its dense one."""
+    return copy.deepcopy(_pair(budget))
+
+
+@functools.cache
+def _pair(budget: str) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     dense = small_network.build().eval()
     with torch.no_grad():
@@ -251,6 +257,11 @@ def test_an_adapter_beside_the_layer_is_truncated_to_its_rank_and_the_loss_is_to
 
 def encoder(budget: str = "50%") -> tuple[nn.Module, nn.Module, list[Batch]]:
     """A compressed BERT of two blocks, its dense one, and texts."""
+    return copy.deepcopy(_encoder(budget))
+
+
+@functools.cache
+def _encoder(budget: str) -> tuple[nn.Module, nn.Module, list[Batch]]:
     torch.manual_seed(0)
     dense = tiny_models.bert().eval()
     words = torch.randint(4, 17, (12, 8, 9), generator=torch.Generator().manual_seed(2))
