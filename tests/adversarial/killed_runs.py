@@ -30,6 +30,7 @@ import onnxruntime  # noqa: F401
 import small_network
 import torch.distributed
 import torch.onnx
+from one_registry import one_registry
 
 import lrcompress.export.tracing  # imported before the fork, as are the next ones
 import lrcompress.tuning.tune  # noqa: F401
@@ -72,6 +73,10 @@ def compress(output: Path, progress: Progress) -> None:
     run(options(output), progress)
 
 
+def before_the_graph(output: Path, progress: Progress) -> None:
+    run(options(output, sweep=(), rounds=0, to_onnx=False), progress)
+
+
 def tuned(output: Path, progress: Progress) -> None:
     run(options(output, tune=TUNING, sweep=()), progress)
 
@@ -111,6 +116,7 @@ Scenario = Callable[[Path, Progress], None]
 # Each with what is there before, if it is no empty folder
 SCENARIOS: dict[str, tuple[Scenario, Scenario | None]] = {
     "compress": (compress, None),
+    "before the graph": (before_the_graph, None),
     "tuned": (tuned, None),
     "again smaller": (again_smaller, program),
     "tune alone": (tune_alone, compress),
@@ -291,21 +297,27 @@ def main() -> None:
     os.chdir(TESTS)
     torch.set_num_threads(1)
     folder, request = Path(sys.argv[1]), json.loads(sys.argv[2])
-    for number, asked in enumerate(request):
-        name, processes = asked["scenario"], asked.get("processes", 1)
-        place = folder / str(number)
-        place.mkdir()
-        started = time.monotonic()
-        subject = Subject(place, name, processes)
-        whole_s = time.monotonic() - started
-        points = [subject.names(rank) for rank in range(processes)]
-        for rank, names in enumerate(points):
-            for at in chosen(len(names), asked["points"], asked.get("offset", 0)):
-                tell(scenario=name, rank=rank, point=names[at], **subject.killed(at, rank))
-        for part in range(asked.get("times", 0)):
-            after_s = whole_s * (part + 0.5) / asked["times"]
-            found = subject.killed(None, after_s=after_s)
-            tell(scenario=name, rank=0, point=f"after {after_s:.2f} s", **found)
+    with one_registry():
+        exported(folder, SILENT)  # so that what is forked finds the table of operators
+        for number, asked in enumerate(request):
+            place = folder / str(number)
+            place.mkdir()
+            carry_out(asked, place)
+
+
+def carry_out(asked: dict[str, Any], place: Path) -> None:
+    name, processes = asked["scenario"], asked.get("processes", 1)
+    started = time.monotonic()
+    subject = Subject(place, name, processes)
+    whole_s = time.monotonic() - started
+    points = [subject.names(rank) for rank in range(processes)]
+    for rank, names in enumerate(points):
+        for at in chosen(len(names), asked["points"], asked.get("offset", 0)):
+            tell(scenario=name, rank=rank, point=names[at], **subject.killed(at, rank))
+    for part in range(asked.get("times", 0)):
+        after_s = whole_s * (part + 0.5) / asked["times"]
+        found = subject.killed(None, after_s=after_s)
+        tell(scenario=name, rank=0, point=f"after {after_s:.2f} s", **found)
 
 
 def tell(**facts: Any) -> None:

@@ -29,6 +29,7 @@ from lrcompress.network.identity import identify, what_differs
 from lrcompress.pipeline import (
     FolderOptions,
     RunOptions,
+    RunResult,
     SourceOptions,
     TuneRequest,
     TuneRunOptions,
@@ -64,6 +65,8 @@ def options(output: Path, **changes: Any) -> RunOptions:
         "source": SOURCE,
         "folder": FolderOptions(output, report=False),
         "budget": Budget.parse("60%"),
+        "to_onnx": False,
+        "rounds": 0,
     }
     return RunOptions(**{**fields, **changes})
 
@@ -99,11 +102,25 @@ def test_a_run_is_not_gone_on_with_after_a_change(
     setattr(Code, what, value)
     with pytest.raises(LrcompressError, match=f"holds a run of .* with {said}.*--force"):
         run(options(output))
-    forced = run(options(output, folder=FolderOptions(output, report=False, force=True)))
+    forced = FolderOptions(output, report=False, force=True)
+    assert_as_if_fresh(run(options(output, folder=forced)), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", CHANGES)
+def test_nor_is_its_graph(what: str, finished: Path, tmp_path: Path) -> None:
+    output = copied(finished, tmp_path / "out")
+    run(options(output, to_onnx=True))
+    setattr(Code, what, CHANGES[what][0])
+    forced = FolderOptions(output, report=False, force=True)
+    assert_as_if_fresh(run(options(output, folder=forced, to_onnx=True)), tmp_path, "model.onnx")
+
+
+def assert_as_if_fresh(forced: RunResult, tmp_path: Path, *more: str) -> None:
     assert not [stage.name for stage in forced.report.stages if stage.reused]
-    run(options(tmp_path / "fresh"))
-    for name in ("model.safetensors", "plan.json", "profile/profile.json", "model.onnx"):
-        assert (output / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+    run(options(tmp_path / "fresh", to_onnx=bool(more)))
+    for name in ("model.safetensors", "plan.json", "profile/profile.json", *more):
+        assert (forced.folder / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
 
 def test_a_killed_run_does_not_mix_two_models(
@@ -169,7 +186,9 @@ def test_a_run_folder_whose_code_changed_is_not_loaded(
 def tuned(finished: Path, tmp_path: Path) -> object:
     output = copied(finished, tmp_path / "tuned")
     source = SourceOptions("", data=SOURCE.data)
-    return run_tune(TuneRunOptions(source, FolderOptions(output, report=False), REQUEST))
+    return run_tune(
+        TuneRunOptions(source, FolderOptions(output, report=False), REQUEST, to_onnx=False)
+    )
 
 
 def test_a_tuning_wants_the_function_that_the_run_was_made_from(
@@ -183,7 +202,7 @@ def test_a_tuning_wants_the_function_that_the_run_was_made_from(
 def test_a_teacher_of_another_function_teaches_anew(finished: Path, tmp_path: Path) -> None:
     output = copied(finished, tmp_path / "tuned")
     source = SourceOptions("adversarial.changing:build_other", data=SOURCE.data)
-    asked = TuneRunOptions(source, FolderOptions(output, report=False), REQUEST)
+    asked = TuneRunOptions(source, FolderOptions(output, report=False), REQUEST, to_onnx=False)
 
     def is_reused() -> bool:
         return [s.reused for s in run_tune(asked).report.stages if s.name == "tune"] == [True]
@@ -209,10 +228,14 @@ def test_a_checkpoint_of_another_teacher_goes(
     with monkeypatch.context() as patched:
         patched.setattr(CheckpointFolder, "put", stops)
         with pytest.raises(KeyboardInterrupt):
-            run_tune(TuneRunOptions(source, FolderOptions(output, report=False), REQUEST))
+            run_tune(
+                TuneRunOptions(source, FolderOptions(output, report=False), REQUEST, to_onnx=False)
+            )
     Code.other = "tanh"
     for folder in (output, fresh):
-        run_tune(TuneRunOptions(source, FolderOptions(folder, report=False), REQUEST))
+        run_tune(
+            TuneRunOptions(source, FolderOptions(folder, report=False), REQUEST, to_onnx=False)
+        )
     name = "model.safetensors"
     assert (output / name).read_bytes() == (fresh / name).read_bytes()
 
@@ -287,16 +310,31 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def bert_and_profile(bert: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("profiled")
+    model = copied(bert, folder / "model")
+    run_profile(SourceOptions(str(model)), FolderOptions(folder / "profile", report=False))
+    return model, folder / "profile"
+
+
+@pytest.fixture
+def profiled_bert(bert_and_profile: tuple[Path, Path]) -> Iterator[tuple[Path, Path]]:
+    """The folders of a model, which the test may edit, and of its profile, which it may not."""
+    settings = (bert_and_profile[0] / "config.json").read_text()
+    yield bert_and_profile
+    (bert_and_profile[0] / "config.json").write_text(settings)
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("hidden_act", "relu"), ("num_attention_heads", 4), ("layer_norm_eps", 0.1)]
 )
 def test_an_edited_configuration_is_another_model(
-    name: str, value: object, bert: Path, tmp_path: Path
+    name: str, value: object, profiled_bert: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    model = copied(bert, tmp_path / "model")
+    model, profiled = profiled_bert
     source = SourceOptions(str(model))
-    where = FolderOptions(tmp_path / "profile", report=False)
-    run_profile(source, where)
+    where = FolderOptions(copied(profiled, tmp_path / "profile"), report=False)
     settings = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**settings, name: value}))
     with pytest.raises(LrcompressError, match=rf"with another configuration \({name}\)"):

@@ -105,7 +105,7 @@ def test_the_command_tells_it_in_all_its_forms(
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     module = Path(__file__).stem
     asked = ["compress", f"{module}:build", "--data", f"{module}:batches", "--budget", "96%"]
-    asked += ["-o", str(tmp_path / "out"), "--accept-doubts"]
+    asked += ["--no-export", "--rounds", "0", "-o", str(tmp_path / "out"), "--accept-doubts"]
     shown = lines_of(asked, capsys)
     (line,) = [x for x in shown if x.startswith("LSTM encoder")]
     assert f"{100 * LSTM / TOTAL:.1f} %" in line

@@ -32,6 +32,7 @@ NAMES = {
     "quote": 'a"b',
     "backslash": "a\\tb",
 }
+EXPORTED = ("letters", "line")  # in the fast tests too
 REFUSED = {
     "half": "a\udc80b",
     "null": "a\0b",
@@ -75,11 +76,17 @@ def source(key: str) -> SourceOptions:
     )
 
 
-@pytest.mark.parametrize("key", NAMES)
-def test_a_name_is_the_same_in_every_file(key: str, tmp_path: Path) -> None:
-    options = RunOptions(source(key), FolderOptions(tmp_path / "out"), Budget.parse("60%"))
+@pytest.mark.parametrize(
+    ("key", "to_onnx"),
+    [(key, key in EXPORTED) for key in NAMES]
+    + [pytest.param(key, True, marks=pytest.mark.slow) for key in NAMES if key not in EXPORTED],
+)
+def test_a_name_is_the_same_in_every_file(key: str, *, to_onnx: bool, tmp_path: Path) -> None:
+    options = RunOptions(
+        source(key), FolderOptions(tmp_path / "out"), Budget.parse("60%"), to_onnx=to_onnx
+    )
     result = run(options)
-    assert result.report.verified
+    assert result.report.verified is to_onnx
     assert next(s.name for s in run(options).report.stages if s.reused) == "profile"
     wanted = {NAMES[key], f"{NAMES[key]}2", "head"}
     for name in ("plan.json", "lrcompress.json", "report.json", "profile/profile.json"):

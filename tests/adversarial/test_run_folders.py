@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 
 import onnx
 import pytest
-import small_network
 import torch
 
 from lrcompress.atomic import is_temporary, write_atomically, write_together
@@ -35,8 +35,27 @@ def _here() -> Iterator[None]:
 
 def compress(output: Path, **changes: Any) -> Any:
     where = FolderOptions(output, report=False, force=changes.pop("force", False))
-    fields: dict[str, Any] = {"source": SOURCE, "folder": where, "budget": Budget.parse("60%")}
+    fields: dict[str, Any] = {
+        "source": SOURCE,
+        "folder": where,
+        "budget": Budget.parse("60%"),
+        "rounds": 0,
+        "to_onnx": False,
+    }
     return run(RunOptions(**{**fields, **changes}))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all its files; it is copied, not changed."""
+    output = tmp_path_factory.mktemp("runs") / "exported"
+    compress(output, to_onnx=True, pt2=True)
+    return output
+
+
+def copied(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target)
+    return target
 
 
 def profile(output: Path, **_: Any) -> Any:
@@ -133,18 +152,22 @@ FILES = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [symbolic, hard])
+@pytest.mark.parametrize(
+    ("kind", "to_onnx"),
+    [(symbolic, True), (hard, False), pytest.param(hard, True, marks=pytest.mark.slow)],
+)
 def test_links_in_the_place_of_files_are_replaced(
-    kind: Callable[[Path, Path], None], tmp_path: Path
+    kind: Callable[[Path, Path], None], *, to_onnx: bool, tmp_path: Path
 ) -> None:
     target, output = tmp_path / "precious", tmp_path / "out"
     target.write_text("years of work")
-    for name in FILES:
+    names = [name for name in FILES if to_onnx or "model.onnx" not in name]
+    for name in names:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         kind(output / name, target)
-    assert compress(output, force=True).report.verified
+    assert compress(output, to_onnx=to_onnx, force=True).report.verified is to_onnx
     assert target.read_text() == "years of work"
-    for name in FILES:
+    for name in names:
         if not is_temporary(Path(name)):
             assert not (output / name).is_symlink()
             assert (output / name).stat().st_nlink == 1, name
@@ -156,7 +179,7 @@ def test_pipes_in_the_place_of_files_are_not_waited_for(tmp_path: Path) -> None:
     for name in FILES:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         os.mkfifo(output / name)
-    assert compress(output, force=True).report.verified
+    assert compress(output, to_onnx=True, force=True).report.verified
 
 
 @pytest.mark.parametrize("name", [x for x in FILES if "part" not in x and "moments" not in x])
@@ -166,11 +189,13 @@ def test_a_folder_in_the_place_of_a_file_is_told_before_the_work(name: str, tmp_
         compress(tmp_path, force=True)
 
 
-def test_an_output_folder_may_be_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize("to_onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_output_folder_may_be_a_link(*, to_onnx: bool, tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    assert compress(tmp_path / "out").report.verified
-    assert (tmp_path / "disk" / "model.onnx").is_file()
+    assert compress(tmp_path / "out", to_onnx=to_onnx).report.verified is to_onnx
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+    assert (tmp_path / "disk" / "model.onnx").is_file() is to_onnx
 
 
 def test_a_ledger_names_nothing_outside_of_its_folder(tmp_path: Path) -> None:
@@ -189,31 +214,33 @@ def test_a_ledger_names_nothing_outside_of_its_folder(tmp_path: Path) -> None:
 # ---- what is left ---------------------------------------------------------------------------
 
 
-def test_files_that_no_stage_makes_any_more_go(tmp_path: Path) -> None:
-    compress(tmp_path, pt2=True)
-    assert (tmp_path / "model.pt2").is_file()
-    (tmp_path / "notes.txt").write_text("mine")
-    result = compress(tmp_path, budget=Budget.parse("50%"))
-    assert not (tmp_path / "model.pt2").exists()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
+def test_files_that_no_stage_makes_any_more_go(exported: Path, tmp_path: Path) -> None:
+    output = copied(exported, tmp_path / "out")
+    assert (output / "model.pt2").is_file()
+    (output / "notes.txt").write_text("mine")
+    result = compress(output, budget=Budget.parse("50%"), to_onnx=True)
+    assert not (output / "model.pt2").exists()
+    assert (output / "notes.txt").read_text() == "mine"
     assert "model.pt2" not in {file.name for file in result.report.files}
-    assert json.loads((tmp_path / "stages.json").read_text())["replaced"] == {}
+    assert json.loads((output / "stages.json").read_text())["replaced"] == {}
 
 
-def test_a_replaced_file_that_somebody_changed_stays(tmp_path: Path) -> None:
-    compress(tmp_path, pt2=True)
-    (tmp_path / "model.pt2").write_text("mine now")
-    compress(tmp_path, budget=Budget.parse("50%"))
-    assert (tmp_path / "model.pt2").read_text() == "mine now"
+def test_a_replaced_file_that_somebody_changed_stays(exported: Path, tmp_path: Path) -> None:
+    output = copied(exported, tmp_path / "out")
+    (output / "model.pt2").write_text("mine now")
+    compress(output, budget=Budget.parse("50%"))
+    assert (output / "model.pt2").read_text() == "mine now"
 
 
-def test_what_an_export_left_half_written_goes_and_is_never_listed(tmp_path: Path) -> None:
-    compress(tmp_path)
-    left = tmp_path / ".model.onnx.part"
+def test_what_an_export_left_half_written_goes_and_is_never_listed(
+    exported: Path, tmp_path: Path
+) -> None:
+    output = copied(exported, tmp_path / "out")
+    left = output / ".model.onnx.part"
     (left / ".model.onnx.data.x").mkdir(parents=True)
     (left / "model.onnx").write_text("half")
-    (tmp_path / ".gitignore").write_text("*")
-    result = compress(tmp_path)
+    (output / ".gitignore").write_text("*")
+    result = compress(output, to_onnx=True, pt2=True)
     assert not left.exists()
     names = {file.name for file in result.report.files}
     assert not [name for name in names if is_temporary(Path(name)) or ".part" in name]
@@ -272,7 +299,7 @@ def test_a_failed_write_leaves_the_old_file_alone(
 
 
 def test_external_data_give_way_to_one_file_and_back(tmp_path: Path) -> None:
-    module, batch = small_network.build().eval(), small_network.batches()[0]
+    module, batch = torch.nn.Linear(24, 40).eval(), {"input": torch.randn(2, 24)}
     path = tmp_path / "model.onnx"
     for external in (True, False, True):
         export_onnx(module, batch, path, ExportOptions(external_data=external))

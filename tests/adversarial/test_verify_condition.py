@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import onnx_ir as ir
@@ -24,10 +25,22 @@ def exported(module: nn.Module, batch: dict[str, Tensor], path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory):
+    """Of each network its file, which is made once."""
+    folder = tmp_path_factory.mktemp("files")
+
+    @cache
+    def file(make) -> tuple[Path, nn.Module, dict[str, Tensor]]:
+        module, batch = network(make)
+        return exported(module, batch, folder / f"{make.__name__}.onnx"), module, batch
+
+    return file
+
+
 @pytest.mark.parametrize("make", NETWORKS, ids=NAMES)
-def test_a_sound_network_of_ill_condition_passes(make, tmp_path: Path):
-    module, batch = network(make)
-    report = verify(exported(module, batch, tmp_path / "m.onnx"), module, batch)
+def test_a_sound_network_of_ill_condition_passes(make, files):
+    report = verify(*files(make))
     assert report.ok, report.failed
     assert report["arithmetic"].passed
     assert report["values"].passed
@@ -44,19 +57,16 @@ def test_whatever_its_weights(make, tmp_path: Path):
 
 
 @pytest.mark.parametrize("make", NETWORKS, ids=NAMES)
-def test_an_error_in_one_of_its_weights_is_found(make, tmp_path: Path):
-    module, batch = network(make)
-    path = exported(module, batch, tmp_path / "m.onnx")
+def test_an_error_in_one_of_its_weights_is_found(make, files):
+    path, module, batch = files(make)
     made = [m for m in weight_mutants(path, 1e-3) if m[0].startswith("layers.")][:6]
     assert len(made) >= 3
     assert missed_by_value(path, module, batch, made) == []
 
 
-def test_float32_that_is_worse_than_a_millionth_is_told_not_refused(tmp_path: Path):
+def test_float32_that_is_worse_than_a_millionth_is_told_not_refused(files):
     """6e-4 from float64 in ONNX Runtime and in torch alike, where 3e-5 was allowed."""
-    module, batch = network(NETWORKS[0])
-    report = verify(exported(module, batch, tmp_path / "m.onnx"), module, batch)
-    numbers = report["parity"].numbers
+    numbers = verify(*files(NETWORKS[0]))["parity"].numbers
     assert numbers["own_rounding"] > 1e-4
     assert max(numbers["errors"].values()) <= numbers["tolerance"] < 0.1
 

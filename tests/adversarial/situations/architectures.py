@@ -239,7 +239,6 @@ SITUATIONS = {
         3,
         {"conv": "single row"},
         says=("but its trace does not",),
-        default=True,
     ),
     "waves": Situation(Waves, features(160), 9),
     "two_towers": Situation(
@@ -247,7 +246,6 @@ SITUATIONS = {
         together(features(3, 8, 8, name="pixel_values"), tokens(WORDS, 6)),
         4,
         says=("a value for each pair of examples",),
-        default=True,
     ),
     "encoder_decoder": Situation(
         EncoderDecoder, together(tokens(WORDS, 9), tokens(WORDS, 5, "decoder_input_ids")), 5

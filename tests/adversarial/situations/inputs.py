@@ -133,7 +133,7 @@ SITUATIONS = {
     "positional_only": one(PositionalOnly, layers=0, refused="x"),
     "optional_left_out": one(Optional),
     "optional_given_in_part": two(Optional),
-    "unused_input": Situation(Unused, together(x, tokens(9, 5, "labels")), layers=2, default=True),
+    "unused_input": Situation(Unused, together(x, tokens(9, 5, "labels")), layers=2),
     "inputs_in_another_order": two(OrderOther),
     "input_changed_in_place": one(ChangesInput, default=True),
     "names_of_other_things": Situation(

@@ -157,8 +157,7 @@ SITUATIONS = {
     "lstm_cell": _row(lambda: nn.LSTMCell(HIDDEN, HIDDEN), cell, left=RECURRENT),
     "transposed_1d": on_line(lambda: nn.ConvTranspose1d(HIDDEN, HIDDEN, 3, 2), left=NONE),
     "transposed_2d": on_grid(lambda: nn.ConvTranspose2d(HIDDEN, HIDDEN, 2, 2), left=NONE),
-    "conv3d": _row(lambda: nn.Conv3d(HIDDEN, HIDDEN, (1, 2, 2)), volume, length=6, left=NONE,
-                   default=True),
+    "conv3d": _row(lambda: nn.Conv3d(HIDDEN, HIDDEN, (1, 2, 2)), volume, length=6, left=NONE),
     "conv1d": on_line(lambda: nn.Conv1d(HIDDEN, HIDDEN, 3), layers=3),
     "conv1d_dilated_grouped": on_line(
         lambda: nn.Conv1d(HIDDEN, HIDDEN, 2, dilation=3, groups=2, padding=2), layers=3,
@@ -197,7 +196,7 @@ SITUATIONS = {
         lambda: nn.MultiheadAttention(HIDDEN, 4, batch_first=True),
         lambda m, h: m(h, h, h)[0].mean(1), length=6, layers=6,
     ),
-    "encoder": _row(transformer, lambda m, h: m(h).mean(1), length=6, layers=14, default=True),
+    "encoder": _row(transformer, lambda m, h: m(h).mean(1), length=6, layers=14),
     "batch_norms": Situation(BatchNormed, features(3, 7, 7), 3),
     "embedding_bag": Situation(
         Bags, tokens(60, 9), 1, {"bag": "calls no linear layer"}, default=True

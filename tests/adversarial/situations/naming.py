@@ -101,7 +101,7 @@ SITUATIONS = {
     "names_that_are_keywords": Situation(lambda: Listed("in", "class", "None", "def"), x, 4),
     "names_in_quotes": Situation(lambda: Listed('a"b', "c'd", "e\\", "f#g"), x, 4),
     "names_of_factors": Situation(lambda: Listed("U", "V", "first", "second", "factors"), x, 5),
-    "children_weight_and_bias": Situation(Weighted, x, 2, default=True),
+    "children_weight_and_bias": Situation(Weighted, x, 2),
     "module_dict": Situation(Dictionary, x, 3),
     "deeply_nested": Situation(lambda: deep(60), given, 2),
     "many_layers": Situation(lambda: many(200), features(8, name="input"), 201),

@@ -59,11 +59,11 @@ def _row(
 
 
 SITUATIONS = {
-    "bare_tensor": _row(lambda x, h, y: y, default=True),
+    "bare_tensor": _row(lambda x, h, y: y),
     "dict_output": _row(lambda x, h, y: {"y": y, "h": h}),
     "ordered_dict": _row(lambda x, h, y: OrderedDict(z=y, a=h)),
     "list_output": _row(lambda x, h, y: [y, h]),
-    "tuple_with_none": _row(lambda x, h, y: (None, y, None, h), default=True),
+    "tuple_with_none": _row(lambda x, h, y: (None, y, None, h)),
     "nested_output": _row(
         lambda x, h, y: {"y": y, "aux": {"h": [h, h * 2], "none": None}, "x": (x, ())},
         default=True,

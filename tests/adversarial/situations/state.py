@@ -185,7 +185,7 @@ SITUATIONS = {
     "slight_noise": one(SlightlyNoisy, layers=0, refused=CHANCE),
     "drops_always": one(AlwaysDropping, layers=0, refused=CHANCE),
     "samples": one(Sampled, layers=0, refused=CHANCE),
-    "dropout": one(Dropout, default=True),
+    "dropout": one(Dropout),
     "other_in_training": one(OnlyInTraining, left={"auxiliary": "never"}),
     "branches_by_values": one(Branching, layers=0, refused="data-dependent"),
     "branches_by_numbers": one(BranchOfNumbers, layers=0, refused="cannot be traced"),
