@@ -162,22 +162,20 @@ def test_the_module_computes_what_its_dense_weight_would(structure_type: str, ca
 
 
 @every_pair
-@pytest.mark.parametrize("trainable", [True, False], ids=["trainable", "frozen"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_dtype_device_mode_and_need_of_gradients_are_kept(
-    structure_type: str, case: Case, dtype: torch.dtype, *, trainable: bool
-) -> None:
-    host = case.host(dtype)
-    for name, parameter in host.named_parameters():
-        # A bias that trains beside a frozen weight, and the other way round
-        parameter.requires_grad_(trainable != name.endswith("bias"))
-    built = _installed(host, _sizes(structure_type, host)[0])
-    assert not any(m.training for m in built.modules())
-    for name, parameter in built.named_parameters():
-        assert parameter.dtype is dtype
-        assert parameter.device == next(host.parameters()).device
-        assert parameter.requires_grad == (trainable != name.endswith("bias")), name
-    assert built(case.inputs(dtype)).dtype is dtype
+def test_dtype_device_mode_and_need_of_gradients_are_kept(structure_type: str, case: Case) -> None:
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    for dtype, trainable in itertools.product(dtypes, (True, False)):
+        host = case.host(dtype)
+        for name, parameter in host.named_parameters():
+            # A bias that trains beside a frozen weight, and the other way round
+            parameter.requires_grad_(trainable != name.endswith("bias"))
+        built = _installed(host, _sizes(structure_type, host)[0])
+        assert not any(m.training for m in built.modules())
+        for name, parameter in built.named_parameters():
+            assert parameter.dtype is dtype
+            assert parameter.device == next(host.parameters()).device
+            assert parameter.requires_grad == (trainable != name.endswith("bias")), name
+        assert built(case.inputs(dtype)).dtype is dtype
 
 
 @every_pair
@@ -338,21 +336,18 @@ def test_constant_weights_are_fitted_exactly(weight: Tensor) -> None:
 
 @every_kind
 @every_metric
-@pytest.mark.parametrize("examples", [40, 2], ids=["many examples", "two examples"])
-@pytest.mark.parametrize("centred", [False, True], ids=["", "centred"])
-def test_low_rank_loses_the_tail_of_the_spectrum(
-    case: Case, metric: str, examples: int, *, centred: bool
-) -> None:
+def test_low_rank_loses_the_tail_of_the_spectrum(case: Case, metric: str) -> None:
     host = case.host()
     spec, weight = _spec(host), weight_matrix(host.layer)
-    moments = random_moments(spec, examples=examples)
-    whitening = METRICS[metric].whitening(moments, centred=centred)
-    curve = loss_curve(torch.linalg.svdvals(whitening.whiten(weight)).square().sum(0).sqrt())
-    for structure in SIZES["low_rank"](spec):
-        assert isinstance(structure, LowRank)
-        dense = structure.dense(structure.fit(weight, whitening, spec), spec)
-        loss = float(whitening.loss(weight - dense))
-        assert abs(loss - float(curve[structure.rank])) <= LOSS_TOLERANCE * float(curve[0])
+    for examples, centred in itertools.product((40, 2), (False, True)):
+        moments = random_moments(spec, examples=examples)
+        whitening = METRICS[metric].whitening(moments, centred=centred)
+        curve = loss_curve(torch.linalg.svdvals(whitening.whiten(weight)).square().sum(0).sqrt())
+        for structure in SIZES["low_rank"](spec):
+            assert isinstance(structure, LowRank)
+            dense = structure.dense(structure.fit(weight, whitening, spec), spec)
+            loss = float(whitening.loss(weight - dense))
+            assert abs(loss - float(curve[structure.rank])) <= LOSS_TOLERANCE * float(curve[0])
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
