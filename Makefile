@@ -6,7 +6,7 @@ OUT ?= demo-out
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test slow check bench unseen clean
+.PHONY: demo test slow exhaustive check bench unseen clean
 
 # torch first and alone: the release that constraints.txt names has a CPU build where one is at
 # hand, and nothing later asks for another.
@@ -30,6 +30,13 @@ test: $(VENV)/installed
 
 slow: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not gpu" --timeout 1800 --numprocesses auto --dist worksteal
+
+# The slow tests with every kill, architecture, wrong weight and thousands of damaged inputs; hours.
+exhaustive: export LRCOMPRESS_KILLS = 225
+exhaustive: export LRCOMPRESS_FUZZ = 2000
+exhaustive: export LRCOMPRESS_ARCHITECTURES = 1
+exhaustive: export LRCOMPRESS_MUTANTS = 1000000
+exhaustive: slow
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .
