@@ -181,7 +181,7 @@ def test_every_change_of_a_tiny_bert(precision, berts, tmp_path: Path):
     path, module, batch = berts(precision)
     model = ir.load(path)
     made = [m for m in structural(model) if not equivalent(m[0], model)]
-    found = missed(path, module, batch, spread(made, 200), tmp_path)
+    found = missed(path, module, batch, spread(made, 100), tmp_path)
     assert found == []
 
 

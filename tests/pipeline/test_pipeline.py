@@ -256,7 +256,8 @@ def in_child(output, dies_at):
     os._exit(0)
 
 count = 0
-for number, output in enumerate(sys.argv[1:], 1):
+for output in sys.argv[1:]:
+    number = int(Path(output).name)
     print(number, os.WIFSIGNALED(in_child(output, number)), in_child(output, -1), flush=True)
 """
 
@@ -265,7 +266,7 @@ for number, output in enumerate(sys.argv[1:], 1):
 def test_a_run_killed_at_any_write_resumes_to_the_same_bits(
     unbroken: tuple[Path, RunResult], tmp_path: Path
 ) -> None:
-    numbers = range(1, 14)
+    numbers = range(1, 14)[:: 1 if KILLS >= 13 else 3]
     outputs = [tmp_path / str(number) for number in numbers]
     command = [sys.executable, "-c", DYING, *map(str, outputs)]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=True)

@@ -108,7 +108,7 @@ def test_plans_with_structures_are_carried_out_too(tmp_path: Path) -> None:
         Blast(9, 3, 5),
         *(
             pytest.param(size, marks=pytest.mark.slow)
-            for size in (Blast(8, 4), BlockDiagonal(5, 4), Kronecker(3))
+            for size in (Blast(8, 2), BlockDiagonal(5, 4), Kronecker(3))
         ),
         Monarch(2, 8),
         Interpolative(16),

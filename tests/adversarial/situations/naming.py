@@ -104,7 +104,7 @@ SITUATIONS = {
     "children_weight_and_bias": Situation(Weighted, x, 2),
     "module_dict": Situation(Dictionary, x, 3),
     "deeply_nested": Situation(lambda: deep(60), given, 2),
-    "many_layers": Situation(lambda: many(200), features(8, name="input"), 201),
+    "many_layers": Situation(lambda: many(100), features(8, name="input"), 101),
     "single_layer": Situation(lambda: nn.Sequential(nn.Linear(WIDTH, OUT)), given, 1),
     "nothing_but_a_layer": Situation(lambda: nn.Linear(WIDTH, OUT), given, refused="single layer"),
     "own_sequential": Situation(
