@@ -58,7 +58,7 @@ def compress(output: Path, budget: str = "60%") -> RunResult:
     return run(RunOptions(SOURCE, FolderOptions(output, report=False), Budget.parse(budget)))
 
 
-@pytest.mark.parametrize("budget", ["60%", "bytes=36kB"])
+@pytest.mark.parametrize("budget", [pytest.param("60%", marks=pytest.mark.slow), "bytes=36kB"])
 def test_a_run_with_a_small_tmpdir_says_so_and_resumes(
     budget: str, small_tmpdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,10 @@ from .ill_conditioned import NETWORKS, network
 from .mutants import scaled
 
 NAMES = [make.__name__ for make in NETWORKS]
+EVERY = [  # every other one in the fast tests
+    pytest.param(make, id=make.__name__, marks=pytest.mark.slow if place % 2 else ())
+    for place, make in enumerate(NETWORKS)
+]
 
 
 def exported(module: nn.Module, batch: dict[str, Tensor], path: Path) -> Path:
@@ -38,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory):
     return file
 
 
-@pytest.mark.parametrize("make", NETWORKS, ids=NAMES)
+@pytest.mark.parametrize("make", EVERY)
 def test_a_sound_network_of_ill_condition_passes(make, files):
     report = verify(*files(make))
     assert report.ok, report.failed
@@ -56,7 +60,7 @@ def test_whatever_its_weights(make, tmp_path: Path):
         assert report.ok, (seed, report.failed)
 
 
-@pytest.mark.parametrize("make", NETWORKS, ids=NAMES)
+@pytest.mark.parametrize("make", EVERY)
 def test_an_error_in_one_of_its_weights_is_found(make, files):
     path, module, batch = files(make)
     made = [m for m in weight_mutants(path, 1e-3) if m[0].startswith("layers.")][:6]

@@ -64,7 +64,7 @@ for _place, _name in enumerate(GATES):
     setattr(Data, f"case{_place}", staticmethod(lambda name=_name: _batches(name)))
 
 
-FAST = ("bool", "negative")
+FAST = ("negative",)
 PLACES = [
     pytest.param(place, id=name, marks=() if name in FAST else pytest.mark.slow)
     for place, name in enumerate(GATES)

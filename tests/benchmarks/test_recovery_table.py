@@ -1,4 +1,4 @@
-"""The table of docs/tuning.md has every optimiser, adapter and regulariser, with measured figures."""
+"""docs/tuning.md has a row for every optimiser, adapter and regulariser, with measured figures."""
 
 from __future__ import annotations
 
