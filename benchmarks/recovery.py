@@ -60,7 +60,7 @@ CASES: dict[str, Case] = {
     "gpt-uniform": Case(text_gpt_with_lessons, 0.4, "uniform", "input-weighted", few=True),
     "minilm": Case(minilm_with_lessons, 0.5),
     "minilm-auto": Case(minilm_with_lessons, 0.5, structures=AUTO, refit=True),
-    "vit": Case(lambda: fashion("fashion_vit"), 0.3, text=False),
+    "vit": Case(lambda: fashion("fashion_vit"), 0.1, text=False),
     "cnn": Case(lambda: fashion("fashion_cnn"), 0.3, text=False),
 }
 
@@ -80,7 +80,20 @@ RECIPES = (
     Recipe("distill, no token noise", TuneOptions(token_noise=False)),
     Recipe("distill, LoRA-RITE", TuneOptions(optimiser="lora-rite")),
     Recipe("distill, LoRA+", TuneOptions(optimiser="lora-plus")),
+    Recipe("distill, GaLore", TuneOptions(optimiser="galore")),
+    Recipe("distill, subspace", TuneOptions(optimiser="subspace")),
     Recipe("distill, LoRA rank 8", TuneOptions(adapter="lora")),
+    Recipe("distill, LoRA rank 8 on layers", TuneOptions(adapter="lora", adapter_place="layer")),
+    Recipe("distill, rsLoRA rank 8", TuneOptions(adapter="rslora")),
+    Recipe("distill, DoRA rank 8", TuneOptions(adapter="dora")),
+    Recipe("distill, PiSSA rank 8", TuneOptions(adapter="pissa")),
+    Recipe("distill, OLoRA rank 8", TuneOptions(adapter="olora")),
+    Recipe("distill, AdaLoRA rank 8", TuneOptions(adapter="adalora")),
+    Recipe("distill, Deep LoRA rank 8", TuneOptions(adapter="deep-lora")),
+    Recipe("distill, first block unchanged", TuneOptions(adapter="lora", skip_first=1)),
+    Recipe("distill, factor norm", TuneOptions(regularisers=("factor-norm",))),
+    Recipe("distill, rank dropout", TuneOptions(regularisers=("rank-dropout",))),
+    Recipe("distill, nested rank dropout", TuneOptions(regularisers=("nested-rank-dropout",))),
     Recipe("next token", TuneOptions(objective="clm"), language_models_only=True),
 )
 
@@ -222,7 +235,7 @@ def _row(
         command=this_command(),
     )
     print(
-        f"{recipe:26s} {row.steps:5d} steps {data:5s} {row.recovered:7.1%} of the gap  "
+        f"{recipe:30s} {row.steps:5d} steps {data:5s} {row.recovered:7.1%} of the gap  "
         f"{subject.headline} {scores[subject.headline]:.4f}  held out {report.start:.4g} → "
         f"{report.end:.4g}  rate {row.learning_rate:g}, {row.restarts} restarts, {seconds:.0f} s",
         flush=True,
