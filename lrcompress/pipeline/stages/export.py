@@ -97,16 +97,19 @@ def export_model(
 
 
 def known_graph(context: RunContext) -> tuple[ExportFacts, tuple[CheckReport, ...]] | None:
-    """Return the facts and checks of a graph of the current weights that the folder has."""
-    record, exported = context.folder.record(EXPORT.name), EXPORT.recorded(context.folder)
-    if record is None or exported is None or not EXPORT.is_finished(context, record.key):
+    """Return the facts and checks of a verified graph of the current weights in the folder.
+
+    Another graph is forgotten, and so removed at the end of the run: it was never verified, or it
+    failed.
+    """
+    folder = context.folder
+    record, verified = folder.record(EXPORT.name), VERIFY.recorded(folder)
+    if record is None or verified is None or not EXPORT.is_finished(context, record.key):
+        folder.begin(EXPORT.name)
         return None
-    verified = VERIFY.recorded(context.folder)
-    context.clock.reused(EXPORT.name)
-    if verified is None:
-        return exported, ()
-    context.clock.reused(VERIFY.name)
-    return exported, verified.checks
+    for stage in (EXPORT, VERIFY):
+        context.clock.reused(stage.name)
+    return folder.facts(EXPORT.name, ExportFacts), verified.checks
 
 
 def verify_model(
