@@ -63,7 +63,7 @@ class _Written:
 
 @dataclass(frozen=True, eq=False)
 class OriginTrace:
-    """Where `note` watches a run of a network, `origin` then returns the origin of an output."""
+    """The origins of the tensors of a run, noted by `note`; `origin` returns that of an output."""
 
     _written: dict[int, _Written] = field(default_factory=dict)  # by the address of the memory
 

@@ -25,7 +25,7 @@ from lrcompress.messages import label
 
 # Twice the unit roundoff: the rounding of the file, and that of the computation of the value
 ROUNDING: Mapping[str, float] = {"fp32": 2.0**-23, "fp16": 2.0**-10, "bf16": 2.0**-7}
-# By the dtype in onnx_ir's naming, in lower case
+# The keys are onnx_ir's names of dtypes, in lower case
 PRECISIONS = {"float": "fp32", "double": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 _SMALLEST = {"fp32": 2.0**-126, "fp16": 1.01e-7, "bf16": 2.0**-126}  # below: flushed to zero
 _NEAR = 0.1  # of the tensor's scale: tensors that differ by more are unrelated

@@ -15,9 +15,10 @@ from lrcompress.tuning.adapters.targets import Site
 # Why a factor cannot be adapted by a method, and is trained itself; empty where it can.
 Obstacle = Callable[[Site, AdapterOptions], str]
 
-# Of a matrix W (groups, m, n), a rank r and a scaling: B (groups, m, r) and A (groups, r, n).
-# W - scaling B A is frozen, so that the sum is W. PEFT's own versions support nn.Linear only: they
-# reject convolutions and silently start an embedding's adapter at zero. These work in float64.
+# Takes a matrix W (groups, m, n), a rank r and a scaling; returns B (groups, m, r) and A
+# (groups, r, n). W - scaling B A is frozen, so that the sum is W. PEFT's own versions support
+# nn.Linear only: they reject convolutions and silently start an embedding's adapter at zero.
+# These work in float64.
 Start = Callable[[Tensor, int, float], tuple[Tensor, Tensor]]
 
 
