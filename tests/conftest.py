@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -27,3 +29,10 @@ def _no_wait_for_the_disk() -> Iterator[None]:
     os.fsync = lambda descriptor: None
     yield
     os.fsync = original
+
+
+@pytest.fixture(scope="module")
+def in_tests_folder() -> Iterator[None]:
+    """A factory like `small_network:build` is found in the current directory, as for a user."""
+    with chdir(Path(__file__).parent):
+        yield

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +23,7 @@ class Answer:
         """The error line; there is exactly one, and it is the last."""
         lines = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
         assert lines == self.stderr.splitlines()[-1:], self.stderr
+        assert "Traceback" not in self.stderr
         return lines[0]
 
 
@@ -33,13 +31,3 @@ def lrcompress(*arguments: str | Path, answer: str = "") -> Answer:
     """answer: what stands on stdin, should anything read it."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], input=answer)
     return Answer(result.exit_code, result.stdout, result.stderr)
-
-
-@contextmanager
-def inside(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from adversarial.commands import inside
 from lrcompress import atomic
 from lrcompress.errors import LrcompressError, ModelError
 from lrcompress.export import bench
@@ -29,7 +29,7 @@ SOURCE = SourceOptions("small_network:build", data="small_network:batches")
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("finished") / "out"
-    with inside(TESTS):
+    with chdir(TESTS):
         compress(output)
     return output
 

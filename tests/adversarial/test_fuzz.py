@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 
-from adversarial.commands import TESTS, inside
+from adversarial.commands import TESTS
 from adversarial.fuzzing.formats import FORMATS, SLOW
 from adversarial.fuzzing.materials import make
 from adversarial.fuzzing.runner import inputs, run_all, warm_up
@@ -29,7 +30,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(materials: Path, first: int, count: int) -> Counter[int]:
     """Exit codes of the inputs; fails with each that ended otherwise than documented."""
-    with inside(TESTS), pytest.MonkeyPatch.context() as patch:
+    with chdir(TESTS), pytest.MonkeyPatch.context() as patch:
         patch.setattr(factory, "_named", set(factory._named))  # consent for these runs alone
         warm_up(materials)
         results = list(run_all(list(inputs(first, count)), materials))
@@ -54,7 +55,7 @@ def test_many_damaged_inputs(shard: int, materials: Path) -> None:
 
 
 def test_an_input_can_be_made_again(materials: Path) -> None:
-    with inside(TESTS):
+    with chdir(TESTS):
         chosen = list(inputs(0, len(FORMATS) - len(SLOW)))[::7]
         one, other = (list(run_all(chosen, materials)) for _ in range(2))
     assert [(r.format, r.code, r.fault) for r in one] == [

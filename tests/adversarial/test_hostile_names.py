@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from adversarial import hostile_names
-from adversarial.commands import TESTS, Answer, inside, lrcompress
+from adversarial.commands import Answer, lrcompress
 from adversarial.hostile_names import DIRECTION, ESCAPES, LINES, MARKUP, OTHER, OUTPUTS, PAGE
 from lrcompress.messages import INVISIBLE, label, one_line, printable, printable_lines
 from lrcompress_cli.main import main
@@ -29,6 +29,7 @@ from lrcompress_cli.progress import TerminalProgress
 
 MODEL, WORSE = "adversarial.hostile_names:build", "adversarial.hostile_names:build_worse"
 DATA = ("--data", "adversarial.hostile_names:batches")
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
 ALL = (*OUTPUTS, OTHER)
 
@@ -43,12 +44,6 @@ def check(answer: Answer) -> Answer:
         assert not re.match(r"(\s*│?\s*)✓ budget +everything is fine", line), "a line was drawn"
     assert answer.code != 1, answer.stderr
     return answer
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    with inside(TESTS):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from adversarial.commands import TESTS, inside, lrcompress
+from adversarial.commands import TESTS, lrcompress
 from lrcompress.errors import DataError, LrcompressError, ModelError
 from lrcompress.sources import lines, text
 from lrcompress.sources.data import load_batches, load_data
@@ -243,7 +244,7 @@ def test_booleans_are_data_like_any_other(tmp_path: Path) -> None:
     """They ended with a traceback."""
     path = tmp_path / "x.safetensors"
     save_file({"x": torch.ones(16, 24, dtype=torch.bool)}, path)
-    with inside(TESTS):
+    with chdir(TESTS):
         options = ("--data", path, "--no-report", "-o", tmp_path / "out")
         answer = lrcompress("profile", "small_network:build", *options)
     assert answer.code == 7

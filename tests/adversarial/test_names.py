@@ -4,8 +4,6 @@ any work."""
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, r
 from lrcompress.planning.budget import Budget
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 NAMES = {
     "long": "a" * 150,
     "longer_by_its_end": "b" * 200,
@@ -60,14 +59,6 @@ def __getattr__(name: str) -> object:
     if not name.startswith("build_") or found is None:
         raise AttributeError(name)
     return lambda: Named(found)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(TESTS)
-    yield
-    os.chdir(before)
 
 
 def source(key: str) -> SourceOptions:

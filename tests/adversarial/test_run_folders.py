@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,8 @@ from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, r
 from lrcompress.planning.budget import Budget
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 SOURCE = SourceOptions("small_network:build", data="small_network:batches")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(TESTS)
-    yield
-    os.chdir(before)
 
 
 def compress(output: Path, **changes: Any) -> Any:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import small_network
 import tiny_models
 
 import lrcompress as library
-from adversarial.commands import TESTS, inside, lrcompress
+from adversarial.commands import TESTS, lrcompress
 from lrcompress.errors import ModelError
 from lrcompress.sources import factory
 
@@ -201,7 +202,7 @@ def test_trusted_code_runs_and_goes_with_the_run(
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run = tmp_path_factory.mktemp("runs") / "finished"
     model, data = "small_network:build", "small_network:batches"
-    with inside(TESTS):
+    with chdir(TESTS):
         answer = lrcompress(
             "compress", model, "--data", data, "--budget", "60%", "--rounds", "0", "-o", run
         )

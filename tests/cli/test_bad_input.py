@@ -11,40 +11,19 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import small_network
 import torch
-from click.testing import CliRunner
+from adversarial.commands import Answer, lrcompress
 from safetensors.torch import load_file, save_file
 
 from lrcompress.pipeline.stages import load as loading
-from lrcompress_cli.main import main
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 MODEL, DATA = "small_network:build", "small_network:batches"
-
-
-@dataclass(frozen=True)
-class Answer:
-    code: int
-    stdout: str
-    stderr: str
-
-    @property
-    def error(self) -> str:
-        """The error line; there is exactly one, and it is the last."""
-        lines = [line for line in self.stderr.splitlines() if line.startswith("error: ")]
-        assert lines == self.stderr.splitlines()[-1:], self.stderr
-        assert "Traceback" not in self.stderr
-        return lines[0]
-
-
-def lrcompress(*arguments: str | Path) -> Answer:
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    return Answer(result.exit_code, result.stdout, result.stderr)
 
 
 @contextmanager
@@ -93,14 +72,6 @@ def in_process(
 
 def temporaries(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob("*") if path.name.endswith(".part")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(TESTS)
-    yield
-    os.chdir(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
@@ -443,15 +442,7 @@ def batches() -> list[dict[str, Tensor]]:
     return [{"pixels": torch.randn(6, 3, 16, 16, generator=generator)} for _ in range(3)]
 
 
-@pytest.fixture
-def _here() -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(Path(__file__).parents[1])
-    yield
-    os.chdir(before)
-
-
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("in_tests_folder")
 def test_a_run_converts_and_loads_again(tmp_path: Path) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, is_made_from, run
     from lrcompress.planning.budget import Budget
@@ -473,7 +464,7 @@ def test_a_run_converts_and_loads_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("in_tests_folder")
 def test_a_run_converts_exports_and_loads_again(tmp_path: Path) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, is_made_from, run
     from lrcompress.pipeline.options import TuneRequest, TuneRunOptions
@@ -536,7 +527,7 @@ def sequences() -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("to_onnx", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.usefixtures("_here")
+@pytest.mark.usefixtures("in_tests_folder")
 def test_what_share_stays_and_why_is_said_everywhere(tmp_path: Path, *, to_onnx: bool) -> None:
     from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, run_profile
     from lrcompress.planning.budget import Budget

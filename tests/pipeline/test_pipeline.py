@@ -6,7 +6,6 @@ equal parts of the run (default 4).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -15,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_files import copied, digests, reused
 
 import lrcompress
 from lrcompress.errors import DataError, ExportError, LrcompressError, ModelError, PlanError
@@ -44,6 +44,7 @@ from lrcompress.pipeline.lock import LOCK_NAME, locked
 from lrcompress.planning.budget import Budget
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 KILLS = int(os.environ.get("LRCOMPRESS_KILLS", "4"))
 SOURCE = SourceOptions("small_network:build", data="small_network:batches")
 STAGES = ["load", "profile", "plan", "compress", "export", "verify"]
@@ -58,28 +59,6 @@ def options(output: Path, budget: str | None = "60%", **changes: Any) -> RunOpti
     return RunOptions(**{**fields, **changes})
 
 
-def digests(root: Path) -> dict[str, str]:
-    """sha256 of every file but the report, which holds seconds."""
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name not in ("report.json", "report.html")
-    }
-
-
-def reused(result: RunResult) -> list[str]:
-    return [stage.name for stage in result.report.stages if stage.reused]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    """The factory is found in the current directory, as for a user."""
-    before = Path.cwd()
-    os.chdir(TESTS)
-    yield
-    os.chdir(before)
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunResult]:
     output = tmp_path_factory.mktemp("runs") / "unbroken"
@@ -91,11 +70,6 @@ def without_graph(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunRe
     """The same run before its export, which takes most of the time of a small network's run."""
     output = tmp_path_factory.mktemp("runs") / "without-graph"
     return output, run(options(output, to_onnx=False))
-
-
-def copied(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target
 
 
 # ---- what a run is --------------------------------------------------------------------------
@@ -736,6 +710,23 @@ def test_a_verified_graph_of_the_same_weights_stays_without_the_export(
     assert [stage.name for stage in report.stages if stage.reused] == STAGES[1:]
     (output / "model.onnx").unlink()
     assert not run(options(output, to_onnx=False)).report.verified
+
+
+def test_a_graph_that_failed_does_not_stay_without_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lrcompress.export.verify.result import BudgetFacts
+    from lrcompress.pipeline.stages import export as exporting
+
+    output = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "budget_facts", lambda _: BudgetFacts(params=1))
+        assert not run(options(output)).report.verified
+    assert (output / "model.onnx").exists()
+    report = run(options(output, to_onnx=False)).report
+    assert not (output / "model.onnx").exists()
+    assert NO_GRAPH in report.warnings
+    assert not report.verified
 
 
 @pytest.mark.parametrize("needs", [{"pt2": True}, {"drop_moments": True}])

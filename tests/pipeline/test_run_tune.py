@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from run_files import copied, digests, reused
 from torch import Tensor, nn
 
 import lrcompress
@@ -49,6 +47,7 @@ from lrcompress_cli.options.tune import (
 )
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 SOURCE = SourceOptions("tuning_subject:build", data="tuning_subject:batches")
 DATA = SourceOptions("", data="tuning_subject:batches")
 REQUEST = TuneRequest(TuneOptions(steps=20))
@@ -75,19 +74,6 @@ def alone(output: Path, request: TuneRequest = REQUEST, **changes: Any) -> TuneR
     return TuneRunOptions(**{**fields, **changes})
 
 
-def digests(root: Path) -> dict[str, str]:
-    """sha256 of every file but the report, which holds seconds."""
-    return {
-        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name not in ("report.json", "report.html")
-    }
-
-
-def reused(result: RunResult) -> list[str]:
-    return [stage.name for stage in result.report.stages if stage.reused]
-
-
 def weights(root: Path) -> Mapping[str, Tensor]:
     return lrcompress.load(root).state_dict()
 
@@ -97,15 +83,6 @@ def squared(module: nn.Module, batch: Batch) -> Tensor:
     scores = call(module, batch)
     assert isinstance(scores, Tensor)
     return scores.square().mean()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    """The factory is found in the current directory, as for a user."""
-    before = Path.cwd()
-    os.chdir(TESTS)
-    yield
-    os.chdir(before)
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +108,6 @@ def tuned_later(
     output = copied(plain, tmp_path_factory.mktemp("runs") / "tuned-later")
     result = run_tune(alone(output))
     return output, result, digests(output)
-
-
-def copied(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target)
-    return target
 
 
 # ---- in a run -------------------------------------------------------------------------------
@@ -259,6 +231,13 @@ class Stopped(Exception):
     pass
 
 
+def resumes(output: Path, *, whole: bool) -> Callable[[], RunResult]:
+    """The command that was stopped: a whole run, before its export, or a tuning on its own."""
+    if whole:
+        return lambda: run(options(output, to_onnx=False))
+    return lambda: run_tune(alone(output))
+
+
 def names(*, whole: bool) -> tuple[str, ...]:
     """The files to compare: a whole run is stopped before its export, a tuning makes its graph."""
     weights = ("model.safetensors", "lrcompress.json")
@@ -282,16 +261,11 @@ def test_a_stopped_tuning_is_resumed_to_the_same_bits(
         if kind == "tuning":
             raise Stopped
 
-    again = (
-        (lambda: run(options(output, to_onnx=False)))
-        if whole
-        else (lambda: run_tune(alone(output)))
-    )
+    again = resumes(output, whole=whole)
     monkeypatch.setattr(CheckpointFolder, "put", stop)
     with pytest.raises(Stopped):
         again()
     monkeypatch.undo()
-    os.chdir(TESTS)
     assert list((output / "work").rglob("tuning.safetensors"))
     again()
     assert not (output / "work").exists()
@@ -318,16 +292,11 @@ def test_a_stop_between_the_weights_and_the_books_is_resumed_to_the_same_bits(
             raise Stopped
         finish(self, stage, *rest, **forget)
 
-    again = (
-        (lambda: run(options(output, to_onnx=False)))
-        if whole
-        else (lambda: run_tune(alone(output)))
-    )
+    again = resumes(output, whole=whole)
     monkeypatch.setattr(RunFolder, "finish", stop)
     with pytest.raises(Stopped):
         again()
     monkeypatch.undo()
-    os.chdir(TESTS)
     again()
     for name in names(whole=whole):
         assert digests(output)[name] == digests(tuned[0])[name]
@@ -359,7 +328,6 @@ def test_a_stop_between_the_weights_and_their_record_is_resumed_to_the_same_bits
     with pytest.raises(Stopped):
         run_tune(alone(output))
     monkeypatch.undo()
-    os.chdir(TESTS)
     name = "model.safetensors"
     assert digests(output)[name] == digests(plain if writes == 1 else tuned[0])[name]
     run_tune(alone(output))

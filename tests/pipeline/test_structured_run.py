@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,16 +30,8 @@ from lrcompress.structures import (
 from lrcompress.structures.serial import structure_to_json
 
 TESTS = Path(__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 EXPLORED = ("low_rank", "interpolative", "blast", "monarch", "block_diagonal")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _here() -> Iterator[None]:
-    """The factory is found in the current directory, as for a user."""
-    before = Path.cwd()
-    os.chdir(TESTS)
-    yield
-    os.chdir(before)
 
 
 def options(output: Path, budget: str = "50%", rounds: int = 0) -> RunOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from adversarial.commands import TESTS, inside, lrcompress
+from adversarial.commands import TESTS, lrcompress
 from lrcompress.planning.latency import LatencyTable, Measurement, table_to_json
 
 FACTORY, BATCHES = "small_network:build", "small_network:batches"
@@ -49,7 +50,7 @@ def make(root: Path) -> None:
 def _run(root: Path) -> None:
     run = root / "run"
     given = ("--data", BATCHES, "--budget", "60%", "--rounds", "0", "--no-report")
-    with inside(TESTS):
+    with chdir(TESTS):
         answer = lrcompress("compress", FACTORY, *given, "-o", run)
         assert answer.code == 0, answer.stderr
     (root / "data" / "table.json").write_text(_table())
