@@ -677,6 +677,8 @@ def test_a_run_without_its_export_has_the_same_weights_and_says_that_nothing_is_
     assert [stage.name for stage in report.stages] == STAGES[:4]
     assert not report.verified
     assert NO_GRAPH in report.warnings
+    assert report.after is not None
+    assert report.after.bytes == (output / "model.safetensors").stat().st_size
     found = digests(output)
     assert {name: digest for name, digest in found.items() if name != "stages.json"} == {
         name: digest

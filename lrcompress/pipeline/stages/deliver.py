@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from lrcompress.compression.doubts import Doubt, tuned_doubts, void_doubts
 from lrcompress.distributed import main_only
+from lrcompress.formats.run_json import WEIGHTS_NAME
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.stage import RunContext
@@ -65,12 +66,13 @@ def _doubts(made: CompressedRun) -> tuple[Doubt, ...]:
 def deliver(context: RunContext, options: RunOptions, batch: Batch, made: CompressedRun) -> Report:
     """Export, verify and report the compressed model of the folder, in one process.
 
-    Without the export, a graph of these weights from an earlier run stays. If there is none, the
-    size in the report is the one that the plan counts.
+    Without the export, a verified graph of these weights from an earlier run stays. If there is
+    none, the size in the report is that of the weights' own file.
     """
     folder, source, profile, plan = context.folder, options.source, made.profile, made.plan
     graph = _graph(context, options, batch, made) if options.to_onnx else known_graph(context)
-    nothing = ExportFacts(plan.bytes, {}, (NO_GRAPH,), options.export, pt2=False)
+    size = folder.path(WEIGHTS_NAME).stat().st_size
+    nothing = ExportFacts(size, {}, (NO_GRAPH,), options.export, pt2=False)
     exported, checks = graph or (nothing, ())
     if options.drop_moments and all(check.passed is not False for check in checks):
         profile = delete_moments(folder)

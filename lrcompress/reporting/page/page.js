@@ -82,6 +82,8 @@ function drawHead() {
     const run = report.checks.filter((check) => check.passed !== null);
     const failed = run.filter((check) => !check.passed).length;
     badge(failed ? `${failed} of ${run.length} checks failed` : `verified: ${run.length} checks passed`, failed ? "bad" : "good");
+  } else if (report.after) {
+    badge("no graph exported or verified");
   }
   if (report.doubts.length) badge(report.severe_doubts.length ? "known to be bad" : "not to be trusted", "bad");
   if (report.budget) badge(`budget ${report.budget}`);
