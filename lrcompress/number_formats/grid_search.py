@@ -1,0 +1,107 @@
+"""Search of the grid of each block: the range that rounds its weights with the least error.
+
+The full range of a block rounds the largest weight exactly and the others coarsely. So the range is
+shrunk by each of a few factors, the weights are rounded to the nearest code, and the factor with
+the least weighted squared error is kept.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lrcompress.number_formats.codes import Grid
+
+SHRINKS = 16  # factors that are tried
+SMALLEST_SHRINK = 0.4
+ROWS_AT_ONCE = 2**22  # weights searched at once, which bounds the temporary memory
+SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
+
+
+def searched_grid(
+    weight: Tensor,
+    importance: Tensor | None,
+    *,
+    bits: int,
+    block: int,
+    symmetric: bool,
+    narrow: bool,
+) -> Grid:
+    """Return the grid of `weight` (rows, columns); importance: (columns,) or (rows, columns)."""
+    rows, columns = weight.shape
+    at_once = max(1, ROWS_AT_ONCE // max(columns, 1))
+    scales, zeros = [], []
+    for start in range(0, rows, at_once):
+        part = weight[start : start + at_once].float()
+        share = importance
+        if share is not None:
+            share = share.float()
+            share = share[start : start + at_once] if share.dim() == 2 else share.expand_as(part)
+        found = _search(
+            _in_blocks(part, block),
+            None if share is None else _in_blocks(share, block),
+            bits=bits,
+            symmetric=symmetric,
+            narrow=narrow,
+        )
+        scales.append(found[0])
+        zeros.append(found[1])
+    stored = None if symmetric else torch.cat(zeros).to(torch.uint8)
+    return Grid(bits, block, torch.cat(scales), stored)
+
+
+def _in_blocks(values: Tensor, block: int) -> Tensor:
+    rows, columns = values.shape
+    padding = -columns % block
+    if padding:
+        values = torch.nn.functional.pad(values, (0, padding))
+    return values.reshape(rows, -1, block)  # (rows, blocks, block)
+
+
+def _search(
+    weight: Tensor, importance: Tensor | None, *, bits: int, symmetric: bool, narrow: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the scales and zero points of blocks: both (rows, blocks)."""
+    levels = (1 << bits) - 1
+    middle = 1 << (bits - 1)
+    least = weight.amin(-1).clamp_max(0)
+    most = weight.amax(-1).clamp_min(0)
+    best = torch.full(least.shape, torch.inf, device=weight.device)
+    scale, zero = torch.ones_like(least), torch.full_like(least, float(middle))
+    factors = torch.linspace(1.0, SMALLEST_SHRINK, SHRINKS).tolist()
+    signs = (1.0,) if narrow or not symmetric else (1.0, -1.0)
+    for factor in factors if bits < 8 else factors[:4]:
+        for sign in signs:
+            if not symmetric:
+                tried = (most - least) * (factor / levels)
+                tried = _storable(tried)
+                at = (-least * factor / tried).round().clamp(0, levels)
+            else:
+                # The middle code leaves one more level below zero than above. The larger side
+                # gets it: a negative scale turns the grid around.
+                widest = torch.maximum(most, -least)
+                full = widest / (middle - 1) if narrow else _two_sided_scale(least, most, middle)
+                tried = _storable(full * factor) * (sign if not narrow else 1.0)
+                at = zero.new_full(zero.shape, float(middle))
+            low = 1.0 if narrow else 0.0
+            codes = (weight / tried.unsqueeze(-1) + at.unsqueeze(-1)).round_().clamp_(low, levels)
+            error = (codes.sub_(at.unsqueeze(-1)).mul_(tried.unsqueeze(-1))).sub_(weight).square_()
+            if importance is not None:
+                error = error * importance
+            loss = error.sum(-1)
+            better = loss < best
+            best = torch.where(better, loss, best)
+            scale = torch.where(better, tried, scale)
+            zero = torch.where(better, at, zero)
+    return scale, zero
+
+
+def _two_sided_scale(least: Tensor, most: Tensor, middle: int) -> Tensor:
+    return torch.maximum(most, -least) / middle
+
+
+def _storable(scale: Tensor) -> Tensor:
+    """Round positive scales to float16 values, and zeros to one."""
+    stored = scale.to(torch.float16).float()
+    stored = torch.where(scale > 0, stored.clamp_min(SMALLEST_SCALE), torch.ones_like(stored))
+    return stored.clamp_max(torch.finfo(torch.float16).max)

@@ -1,0 +1,18 @@
+"""Weights of 4 bits with a zero point per block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lrcompress.number_formats.format import GridFormat
+
+
+@dataclass(frozen=True)
+class UInt4(GridFormat):
+    """4 bits per weight, one scale and one zero point per block of a row."""
+
+    type_name: ClassVar[str] = "uint4"
+    bits: ClassVar[int] = 4
+    symmetric: ClassVar[bool] = False
+    block: int = 32
