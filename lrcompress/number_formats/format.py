@@ -101,5 +101,17 @@ class GridFormat(Format):
             narrow=self.narrow,
         )
 
+    def full_range_grid(self, weight: Tensor) -> Grid:
+        """Return the grid that covers each block of `weight` (rows, columns) fully."""
+        return searched_grid(
+            weight,
+            None,
+            bits=self.bits,
+            block=self.block_of(weight.shape[1]),
+            symmetric=self.symmetric,
+            narrow=self.narrow,
+            factors=(1.0,),
+        )
+
     def __str__(self) -> str:
         return f"{self.type_name}/{self.block}" if self.block else self.type_name
