@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.metrics.root import Root
-from lrcompress.number_formats import Codes, Format, Grid, GridFormat
+from lrcompress.number_formats import CastFormat, Codes, Format, Grid, GridFormat
 from lrcompress.rounding import RoundingTask, rounded
 from lrcompress.rounding.factors import rounded_product
 from lrcompress.structures.dense import Dense
@@ -64,7 +64,8 @@ class FactorRounding:
             )
             for group in groups
         )
-        return _stacked([rounded(task) for task in tasks])
+        codes: Codes = _stacked([rounded(task) for task in tasks])
+        return codes
 
     def _low_rank(self, factors: Factors) -> Rounded:
         spec, whitening = self.task.spec, self.task.whitening
@@ -75,8 +76,8 @@ class FactorRounding:
                 self.task.weight[group].double(),
                 factors["left"][group].double(),
                 factors["right"][group].double(),
-                self.formats["left"],
-                self.formats["right"],
+                _stored_as(self.formats["left"]),
+                _stored_as(self.formats["right"]),
                 _gram(whitening.input, group),
                 _gram(whitening.output, group),
                 torch.Generator().manual_seed(SEED),
@@ -85,6 +86,11 @@ class FactorRounding:
             lefts.append(left)
             rights.append(right)
         return {"left": _stacked(lefts), "right": _stacked(rights)}
+
+
+def _stored_as(format: Format) -> GridFormat | CastFormat:
+    assert isinstance(format, GridFormat | CastFormat)
+    return format
 
 
 def _gram(root: Root, group: int) -> Tensor | None:

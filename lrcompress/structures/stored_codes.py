@@ -129,36 +129,42 @@ class StoredWeight:
     values: Tensor  # dequantised
 
 
+def _parametrised(owner: nn.Module) -> list[tuple[str, parametrize.ParametrizationList, _Stored]]:
+    """Return the parameters of one module that are stored in a number format."""
+    if not parametrize.is_parametrized(owner):
+        return []
+    held = owner.parametrizations
+    assert isinstance(held, nn.ModuleDict)
+    found = []
+    for name, entries in held.items():
+        assert isinstance(entries, parametrize.ParametrizationList)
+        stored = entries[0]
+        if isinstance(stored, _Stored):
+            found.append((name, entries, stored))
+    return found
+
+
 def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
     """Yield the parameters that are stored in a number format; a shared one once."""
     for prefix, owner in module.named_modules():
-        if not parametrize.is_parametrized(owner):
-            continue
-        for name, entries in owner.parametrizations.items():
-            stored = entries[0]
-            if isinstance(stored, _Stored):
-                full = f"{prefix}.{name}" if prefix else name
-                codes = None
-                if isinstance(stored, StoredCodes):
-                    originals = [
-                        getattr(entries, f"original{index}") for index in range(entries.ntensors)
-                    ]
-                    codes = stored.codes(*originals)
-                values = getattr(owner, name).detach()
-                yield StoredWeight(full, stored.format, stored.shape, codes, values)
+        for name, entries, stored in _parametrised(owner):
+            codes = None
+            if isinstance(stored, StoredCodes):
+                parts = [getattr(entries, f"original{i}") for i in range(entries.ntensors)]
+                codes = stored.codes(*parts)
+            yield StoredWeight(
+                name=f"{prefix}.{name}" if prefix else name,
+                format=stored.format,
+                shape=stored.shape,
+                codes=codes,
+                values=getattr(owner, name).detach(),
+            )
 
 
 def restore_plain_(module: nn.Module) -> None:
     """Replace every stored parameter by a plain one that holds the dequantised values."""
     for owner in list(module.modules()):
-        if not parametrize.is_parametrized(owner):
-            continue
-        names = [
-            name
-            for name, entries in owner.parametrizations.items()
-            if isinstance(entries[0], _Stored)
-        ]
-        for name in names:
+        for name, _, _ in _parametrised(owner):
             values = getattr(owner, name).detach()
             parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
             delattr(owner, name)

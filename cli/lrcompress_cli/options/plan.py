@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from lrcompress_cli.options.gather import FILE, gathered
 from lrcompress_cli.options.formats import formats_option
+from lrcompress_cli.options.gather import FILE, gathered
 from lrcompress_cli.options.structures import structures_option
 
 if TYPE_CHECKING:
