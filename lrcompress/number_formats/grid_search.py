@@ -7,13 +7,14 @@ the least weighted squared error is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lrcompress.number_formats.codes import Grid
 
-SHRINKS = 16  # factors that are tried
-SMALLEST_SHRINK = 0.4
+SHRINKS = tuple(torch.linspace(1.0, 0.4, 16).tolist())  # shares of the range that are tried
 ROWS_AT_ONCE = 2**22  # weights searched at once, which bounds the temporary memory
 SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 
@@ -26,8 +27,15 @@ def searched_grid(
     block: int,
     symmetric: bool,
     narrow: bool,
+    factors: Sequence[float] | None = None,
 ) -> Grid:
-    """Return the grid of `weight` (rows, columns); importance: (columns,) or (rows, columns)."""
+    """Return the grid of `weight` (rows, columns).
+
+    importance: of each squared error, (columns,) or (rows, columns). factors: shares of the range
+    to try; None: those that suit the bits.
+    """
+    if factors is None:
+        factors = SHRINKS if bits < 8 else SHRINKS[:4]
     rows, columns = weight.shape
     at_once = max(1, ROWS_AT_ONCE // max(columns, 1))
     scales, zeros = [], []
@@ -43,6 +51,7 @@ def searched_grid(
             bits=bits,
             symmetric=symmetric,
             narrow=narrow,
+            factors=factors,
         )
         scales.append(found[0])
         zeros.append(found[1])
@@ -59,7 +68,13 @@ def _in_blocks(values: Tensor, block: int) -> Tensor:
 
 
 def _search(
-    weight: Tensor, importance: Tensor | None, *, bits: int, symmetric: bool, narrow: bool
+    weight: Tensor,
+    importance: Tensor | None,
+    *,
+    bits: int,
+    symmetric: bool,
+    narrow: bool,
+    factors: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Return the scales and zero points of blocks: both (rows, blocks)."""
     levels = (1 << bits) - 1
@@ -68,9 +83,8 @@ def _search(
     most = weight.amax(-1).clamp_min(0)
     best = torch.full(least.shape, torch.inf, device=weight.device)
     scale, zero = torch.ones_like(least), torch.full_like(least, float(middle))
-    factors = torch.linspace(1.0, SMALLEST_SHRINK, SHRINKS).tolist()
     signs = (1.0,) if narrow or not symmetric else (1.0, -1.0)
-    for factor in factors if bits < 8 else factors[:4]:
+    for factor in factors:
         for sign in signs:
             if not symmetric:
                 tried = (most - least) * (factor / levels)
