@@ -22,8 +22,8 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object
 from lrcompress.layers import LayerSpec
 from lrcompress.number_formats import parse_format
-from lrcompress.planning.weight_formats import FLOAT, format_shares, inner_of, name_and_block
-from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.planning.weight_formats import FLOAT, format_shares, name_and_block
+from lrcompress.structures import Dense, LowRank, Structure, in_format
 
 SCHEMA_VERSION = 1
 SHIPPED = "latency_table.json"
@@ -68,7 +68,7 @@ class LatencyTable:
         parameters. None if nothing near was measured, and for convolutions and embeddings (not
         measured).
         """
-        inner, shares = inner_of(structure), format_shares(structure, spec)
+        inner, shares = in_format(structure)[0], format_shares(structure, spec)
         plain = isinstance(inner, Dense) and [*shares] == [FLOAT]
         if plain or spec.kind not in ("linear", "transposed_linear"):
             return None
@@ -149,7 +149,7 @@ class Latencies:
         If nothing near was measured, the ratio is that of the structure in float32, and if that
         was not measured either, the ratio of FLOPs.
         """
-        inner = inner_of(structure)
+        inner, _ = in_format(structure)
         for one in dict.fromkeys((structure, inner)):
             best = self.table.best(one, spec, provider=self.provider, rows=self.rows)
             if best is not None:

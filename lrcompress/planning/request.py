@@ -46,8 +46,8 @@ class PlanRequest:
     def latencies(self) -> Latencies | None:
         """Return the latencies for a plan; None if the plan needs none.
 
-        It needs none if the budget counts something else and low rank is the only structure: low
-        rank is never slower than the layer that it replaces at its rank.
+        It needs none if the budget counts something else, low rank is the only structure and no
+        weight is rounded: low rank is never slower than the layer that it replaces at its rank.
 
         Raises:
             DataError: the options name a latency table that cannot be read.

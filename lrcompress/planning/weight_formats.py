@@ -6,24 +6,11 @@ from math import prod
 
 from lrcompress.layers import LayerSpec
 from lrcompress.number_formats import CastFormat, Format, parse_format
-from lrcompress.structures import Structure
+from lrcompress.structures import Quantised, Structure
 
 FLOAT = "fp32"
 # Zero points cost no time in MatMulNBits: 0.98-1.03 of the format without them (ONNX Runtime 1.31)
 TIMED_AS = {"uint4": "int4", "uint2": "int2"}
-
-
-def inner_of(structure: Structure) -> Structure:
-    """Return the structure whose factors are quantised, or the structure itself."""
-    inner = getattr(structure, "structure", structure)
-    assert isinstance(inner, Structure)
-    return inner
-
-
-def formats_of(structure: Structure) -> tuple[Format, ...]:
-    """Return the formats of a structure: one for all factors, one for each, or () for floats."""
-    found: tuple[Format, ...] = getattr(structure, "formats", ())
-    return found
 
 
 def format_shares(structure: Structure, spec: LayerSpec) -> dict[str, float]:
@@ -32,16 +19,13 @@ def format_shares(structure: Structure, spec: LayerSpec) -> dict[str, float]:
     On every provider a cast format's weight is cast when the session is opened, so that it takes
     the time of fp32.
     """
-    formats, inner = formats_of(structure), inner_of(structure)
-    if not formats:
+    if not isinstance(structure, Quantised):
         return {FLOAT: 1.0}
-    if len(formats) == 1:
-        return {timed_name(formats[0]): 1.0}
-    sizes = [prod(shape) for shape in inner.factor_shapes(spec).values()]
+    sizes = {name: prod(shape) for name, shape in structure.factor_shapes(spec).items()}
     shares: dict[str, float] = {}
-    for kind, size in zip(formats, sizes, strict=True):
+    for factor, kind in structure.format_of(spec).items():
         name = timed_name(kind)
-        shares[name] = shares.get(name, 0.0) + size / max(sum(sizes), 1)
+        shares[name] = shares.get(name, 0.0) + sizes[factor] / max(sum(sizes.values()), 1)
     return shares
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from lrcompress.errors import DataError
 from lrcompress.export import timing
 from lrcompress.export.calibrate import CalibrationSettings, calibrate_latency
 from lrcompress.export.format_graphs import copies_of, input_name, layer_graph
-from lrcompress.number_formats import FORMATS, Format, parse_format
+from lrcompress.number_formats import FORMATS, parse_format
 from lrcompress.planning.latency import (
     Latencies,
     LatencyTable,
@@ -27,21 +26,13 @@ from lrcompress.planning.latency import (
     table_from_json,
     table_to_json,
 )
-from lrcompress.planning.weight_formats import format_shares, formats_of, timed_name
-from lrcompress.structures import Blast, Dense, LowRank, Structure
+from lrcompress.planning.weight_formats import format_shares, timed_name
+from lrcompress.structures import Blast, Dense, LowRank, Quantised, Structure
 from lrcompress_cli.main import main
 
 
-@dataclass(frozen=True)
-class Stored(Dense):
-    """A structure whose factors are in formats; only what latencies ask of it."""
-
-    structure: Structure = field(default_factory=Dense)
-    formats: tuple[Format, ...] = ()
-
-
 def stored(structure: Structure, *formats: str) -> Structure:
-    return Stored(structure=structure, formats=tuple(map(parse_format, formats)))
+    return Quantised(structure, tuple(map(parse_format, formats)))
 
 
 def dense_in(kind: str, ratio: float, **changes: object) -> Any:
@@ -87,7 +78,7 @@ def test_factors_in_two_formats_take_the_mean_of_their_times() -> None:
     mixed = stored(LowRank(16), "int4/32", "int8-dynamic")
     assert format_shares(mixed, SPEC) == {"int4/32": 0.5, "int8-dynamic": 0.5}
     assert ratio_of(held, mixed) == pytest.approx(0.4)
-    assert formats_of(LowRank(16)) == ()
+    assert format_shares(LowRank(16), SPEC) == {"fp32": 1.0}
 
 
 def test_a_quantised_structure_that_was_not_timed_takes_the_time_of_its_float32_factors() -> None:
