@@ -22,6 +22,7 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object
 from lrcompress.layers import LayerSpec
 from lrcompress.number_formats import parse_format
+from lrcompress.planning.network_time import NetworkTime
 from lrcompress.planning.weight_formats import FLOAT, format_shares, name_and_block
 from lrcompress.structures import Dense, LowRank, Structure, in_format
 
@@ -137,11 +138,30 @@ class LatencyTable:
 
 @dataclass(frozen=True, eq=False)
 class Latencies:
-    """A latency table with a fixed provider and number of rows."""
+    """A latency table with a fixed provider and number of rows, and the dense network's time.
+
+    Times are given as the FLOPs per example that the dense network computes in them:
+    `network_flops` in its whole time. Without a measured time, that is a layer's own FLOPs.
+    """
 
     table: LatencyTable
     provider: str
     rows: int
+    network: NetworkTime | None = None
+    network_flops: float = 0.0  # per example
+
+    def time(self, structure: Structure, spec: LayerSpec, rows_per_example: float) -> float:
+        """Return the time of a layer with a structure, in FLOPs per example."""
+        flops = Dense().flops_per_row(spec) * rows_per_example
+        dense = (
+            flops if self.network is None else self.network.share(spec.name) * self.network_flops
+        )
+        if isinstance(structure, Dense):
+            return float(round(dense))
+        if not flops:  # a lookup: the products of the structure are added to it
+            return float(round(dense + structure.flops_per_row(spec) * rows_per_example))
+        correction = 1.0 if self.network is None else self.network.correction
+        return float(round(correction * self.ratio(structure, spec) * dense))
 
     def ratio(self, structure: Structure, spec: LayerSpec) -> float:
         """Return latency / latency of the dense float32 layer.
