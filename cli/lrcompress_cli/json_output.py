@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lrcompress.json_dataclasses import to_json
+from lrcompress.structures.serial import structure_to_json
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import Preview, ProfileResult, RunResult
@@ -39,7 +40,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "layers": [
             {
                 "name": layer.name,
-                "structure": {"type": layer.structure.type_name, **to_json(layer.structure)},
+                "structure": structure_to_json(layer.structure),
                 "dense_params": layer.dense_params,
                 "params": layer.params,
                 "flops_per_example": layer.flops_per_example,

@@ -69,7 +69,7 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
         for layer in profile.layers
         if layer.curves_metric == options.curves
         for points in layer.curves
-    }
+    } - {"quantised"}
     explored = {*free, *profile.structures}
     for name in options.structures:
         if name not in explored:
@@ -77,6 +77,13 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
                 f"the profile has no loss curves of {_spelled([name])}, only of "
                 f"{_spelled(sorted(measured) or ['low_rank'])}; profile again with "
                 f"--structures {_spelled([name])}"
+            )
+    for text in options.formats:
+        if text not in (*profile.formats, "fp32", "fp16", "bf16"):
+            raise PlanError(
+                f"the profile has no loss curves of the format {text}, only of "
+                f"{', '.join(profile.formats) or 'the stored one'}; profile again with "
+                f"--formats {text}"
             )
     if options.structures and not measured and not set(options.structures) & set(free):
         raise PlanError(

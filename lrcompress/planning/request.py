@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lrcompress.errors import PlanError
 from lrcompress.messages import listed
+from lrcompress.number_formats import parse_format
 from lrcompress.planning.budget import NOTHING, Budget, Costs
 from lrcompress.planning.choices import choice_of, layer_choices
 from lrcompress.planning.latency import Latencies, latency_table
@@ -34,6 +35,14 @@ class PlanRequest:
         """The layers that may change."""
         return tuple(layer for layer in self.profile.layers if layer.name not in self.skipped)
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The number formats that weights may have, as texts."""
+        known = self.profile.formats
+        wanted = self.options.formats or known
+        runs = [text for text in wanted if self.options.provider in parse_format(text).providers]
+        return tuple(runs)
+
     def latencies(self) -> Latencies | None:
         """Return the latencies for a plan; None if the plan needs none.
 
@@ -46,7 +55,7 @@ class PlanRequest:
         options, known = self.options, set(self.profile.structures)
         named = set(options.structures or known) - {"dense", "low_rank"}
         given = self.budget.kind == "latency" or options.latency_table  # always read
-        if not given and not known & named:
+        if not given and not known & named and not self.formats:
             return None
         return Latencies(latency_table(options.latency_table), options.provider, options.rows)
 
@@ -65,6 +74,7 @@ class PlanRequest:
                 min_rank=options.min_rank,
                 bytes_per_param=options.bytes_per_param,
                 wanted=options.structures or tuple(STRUCTURES),
+                formats=self.formats,
                 latencies=latencies if kind in ("flops", "latency") else None,
                 refuse_slower=kind == "flops",
             )

@@ -158,7 +158,9 @@ def command(
         budget=budget,
         plan_file=plan_file,
         profile_folder=profile_folder,
-        profile=measuring.options(running.seed, planning.metric, planning.structures),
+        profile=measuring.options(
+            running.seed, planning.metric, planning.structures, planning.formats_for(provider)
+        ),
         plan=planning.options(exporting.precision, provider),
         rounds=rounds,
         compress=CompressOptions(refit=refit),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from lrcompress_cli.options.formats import formats_option
 from lrcompress_cli.options.gather import FILE, gathered
 from lrcompress_cli.options.structures import structures_option
 
@@ -33,6 +34,7 @@ class PlanChoice:
     min_rank: int
     metric: str | None
     structures: tuple[str, ...] | None
+    formats: tuple[str, ...] | None
     rows: int
     latency_table: Path | None
 
@@ -54,6 +56,14 @@ class PlanChoice:
             raise click.UsageError("give a budget: --budget 50%", click.get_current_context())
         return budget
 
+    def formats_for(self, provider: str = "cpu") -> tuple[str, ...]:
+        """Return the formats to measure, by the budget where the user named none."""
+        from lrcompress.planning.default_formats import default_formats
+
+        budget = self.parsed_budget()
+        kinds = [] if budget is None else [budget.kind]
+        return default_formats(kinds, self.formats, provider)
+
     def options(self, precision: str, provider: str = "cpu") -> PlanOptions:
         from lrcompress.planning.options import PlanOptions
 
@@ -63,6 +73,7 @@ class PlanChoice:
             multiple_of=self.multiple_of,
             min_rank=self.min_rank,
             structures=self.structures or (),
+            formats=self.formats_for(provider),
             provider=provider,
             rows=self.rows,
             latency_table=str(self.latency_table or ""),
@@ -115,6 +126,7 @@ planning_options = gathered(
     ),
     metric_option,
     structures_option,
+    formats_option,
     rows_option,
     latency_table_option,
     click.option(
