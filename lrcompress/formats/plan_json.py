@@ -11,7 +11,7 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object, to_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
-from lrcompress.planning.budget import Budget, Scope
+from lrcompress.planning.budget import Budget, Scope, parsed_budgets
 from lrcompress.planning.choices import Choice, choice_of, is_measured
 from lrcompress.planning.layer_filter import close_names
 from lrcompress.planning.options import PlanOptions
@@ -97,7 +97,7 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
 
 def plan_as(
     profile: Profile,
-    budgets: Sequence[Budget],
+    budget: Budget | Sequence[Budget],
     options: PlanOptions,
     structures: Mapping[str, Structure],
     *,
@@ -114,7 +114,7 @@ def plan_as(
     Raises:
         PlanError: a structure does not fit its layer; the message names the layer.
     """
-    request = plan_request(profile, budgets, options)
+    request = plan_request(profile, parsed_budgets(budget), options)
     profile, options = request.profile, request.options
     warnings = []
     latencies = None

@@ -88,6 +88,10 @@ class Plan:
         return tuple(one.budget for one in self.spent)
 
     @property
+    def budgets_in_words(self) -> str:
+        return " and ".join(map(str, self.budgets))
+
+    @property
     def within_budget(self) -> bool:
         """Whether the plan meets every budget."""
         return all(one.cost <= one.limit for one in self.spent)

@@ -68,6 +68,7 @@ class PlanInputs:
         if options.plan_file is None:
             return {
                 "budget": options.budget,
+                **({"also": options.also} if options.also else {}),
                 "options": options.plan,
                 "precision": options.export.precision,
                 "rounds": options.rounds,
@@ -150,14 +151,14 @@ def choose_plan(
         return read_plan(options.plan_file, profile), PlanFacts()
     assert options.budget is not None  # checked by RunOptions
     asked = options.plan
-    if options.budget.kind == "bytes":
+    if any(budget.kind == "bytes" for budget in options.budgets):
         asked = replace(asked, overhead_bytes=file_overhead(inputs))
     if not inputs.is_selected or loaded.aside is None:
-        return plan(profile, options.budget, asked), PlanFacts()
+        return plan(profile, options.budgets, asked), PlanFacts()
     selection = select(
         loaded.model.module,
         profile,
-        options.budget,
+        options.budgets,
         loaded.aside.judging,
         options=asked,
         rounds=options.rounds,
