@@ -74,6 +74,8 @@ class RunOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
     provider: ProviderName = "cpu"
     pt2: bool = False  # write model.pt2 too
+    threads: int | None = None  # of the sessions that time plans; None: ONNX Runtime's default
+    time_network: bool = True  # for a budget of latency; False: FLOPs and the table alone
     to_onnx: bool = True  # False: stop before the export; nothing is verified
     sweep: tuple[int, ...] = ()  # percentages of the parameters at which predictions are checked
     tune: TuneRequest | None = None  # after compressing

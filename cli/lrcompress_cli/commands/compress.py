@@ -168,6 +168,7 @@ def command(
         export=exporting.options(provider, planning.rows, planning.latency_table, axes.request()),
         provider=provider,
         pt2=pt2,
+        threads=running.threads,
         to_onnx=to_onnx,
         sweep=_percentages(sweep),
         tune=_request(tune_steps, tune_minutes, running.seed) if tuning else None,
