@@ -1,4 +1,4 @@
-"""Every baseline's file against the best of ours that is no larger, and the best that is no slower."""
+"""Every baseline's file against the best of ours that is no larger, or no slower."""
 
 from __future__ import annotations
 
@@ -40,13 +40,17 @@ def compare(rows: Sequence[Row], kind: str, evaluation: str) -> Iterable[Compari
         ("bytes", lambda row: row.bytes, 1.0),
         ("latency", _latency, NOISE),
     )
+
+    def score_of(row: Row) -> float:
+        return row.fidelity[evaluation][measure]
+
     for name, cost_of, slack in costs:
         priced = [(row, cost) for row in ours if (cost := cost_of(row)) is not None]
         for row in judged:
             cost = cost_of(row)
             if row.group != "theirs" or cost is None:
                 continue
-            score = row.fidelity[evaluation][measure]
+            score = score_of(row)
             within = [pair for pair in priced if pair[1] <= cost * slack]
             best = max(
                 within, key=lambda p: sign * p[0].fidelity[evaluation][measure], default=None

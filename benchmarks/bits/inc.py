@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+MOST_SECONDS = 1800
 PYTHON = "NEURAL_COMPRESSOR"  # the environment variable that names the interpreter
 
 
@@ -42,6 +43,7 @@ def neural_compressor(method: str, block: int) -> Callable[[Any, Path], None]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=MOST_SECONDS,
         )
         for path in feeds.iterdir():
             path.unlink()

@@ -23,6 +23,7 @@ class Results:
     machine: Mapping[str, str]
     networks: dict[str, DenseNote] = field(default_factory=dict)
     rows: dict[Cell, Row] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)  # network → method → why
 
     @classmethod
     def read(cls, path: Path, machine: Mapping[str, str]) -> Results:
@@ -35,6 +36,7 @@ class Results:
                 results.rows[row.cell] = row
             for name, value in held.get("networks", {}).items():
                 results.networks[name] = from_json(DenseNote, value, f"{path}:", DataError)
+            results.left_out = dict(held.get("left_out", {}))
         return results
 
     def add(self, row: Row) -> None:
@@ -42,11 +44,17 @@ class Results:
         self.rows[row.cell] = row
         self.write()
 
+    def leave_out(self, network: str, method: str, reason: str) -> None:
+        """Remember that a method finds nothing to change in a network."""
+        self.left_out.setdefault(network, {})[method] = reason
+        self.write()
+
     def write(self) -> None:
         order = list(SUBJECTS)
         names = sorted(self.networks, key=order.index)
         body: dict[str, Any] = {
             "networks": {name: asdict(self.networks[name]) for name in names},
+            "left_out": self.left_out,
             "comparisons": [to_json(one) for name in names for one in self.comparisons(name)],
             "rows": [to_json(row) for name in names for row in self.of(name)],
         }

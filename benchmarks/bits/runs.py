@@ -65,7 +65,8 @@ class Runs:
 
     def baseline(self, method: str, *, again: bool = False) -> None:
         """Make and measure a baseline's file."""
-        if Cell(self.name, method, "") in self.results.rows and not again:
+        known = method in self.results.left_out.get(self.name, {})
+        if (known or Cell(self.name, method, "") in self.results.rows) and not again:
             return
         path, error = None, ""
         dense = self.dense
@@ -80,7 +81,8 @@ class Runs:
             print(f"{self.name} {method}: left out, {reason}", flush=True)
             return
         except NotApplicable as reason:
-            error = f"not applicable: {reason}"
+            self.results.leave_out(self.name, method, str(reason))
+            return
         except Exception as failure:  # whatever keeps a quantiser from its file is a result
             error = self._shown(failure)
         row = Row(

@@ -35,7 +35,7 @@ def show(network: str, results: Results) -> None:
         verdict = BETTER[verdicts.get(row.method)] if row.group == "theirs" else ""
         print("  ".join([f"{row.method:24}", f"{row.budget:16}", *cells, verdict]).rstrip())
     for row in results.of(network):
-        if row.error and not row.error.startswith("not applicable"):
+        if row.error:
             print(f"{row.cell}: no figure, {row.error[:150]}")
     print(f"(better or worse by {measure}, {note.evaluations[0]})")
 
