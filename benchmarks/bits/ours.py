@@ -138,6 +138,7 @@ def make(variant: Variant, subject: Subject, budget: str, folder: Path) -> Made:
     profile, profiled = _profiled(variant, subject, folder)
     if profiled.exit_code:
         return Made(profiled, profiled.seconds, None)
+    seconds = _first_seconds(profile, profiled)
     run = folder / "run"
     asked = ["compress", *subject.sources, *variant.profile, *variant.arguments()]
     outcome = run_command(
@@ -148,7 +149,7 @@ def make(variant: Variant, subject: Subject, budget: str, folder: Path) -> Made:
     if written.is_file():
         written.replace(file)
     shutil.rmtree(run, ignore_errors=True)
-    return Made(outcome, profiled.seconds, file if file.is_file() else None)
+    return Made(outcome, seconds, file if file.is_file() else None)
 
 
 def file_of(variant: Variant, budget: str, folder: Path) -> Path:
@@ -162,6 +163,15 @@ def _profiled(variant: Variant, subject: Subject, folder: Path) -> tuple[Path, O
     given = [*variant.profile, *formats]
     path = folder / "-".join(["profile", *(re.sub("[^0-9a-z]+", "", one) for one in given)])
     return path, run_command(["profile", *subject.sources, *given], path)
+
+
+def _first_seconds(profile: Path, profiled: Outcome) -> float:
+    """The seconds of the call that made the profile, kept beside it for those that reuse it."""
+    note = profile.with_name(f"{profile.name}.seconds")
+    reused = all(stage["reused"] for stage in profiled.record["stages"])
+    if not (reused and note.is_file()):
+        note.write_text(str(profiled.seconds), encoding="utf-8")
+    return float(note.read_text(encoding="utf-8"))
 
 
 @cache

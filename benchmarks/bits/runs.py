@@ -47,16 +47,19 @@ class Runs:
             command = [sys.executable, "-m", "lrcompress_cli", "export", *self.subject.sources]
             subprocess.run([*command, "--quiet", "-o", str(written)], check=True)
             written.replace(path)
-        if self.name not in self.results.networks:
-            self.results.networks[self.name] = DenseNote(
-                kind=self.subject.kind,
-                calibration=self.subject.calibration,
-                evaluations=tuple(self.subject.evaluations),
-                bytes=file_bytes(path),
-                layer_bytes=layer_bytes(path, self.subject.layers),
-                scores=fidelity(self.subject, path, path),
-            )
         return path
+
+    def note(self) -> None:
+        """Describe the network in the results."""
+        path = self.dense
+        self.results.networks[self.name] = DenseNote(
+            kind=self.subject.kind,
+            calibration=self.subject.calibration,
+            evaluations=tuple(self.subject.evaluations),
+            bytes=file_bytes(path),
+            layer_bytes=layer_bytes(path, self.subject.layers),
+            scores=fidelity(self.subject, path, path),
+        )
 
     @cached_property
     def feeds(self) -> Feeds:
@@ -68,15 +71,16 @@ class Runs:
         known = method in self.results.left_out.get(self.name, {})
         if (known or Cell(self.name, method, "") in self.results.rows) and not again:
             return
+        if self.name not in self.results.networks:
+            self.note()
         path, error = None, ""
-        dense = self.dense
         feeds = self.feeds
         few = self.subject.few_examples
         if few is not None:
             feeds = [{name: values[:few] for name, values in feeds[0].items()}]
         started = time.perf_counter()
         try:
-            path = Baseline(method).make(dense, feeds, self.folder)
+            path = Baseline(method).make(self.dense, feeds, self.folder)
         except NotInstalled as reason:
             print(f"{self.name} {method}: left out, {reason}", flush=True)
             return
@@ -103,10 +107,12 @@ class Runs:
 
     def variant(self, variant: Variant, *, again: bool = False) -> None:
         """Compress at every budget of a variant."""
-        note = self.results.networks.get(self.name)
-        if not variant.available or note is None:
+        if not variant.available:
             print(f"{self.name} {variant.name}: left out, compress has no --formats", flush=True)
             return
+        if self.name not in self.results.networks:
+            self.note()
+        note = self.results.networks[self.name]
         for budget in variant.budgets(self.results.of(self.name), note):
             if Cell(self.name, variant.name, budget) in self.results.rows and not again:
                 continue

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.bits import ours
 from benchmarks.bits.baselines import BASELINES, LARGE, Baseline
 from benchmarks.bits.comparison import Comparison, compare
 from benchmarks.bits.fidelity import Graph, fidelity
 from benchmarks.bits.must_reach import VERSES, verdicts
 from benchmarks.bits.networks import SUBJECTS
-from benchmarks.bits.ours import VARIANTS, file_sizes, layer_shares, thinned
+from benchmarks.bits.ours import VARIANTS, Variant, file_sizes, layer_shares, thinned
 from benchmarks.bits.picture import draw
 from benchmarks.bits.results import Results
 from benchmarks.bits.row import Cell, Group, Row, Timing
@@ -26,6 +27,7 @@ from benchmarks.bits.runs import Runs
 from benchmarks.bits.sizes import layer_bytes
 from benchmarks.bits.step import NotApplicable
 from benchmarks.bits.subject import DenseNote, Subject
+from benchmarks.unseen_comparison.outcome import Outcome
 from benchmarks.unseen_networks.score import IGNORED
 from lrcompress.export.export_onnx import export_onnx
 
@@ -160,7 +162,7 @@ def test_an_embedding_is_pooled_over_real_tokens(dense: Path, subject: Subject) 
 def test_mended_gptq_beats_rounding_to_nearest_where_inputs_are_correlated(
     tmp_path: Path,
 ) -> None:
-    """In the error of the outputs, which GPTQ minimises; as shipped it equals rounding to nearest."""
+    """In the error of the outputs, which GPTQ minimises; as shipped it is rounding to nearest."""
     generator = torch.Generator().manual_seed(0)
     mixed = torch.randn(256, 8, generator=generator) @ torch.randn(8, WIDTH, generator=generator)
     rows = (mixed + 0.1 * torch.randn(256, WIDTH, generator=generator)).view(8, 32, WIDTH)
@@ -188,6 +190,50 @@ def test_layer_bytes_count_codes_and_scales_and_no_biases(dense: Path) -> None:
     file = Baseline("rtn4-b32-sym").make(dense, [], dense.parent)
     blocks = (2 * WIDTH * WIDTH + CLASSES * 2 * WIDTH) // 32
     assert layer_bytes(file, "up|head") == blocks * (16 + 4)  # codes, float32 scales
+
+
+def test_ours_is_made_by_the_command_line_and_kept(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a profile that both budgets share, whose first seconds count for both."""
+    asked: list[list[str]] = []
+
+    def run(arguments: list[str], folder: Path) -> Outcome:
+        asked.append(arguments)
+        if arguments[0] == "profile":
+            stages = {"stages": [{"name": "profile", "reused": folder.exists()}]}
+            seconds = 1.0 if folder.exists() else 40.0
+            folder.mkdir(exist_ok=True)
+            return Outcome("lrcompress profile", 0, seconds, stages)
+        if "bytes=1000" in arguments:
+            return Outcome("lrcompress compress", 5, 3.0, last_words="error: no such plan")
+        folder.mkdir()
+        (folder / "model.onnx").write_bytes(runs.dense.read_bytes())
+        return Outcome("lrcompress compress", 0, 3.0)
+
+    monkeypatch.setattr(ours, "run_command", run)
+    monkeypatch.setattr(ours, "takes", lambda command, option: command == "compress")
+    variant = Variant("ours", "ours", "auto", lambda rows, dense: ["bytes=1000", "bytes=90000"])
+    runs.variant(variant)
+    impossible, made = (runs.results.rows[Cell(NAME, "ours", f"bytes={n}")] for n in (1000, 90000))
+    assert (impossible.error, impossible.bytes) == ("error: no such plan", None)
+    assert (made.bytes, made.fidelity["others"]["kl"]) == (runs.dense.stat().st_size, 0)
+    assert {impossible.profile_seconds, made.profile_seconds} == {40.0}
+    assert all("--formats" in arguments for arguments in asked if arguments[0] == "compress")
+    calls = len(asked)
+    runs.variant(variant)
+    assert len(asked) == calls
+
+
+def test_ours_waits_for_the_option_that_it_needs(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "takes", lambda command, option: False)
+    assert not VARIANTS["ours"].available
+    assert VARIANTS["low-rank"].available
+    assert VARIANTS["low-rank"].arguments() == []
+    runs.variant(VARIANTS["ours"])
+    assert not runs.results.rows
 
 
 def _row(method: str, size: int, value: float, **changes: Any) -> Row:
