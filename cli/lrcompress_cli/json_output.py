@@ -28,6 +28,7 @@ def profile_record(result: ProfileResult) -> dict[str, Any]:
 def plan_record(plan: Plan) -> dict[str, Any]:
     return {
         "budget": str(plan.budget),
+        "also": [str(one.budget) for one in plan.also],
         "scope": plan.budget.scope,
         "metric": plan.metric,
         "allocator": plan.allocator,
@@ -61,6 +62,7 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "folder": str(result.folder),
         **_head(report),
         "budget": str(plan.budget),
+        "also": [str(one.budget) for one in plan.also],
         "scope": plan.budget.scope,
         "allocator": plan.allocator,
         "dense": to_json(report.before),

@@ -181,11 +181,9 @@ def _choice(
     spec = layer.spec
     params = structure.weight_params(spec)
     flops = float(round(structure.flops_per_row(spec) * layer.rows_per_example))
-    if isinstance(structure, Dense) or latencies is None:
-        time = flops
-    else:
-        dense = Dense().flops_per_row(spec) * layer.rows_per_example
-        time = float(round(latencies.ratio(structure, spec) * dense)) if dense else flops
+    time = flops
+    if latencies is not None:
+        time = latencies.time(structure, spec, layer.rows_per_example)
     return Choice(params, flops, structure.nbytes(spec, bytes_per_param), time, structure, loss)
 
 

@@ -11,6 +11,7 @@ from lrcompress.messages import shown
 from lrcompress.metrics import METRICS
 from lrcompress.number_formats import parse_format
 from lrcompress.planning.allocators import ALLOCATORS
+from lrcompress.planning.network_time import NetworkTime
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import STRUCTURES
 
@@ -32,6 +33,7 @@ class PlanOptions:
     provider: str = "cpu"  # for latency lookups
     rows: int = 128  # of a layer in one call, for latency lookups
     latency_table: str = ""  # a file of calibrate-latency; "": the package's own
+    network_time: NetworkTime | None = None  # None: the layers' times are their FLOPs
     bytes_per_param: int = 4  # in the precision of the export
     overhead_bytes: int = 0  # of the file besides its tensors
 

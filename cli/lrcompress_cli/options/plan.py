@@ -25,7 +25,7 @@ BYTES_PER_PARAM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class PlanChoice:
-    budget: str | None
+    budget: tuple[str, ...]
     scope: Literal["total", "compressible"]
     allocator: str | None
     include: tuple[str, ...]
@@ -38,30 +38,27 @@ class PlanChoice:
     rows: int
     latency_table: Path | None
 
-    def parsed_budget(self) -> Budget | None:
+    def parsed_budgets(self) -> tuple[Budget, ...]:
         """Raises a usage error that names the accepted forms."""
         from lrcompress.errors import PlanError
         from lrcompress.planning.budget import Budget
 
-        if self.budget is None:
-            return None
         try:
-            return Budget.parse(self.budget, scope=self.scope)
+            return tuple(Budget.parse(text, scope=self.scope) for text in self.budget)
         except PlanError as error:
             raise click.UsageError(f"--budget: {error}", click.get_current_context()) from error
 
-    def required_budget(self) -> Budget:
-        budget = self.parsed_budget()
-        if budget is None:
+    def required_budgets(self) -> tuple[Budget, ...]:
+        budgets = self.parsed_budgets()
+        if not budgets:
             raise click.UsageError("give a budget: --budget 50%", click.get_current_context())
-        return budget
+        return budgets
 
     def formats_for(self, provider: str = "cpu") -> tuple[str, ...]:
         """Return the formats to measure, by the budget where the user named none."""
         from lrcompress.planning.default_formats import default_formats
 
-        budget = self.parsed_budget()
-        kinds = [] if budget is None else [budget.kind]
+        kinds = [budget.kind for budget in self.parsed_budgets()]
         return default_formats(kinds, self.formats, provider)
 
     def options(self, precision: str, provider: str = "cpu") -> PlanOptions:
@@ -108,8 +105,10 @@ planning_options = gathered(
     "planning",
     click.option(
         "--budget",
+        multiple=True,
         metavar="BUDGET",
-        help="What may remain: 50%, params=12M, flops=60%, bytes=40MB, latency=60%.",
+        help="What may remain: 50%, params=12M, flops=60%, bytes=40MB, latency=60%; repeatable, to "
+        "limit several at once.",
     ),
     click.option(
         "--scope",
