@@ -2,9 +2,9 @@
 
 LQER, QERA and CALDERA store W as Q + U V: a coarse weight, and a low-rank correction fitted to
 what its rounding lost. Here both are fitted in the two-sided metric, one after the other, and the
-factors are stored in int8. The comparison is the lower convex hull of the plain formats of the same layer,
-which is what a plan over many layers reaches by mixing formats. A ratio below one means that the
-correction would pay.
+factors are stored in int8. The comparison is the lower convex hull of the plain formats of the
+same layer, which is what a plan over many layers reaches by mixing formats. A ratio below one means
+that the correction would pay.
 
     OMP_NUM_THREADS=1 python -m benchmarks.correction [--subjects minilm-500,gpt]
 """
@@ -149,9 +149,8 @@ def main() -> None:
                     f"{subject:12} {text:8} + rank {rank:2}: loss over that of mixed formats "
                     f"{median(ratios):.2f} (best layer {min(ratios):.2f}, {len(ratios)} layers)"
                 )
-    RESULTS.write_text(
-        json.dumps({"machine": describe_machine(threads=1), "rows": [asdict(r) for r in rows]}, indent=1)
-    )
+    found = {"machine": describe_machine(threads=1), "rows": [asdict(row) for row in rows]}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
