@@ -6,7 +6,7 @@ OUT ?= demo-out
 export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo test slow exhaustive check bench unseen clean
+.PHONY: demo test slow exhaustive check bench unseen bits clean
 
 # torch first and alone: the release that constraints.txt names has a CPU build where one is at
 # hand, and nothing later asks for another.
@@ -55,6 +55,10 @@ bench: $(VENV)/installed
 # The whole command on networks that it was not developed on; hours. Fails where a claim does.
 unseen: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.unseen
+
+# Files of equal size, ours against ONNX Runtime's quantisers; hours, and finished cells are kept.
+bits: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bits
 
 clean:
 	rm -rf $(OUT) build dist

@@ -55,10 +55,10 @@ def _calibration() -> dict[str, np.ndarray]:
 
 
 def _score(module: nn.Module) -> Score:
-    return classified(module, _examples())
+    return classified(module, examples())
 
 
-def _examples() -> Iterator[tuple[Batch, Tensor]]:
+def examples() -> Iterator[tuple[Batch, Tensor]]:
     """The short reactions first, so that little padding is computed."""
     with np.load(REACTIONS) as found:
         ids, position, token = (

@@ -38,10 +38,15 @@ def _calibration() -> dict[str, np.ndarray]:
     return {name: part[:CALIBRATION].numpy() for name, part in batch.items()}
 
 
-def _score(module: nn.Module) -> Score:
+def examples() -> list[tuple[Batch, Tensor]]:
+    """Evaluation sequences, 32 a batch, and the residues that were masked in them."""
     batch, right = _masked()
     held_out = {name: part[CALIBRATION:] for name, part in batch.items()}
-    return classified(module, portions(held_out, right[CALIBRATION:], 32))
+    return portions(held_out, right[CALIBRATION:], 32)
+
+
+def _score(module: nn.Module) -> Score:
+    return classified(module, examples())
 
 
 @cache

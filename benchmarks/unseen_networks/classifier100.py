@@ -107,7 +107,12 @@ def _draw(generator: torch.Generator) -> tuple[Batch, Tensor]:
     return {"pixel_values": examples(labels, generator)}, labels
 
 
-def _score(module: nn.Module) -> Score:
+def evaluation() -> list[tuple[Batch, Tensor]]:
+    """2,000 examples of all classes, 250 a batch, and their classes."""
     labels = torch.arange(2000) % CLASSES
     pictures = examples(labels, torch.Generator().manual_seed(2))
-    return classified(module, portions({"pixel_values": pictures}, labels, 250))
+    return portions({"pixel_values": pictures}, labels, 250)
+
+
+def _score(module: nn.Module) -> Score:
+    return classified(module, evaluation())

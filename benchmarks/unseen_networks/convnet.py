@@ -82,7 +82,12 @@ def _draw(generator: torch.Generator) -> tuple[Batch, Tensor]:
     return {"pixel_values": images[rows]}, labels[rows]
 
 
-def _score(module: nn.Module) -> Score:
+def examples() -> list[tuple[Batch, Tensor]]:
+    """Test images, 250 a batch, and their classes."""
     images, labels = test_set()
     tested = {"pixel_values": images[:TESTED]}
-    return classified(module, portions(tested, labels[:TESTED], 250))
+    return portions(tested, labels[:TESTED], 250)
+
+
+def _score(module: nn.Module) -> Score:
+    return classified(module, examples())

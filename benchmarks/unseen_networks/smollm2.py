@@ -34,22 +34,31 @@ def _calibration() -> dict[str, np.ndarray]:
     return {"input_ids": _windows(0, CALIBRATION)}
 
 
+def evaluation_windows() -> np.ndarray:
+    """Windows of glosses that do not calibrate.  (EVALUATION, WINDOW)"""
+    return _windows(CALIBRATION, EVALUATION)
+
+
 def _windows(start: int, count: int) -> np.ndarray:
     """(count, WINDOW), of running text without overlap."""
-    from transformers import AutoTokenizer
-
     text = "\n".join(wordnet_glosses(2000, seed=0))
-    ids = AutoTokenizer.from_pretrained(FOLDER)(text)["input_ids"]
-    whole = np.array(ids[: (CALIBRATION + EVALUATION) * WINDOW]).reshape(-1, WINDOW)
-    return whole[start:][:count]
+    return windows_of(text, CALIBRATION + EVALUATION)[start:][:count]
 
 
 def _evaluation() -> dict[str, np.ndarray]:
     """Windows, and the dense network's choice after each of their tokens."""
-    ids = _windows(CALIBRATION, EVALUATION)
+    ids = evaluation_windows()
     dense = load_model(str(FOLDER)).module
     chosen = [logits_of(dense, {"input_ids": row}).argmax(-1) for row in _rows(ids)]
     return {"input_ids": ids, "chosen": torch.cat(chosen).numpy()}
+
+
+def windows_of(text: str, count: int) -> np.ndarray:
+    """The first `count` windows of a text.  (count, WINDOW)"""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(FOLDER)(text)["input_ids"]
+    return np.array(ids[: count * WINDOW]).reshape(-1, WINDOW)
 
 
 def _rows(ids: np.ndarray) -> list[Tensor]:

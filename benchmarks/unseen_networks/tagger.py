@@ -117,6 +117,11 @@ def _draw(generator: torch.Generator) -> tuple[Batch, Tensor]:
     return {"letters": letters[rows]}, right[rows]
 
 
-def _score(module: nn.Module) -> Score:
+def examples() -> list[tuple[Batch, Tensor]]:
+    """2,000 held-out words, 250 a batch, and their sounds."""
     letters, right = words()[1]
-    return classified(module, portions({"letters": letters[:2000]}, right[:2000], 250))
+    return portions({"letters": letters[:2000]}, right[:2000], 250)
+
+
+def _score(module: nn.Module) -> Score:
+    return classified(module, examples())

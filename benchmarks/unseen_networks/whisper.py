@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.unseen_networks.cache import cached_arrays, cached_folder
 from benchmarks.unseen_networks.network import Network, network
 from benchmarks.unseen_networks.score import IGNORED, Score, classified, portions
 from benchmarks.unseen_networks.speech import RATE, VOICES, said, sentences
 from benchmarks.unseen_networks.whisper_weights import END, START, TEXT, write_model
+from lrcompress.network.batches import Batch
 
 CALIBRATION, EVALUATION = 48, 16  # utterances
 TOKENS = 14  # of each, with the two before the text and the one after it
@@ -57,11 +58,16 @@ def _utterances(start: int, count: int) -> dict[str, np.ndarray]:
     }
 
 
-def _score(module: nn.Module) -> Score:
+def examples() -> list[tuple[Batch, Tensor]]:
+    """Evaluation utterances, 4 a batch, and the token that follows each one of their text."""
     path = cached_arrays("whisper/evaluation", lambda: _utterances(CALIBRATION, EVALUATION))
     with np.load(path) as found:
         batch = {name: torch.from_numpy(found[name]) for name in found.files}
     ids = batch["decoder_input_ids"]
     right = torch.full_like(ids, IGNORED)
     right[:, 1:-1] = ids[:, 2:]  # the token that follows, from the text's first to the end
-    return classified(module, portions(batch, right, 4))
+    return portions(batch, right, 4)
+
+
+def _score(module: nn.Module) -> Score:
+    return classified(module, examples())

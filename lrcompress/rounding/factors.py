@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lrcompress.number_formats import CastFormat, Codes, GridFormat
 from lrcompress.rounding import RoundingTask, rounded
+from lrcompress.rounding.moment_product import times
 
 FLOOR = 1e-9  # share of the bond moment's mean diagonal: a refit of a singular product stays finite
 
@@ -48,10 +49,10 @@ def rounded_product(
     weight, left = weight.double(), left.double()
     if isinstance(left_format, GridFormat) or isinstance(right_format, GridFormat):
         left = left @ _rotation(left.shape[1], generator)
-    moment = left.mT @ _times(output, left)  # U^T G U: (r, r)
-    target = _solved(moment, left.mT @ _times(output, weight))  # (r, n)
+    moment = left.mT @ times(output, left)  # U^T G U: (r, r)
+    target = _solved(moment, left.mT @ times(output, weight))  # (r, n)
     first, right_value = _rounded(target, right_format, input, moment, by_column=right_by_column)
-    weighted = _times(input, right_value.mT)  # C V^T: (n, r)
+    weighted = times(input, right_value.mT)  # C V^T: (n, r)
     bond = right_value @ weighted  # V C V^T: (r, r)
     target = _solved(bond, (weight @ weighted).mT).mT  # (m, r)
     return _rounded(target, left_format, bond, output, by_column=False)[0], first
@@ -92,11 +93,3 @@ def _solved(moment: Tensor, right_side: Tensor) -> Tensor:
     kept = values > FLOOR * values.mean().clamp_min(0)
     inverse = torch.where(kept, 1 / values.where(kept, torch.ones_like(values)), 0.0)
     return vectors @ (inverse.unsqueeze(1) * (vectors.mT @ right_side))
-
-
-def _times(moment: Tensor | None, values: Tensor) -> Tensor:
-    """Return M X for a full or diagonal moment M, or X for None."""
-    if moment is None:
-        return values
-    moment = moment.double()
-    return moment.unsqueeze(-1) * values if moment.dim() == 1 else moment @ values

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lrcompress.number_formats import Codes
+from lrcompress.rounding.moment_product import right_times, times
 from lrcompress.rounding.rounding_task import RoundingTask
 
 
@@ -19,12 +20,4 @@ def product_loss(
 ) -> float:
     """Return 1/2 tr(G E C E^T) of the error E = weight - rounded; all (rows, columns)."""
     error = weight.to(torch.float64) - rounded.to(torch.float64)
-    return 0.5 * float((_times(output, error) * _times(input, error.mT).mT).sum())
-
-
-def _times(moment: Tensor | None, error: Tensor) -> Tensor:
-    """Return M E for a full or diagonal moment M, or E for None."""
-    if moment is None:
-        return error
-    moment = moment.to(torch.float64)
-    return moment.unsqueeze(-1) * error if moment.dim() == 1 else moment @ error
+    return 0.5 * float((times(output, error) * right_times(error, input)).sum())

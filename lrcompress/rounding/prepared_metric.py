@@ -17,12 +17,13 @@ from torch import Tensor
 
 from lrcompress.errors import FitError
 
-# Share of the mean diagonal that is added to it: moments are rank-deficient where there are fewer
-# tokens than features.
-DAMPING = 1e-6
+# Share of the mean diagonal that is added to it (as GPTQ does): moments are rank-deficient where
+# there are fewer tokens than features, and feedback at nearly singular directions leaves the grid.
+# On MiniLM, the loss on other text was 1 % (4 bits) and 2 % (2 bits) less than with 1e-6.
+DAMPING = 1e-2
 # Features up to which a moment is factorised in float64; above, float32 takes half the time.
 EXACT_LIMIT = 2048
-FLOAT32_DAMPING = 1e-5
+SMALLEST_DAMPING = 1e-7
 DAMPING_STEP = 10.0  # the damping grows by this factor where a factorisation fails
 TRIES = 6
 SPARE = 16  # unused columns of a factor
@@ -52,14 +53,22 @@ class PreparedMetric:
 
     @staticmethod
     def of(
-        input: Tensor | None, output: Tensor | None, *, dtype: torch.dtype = torch.float32
+        input: Tensor | None,
+        output: Tensor | None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        damping: float = DAMPING,
     ) -> PreparedMetric:
         """Prepare the moments of a RoundingTask. Feedback is computed in `dtype`."""
-        return PreparedMetric(prepared_side(input, dtype), prepared_side(output, dtype))
+        return PreparedMetric(
+            prepared_side(input, dtype, damping), prepared_side(output, dtype, damping)
+        )
 
 
-def prepared_side(moment: Tensor | None, dtype: torch.dtype) -> Side | None:
+def prepared_side(moment: Tensor | None, dtype: torch.dtype, damping: float) -> Side | None:
     """Return the factors of a moment: (k, k), diagonal (k,), or None for the identity.
+
+    damping: share of the mean diagonal that is added to a full moment's.
 
     Raises:
         FitError: the moment is not finite, or not positive semi-definite.
@@ -75,18 +84,17 @@ def prepared_side(moment: Tensor | None, dtype: torch.dtype) -> Side | None:
     dead = diagonal == 0
     if moment.dim() == 1 or bool(dead.all()):
         return Side(order, diagonal[order].to(dtype), None, dead)
-    upper, conditional = _reverse_cholesky(moment, order)
+    upper, conditional = _reverse_cholesky(moment, order, damping)
     return Side(order, conditional.to(dtype), upper.to(dtype), dead)
 
 
-def _reverse_cholesky(moment: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+def _reverse_cholesky(moment: Tensor, order: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Return U and D of the damped moment, whose features are taken in `order`."""
     small = moment.shape[0] <= EXACT_LIMIT
     backwards = order.flip(0)
     factorised = torch.float64 if small else torch.float32
     turned = moment.to(factorised)[backwards][:, backwards]
     mean = float(moment.diagonal().to(torch.float64).mean())
-    damping = DAMPING if small else FLOAT32_DAMPING
     for _ in range(TRIES):
         turned.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(turned)
@@ -97,7 +105,7 @@ def _reverse_cholesky(moment: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
             upper = lower.new_empty(size, size + SPARE)[:, :size]
             upper.copy_((lower / root).flip(0, 1))
             return upper, root.square().flip(0)
-        damping *= DAMPING_STEP
+        damping = max(damping, SMALLEST_DAMPING) * DAMPING_STEP
     raise FitError(
         "rounding: a moment is not positive semi-definite, or holds NaN; profile again, or round "
         "without it"

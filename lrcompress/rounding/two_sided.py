@@ -8,6 +8,7 @@ from lrcompress.number_formats import Codes
 from lrcompress.rounding.feedback import with_feedback
 from lrcompress.rounding.prepared_metric import PreparedMetric
 from lrcompress.rounding.rounding_task import Rounding, RoundingTask
+from lrcompress.rounding.scale_refit import refitted
 
 
 class TwoSided(Rounding):
@@ -18,7 +19,8 @@ class TwoSided(Rounding):
         v_ij = w_ij + sum_{l<j} e_il U_C[l, j]
         q_ij = round(v_ij + sum_{k<i} U_G[k, i] (v_kj - q_kj))
 
-    as in YAQA (Tseng et al. 2025), on a grid weighted by the input's conditional variances.
+    as in YAQA (Tseng et al. 2025), on a grid weighted by the input's conditional variances. The
+    scales are refitted afterwards.
     """
 
     type_name: ClassVar[str] = "two-sided"
@@ -26,4 +28,4 @@ class TwoSided(Rounding):
     def run(self, task: RoundingTask, metric: PreparedMetric) -> Codes:
         importance = None if metric.input is None else metric.input.importance
         grid = task.format.grid(task.weight, importance)
-        return with_feedback(task.weight, grid, metric, narrow=task.format.narrow)
+        return refitted(task, with_feedback(task.weight, grid, metric, narrow=task.format.narrow))
