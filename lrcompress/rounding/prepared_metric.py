@@ -25,6 +25,7 @@ EXACT_LIMIT = 2048
 FLOAT32_DAMPING = 1e-5
 DAMPING_STEP = 10.0  # the damping grows by this factor where a factorisation fails
 TRIES = 6
+SPARE = 16  # unused columns of a factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,10 @@ def _reverse_cholesky(moment: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
         lower, failed = torch.linalg.cholesky_ex(turned)
         if not bool(failed):
             root = lower.diagonal()
-            upper = (lower / root).flip(0, 1)
+            size = lower.shape[0]
+            # Rows a power of two apart share cache sets, which halves the speed of products
+            upper = lower.new_empty(size, size + SPARE)[:, :size]
+            upper.copy_((lower / root).flip(0, 1))
             return upper, root.square().flip(0)
         damping *= DAMPING_STEP
     raise FitError(
