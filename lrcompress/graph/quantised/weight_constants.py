@@ -261,19 +261,24 @@ class WeightConstants:
     def _dequantised(
         self, codes: tuple[Any, Any], scales: Any, part: str, *, block_axis: int
     ) -> Any:
-        dtype = self.plain.dtype
+        import onnx_ir as ir
+
+        # DequantizeLinear has no kernel for bfloat16 in ONNX Runtime
+        narrow = self.plain.dtype == ir.DataType.BFLOAT16
+        dtype = ir.DataType.FLOAT if narrow else self.plain.dtype
         attributes = {"axis": block_axis, "block_size": self.block}
         if self.per_row:  # the session fuses this, but not one block of any size
             attributes = {"axis": 1 - block_axis}
         inputs = [codes[0], self.in_dtype(scales, dtype), *codes[1:]]
         shape = (self.rows, self.columns) if block_axis else (self.columns, self.rows)
-        return self._once(
+        values = self._once(
             part,
             lambda: self.context.constant(
                 "DequantizeLinear", [one for one in inputs if one is not None],
                 f"{self.name}.{part}", dtype=dtype, shape=shape, attributes=attributes,
             ),
         )  # fmt: skip
+        return self.in_dtype(values, self.plain.dtype)
 
     def _computed(
         self, operator: str, value: Any, part: str, *, dtype: Any = None, shape: Any = None
