@@ -36,3 +36,10 @@ def round_inputs_(layer: nn.Linear) -> None:
     """Make a linear layer round its inputs, in place."""
     assert type(layer) is nn.Linear
     layer.__class__ = DynamicLinear
+
+
+def exact_inputs_(module: nn.Module) -> None:
+    """Undo `round_inputs_` in every layer of a module, in place."""
+    for part in module.modules():
+        if type(part) is DynamicLinear:
+            part.__class__ = nn.Linear
