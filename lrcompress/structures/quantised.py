@@ -20,7 +20,7 @@ from lrcompress.number_formats import CastFormat, Codes, Format, Grid, GridForma
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.dynamic_input import round_inputs_
 from lrcompress.structures.factor_rounding import FactorRounding
-from lrcompress.structures.factorized import linear_like
+from lrcompress.structures.factorized import bias_like, linear_like, parameter_like
 from lrcompress.structures.stored_codes import store_cast_, store_codes_
 from lrcompress.structures.structure import Factors, FitTask, Place, Structure
 
@@ -239,9 +239,10 @@ def _dense_like(
     own = layer.weight
     assert isinstance(own, Tensor)
     values = weight[0].mT if spec.kind == "embedding" else weight.reshape(own.shape)
-    built.weight = nn.Parameter(values.to(own.dtype).contiguous(), requires_grad=own.requires_grad)
-    if bias is not None:
-        built.bias = nn.Parameter(bias.clone().to(own.dtype), requires_grad=own.requires_grad)
+    built.weight = parameter_like(values, layer)
+    own_bias = bias_like(bias, layer)
+    if own_bias is not None:
+        built.bias = own_bias
     return built
 
 
