@@ -138,14 +138,19 @@ class Quantised(Structure):
         """Round the inner structure's factors of the task's weight.
 
         Raises:
-            FitError: the factors are not finite.
+            FitError: the factors are not finite, or overflow their floating-point format.
         """
         if not all(bool(torch.isfinite(value).all()) for value in factors.values()):
             raise FitError("its factors are not finite, so they cannot be rounded")
-        made = FactorRounding(self.structure, task, self.format_of(task.spec)).run(factors)
+        formats = self.format_of(task.spec)
+        made = FactorRounding(self.structure, task, formats).run(factors)
         found: dict[str, Tensor] = {}
         for name, value in made.items():
-            found |= _as_tensors(name, value) if isinstance(value, Codes) else {name: value}
+            if isinstance(value, Codes):
+                found |= _as_tensors(name, value)
+                continue
+            _check_range(value, formats[name])
+            found[name] = value
         return found
 
     def codes(self, factors: Factors, name: str, spec: LayerSpec) -> Codes | None:
@@ -218,6 +223,12 @@ def in_format(structure: Structure) -> tuple[Structure, tuple[Format, ...]]:
     if isinstance(structure, Quantised):
         return structure.structure, structure.formats
     return structure, ()
+
+
+def _check_range(values: Tensor, format: Format) -> None:
+    assert isinstance(format, CastFormat)
+    if float(values.abs().max()) > torch.finfo(format.dtype).max:
+        raise FitError(f"its factors overflow {format}; use another format, such as bf16")
 
 
 def _as_tensors(name: str, codes: Codes) -> dict[str, Tensor]:

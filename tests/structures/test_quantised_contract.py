@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from lrcompress.compression.replace import install_
-from lrcompress.errors import PlanError
+from lrcompress.errors import FitError, PlanError
 from lrcompress.fingerprint import distinct_state
 from lrcompress.formats.weights import fill_
 from lrcompress.layers import LayerSpec, describe, weight_matrix
@@ -572,6 +572,28 @@ def test_the_sizes_of_the_inner_structure_are_checked() -> None:
     for wrong in (LowRank(7), LowRank(0), Blast(2, 7), Interpolative(3, 2)):
         with pytest.raises(PlanError, match=r"^a\.b: "):
             Quantised(wrong, (Int4(),)).check(spec)
+
+
+@pytest.mark.parametrize("structure", [Dense(), LowRank(3)], ids=str)
+def test_a_weight_beyond_the_largest_float16_is_refused_in_fp16(structure: Structure) -> None:
+    spec = LayerSpec("l", "linear", 3, 3, 1, bias=False)
+    weight = torch.eye(3, dtype=torch.float64)[None] * 1e10
+    with pytest.raises(FitError, match=r"overflow fp16; use another format"):
+        Quantised(structure, (Fp16(),)).fit(weight, Whitening(), spec)
+    for format in (Fp32(), Bf16()):
+        made = Quantised(structure, (format,))
+        dense = made.dense(made.fit(weight, Whitening(), spec), spec)
+        torch.testing.assert_close(dense, weight, rtol=2 * 2**-8, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_never_rounded(value: float) -> None:
+    weight = torch.ones(1, 4, 3, dtype=torch.float64)
+    weight[0, 1, 2] = value
+    spec = LayerSpec("l", "linear", 4, 3, 1, bias=False)
+    for inner, formats in itertools.product((Dense(), LowRank(2)), ONE_FOR_ALL):
+        with pytest.raises(FitError, match="not finite"):
+            Quantised(inner, formats).fit(weight, Whitening(), spec)
 
 
 def test_sizes_between_are_in_the_same_formats() -> None:
