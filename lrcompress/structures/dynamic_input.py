@@ -28,7 +28,8 @@ class DynamicLinear(nn.Linear):
     """A linear layer of int8 weights and rounded inputs; gradients ignore the rounding."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rounded = input + (rounded_input(input.detach()) - input.detach())
+        # The difference is zero and carries the gradient; the sum is exactly the rounded input
+        rounded = rounded_input(input.detach()) + (input - input.detach())
         return functional.linear(rounded, self.weight, self.bias)
 
 
