@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from lrcompress.network.batches import Batch
 from sample_models.metrics import embedding_fidelity
 
 Scores = dict[str, float]
+Reference = Mapping[str, Sequence[Tensor]]
 Direction = Literal["higher", "lower"]
 
 # What decides between two files of a kind of network, and which way it is better.
@@ -44,7 +45,16 @@ class Graph:
         return torch.from_numpy(self.session.run([self.output], feed)[0]).float()
 
 
-def fidelity(subject: Subject, dense: Path, file: Path) -> dict[str, Scores]:
+def reference(subject: Subject, dense: Path) -> Reference:
+    """What the dense graph answers: evaluation set → one tensor a batch, as `fidelity` needs it."""
+    graph = Graph(dense)
+    return {
+        name: [graph.answer(batch) for batch, _ in examples]
+        for name, examples in subject.evaluations.items()
+    }
+
+
+def fidelity(subject: Subject, dense: Reference, file: Path) -> dict[str, Scores]:
     """Return the scores of a file on each evaluation set.
 
     embedding: `cosine`, `neighbours` and `correlation` (sample_models.metrics.EmbeddingFidelity)
@@ -56,14 +66,17 @@ def fidelity(subject: Subject, dense: Path, file: Path) -> dict[str, Scores]:
         ModelError: a file cannot be read, or ONNX Runtime has no kernel for one of its nodes.
     """
     score = _SCORES[subject.kind]
-    graphs = Graph(dense), Graph(file)
-    return {name: score(examples, *graphs) for name, examples in subject.evaluations.items()}
+    graph = Graph(file)
+    return {
+        name: score(examples, dense[name], graph) for name, examples in subject.evaluations.items()
+    }
 
 
-def _embedding_scores(examples: Examples, dense: Graph, graph: Graph) -> Scores:
-    rows = [_pooled(dense, batch) for batch, _ in examples]
+def _embedding_scores(examples: Examples, dense: Sequence[Tensor], graph: Graph) -> Scores:
+    pairs = list(zip(examples, dense, strict=True))
     found = embedding_fidelity(
-        torch.cat(rows), torch.cat([_pooled(graph, batch) for batch, _ in examples])
+        torch.cat([_pooled(hidden, batch) for (batch, _), hidden in pairs]),
+        torch.cat([_pooled(graph.answer(batch), batch) for batch, _ in examples]),
     )
     return {
         "cosine": found.mean_cosine,
@@ -72,17 +85,17 @@ def _embedding_scores(examples: Examples, dense: Graph, graph: Graph) -> Scores:
     }
 
 
-def _pooled(graph: Graph, batch: Batch) -> Tensor:
+def _pooled(hidden: Tensor, batch: Batch) -> Tensor:
     """The mean over real tokens.  (B, width)"""
     mask = batch["attention_mask"].unsqueeze(-1).float()  # (B, T, 1)
-    return (graph.answer(batch) * mask).sum(1) / mask.sum(1)
+    return (hidden * mask).sum(1) / mask.sum(1)
 
 
-def _class_scores(examples: Examples, dense: Graph, graph: Graph) -> Scores:
+def _class_scores(examples: Examples, dense: Sequence[Tensor], graph: Graph) -> Scores:
     divergence, same, hits, nats, count, answered = 0.0, 0, 0, 0.0, 0, 0
-    for batch, right in examples:
+    for (batch, right), logits in zip(examples, dense, strict=True):
         kept = None if right is None else right != IGNORED
-        ours, theirs = _judged(graph, batch, kept), _judged(dense, batch, kept)  # (n, classes)
+        ours, theirs = _judged(graph.answer(batch), kept), _judged(logits, kept)  # (n, classes)
         divergence += float((theirs.exp() * (theirs - ours)).sum())
         same += int((ours.argmax(-1) == theirs.argmax(-1)).sum())
         count += len(ours)
@@ -99,9 +112,8 @@ def _class_scores(examples: Examples, dense: Graph, graph: Graph) -> Scores:
     return scores
 
 
-def _judged(graph: Graph, batch: Batch, kept: Tensor | None) -> Tensor:
+def _judged(logits: Tensor, kept: Tensor | None) -> Tensor:
     """Log-probabilities of the judged positions, in float64.  (n, classes)"""
-    logits = graph.answer(batch)
     rows = logits.flatten(0, -2) if kept is None else logits[kept]
     return rows.double().log_softmax(-1)
 

@@ -112,7 +112,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "crnn": crnn_columns,
     "convnet": _unseen("convnet", "test images", convnet.examples),
     "tagger": _unseen("tagger", "other words", tagger.examples),
-    "albert": _unseen("albert", "other reactions", lambda: list(albert.examples())),
+    "albert": _unseen("albert", "other reactions", lambda: list(albert.examples())[::4]),
     "minilm": minilm_sentences,
     "minilm-glosses": minilm_glosses,
     "antiberty": _unseen("antiberty", "other sequences", antiberty.examples),

@@ -13,8 +13,8 @@ from benchmarks.bits.row import Row
 from benchmarks.bits.svg_axes import Axis, Frame
 
 TITLES = {
-    "minilm": "MiniLM, sentence encoder",
-    "antiberty": "AntiBERTy, masked language model",
+    "minilm": "MiniLM, encoder",
+    "antiberty": "AntiBERTy, masked",
     "vit": "ViT, Fashion-MNIST",
     "smollm2": "SmolLM2-135M, decoder",
 }
@@ -76,9 +76,11 @@ def draw(results: Results) -> str:
 
 def _legend() -> Iterable[str]:
     for number, series in enumerate(SERIES):
-        x, y = 16 + 265 * (number // 3), 16 + 18 * (number % 3)
+        x, y = 20 + 265 * (number // 3), 16 + 18 * (number % 3)
+        if series.line:
+            yield _polyline(series, [(x - 11, y), (x + 11, y)])
         yield _mark(series, x, y, "")
-        yield f'<text x="{x + 12}" y="{y + 4}">{escape(series.label)}</text>'
+        yield f'<text x="{x + 16}" y="{y + 4}">{escape(series.label)}</text>'
 
 
 def _panel(
@@ -124,13 +126,17 @@ def _panel(
         places = [(cost(row) or 0.0, distance(row), row) for row in chosen]
         if series.line:
             places = _front(places)
-            dash = ' stroke-dasharray="5 4"' if series.line == "dashed" else ""
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (frame.at(a, b) for a, b, _ in places))
-            colour = f"stroke:var(--{series.colour})"
-            yield f'<polyline class="line" style="{colour}"{dash} points="{path}"/>'
+            yield _polyline(series, [frame.at(a, b) for a, b, _ in places])
         for a, b, row in places:
             shown = f"{row.method} {row.budget}: {a:.1%}, {measure} {1 - b if cosine else b:.4g}"
             yield _mark(series, *frame.at(a, b), shown)
+
+
+def _polyline(series: Series, places: Iterable[tuple[float, float]]) -> str:
+    dash = ' stroke-dasharray="5 4"' if series.line == "dashed" else ""
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    colour = f"stroke:var(--{series.colour})"
+    return f'<polyline class="line" style="{colour}"{dash} points="{points}"/>'
 
 
 def _front(places: Sequence[tuple[float, float, Row]]) -> list[tuple[float, float, Row]]:

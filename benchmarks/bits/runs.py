@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.bits.baselines import Baseline
-from benchmarks.bits.fidelity import Graph, fidelity
+from benchmarks.bits.fidelity import Graph, Reference, fidelity, reference
 from benchmarks.bits.latency import latency
 from benchmarks.bits.ours import VARIANTS, Variant, file_of, make
 from benchmarks.bits.results import Results
@@ -49,6 +49,10 @@ class Runs:
             written.replace(path)
         return path
 
+    @cached_property
+    def reference(self) -> Reference:
+        return reference(self.subject, self.dense)
+
     def note(self) -> None:
         """Describe the network in the results."""
         path = self.dense
@@ -58,7 +62,7 @@ class Runs:
             evaluations=tuple(self.subject.evaluations),
             bytes=file_bytes(path),
             layer_bytes=layer_bytes(path, self.subject.layers),
-            scores=fidelity(self.subject, path, path),
+            scores=fidelity(self.subject, self.reference, path),
         )
 
     @cached_property
@@ -150,7 +154,7 @@ class Runs:
                     row,
                     bytes=file_bytes(path),
                     layer_bytes=layer_bytes(path, self.subject.layers),
-                    fidelity=fidelity(self.subject, self.dense, path),
+                    fidelity=fidelity(self.subject, self.reference, path),
                 )
             except Exception as failure:  # a file that does not run is a result
                 row = replace(row, error=self._shown(failure))

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+STEPS = ((0.8, (1, 1.5, 2, 3, 5, 7)), (1.6, (1, 2, 5)), (math.inf, (1,)))  # decades → ticks
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -18,11 +20,12 @@ class Axis:
 
     @classmethod
     def logarithmic(cls, values: Sequence[float], *, least: float, most: float) -> Axis:
-        """Cover the values that lie within the limits; ticks at 1, and at 2 and 5 if few."""
+        """Cover the values that lie within the limits; the wider, the fewer ticks."""
         inside = [min(max(value, least), most) for value in values]
         low, high = min(inside) / 1.25, max(inside) * 1.25
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        steps = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+        decades = math.log10(high / low)
+        steps = next(steps for most_decades, steps in STEPS if decades < most_decades)
         ticks = (step * 10.0**exponent for exponent in exponents for step in steps)
         return cls(low, high, True, tuple(tick for tick in ticks if low <= tick <= high))
 
@@ -69,9 +72,9 @@ class Frame:
             yield _text(self.x[0] - 6, y + 4, down(tick), "end")
 
     def captions(self, across: str, down: str) -> Iterable[str]:
-        """The names of both axes; the vertical one above its numbers."""
+        """The names of both axes; the vertical one above."""
         yield _text(sum(self.x) / 2, self.y[1] + 30, across, "middle")
-        yield _text(self.x[1], self.y[0] - 6, f"{down} (top is best)", "end")
+        yield _text(self.x[1], self.y[0] - 16, f"{down}, best on top", "end")
 
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:

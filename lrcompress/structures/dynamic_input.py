@@ -28,7 +28,8 @@ class DynamicLinear(nn.Linear):
     """A linear layer of int8 weights and rounded inputs; gradients ignore the rounding."""
 
     def forward(self, input: Tensor) -> Tensor:
-        rounded = input + (rounded_input(input.detach()) - input.detach())
+        # The difference is zero and carries the gradient; the sum is exactly the rounded input
+        rounded = rounded_input(input.detach()) + (input - input.detach())
         return functional.linear(rounded, self.weight, self.bias)
 
 
@@ -36,3 +37,10 @@ def round_inputs_(layer: nn.Linear) -> None:
     """Make a linear layer round its inputs, in place."""
     assert type(layer) is nn.Linear
     layer.__class__ = DynamicLinear
+
+
+def exact_inputs_(module: nn.Module) -> None:
+    """Undo `round_inputs_` in every layer of a module, in place."""
+    for part in module.modules():
+        if type(part) is DynamicLinear:
+            part.__class__ = nn.Linear  # type: ignore[assignment]  # DynamicLinear adds no state

@@ -69,6 +69,7 @@ class FactorRounding:
 
     def _low_rank(self, factors: Factors) -> Rounded:
         spec, whitening = self.task.spec, self.task.whitening
+        by_token = spec.kind == "embedding"
         lefts: list[Codes | Tensor] = []
         rights: list[Codes | Tensor] = []
         for group in range(spec.groups):
@@ -81,10 +82,10 @@ class FactorRounding:
                 _gram(whitening.input, group),
                 _gram(whitening.output, group),
                 torch.Generator().manual_seed(SEED),
-                right_by_column=spec.kind == "embedding",
+                right_by_column=by_token,
             )
             lefts.append(left)
-            rights.append(right)
+            rights.append(right.mT if by_token and isinstance(right, Tensor) else right)
         return {"left": _stacked(lefts), "right": _stacked(rights)}
 
 

@@ -20,7 +20,7 @@ from lrcompress.number_formats import CastFormat, Codes, Format, Grid, GridForma
 from lrcompress.structures.dense import Dense
 from lrcompress.structures.dynamic_input import round_inputs_
 from lrcompress.structures.factor_rounding import FactorRounding
-from lrcompress.structures.factorized import linear_like
+from lrcompress.structures.factorized import bias_like, linear_like, parameter_like
 from lrcompress.structures.stored_codes import store_cast_, store_codes_
 from lrcompress.structures.structure import Factors, FitTask, Place, Structure
 
@@ -138,14 +138,19 @@ class Quantised(Structure):
         """Round the inner structure's factors of the task's weight.
 
         Raises:
-            FitError: the factors are not finite.
+            FitError: the factors are not finite, or overflow their floating-point format.
         """
         if not all(bool(torch.isfinite(value).all()) for value in factors.values()):
             raise FitError("its factors are not finite, so they cannot be rounded")
-        made = FactorRounding(self.structure, task, self.format_of(task.spec)).run(factors)
+        formats = self.format_of(task.spec)
+        made = FactorRounding(self.structure, task, formats).run(factors)
         found: dict[str, Tensor] = {}
         for name, value in made.items():
-            found |= _as_tensors(name, value) if isinstance(value, Codes) else {name: value}
+            if isinstance(value, Codes):
+                found |= _as_tensors(name, value)
+                continue
+            _check_range(value, formats[name])
+            found[name] = value
         return found
 
     def codes(self, factors: Factors, name: str, spec: LayerSpec) -> Codes | None:
@@ -220,6 +225,12 @@ def in_format(structure: Structure) -> tuple[Structure, tuple[Format, ...]]:
     return structure, ()
 
 
+def _check_range(values: Tensor, format: Format) -> None:
+    assert isinstance(format, CastFormat)
+    if float(values.abs().max()) > torch.finfo(format.dtype).max:
+        raise FitError(f"its factors overflow {format}; use another format, such as bf16")
+
+
 def _as_tensors(name: str, codes: Codes) -> dict[str, Tensor]:
     found = {name + CODES: codes.codes, name + SCALES: codes.grid.scales}
     if codes.grid.zeros is not None:
@@ -239,9 +250,10 @@ def _dense_like(
     own = layer.weight
     assert isinstance(own, Tensor)
     values = weight[0].mT if spec.kind == "embedding" else weight.reshape(own.shape)
-    built.weight = nn.Parameter(values.to(own.dtype).contiguous(), requires_grad=own.requires_grad)
-    if bias is not None:
-        built.bias = nn.Parameter(bias.clone().to(own.dtype), requires_grad=own.requires_grad)
+    built.weight = parameter_like(values, layer)
+    own_bias = bias_like(bias, layer)
+    if own_bias is not None:
+        built.bias = own_bias
     return built
 
 

@@ -164,8 +164,22 @@ def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
 def restore_plain_(module: nn.Module) -> None:
     """Replace every stored parameter by a plain one that holds the dequantised values."""
     for owner in list(module.modules()):
-        for name, _, _ in _parametrised(owner):
+        held = _parametrised(owner)
+        if held:
+            _own_class_(owner)
+        for name, _, _ in held:
             values = getattr(owner, name).detach()
             parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
             delattr(owner, name)
             owner.register_parameter(name, nn.Parameter(values, requires_grad=False))
+
+
+def _own_class_(owner: nn.Module) -> None:
+    """Give a parametrised module a class of its own.
+
+    Copies of a module share the class that torch made for it. Removing a parametrization removes
+    the parameter's property from the class, and would break the other copies.
+    """
+    shared = type(owner)
+    members = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(shared.__name__, shared.__bases__, members)

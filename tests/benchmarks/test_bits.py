@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from benchmarks.bits import ours
 from benchmarks.bits.baselines import BASELINES, LARGE, Baseline
 from benchmarks.bits.comparison import Comparison, compare
-from benchmarks.bits.fidelity import Graph, fidelity
+from benchmarks.bits.fidelity import Graph, fidelity, reference
 from benchmarks.bits.must_reach import VERSES, verdicts
 from benchmarks.bits.networks import SUBJECTS
 from benchmarks.bits.ours import VARIANTS, Variant, file_sizes, layer_shares, thinned
@@ -136,13 +136,13 @@ def test_what_keeps_a_quantiser_from_its_file_is_a_row(
 def test_every_baselines_file_runs(method: str, dense: Path, subject: Subject) -> None:
     feeds = [{"letters": batch["letters"].numpy()} for batch in subject.batches]
     file = Baseline(method).make(dense, feeds, dense.parent)
-    scores = fidelity(subject, dense, file)["unlabelled"]
+    scores = fidelity(subject, reference(subject, dense), file)["unlabelled"]
     assert 0 <= scores["kl"] < 0.5
     assert scores["same"] > 0.5
 
 
 def test_the_dense_file_is_faithful_to_itself(dense: Path, subject: Subject) -> None:
-    scores = fidelity(subject, dense, dense)
+    scores = fidelity(subject, reference(subject, dense), dense)
     assert scores["others"]["kl"] == 0
     assert scores["others"]["same"] == 1
 
@@ -153,7 +153,7 @@ def test_an_embedding_is_pooled_over_real_tokens(dense: Path, subject: Subject) 
     shorter[:, 3:] = 0
     changed = {"letters": batch["letters"].clone(), "attention_mask": shorter}
     embedded = replace(subject, kind="embedding", evaluations={"texts": [(changed, None)]})
-    found = fidelity(embedded, dense, dense)["texts"]
+    found = fidelity(embedded, reference(embedded, dense), dense)["texts"]
     assert found["cosine"] == pytest.approx(1, abs=1e-12)
     assert found["neighbours"] == 1
     assert found["correlation"] == pytest.approx(1, abs=1e-12)
