@@ -37,6 +37,7 @@ from lrcompress.selection.rounds import Tried, select
 
 PLAN_NAME = "plan.json"
 BYTES_PER_SPLIT = 700  # file size of one more node, its names and its factor's entry
+BYTES_PER_FORMAT = 1_100  # file size of the nodes and names that read one weight in a format
 BYTES_PER_STRUCTURE = 8_000  # file size of a structure's dozen nodes and shapes
 
 Read = TypeVar("Read")
@@ -229,4 +230,7 @@ def file_overhead(inputs: PlanInputs, dense: DenseGraph) -> int:
     everything = plan(profile, Budget("bytes", 1.0, relative=True), inputs.options.plan)
     beyond = max(dense.report.bytes - everything.dense_bytes, 0)
     structured = set(profile.structures) - {"dense", "low_rank"}
-    return beyond + (BYTES_PER_STRUCTURE if structured else BYTES_PER_SPLIT) * len(profile.layers)
+    per_layer = BYTES_PER_STRUCTURE if structured else BYTES_PER_SPLIT
+    if profile.formats:
+        per_layer += BYTES_PER_FORMAT * (2 if set(profile.structures) - {"dense"} else 1)
+    return beyond + per_layer * len(profile.layers)
