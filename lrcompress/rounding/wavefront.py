@@ -225,6 +225,8 @@ def _middle(upper: Tensor, margin: int) -> Tensor:
 
 def _padded(values: Tensor, rows: int, columns: int, fill: float = 0.0) -> Tensor:
     """Return a contiguous copy with `fill` below and to the right."""
-    out = values.new_full((rows, columns), fill)
+    out = values.new_empty(rows, columns)
     out[: values.shape[0], : values.shape[1]] = values
+    out[: values.shape[0], values.shape[1] :] = fill
+    out[values.shape[0] :] = fill
     return out
