@@ -46,13 +46,14 @@ class DenseGraph:
     options: ExportOptions
     folder: Path
 
-    @property
-    def path(self) -> Path:
-        return self.folder / "dense.onnx"
-
     @cached_property
     def report(self) -> ExportReport:
-        return export_onnx(self.module, self.example(), self.path, self.options)
+        path = self.folder / "dense.onnx"
+        return export_onnx(self.module, self.example(), path, self.options)
+
+    @property
+    def path(self) -> Path:
+        return Path(self.report.path)
 
 
 @dataclass(eq=False)
@@ -108,7 +109,6 @@ class PlanTimer:
         if lacks:
             log.warning("the plan was not timed: its graph holds no %s", lacks)
             return None
-        assert self.dense.report  # the dense graph is there
         ratio = latency_over(self.dense.path, path, self.dense.example(), self.settings)
         self.store.put(KIND, key, Entry({"ratio": ratio}))
         return ratio
@@ -142,7 +142,6 @@ def plan_timer(
     else:
         layers = [layer.spec for layer in profile.layers]
         try:
-            assert dense.report  # the dense graph is there
             time = time_network(dense.path, dense.example(), layers, settings)
         except (ExportError, ModelError, DataError, ProviderUnavailable) as error:
             if options.to_onnx and isinstance(error, ExportError):

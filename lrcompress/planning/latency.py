@@ -201,6 +201,11 @@ def latency_table(path: str = "") -> LatencyTable:
     """
     if path:
         return table_from_json(_text(Path(path)), path)
+    return _shipped_table()
+
+
+@cache
+def _shipped_table() -> LatencyTable:
     text = files("lrcompress.planning").joinpath(SHIPPED).read_text(encoding="utf-8")
     return table_from_json(text, SHIPPED)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from lrcompress.errors import BudgetError, LrcompressError, ModelError
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, plan_timer, preview, run
@@ -13,6 +15,7 @@ from lrcompress.planning.budget import Budget
 from lrcompress.planning.network_time import NetworkTime
 from lrcompress.planning.options import PlanOptions
 from lrcompress.profiling.options import ProfileOptions
+from lrcompress_cli.main import main
 
 pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
 
@@ -83,6 +86,24 @@ def test_two_budgets_are_met_by_a_run_and_its_file(tmp_path: Path, timings: list
     assert "58.0% of the dense latency, measured" in check.detail
     assert "bytes of" in check.detail
     assert timings
+
+
+def test_the_plan_command_takes_several_budgets(tmp_path: Path, timings: list[str]) -> None:
+    folder = tmp_path / "run"
+    run(options(folder, "params=70%"))
+    given = ("--budget", "params=70%", "--budget", "flops=65%", "--structures", "low-rank")
+    result = CliRunner().invoke(main, ["plan", str(folder), *given, "--json"])
+    assert result.exit_code == 0, result.stderr
+    record = json.loads(result.stdout)["plan"]
+    assert record["budget"] == "params=70%"
+    assert record["also"] == ["flops=65%"]
+    assert record["within_budget"]
+    planned, dense = record["planned"], record["dense"]
+    assert planned["params"] <= 0.7 * dense["params"]
+    assert planned["flops_per_example"] <= 0.65 * dense["flops_per_example"]
+    again = CliRunner().invoke(main, ["plan", str(folder), *given[:2], *given[:2]])
+    assert "two limit the same" in again.stderr
+    assert timings == []
 
 
 def test_other_budgets_time_nothing(tmp_path: Path, timings: list[str]) -> None:

@@ -149,12 +149,16 @@ def _counted(one: Spent, plan: Plan) -> str:
     if one.budget.kind == "flops":
         return f"{one.cost:,} FLOPs per example of {one.limit:,} allowed"
     share, known = one.budget.amount, plan.options.network_time
+    besides = "" if one.budget.scope == "total" else " of the layers'"
     if known is not None and plan.latency_ratio is not None:
-        return f"{plan.latency_ratio:.1%} of the dense latency, measured ({known.measured_at})"
+        return (
+            f"{plan.latency_ratio:.1%} of the dense latency, measured ({known.measured_at}), of "
+            f"{share:.1%}{besides} allowed"
+        )
     source = "measurements of single layers" if known is None else "the times of the dense network"
     return (
         f"{share * one.cost / one.limit:.1%} of the dense latency, as estimated from {source}, "
-        f"of {share:.1%} allowed"
+        f"of {share:.1%}{besides} allowed"
     )
 
 
