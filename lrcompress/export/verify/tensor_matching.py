@@ -9,7 +9,7 @@ network tensor that resembles no constant (an optimiser merged it with others) c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from typing import Any
@@ -81,12 +81,17 @@ class Constants:
 
     names: for each parameter, the constants that hold it by name, possibly several copies (plain
         and transposed); empty if the file does not keep the network's names.
+    in_codes: names of constants that the file holds in codes, so that no tracer computed with them.
     """
 
     def __init__(
-        self, stored: Iterable[Stored], precision: str, names: Mapping[str, Sequence[Stored]]
+        self,
+        stored: Iterable[Stored],
+        precision: str,
+        names: Mapping[str, Sequence[Stored]],
+        in_codes: Collection[str] = (),
     ):
-        self.precision, self.names = precision, names
+        self.precision, self.names, self.in_codes = precision, names, in_codes
         self.holders = {id(one): name for name, copies in names.items() for one in copies}
         self.by_size: dict[int, list[Stored]] = defaultdict(list)
         for one in stored:
@@ -102,7 +107,7 @@ class Constants:
             different = [
                 (difference, one)
                 for difference, one in compared
-                if difference is not None and (self._near(target, one) or self._copy(one, equal))
+                if difference is not None and self._is_its_own(target, one, equal)
             ]
             changed += different
             if equal is not None:
@@ -174,6 +179,11 @@ class Constants:
 
     def _near(self, target: Target, one: Stored) -> bool:
         return one in self._of_its_kind(target) and bool(_is_near(target.probe(), one).any())
+
+    def _is_its_own(self, target: Target, one: Stored, equal: Stored | None) -> bool:
+        """Whether a constant of the parameter's name should hold it, and not a function of it."""
+        held = one.name in self.in_codes or self._near(target, one)
+        return held or self._copy(one, equal)
 
     def _copy(self, one: Stored, equal: Stored | None) -> bool:
         """Whether `one` should be a copy of `equal`, which holds the parameter of its name."""

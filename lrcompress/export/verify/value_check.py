@@ -34,7 +34,8 @@ def values_check(subject: Subject) -> Check:
     module, batch = subject.reference
     stored = stored_constants(subject.expanded)
     named = _named(stored, module) if subject.graph.producer_name == PRODUCER else {}
-    constants = Constants(stored, subject.precision, named)
+    in_codes = {one.name for one in subject.read_weights}
+    constants = Constants(stored, subject.precision, named, in_codes)
     used = tensors_used(module, batch)
     targets = [
         Target(name, tensor.detach())

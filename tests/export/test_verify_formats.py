@@ -1,0 +1,235 @@
+"""The checks of weights in number formats find real faults, and rounding is no fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from stored_network import store_
+from torch import nn
+from verified_networks import network, tokens
+
+from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.precision import plain_copy
+from lrcompress.export.verify.activation_rounding import rounded_by_blocks
+from lrcompress.export.verify.verify import VerifyOptions, verify
+
+LINEAR = ("query", "key", "value", "up", "down", "head")
+FLOAT32 = "parity with products in float32"
+
+
+def stored(text: str) -> nn.Module:
+    module = network(None)
+    for name in LINEAR:
+        store_(module, f"{name}.weight", text)
+    store_(module, "embed.weight", "int8/128" if text == "int8-dynamic" else text)
+    return module
+
+
+CASES = (("int4", "contrib"), ("uint4", "standard"), ("int8-dynamic", "contrib"))
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request, tmp_path_factory) -> tuple[str, nn.Module, Path]:
+    text, operators = request.param
+    module, path = stored(text), tmp_path_factory.mktemp("formats") / "model.onnx"
+    export_onnx(module, tokens(), path, ExportOptions(operators=operators))
+    return text, module, path
+
+
+def test_a_right_file_passes_every_check(case):
+    text, module, path = case
+    report = verify(path, module, tokens())
+    assert report.ok, report.failed
+    assert report["formats"].detail.startswith("all 7 stored weights are in it as stored: ")
+    kernel = "MatMulIntegerToFloat" if text == "int8-dynamic" else "MatMulNBits"
+    assert any(kernel in held for held in report["formats"].numbers["held"])
+    assert sum(report["formats"].numbers["held"].values()) == 7
+    assert report["arithmetic"].passed
+    assert report["values"].passed
+
+
+def edited(path: Path, edit: Callable[[dict[str, Any], Any], None], folder: Path) -> Path:
+    """A copy of the file with other initializers; `edit` gets their arrays by name."""
+    model = ir.load(path)
+    values = model.graph.initializers
+    arrays = {name: value.const_value.numpy().copy() for name, value in values.items()}
+    before = dict(arrays)
+    edit(arrays, model)
+    for name, array in arrays.items():
+        if name in values and array is not before[name]:
+            values[name].const_value = ir.tensor(array, dtype=values[name].dtype, name=name)
+    ir.save(model, folder / "wrong.onnx")
+    return folder / "wrong.onnx"
+
+
+def scale_off(arrays: dict[str, Any], _: Any) -> None:
+    arrays["value.weight.scales"] = arrays["value.weight.scales"] * np.float16(1.01)
+
+
+def rows_swapped(arrays: dict[str, Any], _: Any) -> None:
+    codes = arrays["value.weight.codes"]
+    order = [1, 0, *range(2, len(codes))]
+    arrays["value.weight.codes"] = codes[order]
+
+
+def table_rows_swapped(arrays: dict[str, Any], _: Any) -> None:
+    codes = arrays["embed.weight.codes"]  # of tokens that the example does not hold
+    unread = sorted(set(range(50)) - set(tokens()["input_ids"].flatten().tolist()))[:2]
+    order = np.arange(len(codes))
+    order[unread] = unread[::-1]
+    arrays["embed.weight.codes"] = codes[order]
+
+
+def layers_exchanged(arrays: dict[str, Any], _: Any) -> None:
+    for part in ("codes", "scales", "zeros"):
+        if f"query.weight.{part}" in arrays:
+            a, b = (f"{name}.weight.{part}" for name in ("query", "key"))
+            arrays[a], arrays[b] = arrays[b].copy(), arrays[a].copy()
+
+
+def zeros_lost(_: dict[str, Any], model: Any) -> None:
+    """Another constant takes the place of the zero points."""
+    zeros = model.graph.initializers["value.weight.zeros"]
+    middles = np.full(zeros.const_value.shape, 8).astype(zeros.dtype.numpy())
+    zeros.const_value = ir.tensor(middles, dtype=zeros.dtype, name=zeros.name)
+
+
+FAULTS = (scale_off, rows_swapped, table_rows_swapped, layers_exchanged)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_fault_in_the_stored_values_is_found(case, fault, tmp_path):
+    text, module, path = case
+    report = verify(edited(path, fault, tmp_path), module, tokens())
+    layers = {table_rows_swapped: "embed.weight", layers_exchanged: "query.weight"}
+    assert report["values"].passed is False
+    assert layers.get(fault, "value.weight") in report["values"].detail
+    # An exchanged weight is in the graph as stored, at another place
+    assert report["formats"].passed is (fault is layers_exchanged)
+    if fault is table_rows_swapped:
+        return  # no input of the example reads it
+    assert report["arithmetic"].passed is False or report["parity"].passed is False
+    if text != "int8-dynamic":
+        assert report[FLOAT32].passed is False
+
+
+def test_lost_zero_points_are_found(tmp_path):
+    module, path = stored("uint4"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path)
+    report = verify(edited(path, zeros_lost, tmp_path), module, tokens())
+    assert {check.name for check in report.failed} >= {"values", "formats", FLOAT32}
+
+
+def test_zero_points_that_the_product_does_not_read_are_found(tmp_path):
+    module, path = stored("uint4"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path)
+
+    def disconnect(_: dict[str, Any], model: Any) -> None:
+        node = next(n for n in model.graph if n.op_type == "MatMulNBits")
+        node.replace_input_with(3, None)
+
+    report = verify(edited(path, disconnect, tmp_path), module, tokens())
+    assert {check.name for check in report.failed} >= {"values", "formats", FLOAT32}
+
+
+def test_an_input_rounded_with_the_wrong_scale_is_found(tmp_path):
+    module, path = stored("int8-dynamic"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path)
+
+    def exchange(_: dict[str, Any], model: Any) -> None:
+        """The product of one layer is scaled by the step of another layer's input."""
+        steps = [n.outputs[1] for n in model.graph if n.op_type == "DynamicQuantizeLinear"]
+        scaled = next(n for n in model.graph if n.op_type == "Mul" and steps[1] in n.inputs)
+        scaled.replace_input_with(list(scaled.inputs).index(steps[1]), steps[0])
+
+    report = verify(edited(path, exchange, tmp_path), module, tokens())
+    assert not report.ok
+    assert report["parity"].passed is False
+
+
+def test_weights_that_are_floats_in_the_file_are_reported(tmp_path):
+    module, path = stored("int4"), tmp_path / "model.onnx"
+    export_onnx(plain_copy(module), tokens(), path)
+    report = verify(path, module, tokens())
+    assert [check.name for check in report.failed] == ["formats"]
+    assert "floats again when the file is opened: " in report["formats"].detail
+    assert len(report["formats"].numbers["dequantised"]) == 7
+
+
+def test_a_product_that_is_dequantised_in_every_run_is_reported(tmp_path):
+    module, path = stored("int4"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path, ExportOptions(operators="standard"))
+
+    def turn(_: dict[str, Any], model: Any) -> None:
+        """DequantizeLinear of the codes in another orientation, which no session fuses."""
+        node = next(n for n in model.graph if n.name.startswith("value.weight.values"))
+        for index, part in enumerate(("codes", "scales")):
+            value = node.inputs[index]
+            constant = model.graph.initializers[f"value.weight.{part}"].const_value
+            turned = ir.Value(
+                name=f"{part}.turned",
+                type=ir.TensorType(constant.dtype if part == "codes" else ir.DataType.FLOAT),
+                const_value=ir.tensor(
+                    np.ascontiguousarray(constant.numpy().T).astype(
+                        constant.dtype.numpy() if part == "codes" else np.float32
+                    ),
+                    dtype=constant.dtype if part == "codes" else ir.DataType.FLOAT,
+                    name=f"{part}.turned",
+                ),
+            )
+            turned.shape = turned.const_value.shape
+            model.graph.register_initializer(turned)
+            assert value is not None
+            node.replace_input_with(index, turned)
+        node.attributes["axis"] = ir.AttrInt64("axis", 1)
+        result = node.outputs[0]
+        turn_back = ir.node("Transpose", [result], {"perm": [1, 0]})
+        turn_back.outputs[0].dtype, turn_back.outputs[0].shape = result.dtype, result.shape
+        result.replace_all_uses_with(turn_back.outputs[0])
+        turn_back.replace_input_with(0, result)
+        model.graph.insert_after(node, turn_back)
+
+    report = verify(edited(path, turn, tmp_path), module, tokens())
+    assert [check.name for check in report.failed] == ["formats"]
+    assert report["formats"].detail.startswith("dequantised in every run: value.weight")
+
+
+def test_rounded_inputs_have_no_kernel_on_a_gpu(tmp_path):
+    module, path = stored("int8-dynamic"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path)
+    report = verify(path, module, tokens(), VerifyOptions("cuda"))
+    assert report["kernels"].passed is False
+    assert "int8-dynamic is for a CPU" in report["kernels"].detail
+
+
+def test_weight_only_formats_have_kernels_on_a_gpu(tmp_path):
+    module, path = stored("int4"), tmp_path / "model.onnx"
+    for precision in ("fp32", "fp16"):
+        export_onnx(module, tokens(), path, ExportOptions(precision, provider="cuda"))
+        report = verify(path, module, tokens(), VerifyOptions("cuda"))
+        assert report["kernels"].passed, report["kernels"].detail
+
+
+def test_the_parameters_of_a_file_are_those_of_its_network(case):
+    _, module, path = case
+    report = verify(path, module, tokens())
+    plain = sum(p.numel() for p in plain_copy(module).parameters())
+    assert report["budget"].numbers["params"] == plain
+
+
+@pytest.mark.parametrize(("size", "block"), [(64, 32), (40, 32), (7, 16)])
+def test_inputs_are_rounded_to_255_levels_of_each_block(size, block):
+    x = torch.randn(5, size, generator=torch.Generator().manual_seed(0))
+    rounded = rounded_by_blocks(x, block)
+    for start in range(0, size, block):
+        part, own = x[:, start : start + block], rounded[:, start : start + block]
+        step = part.abs().amax(-1, keepdim=True) / 127
+        levels = own / step
+        assert torch.allclose(levels, levels.round(), atol=1e-4)
+        assert bool(((own - part).abs() <= step / 2 * (1 + 1e-5)).all())
