@@ -115,7 +115,7 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
     "albert": _unseen("albert", "other reactions", lambda: list(albert.examples())[::4]),
     "minilm": minilm_sentences,
     "minilm-glosses": minilm_glosses,
-    "antiberty": _unseen("antiberty", "other sequences", antiberty.examples),
+    "antiberty": _unseen("antiberty", "other sequences", lambda: antiberty.examples()[::2]),
     "whisper": _unseen("whisper", "other utterances", whisper.examples),
     "smollm2": smollm2_windows,
 }

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lrcompress.number_formats import Codes, Grid
+from lrcompress.number_formats import Grid
+
+ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,10 +24,6 @@ class Cells:
     scale: Tensor
     low: Tensor | float
     high: Tensor | float
-
-    def taken(self, rows: Tensor, columns: Tensor) -> Cells:
-        """Return the cells with their rows and columns in the given orders."""
-        return self.mapped(lambda values: values[rows][:, columns])
 
     @property
     def mT(self) -> Cells:
@@ -54,19 +52,47 @@ def clamped_(levels: Tensor, low: Tensor | float, high: Tensor | float) -> Tenso
     return levels.clamp_(low, high)
 
 
-def cells_of(weight: Tensor, grid: Grid, *, narrow: bool, dtype: torch.dtype) -> Cells:
-    """Return the cells of a weight (rows, columns); narrow: code 0 stays unused."""
-    scale, zero = grid.per_column(weight.shape[1])
+def cells_of(
+    weight: Tensor,
+    grid: Grid,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    *,
+    narrow: bool,
+    dtype: torch.dtype,
+) -> Cells:
+    """Return the cells of a weight with its rows and columns in the given orders (None: its own).
+
+    narrow: code 0 stays unused.
+    """
+    block = torch.arange(weight.shape[1], device=weight.device) // grid.block
+    if columns is not None:
+        block = block[columns]
+
+    def per_cell(values: Tensor) -> Tensor:
+        return _taken(values.to(dtype), rows, block)
+
+    ordered, scale = _taken(weight.to(dtype), rows, columns), per_cell(grid.scales)
     low, high = (1 if narrow else 0), (1 << grid.bits) - 1
-    weight, scale = weight.to(dtype), scale.to(dtype)
     if grid.zeros is None:
-        return Cells(weight, scale, float(low - grid.middle), float(high - grid.middle))
-    zero = zero.to(dtype)
-    return Cells(weight, scale, low - zero, high - zero)
+        return Cells(ordered, scale, float(low - grid.middle), float(high - grid.middle))
+    zero = per_cell(grid.zeros)
+    return Cells(ordered, scale, low - zero, high - zero)
 
 
-def codes_of(levels: Tensor, grid: Grid) -> Codes:
-    """Return the codes of levels (rows, columns)."""
-    if grid.zeros is None:
-        return Codes(grid, (levels + grid.middle).to(torch.uint8))
-    return Codes(grid, (levels + grid.per_column(levels.shape[1])[1]).to(torch.uint8))
+def codes_of(levels: Tensor, cells: Cells, *, narrow: bool) -> Tensor:
+    """Return the codes of levels (rows, columns), uint8. The levels are overwritten."""
+    codes = levels.sub_(cells.low)
+    return (codes.add_(1) if narrow else codes).to(torch.uint8)
+
+
+def _taken(values: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    if columns is None:
+        return values if rows is None else values[rows]
+    if rows is None:
+        return values.index_select(1, columns)
+    out = values.new_empty(rows.numel(), columns.numel())
+    for start in range(0, rows.numel(), ROWS_AT_ONCE):  # fresh memory is slow, so little of it
+        part = slice(start, start + ROWS_AT_ONCE)
+        torch.index_select(values[rows[part]], 1, columns, out=out[part])
+    return out

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from lrcompress.number_formats import Codes, Grid
-from lrcompress.rounding.cells import Cells, cells_of, codes_of
+from lrcompress.rounding.cells import cells_of, codes_of
 from lrcompress.rounding.column_feedback import column_feedback
 from lrcompress.rounding.prepared_metric import PreparedMetric, Side
 from lrcompress.rounding.wavefront import wavefront
@@ -18,57 +20,71 @@ def with_feedback(weight: Tensor, grid: Grid, metric: PreparedMetric, *, narrow:
     """Return codes of `weight` (rows, columns) on `grid`; narrow: code 0 stays unused."""
     input, output = metric.input, metric.output
     if output is not None and output.upper is not None:
-        return codes_of(_levels(weight, grid, input, output, narrow=narrow), grid)
+        return Codes(grid, _codes(weight, grid, input, output, narrow=narrow))
     at_once = max(1, CELLS_AT_ONCE // max(weight.shape[1], 1))
-    parts = []
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     for start in range(0, weight.shape[0], at_once):
         rows = slice(start, start + at_once)
-        part = Grid(
-            grid.bits,
-            grid.block,
-            grid.scales[rows],
-            None if grid.zeros is None else grid.zeros[rows],
+        part = replace(
+            grid,
+            scales=grid.scales[rows],
+            zeros=None if grid.zeros is None else grid.zeros[rows],
         )
-        levels = _levels(weight[rows], part, input, None, narrow=narrow)
-        parts.append(codes_of(levels, part).codes)
-    return Codes(grid, torch.cat(parts) if parts else weight.new_zeros(0, dtype=torch.uint8))
+        codes[rows] = _codes(weight[rows], part, input, None, narrow=narrow)
+    return Codes(grid, codes)
 
 
-def _levels(
+def _codes(
     weight: Tensor, grid: Grid, input: Side | None, output: Side | None, *, narrow: bool
 ) -> Tensor:
-    """Return levels (rows, columns). `input` and `output` without U give no feedback."""
+    """Return codes (rows, columns). `input` and `output` without U give no feedback."""
     along_rows = None if input is None else input.upper
     along_columns = None if output is None else output.upper
     factor = along_rows if along_rows is not None else along_columns
+    rows, columns = _order(output), _order(input)
     cells = cells_of(
-        weight, grid, narrow=narrow, dtype=torch.float32 if factor is None else factor.dtype
+        weight,
+        grid,
+        rows,
+        columns,
+        narrow=narrow,
+        dtype=torch.float32 if factor is None else factor.dtype,
     )
-    if factor is None:
-        return cells.nearest()
-    rows, columns = _order(output, weight.shape[0]), _order(input, weight.shape[1])
-    ordered = cells.taken(rows, columns)
-    if along_columns is None:
-        found = column_feedback(ordered, factor)
-    elif along_rows is None:
-        found = column_feedback(ordered.mT, factor).mT
+    if along_rows is not None and along_columns is not None:
+        levels = wavefront(cells, along_rows, along_columns)
+    elif along_rows is not None:
+        levels = column_feedback(cells, along_rows)
+    elif along_columns is not None:
+        levels = column_feedback(cells.mT, along_columns).mT
     else:
-        found = wavefront(ordered, along_rows, along_columns)
-    levels = torch.empty_like(found)
-    levels[rows.unsqueeze(1), columns] = found
-    return _nearest_where_dead(levels, cells, input, output)
+        levels = cells.nearest()
+    codes = codes_of(levels, cells, narrow=narrow)
+    if rows is not None:
+        codes = codes[rows.argsort()]
+    if columns is not None:
+        codes = codes.index_select(1, columns.argsort())
+    return _nearest_where_dead(codes, weight, grid, input, output, narrow=narrow)
 
 
-def _order(side: Side | None, size: int) -> Tensor:
-    return torch.arange(size) if side is None or side.upper is None else side.order
+def _order(side: Side | None) -> Tensor | None:
+    return None if side is None or side.upper is None else side.order
 
 
 def _nearest_where_dead(
-    levels: Tensor, cells: Cells, input: Side | None, output: Side | None
+    codes: Tensor,
+    weight: Tensor,
+    grid: Grid,
+    input: Side | None,
+    output: Side | None,
+    *,
+    narrow: bool,
 ) -> Tensor:
-    """Round weights that cost nothing to the nearest level. No other weight reads their error."""
-    if input is not None and bool(input.dead.any()):
-        levels = torch.where(input.dead, cells.nearest(), levels)
-    if output is not None and bool(output.dead.any()):
-        levels = torch.where(output.dead.unsqueeze(1), cells.nearest(), levels)
-    return levels
+    """Round weights that cost nothing to the nearest code. No other weight reads their error."""
+    columns = input.dead if input is not None and bool(input.dead.any()) else None
+    rows = output.dead if output is not None and bool(output.dead.any()) else None
+    if columns is None and rows is None:
+        return codes
+    nearest = grid.nearest(weight).clamp_(1 if narrow else 0)
+    if columns is not None:
+        codes = torch.where(columns, nearest, codes)
+    return codes if rows is None else torch.where(rows.unsqueeze(1), nearest, codes)

@@ -23,9 +23,6 @@ from lrcompress.errors import FitError
 DAMPING = 1e-2
 # Features up to which a moment is factorised in float64; above, float32 takes half the time.
 EXACT_LIMIT = 2048
-SMALLEST_DAMPING = 1e-7
-DAMPING_STEP = 10.0  # the damping grows by this factor where a factorisation fails
-TRIES = 6
 SPARE = 16  # unused columns of a factor
 
 
@@ -90,22 +87,20 @@ def prepared_side(moment: Tensor | None, dtype: torch.dtype, damping: float) -> 
 
 def _reverse_cholesky(moment: Tensor, order: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """Return U and D of the damped moment, whose features are taken in `order`."""
-    small = moment.shape[0] <= EXACT_LIMIT
+    size = moment.shape[0]
     backwards = order.flip(0)
-    factorised = torch.float64 if small else torch.float32
-    turned = moment.to(factorised)[backwards][:, backwards]
-    mean = float(moment.diagonal().to(torch.float64).mean())
-    for _ in range(TRIES):
-        turned.diagonal().add_(damping * mean)
+    shift = damping * float(moment.diagonal().to(torch.float64).mean())
+    # Float32 fails where the largest eigenvalue exceeds the shift by 1 / (eps sqrt(size))
+    for factorised in (torch.float32, torch.float64)[size <= EXACT_LIMIT :]:
+        turned = moment.to(factorised)[backwards][:, backwards]
+        turned.diagonal().add_(shift)
         lower, failed = torch.linalg.cholesky_ex(turned)
-        if not bool(failed):
-            root = lower.diagonal()
-            size = lower.shape[0]
+        root = lower.diagonal()
+        if not bool(failed) and bool(root.isfinite().all()):
             # Rows a power of two apart share cache sets, which halves the speed of products
             upper = lower.new_empty(size, size + SPARE)[:, :size]
-            upper.copy_((lower / root).flip(0, 1))
+            upper.copy_(lower.flip(0, 1)).div_(root.flip(0))
             return upper, root.square().flip(0)
-        damping = max(damping, SMALLEST_DAMPING) * DAMPING_STEP
     raise FitError(
         "rounding: a moment is not positive semi-definite, or holds NaN; profile again, or round "
         "without it"

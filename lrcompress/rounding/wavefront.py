@@ -8,13 +8,14 @@ With E = W - Q, and V = A - Q the error with its feedback along the row:
     Q_ij = scale_ij round((A_ij + B_ij) / scale_ij).
 
 Each sum is split by distance. Weights are grouped in tiles of STEP x STEP, tiles in blocks of
-BLOCK x BLOCK:
+BLOCKS[0] x BLOCKS[0], and these in larger blocks:
 
 near    terms of the same and of the previous tile are added at each step to the next 2 STEP - 1
         weights of the row (A) or of the column (B);
 middle  terms before the previous tile, back to the previous block, are added when a tile is
         reached: one batched product for all tiles of an antidiagonal;
-far     terms of earlier blocks are added when a block is done: one product for all later ones.
+far     terms of earlier blocks are added when a block is done, by one product up to the end of the
+        next block of the larger size; for the largest size, by one product for all later weights.
 
 Tile or block (I, J) is reached at step (I + J) * size and is done 2 size - 1 steps later, before
 the second neighbour on either side is reached.
@@ -30,7 +31,7 @@ from torch import Tensor
 from lrcompress.rounding.cells import Cells, clamped_
 
 STEP = 16  # weights on each side of a tile
-BLOCK = 128  # weights on each side of a block, a multiple of STEP
+BLOCKS = (64, 256)  # weights on each side of a block, each a multiple of the one before
 REACH = 2 * STEP - 1  # largest distance of a near term
 SPARE = 16  # more spare columns than needed: rows a power of two apart share cache sets
 
@@ -72,7 +73,7 @@ class _Wavefront:
         # Sums of the far terms, replaced by the errors when these are known. The margins lie before
         # the first column and row: middle terms read them, with factors of zero.
         new = self.weight.stored.new_zeros
-        self.margin = 2 * BLOCK
+        self.margin = 2 * BLOCKS[0]
         self.error_store = new(self.margin + m * self.width)
         self.error = _Skewed(self.error_store[self.margin :].view(m, self.width), n)
         self.residual_store = new((self.margin + m) * self.width)
@@ -109,8 +110,7 @@ class _Wavefront:
         target, value = new(m), new(m)
         add, sub, div, mul = torch.add, torch.sub, torch.div, torch.mul
         for phase in range(self.tile_rows + self.tile_columns):
-            if phase * STEP % BLOCK == 0:
-                self._add_far(phase * STEP // BLOCK)
+            self._add_far(phase * STEP)
             self._add_middle(phase, ring_a, ring_b)
             steps = slice(phase * STEP, (phase + 1) * STEP)
             weights.copy_(self.weight.steps[steps])
@@ -167,27 +167,35 @@ class _Wavefront:
             torch.baddbmm(tile(self.residual_store, self.margin * width), middle_g, residuals)
         )
 
-    def _add_far(self, phase: int) -> None:
-        """Add the terms of the blocks I + J = phase - 2, which are done, to all far weights."""
-        for i in range(min(-(-self.m // BLOCK), phase - 1)):
-            j = phase - 2 - i
-            if j * BLOCK >= self.n:
-                continue
-            rows, columns = slice(i * BLOCK, (i + 1) * BLOCK), slice(j * BLOCK, (j + 1) * BLOCK)
-            below, right = slice((i + 2) * BLOCK, None), slice((j + 2) * BLOCK, None)
-            error, residual = self.error.matrix, self.residual.matrix
-            if (j + 2) * BLOCK < self.n:
-                error[rows, right].addmm_(error[rows, columns], self.upper_c[columns, right])
-            if (i + 2) * BLOCK < self.m:
-                residual[below, columns].addmm_(
-                    self.upper_g[rows, below].mT, residual[rows, columns]
-                )
+    def _add_far(self, step: int) -> None:
+        """Add the terms of all blocks that are done when `step` begins to the far weights."""
+        for size, parent in zip(BLOCKS, (*BLOCKS[1:], 0), strict=True):
+            if step % size == 0:
+                for i in range(min(-(-self.m // size), step // size - 1)):
+                    self._add_block(i * size, step - (i + 2) * size, size, parent)
+
+    def _add_block(self, i: int, j: int, size: int, parent: int) -> None:
+        """Add the terms of the block whose first weight is (i, j), as far as its parents' begin."""
+        if j >= self.n:
+            return
+        error, residual = self.error.matrix, self.residual.matrix
+        rows, columns = slice(i, i + size), slice(j, j + size)
+        right, below = _later(j, size, parent, self.n), _later(i, size, parent, self.m)
+        if right.start < right.stop:
+            error[rows, right].addmm_(error[rows, columns], self.upper_c[columns, right])
+        if below.start < below.stop:
+            residual[below, columns].addmm_(self.upper_g[rows, below].mT, residual[rows, columns])
 
     def _bound(self, bound: Tensor | float) -> _Skewed | float:
         return self._skewed(bound) if isinstance(bound, Tensor) else bound
 
     def _skewed(self, values: Tensor, fill: float = 0.0) -> _Skewed:
         return _Skewed(_padded(values, self.m, self.width, fill), self.n)
+
+
+def _later(first: int, size: int, parent: int, end: int) -> slice:
+    """Return the range after the next block, up to the end of the next parent block if any."""
+    return slice(first + 2 * size, min(end, (first // parent + 2) * parent) if parent else end)
 
 
 def _near(upper: Tensor) -> Tensor:
@@ -209,7 +217,7 @@ def _middle(upper: Tensor, margin: int) -> Tensor:
     out = upper.new_zeros(size // STEP, margin, STEP)
     for tile in range(1, size // STEP):
         begin = tile * STEP
-        first, last = max(0, begin // BLOCK - 1) * BLOCK, begin - STEP
+        first, last = max(0, begin // BLOCKS[0] - 1) * BLOCKS[0], begin - STEP
         shift = margin - begin
         out[tile, first + shift : last + shift] = upper[first:last, begin : begin + STEP]
     return out
@@ -217,6 +225,8 @@ def _middle(upper: Tensor, margin: int) -> Tensor:
 
 def _padded(values: Tensor, rows: int, columns: int, fill: float = 0.0) -> Tensor:
     """Return a contiguous copy with `fill` below and to the right."""
-    out = values.new_full((rows, columns), fill)
+    out = values.new_empty(rows, columns)
     out[: values.shape[0], : values.shape[1]] = values
+    out[: values.shape[0], values.shape[1] :] = fill
+    out[values.shape[0] :] = fill
     return out

@@ -70,7 +70,7 @@ def export_model(
         "params": str(plan.params),
     }
     metadata = {**asked.export.metadata, **provenance}
-    options = replace(asked.export, metadata=metadata)
+    options = replace(asked.export, metadata=metadata, provider=asked.provider)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})
 

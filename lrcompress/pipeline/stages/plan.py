@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from lrcompress.formats.stages_json import stage_key
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch
+from lrcompress.pipeline.file_size import FileSize
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.plan_timer import DenseGraph, plan_timer
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
@@ -36,8 +37,6 @@ from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 
 PLAN_NAME = "plan.json"
-BYTES_PER_SPLIT = 700  # file size of one more node, its names and its factor's entry
-BYTES_PER_STRUCTURE = 8_000  # file size of a structure's dozen nodes and shapes
 
 Read = TypeVar("Read")
 
@@ -168,14 +167,17 @@ def choose_plan(
     with scratch_folder() as scratch:
         dense = DenseGraph(inputs.loaded.model.module, inputs.example, options.export, scratch)
         asked = options.plan
+        size = None
         if any(budget.kind == "bytes" for budget in options.budgets):
-            asked = replace(asked, overhead_bytes=file_overhead(inputs, dense))
+            size = FileSize(dense, profile)
+            asked = size.options(options.budgets, asked, file_overhead(inputs, dense))
         timer = plan_timer(dense, profile, options, store or NoCheckpoints())
-        if timer is None:
-            return _chosen(inputs, asked, progress, store)
-        asked = timer.corrected(options.budgets, asked)
+        if timer is not None:
+            asked = timer.corrected(options.budgets, asked)
         made, facts = _chosen(inputs, asked, progress, store)
-        return timer.kept(made), facts
+        if timer is not None:
+            made = timer.kept(made)
+        return (made if size is None else size.fitted(made)), facts
 
 
 def _chosen(
@@ -223,10 +225,7 @@ def file_overhead(inputs: PlanInputs, dense: DenseGraph) -> int:
     """Return the bytes of the ONNX file beyond the weights that the plan counts.
 
     They are measured on an export of the dense model, since only the exporter knows the content of
-    its graph. The compressed graph has one more node for each layer that is split.
+    its graph.
     """
-    profile = inputs.profile
-    everything = plan(profile, Budget("bytes", 1.0, relative=True), inputs.options.plan)
-    beyond = max(dense.report.bytes - everything.dense_bytes, 0)
-    structured = set(profile.structures) - {"dense", "low_rank"}
-    return beyond + (BYTES_PER_STRUCTURE if structured else BYTES_PER_SPLIT) * len(profile.layers)
+    everything = plan(inputs.profile, Budget("bytes", 1.0, relative=True), inputs.options.plan)
+    return max(dense.report.bytes - everything.dense_bytes, 0)
