@@ -19,7 +19,7 @@ from lrcompress.structures import Dense, LowRank, Structure
 
 # int2 is slower than float32 for many rows; it is timed for those who ask for it
 TIMED_FORMATS = ("int8-dynamic", "int8/32", "int8/128", "int4/32", "int4/128", "int2/32")
-_SHARES, _FLOAT_SHARES = (0.3, 0.75), (0.25, 0.5, 0.75)  # of the break-even rank
+_SHARES, _FLOAT_SHARES = (0.06, 0.3, 0.75), (0.06, 0.25, 0.5, 0.75)  # of the break-even rank
 
 
 @dataclass(frozen=True)

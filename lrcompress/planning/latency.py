@@ -22,15 +22,19 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object
 from lrcompress.layers import LayerSpec
 from lrcompress.number_formats import parse_format
+from lrcompress.planning.latency_curve import LatencyCurve
 from lrcompress.planning.network_time import NetworkTime
 from lrcompress.planning.weight_formats import FLOAT, format_shares, name_and_block
 from lrcompress.structures import Dense, LowRank, Structure, in_format
 
 SCHEMA_VERSION = 1
 SHIPPED = "latency_table.json"
-NEAREST = 4  # measurements per estimate
+NEAREST = 4  # curves per estimate
 KEPT_WEIGHT = 2.0  # doubling the share kept changes a ratio more than doubling rows or size
 TOO_FAR = 6.0  # in doublings; measurements farther away are ignored
+
+_Kind = tuple[str, str, int, str]  # provider, structure, blocks, name of the format
+_Place = tuple[int, str, tuple[int, int], int]  # block, form, size, rows
 
 
 @dataclass(frozen=True)
@@ -106,33 +110,39 @@ class LatencyTable:
     ) -> Estimate | None:
         """Return the fastest form of a structure that keeps the share `kept`, in a format.
 
-        Time / share is averaged, since it changes little where the time follows the share. Formats
-        of one name with other blocks are near.
+        Curves of the nearest sizes, rows and blocks of the format are averaged.
         """
         if structure == "dense" and format == FLOAT:
             return Estimate("", 1.0)
         name, block = name_and_block(format)
         near: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for it, other in self._by_kind.get((provider, structure, blocks, name), ()):
-            size = (it.out_features * it.in_features) / (shape[0] * shape[1])
+        for curve in self._by_kind.get((provider, structure, blocks, name), ()):
+            size = curve.area / (shape[0] * shape[1])
             distance = (
-                abs(log2(it.rows / rows))
+                abs(log2(curve.rows / rows))
                 + abs(log2(size)) / 2
-                + KEPT_WEIGHT * abs(log2(it.kept / kept))
-                + abs(log2((other or 1) / (block or 1)))
+                + KEPT_WEIGHT * curve.doublings_from(kept)
+                + abs(log2((curve.block or 1) / (block or 1)))
             )
             if distance <= TOO_FAR:
-                near[it.form].append((distance, log(it.ratio / it.kept)))
-        estimates = [Estimate(form, kept * _blended(found)) for form, found in near.items()]
+                near[curve.form].append((distance, log(curve.ratio_at(kept))))
+        estimates = [Estimate(form, _blended(found)) for form, found in near.items()]
         return min(estimates, key=lambda e: (e.ratio, e.form), default=None)
 
     @cached_property
-    def _by_kind(self) -> Mapping[tuple[str, str, int, str], list[tuple[Measurement, int]]]:
-        """The measurements with their blocks, by provider, structure, blocks and format's name."""
-        found = defaultdict(list)
+    def _by_kind(self) -> Mapping[_Kind, list[LatencyCurve]]:
+        """The curves by provider, structure, blocks and name of the format."""
+        points: dict[tuple[_Kind, _Place], dict[float, float]] = defaultdict(dict)
         for it in self.measurements:
             name, block = name_and_block(it.format)
-            found[it.provider, it.structure, it.blocks, name].append((it, block))
+            kind = (it.provider, it.structure, it.blocks, name)
+            place = (block, it.form, (it.out_features, it.in_features), it.rows)
+            points[kind, place][it.kept] = it.ratio
+        found = defaultdict(list)
+        for (kind, (block, form, size, rows)), curve in points.items():
+            kept, ratios = zip(*sorted(curve.items()), strict=True)
+            area = size[0] * size[1]
+            found[kind].append(LatencyCurve(form, area, rows, block, kept, ratios))
         return found
 
 

@@ -89,14 +89,6 @@ def test_a_plan_without_measured_times_says_so(made: Profile) -> None:
     assert not any("timed" in warning for warning in plan(made, "60%").warnings)
 
 
-def test_a_layer_that_takes_more_time_is_compressed_more(made: Profile, time: NetworkTime) -> None:
-    before = maker(made)(time)
-    largest = max(before.layers, key=lambda x: x.params * (not isinstance(x.structure, Dense)))
-    layers_ms = {**time.layers_ms, largest.name: 5 * time.layers_ms[largest.name]}
-    after = maker(made)(replace(time, layers_ms=layers_ms))
-    assert after[largest.name].params < before[largest.name].params
-
-
 def test_a_plan_that_keeps_its_promise_is_measured_once(made: Profile, time: NetworkTime) -> None:
     measure, seen = counting(lambda decided: true_ratio(decided, time, 1.0))
     decided = LatencyPromise(made, measure).keep(maker(made), time, fills=True)

@@ -26,6 +26,7 @@ from lrcompress.planning.latency import (
     table_from_json,
     table_to_json,
 )
+from lrcompress.planning.latency_curve import LatencyCurve
 from lrcompress.planning.weight_formats import format_shares, timed_name
 from lrcompress.structures import Blast, Dense, LowRank, Quantised, Structure
 from lrcompress_cli.main import main
@@ -87,6 +88,22 @@ def test_a_quantised_structure_that_was_not_timed_takes_the_time_of_its_float32_
     assert ratio_of(held, stored(blast, "int4/32")) == pytest.approx(0.7, rel=1e-3)
     alone = stored(LowRank(8), "int4/32")
     assert ratio_of(held, alone) == LowRank(8).flops_per_row(SPEC) / SPEC.flops_per_row
+
+
+def test_a_fixed_part_of_the_time_stays_at_any_share() -> None:
+    """Measured at half and all of the parameters: the time is .2 + .4 of the share."""
+    curve = LatencyCurve("", 64 * 64, 128, 0, (0.5, 1.0), (0.4, 0.6))
+    for kept in (0.01, 0.25, 0.5, 0.75, 1.0, 1.5):
+        assert curve.ratio_at(kept) == pytest.approx(0.2 + 0.4 * kept)
+    assert curve.doublings_from(0.75) == 0.0
+    assert curve.doublings_from(0.125) == 2.0
+
+
+def test_an_estimate_beyond_the_measured_shares_is_never_below_the_time_over_the_share() -> None:
+    steep = LatencyCurve("", 64 * 64, 128, 0, (0.4, 0.5), (0.4, 0.9))
+    assert steep.ratio_at(0.2) == pytest.approx(0.2)
+    falling = LatencyCurve("", 64 * 64, 128, 0, (0.4, 0.5), (0.4, 0.3))
+    assert falling.ratio_at(0.2) == pytest.approx(0.4)
 
 
 def test_a_format_slower_than_dense_is_known_to_be() -> None:
