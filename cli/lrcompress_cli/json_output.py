@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lrcompress.json_dataclasses import to_json
+from lrcompress.structures.serial import structure_to_json
 
 if TYPE_CHECKING:
     from lrcompress.pipeline import Preview, ProfileResult, RunResult
@@ -27,6 +28,7 @@ def profile_record(result: ProfileResult) -> dict[str, Any]:
 def plan_record(plan: Plan) -> dict[str, Any]:
     return {
         "budget": str(plan.budget),
+        "also": [str(one.budget) for one in plan.also],
         "scope": plan.budget.scope,
         "metric": plan.metric,
         "allocator": plan.allocator,
@@ -39,7 +41,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "layers": [
             {
                 "name": layer.name,
-                "structure": {"type": layer.structure.type_name, **to_json(layer.structure)},
+                "structure": structure_to_json(layer.structure),
                 "dense_params": layer.dense_params,
                 "params": layer.params,
                 "flops_per_example": layer.flops_per_example,
@@ -60,6 +62,7 @@ def compress_record(result: RunResult) -> dict[str, Any]:
         "folder": str(result.folder),
         **_head(report),
         "budget": str(plan.budget),
+        "also": [str(one.budget) for one in plan.also],
         "scope": plan.budget.scope,
         "allocator": plan.allocator,
         "dense": to_json(report.before),

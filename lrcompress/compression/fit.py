@@ -85,7 +85,7 @@ def rounded_fit(
         if shift is not None:
             bias = (bias.to(torch.float64) + shift.flatten()).to(bias.dtype)
     dtype = weight_matrix(module).dtype
-    rounded = {name: value.to(dtype).contiguous() for name, value in factors.items()}
+    rounded = structure.stored(factors, dtype)
     if not all(bool(torch.isfinite(value).all()) for value in rounded.values()):
         raise FitError(f"{layer.name}: its factors overflow {dtype}; exclude it or use float32")
     return FittedLayer(rounded, bias, float("nan"))

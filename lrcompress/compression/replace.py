@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lrcompress.errors import ModelError
 from lrcompress.layers import LayerSpec, replace_, share_hooks_
 from lrcompress.structures import Factors, Structure
-from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorizedHead
+from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorizedHead, TiedHead
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +43,14 @@ def install_(
     replace_(module, spec.name, built)
     for name in spec.tied:
         head = module.get_submodule(name)
-        assert isinstance(built, FactorizedEmbedding)
         head_bias = head.bias
         assert head_bias is None or isinstance(head_bias, nn.Parameter)
-        tied = TiedFactorizedHead(built, head_bias).train(head.training)
+        tied: nn.Module
+        if isinstance(built, FactorizedEmbedding):
+            tied = TiedFactorizedHead(built, head_bias).train(head.training)
+        else:
+            assert isinstance(built, nn.Embedding)
+            tied = TiedHead(built, head_bias).train(head.training)
         done.append(Replacement(name, head, share_hooks_(head, tied)))
         replace_(module, name, done[-1].replacement)
     return tuple(done)

@@ -31,7 +31,7 @@ from lrcompress.export.session import (
     onnxruntime_for,
     open_session,
 )
-from lrcompress.export.timing import latency_ratio, take_turns, timed_call
+from lrcompress.export.timing import clock_for, latency_ratio, take_turns, timed_call, wall_clock
 from lrcompress.hardware import processor_name
 from lrcompress.progress import SILENT, Progress
 
@@ -60,6 +60,7 @@ def bench(
     _check(targets, settings)
     opened = [_open(target, settings) for target in targets]
     cells = cells_to_time(opened, settings)
+    clock = clock_for(settings.provider, settings.threads) if settings.cpu_time else wall_clock
     latencies: list[Latency] = []
     ratios: list[Ratio] = []
     with progress.stage("bench", len(cells) * (settings.runs + settings.warmup)) as step:
@@ -71,7 +72,7 @@ def bench(
                 for one, feed in zip(opened, feeds, strict=True)
             ]
             times_ms = take_turns(
-                calls, runs=settings.runs, warmup=settings.warmup, advance=step.advance
+                calls, runs=settings.runs, warmup=settings.warmup, advance=step.advance, clock=clock
             )  # (targets, runs)
             rows = batch * (length or 1)
             for one, times in zip(opened, times_ms, strict=True):

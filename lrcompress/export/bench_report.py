@@ -28,6 +28,7 @@ class BenchSettings:
     threads: int | None = None  # per operator; None leaves it to ONNX Runtime
     measure_memory: bool = True
     seed: int = 0
+    cpu_time: bool = False  # where one thread of the CPU does all the work; see clock_for
 
 
 @dataclass(frozen=True)

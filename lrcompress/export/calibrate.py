@@ -1,4 +1,4 @@
-"""Measure the latency of structures, each relative to the dense layer of the same shape."""
+"""Measure the latency of structures and formats relative to the dense layer of the same shape."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from torch import Tensor, nn
 from lrcompress.errors import DataError
 from lrcompress.export.bench import bench
 from lrcompress.export.bench_report import BenchSettings, BenchTarget
+from lrcompress.export.calibrate_formats import (
+    TIMED_FORMATS,
+    FormatTiming,
+    ranks_to_time,
+    time_formats,
+)
 from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.forms import forms_of, use_form_
 from lrcompress.export.session import ProviderName
@@ -20,14 +26,13 @@ from lrcompress.messages import listed
 from lrcompress.planning.latency import LatencyTable, Measurement
 from lrcompress.progress import SILENT, Progress
 from lrcompress.scratch import scratch_folder
-from lrcompress.structures import STRUCTURES, LowRank, Structure
+from lrcompress.structures import STRUCTURES, Structure
 
 Shape = tuple[int, int]  # out, in features
 
 SHAPES: tuple[Shape, ...] = ((384, 384), (1536, 384), (384, 1536), (768, 768), (2048, 2048))
-ROWS = (1, 16, 128, 512)
+ROWS = (1, 16, 128, 1024)
 TIMED = tuple(name for name, it in STRUCTURES.items() if "linear" in it.kinds and name != "dense")
-_SHARES = (0.25, 0.5, 0.75)  # of the break-even rank; similar to the sizes in families()
 _FLOAT = 4  # bytes of a float32
 
 
@@ -39,6 +44,12 @@ class CalibrationSettings:
     rows: tuple[int, ...] = ROWS
     runs: int = 30
     threads: int | None = 1
+    formats: tuple[str, ...] = TIMED_FORMATS  # of dense and low-rank layers, besides float32
+
+    @property
+    def of_formats(self) -> FormatTiming:
+        names = ("dense", *self.structures) if self.formats else self.structures
+        return FormatTiming(self.provider, names, self.formats, self.rows, self.runs, self.threads)
 
 
 DEFAULTS = CalibrationSettings()
@@ -70,8 +81,11 @@ def calibrate_latency(
     _check_all(settings)
     found: list[Measurement] = []
     for shape in settings.shapes:
-        structures = structures_to_time(linear_layer(shape), settings.structures)
-        found += time_structures(structures, shape, settings, progress)
+        spec = linear_layer(shape)
+        others = [name for name in settings.structures if name != "low_rank"]
+        if structures := structures_to_time(spec, others):
+            found += time_structures(structures, shape, settings, progress)
+        found += time_formats(spec, settings.of_formats, progress)
     return LatencyTable(tuple(found))
 
 
@@ -116,6 +130,7 @@ def time_structures(
                 runs=settings.runs,
                 threads=settings.threads,
                 measure_memory=False,
+                cpu_time=True,
             ),
             progress=progress,
         )
@@ -155,11 +170,11 @@ def linear_layer(shape: Shape) -> LayerSpec:
 
 
 def structures_to_time(spec: LayerSpec, names: Sequence[str]) -> tuple[Structure, ...]:
-    """Return structures that a plan may choose: sizes from families(), low rank at _SHARES."""
+    """Return structures that a plan may choose: sizes from families(), or some ranks."""
     found: list[Structure] = []
     for name in names:
         if name == "low_rank":
-            found += [LowRank(max(1, round(part * spec.break_even_rank))) for part in _SHARES]
+            found += ranks_to_time(spec)
             continue
         for family in STRUCTURES[name].families(spec):
             found += family[:: max(1, len(family) // 3)]

@@ -25,7 +25,6 @@ from lrcompress.export.forward import (
     example_refused,
     named_outputs,
     parts_of,
-    unused_name,
 )
 from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.precision import (
@@ -36,14 +35,19 @@ from lrcompress.export.precision import (
     float32_forward,
     mixes_dtypes,
 )
+from lrcompress.export.session import ProviderName
 from lrcompress.export.traced_axes import first_traceable, tracing_example
 from lrcompress.export.tracing import quiet, trace
+from lrcompress.export.weight_storage import WeightStorage
 from lrcompress.export.write import weight_bytes, write_model
+from lrcompress.graph.names import unused_name
+from lrcompress.graph.quantised import Operators, StorageOptions, StorageResult
 from lrcompress.graph.rewrites import apply_rewrites_
 from lrcompress.messages import listed
 from lrcompress.network.batches import Batch
 from lrcompress.network.call import call
 from lrcompress.network.unfused import runs_unfused
+from lrcompress.structures.dynamic_input import exact_inputs_
 
 OPSETS = (20, 21, 22, 23)
 SCHEMA_VERSION = 1
@@ -61,6 +65,11 @@ class ExportOptions:
     fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # input -> axes
     metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
     forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
+    provider: ProviderName = "cpu"  # that the graph is for: which formats it may read
+    operators: Operators = "contrib"  # that read stored weights; "standard": ONNX's own alone
+    # Of MatMulNBits: 4 rounds its inputs to 8 bits, 1 computes in float32. On a CPU 8-bit weights
+    # take 17 times as long in float32 as at 4 for one row, and twice for 128 (768 x 768)
+    accuracy_level: int = 4
 
     @property
     def axes(self) -> AxisRequest:
@@ -92,6 +101,7 @@ class ExportReport:
     node_counts: Mapping[str, int]
     rewrites: Mapping[str, int]
     forms: Mapping[str, str]  # of structures that have several forms, by layer
+    formats: Mapping[str, str]  # of stored weights, by name
     notes: tuple[str, ...]
     seconds: float
     schema_version: int = SCHEMA_VERSION
@@ -115,14 +125,21 @@ def export_onnx(
     started = time.perf_counter()
     _check_supported(options)
     check_arguments(module, batch)
+    storage = WeightStorage.of(module, options.provider)
+    notes = storage.notes(options.opset)
+    options = replace(options, opset=storage.opset(options.opset))
     found = find_axes(module, batch, options.axes)
-    traced, axes = first_traceable(found, lambda axes: _traced(module, batch, axes, options))
+    traced, axes = first_traceable(
+        found, lambda axes: _traced(module, batch, axes, options, storage)
+    )
     model = traced.model
     known = {
         name: replace(axis, range=axis.range.intersection(traced.limits.get(name, AxisRange())))
         for name, axis in axes.known.items()
     }
-    rewrites = apply_rewrites_(model)
+    asked = StorageOptions(options.operators, options.accuracy_level)
+    *rewrites, stored = apply_rewrites_(model, lambda model: storage.store_(model, asked))
+    assert isinstance(stored, StorageResult)
     _describe_(model, options, to_metadata(known, axes.fixed))
     files = write_model(model, Path(path), external_data=options.external_data)
     sizes = {file.name: file.stat().st_size for file in files}
@@ -139,13 +156,15 @@ def export_onnx(
         fixed_axes=axes.fixed,
         axes=axes.lines,
         node_counts=dict(Counter(node.op_type for node in model.graph.all_nodes()).most_common()),
-        rewrites={result.name: result.changes for result in rewrites},
+        rewrites={result.name: result.changes for result in (*rewrites, stored)},
         forms=traced.forms,
+        formats=stored.formats,
         notes=(
+            *notes,
             *axes.notes,
             *traced.notes,
             *_output_notes(module, batch),
-            *(result.note for result in rewrites if result.note),
+            *(result.note for result in (*rewrites, stored) if result.note),
         ),
         seconds=time.perf_counter() - started,
     )
@@ -168,17 +187,27 @@ class _Traced:
     notes: tuple[str, ...]  # actions beyond what was requested
 
 
-def _traced(module: nn.Module, batch: Batch, axes: GraphAxes, options: ExportOptions) -> _Traced:
+def _traced(
+    module: nn.Module,
+    batch: Batch,
+    axes: GraphAxes,
+    options: ExportOptions,
+    storage: WeightStorage,
+) -> _Traced:
     example = tracing_example(module, batch, axes)
     shapes = _output_shapes(module, example)
 
     def attempt(*notes: str, tables: bool) -> _Traced:
         dtype = TORCH_DTYPES[options.precision]
         copied = cast_copy(module, options.precision, tables=tables)
+        exact_inputs_(copied)
         forms = choose_forms_(copied, options.forms) if options.forms is not None else {}
         forward = NamedForward(copied, list(example), dtype, keep_io=options.keep_io).eval()
         inputs = forward.cast_inputs(example)
-        model, limits = trace(forward, inputs, axes.free, tuple(shapes), opset=options.opset)
+        names = tuple(shapes)
+        model, limits = trace(
+            forward, inputs, axes.free, names, opset=options.opset, kept=tuple(storage.weights)
+        )
         other = tracing_example(module, batch, axes, unlike=example)
         _free_outputs_(model, shapes, _output_shapes(module, other))
         return _Traced(model, limits, forms, notes)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from itertools import chain, count
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
+from lrcompress.graph.names import unused_name
 from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch
 
@@ -34,12 +34,6 @@ def named_outputs(raw: object) -> dict[str, Tensor]:
     for name, tensor in _flatten(raw, "output" if isinstance(raw, tuple | list) else ""):
         found[unused_name(name or "output", found)] = tensor
     return found
-
-
-def unused_name(name: str, taken: Container[str]) -> str:
-    """Return the name, with a number from 2 on appended if it is taken."""
-    numbered = (f"{name}_{number}" for number in count(2))
-    return next(one for one in chain([name], numbered) if one not in taken)
 
 
 def _flatten(raw: object, prefix: str) -> Iterable[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lrcompress.errors import ExportError
 from lrcompress.export.forward import AnyModule, NamedForward, copy_structure, without_cache_
 from lrcompress.network.batches import Batch
+from lrcompress.structures.stored_codes import restore_plain_, stored_weights
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -30,9 +31,12 @@ def cast_copy(module: AnyModule, precision: Precision, *, tables: bool = False) 
     Tables that the module computed (rotary frequencies, positions) stay float32 unless `tables` is
     true: in float16 the angle of position 2000 would be off by a radian.
 
+    Weights that are stored in a number format become plain, dequantised parameters.
+
     Raises:
         ExportError: a weight exceeds the range of the precision.
     """
+    module = plain_copy(module)
     dtype = TORCH_DTYPES[precision]
     kept = set() if tables else set(computed_tables(module))
 
@@ -52,6 +56,18 @@ def cast_copy(module: AnyModule, precision: Precision, *, tables: bool = False) 
 
     copied = copy_structure(module, cast).eval()
     without_cache_(copied)
+    return copied
+
+
+def plain_copy(module: AnyModule) -> AnyModule:
+    """Return the module with plain parameters: a copy if some are stored in a number format.
+
+    Layers that round their inputs still do. Other tensors are shared with the module.
+    """
+    if next(stored_weights(module), None) is None:
+        return module
+    copied = copy_structure(module, lambda _, tensor: tensor)
+    restore_plain_(copied)
     return copied
 
 

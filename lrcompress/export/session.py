@@ -70,6 +70,7 @@ class Session(Protocol):
     def get_session_options(self) -> Any: ...
     def io_binding(self) -> Any: ...
     def run_with_iobinding(self, iobinding: Any) -> None: ...
+    def end_profiling(self) -> str: ...
     def get_provider_graph_assignment_info(self) -> list[Any]: ...
 
 
@@ -82,6 +83,8 @@ def open_session(
     record_assignment: bool = False,
     tf32: bool = True,
     fastest: bool = False,
+    rounds: bool = True,
+    profile_prefix: str | Path | None = None,
 ) -> Session:
     """Open a session on `provider`.
 
@@ -90,7 +93,10 @@ def open_session(
     record_assignment: required by `placement`, together with optimized_path on a GPU.
     tf32: let CUDA multiply float32 with 10-bit mantissas, ONNX Runtime's default; turn it off to
         compare numbers.
+    rounds: let products of weights in codes, which a session fuses, round their inputs to 8 bits,
+        ONNX Runtime's default; turn it off to compare numbers.
     fastest: disable SLOW_FUSIONS, as README recommends for deployment.
+    profile_prefix: where ONNX Runtime writes the times of nodes; `end_profiling` names the file.
 
     Raises:
         ModelError: the file cannot be read.
@@ -115,8 +121,13 @@ def open_session(
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    if not rounds:
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if record_assignment:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
     if optimized_path is not None:
         _write_optimized_to(options, Path(optimized_path), source=file)
     providers: list[Any] = [

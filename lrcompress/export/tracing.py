@@ -8,7 +8,7 @@ import keyword
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lrcompress.errors import ExportError
 from lrcompress.export.axis_metadata import Axes
 from lrcompress.export.axis_range import AxisRange
 from lrcompress.export.forward import NamedForward
+from lrcompress.graph.rewrites.name_weights import WRAPPER
 from lrcompress.network.batches import Batch
 from lrcompress.scratch import require_temporary_folder
 
@@ -31,8 +32,12 @@ def trace(
     output_names: tuple[str, ...],
     *,
     opset: int,
+    kept: Collection[str] = (),
 ) -> tuple[Any, dict[str, AxisRange]]:
     """Return the onnx_ir.Model and, for each free axis, the sizes that the network's code allows.
+
+    kept: parameters of the wrapped network that the optimiser must not compute with, for instance
+        transpose. They are initializers of their own names and shapes.
 
     Raises:
         ExportError: the network cannot be traced, or turns a free axis into a constant.
@@ -62,7 +67,8 @@ def trace(
             assert program is not None
             # torch.onnx's own pass would also fuse nodes into operators of opset 23, and its
             # RotaryEmbedding fails for more than one example.
-            model = optimize(program.model)
+            with _unknown_values(program.model, kept):
+                model = optimize(program.model)
             _round_folded_norms_(model)
     except Exception as error:  # torch.export, torch.onnx and the network's own code
         raise ExportError(_explained(error, forward)) from error
@@ -73,6 +79,27 @@ def trace(
         )
     _check_free(model, axes, forward)
     return model, _ranges(program.exported_program, axes, list(example))
+
+
+@contextlib.contextmanager
+def _unknown_values(model: Any, names: Collection[str]) -> Iterator[None]:
+    """Make initializers inputs of the graph, so that the optimiser does not see their values."""
+    hidden = {}
+    for name in names:
+        value = model.graph.initializers.get(WRAPPER + name)
+        if value is not None:
+            hidden[value.name] = value.const_value
+            del model.graph.initializers[value.name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+    try:
+        yield
+    finally:
+        for value in list(model.graph.inputs):
+            if value.name in hidden:
+                model.graph.inputs.remove(value)
+                value.const_value = hidden[value.name]
+                model.graph.register_initializer(value)
 
 
 def check_trace(forward: NamedForward, example: Batch, axes: Axes) -> None:

@@ -11,12 +11,11 @@ from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object, to_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
-from lrcompress.planning.budget import Budget, Scope
+from lrcompress.planning.budget import Budget, Scope, parsed_budgets
 from lrcompress.planning.choices import Choice, choice_of, is_measured
 from lrcompress.planning.layer_filter import close_names
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import SCHEMA_VERSION, Plan, PlannedLayer, assemble
-from lrcompress.planning.problem import proof_digest
 from lrcompress.planning.request import plan_request
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import Dense, Structure
@@ -37,6 +36,7 @@ class _Header:
     budget: str
     metric: str
     allocator: str
+    also: tuple[str, ...] = ()  # the budgets besides the first one
     scope: Scope = "total"
     model_fingerprint: str = ""
     options: PlanOptions = field(default_factory=PlanOptions)
@@ -54,6 +54,7 @@ def plan_to_json(plan: Plan) -> str:
         "scope": plan.budget.scope,
         "cost": plan.cost,
         "limit": plan.limit,
+        **_also(plan),
         "metric": plan.metric,
         "allocator": plan.allocator,
         "options": _other_options(plan.options),
@@ -86,7 +87,7 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
     options = replace(header.options, metric=header.metric, allocator=header.allocator)
     return plan_as(
         profile,
-        Budget.parse(header.budget, header.scope),
+        [Budget.parse(text, header.scope) for text in (header.budget, *header.also)],
         options,
         _structures(rows, profile),
         made_for=header.model_fingerprint,
@@ -96,7 +97,7 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
 
 def plan_as(
     profile: Profile,
-    budget: Budget,
+    budget: Budget | Sequence[Budget],
     options: PlanOptions,
     structures: Mapping[str, Structure],
     *,
@@ -107,20 +108,20 @@ def plan_as(
 
     made_for: the fingerprint of the model that the plan was made for, if not the profile's.
     bound: a lower bound and the digest of its proof (`proof_digest`). The bound is dropped if the
-    profile, the budget and the options pose another problem. It is also dropped if a structure is
+    profile, the budgets and the options pose another problem. It is also dropped if a structure is
     not among those offered: such a plan may lose less than the bound.
 
     Raises:
         PlanError: a structure does not fit its layer; the message names the layer.
     """
-    request = plan_request(profile, budget, options)
+    request = plan_request(profile, parsed_budgets(budget), options)
     profile, options = request.profile, request.options
     warnings = []
     latencies = None
     try:
         latencies = request.latencies()
     except DataError as error:  # the plan may have been moved away from its table
-        if budget.kind == "latency":
+        if "latency" in request.kinds:
             raise
         warnings.append(f"{error}; which layers are slower than dense is not known without it")
     lower_bound, proven_for = bound
@@ -129,7 +130,7 @@ def plan_as(
         lower_bound = None
     if lower_bound is not None:
         problem = request.problem(latencies)
-        proven = proof_digest(problem, lower_bound) == proven_for
+        proven = problem.proof(lower_bound) == proven_for
         kept = all(isinstance(structures[name], Dense) for name in request.skipped)
         lower_bound = lower_bound if proven and kept and problem.offers(structures) else None
     choices = [
@@ -203,8 +204,22 @@ def _row(layer: PlannedLayer) -> dict[str, Any]:
     }
 
 
+def _also(plan: Plan) -> dict[str, Any]:
+    """Return the budgets besides the first one, which files of one budget do not have."""
+    if not plan.also:
+        return {}
+    return {
+        "also": [str(one.budget) for one in plan.also],
+        "also_costs": [one.cost for one in plan.also],
+        "also_limits": [one.limit for one in plan.also],
+    }
+
+
 def _other_options(options: PlanOptions) -> dict[str, Any]:
-    return {k: v for k, v in to_json(options).items() if k not in ("metric", "allocator")}
+    left_out = {"metric", "allocator"}
+    if options.network_time is None:
+        left_out.add("network_time")
+    return {k: v for k, v in to_json(options).items() if k not in left_out}
 
 
 def _total(dense: float, planned: float) -> dict[str, float]:

@@ -127,14 +127,10 @@ def read_graph(graph: onnx.ModelProto, folder: Path) -> Any:
     return model
 
 
-def stored_constants(graph: onnx.ModelProto, folder: Path) -> tuple[Stored, ...]:
-    """Return the initializers and Constants of the graph and its subgraphs, of readable dtypes.
-
-    folder: folder with the external data.
-    """
+def stored_constants(model: Any) -> tuple[Stored, ...]:
+    """Return the initializers and Constants of an onnx_ir.Model, of readable dtypes."""
     import onnx_ir as ir
 
-    model = read_graph(graph, folder)
     found = []
     for part in model.graphs():
         values = part.initializers.values()

@@ -24,7 +24,7 @@ SHAPE_OPERATORS = frozenset((
     "Tile", "Range", "Add", "Sub", "Mul", "Div", "Mod", "Neg", "Abs", "Min", "Max", "Pow", "Sqrt",
     "Reciprocal", "Floor", "Ceil", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual",
     "And", "Or", "Xor", "Not", "Where", "ReduceProd", "ReduceSum", "ReduceMax", "ReduceMin",
-    "CumSum", "ScatterND", "Trilu",
+    "CumSum", "ScatterND", "Trilu", "BitShift", "BitwiseAnd",
 ))
 _INTEGERS = frozenset((
     "bool", "int4", "int8", "int16", "int32", "int64",

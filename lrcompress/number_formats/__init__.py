@@ -28,9 +28,6 @@ FORMATS: dict[str, type[Format]] = {
     "uint2": UInt2,
 }
 
-# The formats that `--formats auto` tries, for each kind of budget
-AUTO: tuple[str, ...] = ("fp32", "fp16", "int8/128", "int8-dynamic", "int4/32", "int4/128")
-
 
 def parse_format(text: str) -> Format:
     """Return the format of a text such as "fp16", "int4" or "int4/32".
@@ -46,14 +43,13 @@ def parse_format(text: str) -> Format:
         return kind()
     if not issubclass(kind, GridFormat) or kind is Int8Dynamic:
         raise PlanError(f"format {shown(text)}: {name} takes no block size; write {name}")
-    if not size.isdecimal() or int(size) not in BLOCKS:
+    if size not in map(str, BLOCKS):
         known = ", ".join(map(str, BLOCKS))
         raise PlanError(f"format {shown(text)}: the block size may be {known}; write {name}/32")
     return kind(block=int(size))
 
 
 __all__ = [
-    "AUTO",
     "BLOCKS",
     "FORMATS",
     "Bf16",

@@ -23,8 +23,11 @@ class Format(ABC):
     providers: ClassVar[tuple[str, ...]] = ("cpu", "cuda", "tensorrt")  # that have its kernels
 
     @abstractmethod
-    def nbytes(self, rows: int, columns: int) -> int:
-        """Return the bytes of a stored matrix, scales and zero points included."""
+    def nbytes(self, rows: int, columns: int, *, padded: bool = False) -> int:
+        """Return the bytes of a stored matrix, scales and zero points included.
+
+        padded: its kernel takes only whole blocks.
+        """
 
     @property
     @abstractmethod
@@ -40,7 +43,7 @@ class CastFormat(Format):
 
     dtype: ClassVar[torch.dtype]
 
-    def nbytes(self, rows: int, columns: int) -> int:
+    def nbytes(self, rows: int, columns: int, *, padded: bool = False) -> int:
         return rows * columns * self.dtype.itemsize
 
     @property
@@ -62,15 +65,22 @@ class GridFormat(Format):
     block: int = 0
 
     def block_of(self, columns: int) -> int:
-        """Return the columns that share a scale in rows of that many columns."""
-        return min(self.block, columns) if self.block else columns
+        """Return the columns that share a scale in rows of that many columns.
+
+        The kernels take a few block sizes only, so a short row has a block that is longer than it.
+        """
+        if not self.block:
+            return columns
+        return next((size for size in BLOCKS if columns <= size < self.block), self.block)
 
     def blocks(self, columns: int) -> int:
         return ceil(columns / self.block_of(columns))
 
-    def nbytes(self, rows: int, columns: int) -> int:
-        zeros = 0 if self.symmetric else ceil(self.blocks(columns) * self.bits / 8)
-        return rows * (ceil(columns * self.bits / 8) + 2 * self.blocks(columns) + zeros)
+    def nbytes(self, rows: int, columns: int, *, padded: bool = False) -> int:
+        blocks = self.blocks(columns)
+        zeros = 0 if self.symmetric else ceil(blocks * self.bits / 8)
+        stored = blocks * self.block_of(columns) if padded else columns
+        return rows * (ceil(stored * self.bits / 8) + 2 * blocks + zeros)
 
     @property
     def bits_per_weight(self) -> float:
@@ -89,6 +99,18 @@ class GridFormat(Format):
             block=self.block_of(weight.shape[1]),
             symmetric=self.symmetric,
             narrow=self.narrow,
+        )
+
+    def full_range_grid(self, weight: Tensor) -> Grid:
+        """Return the grid that covers each block of `weight` (rows, columns) fully."""
+        return searched_grid(
+            weight,
+            None,
+            bits=self.bits,
+            block=self.block_of(weight.shape[1]),
+            symmetric=self.symmetric,
+            narrow=self.narrow,
+            factors=(1.0,),
         )
 
     def __str__(self) -> str:

@@ -7,14 +7,17 @@ the least weighted squared error is kept.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lrcompress.number_formats.codes import Grid
 
-SHRINKS = 16  # factors that are tried
-SMALLEST_SHRINK = 0.4
-ROWS_AT_ONCE = 2**22  # weights searched at once, which bounds the temporary memory
+# Shares of the range that are tried; finer steps gain two thousandths of the loss on MiniLM
+SHRINKS = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7, 0.64, 0.58, 0.52, 0.46)
+SHRINKS_OF_8_BITS = SHRINKS[:3]
+AT_ONCE = 2**17  # weights searched at once, few enough for a processor's cache
 SMALLEST_SCALE = 2.0**-24  # the smallest positive float16
 
 
@@ -26,10 +29,17 @@ def searched_grid(
     block: int,
     symmetric: bool,
     narrow: bool,
+    factors: Sequence[float] | None = None,
 ) -> Grid:
-    """Return the grid of `weight` (rows, columns); importance: (columns,) or (rows, columns)."""
+    """Return the grid of `weight` (rows, columns).
+
+    importance: of each squared error, (columns,) or (rows, columns). factors: shares of the range
+    to try; None: those that suit the bits.
+    """
+    if factors is None:
+        factors = SHRINKS if bits < 8 else SHRINKS_OF_8_BITS
     rows, columns = weight.shape
-    at_once = max(1, ROWS_AT_ONCE // max(columns, 1))
+    at_once = max(1, AT_ONCE // max(columns, 1))
     scales, zeros = [], []
     for start in range(0, rows, at_once):
         part = weight[start : start + at_once].float()
@@ -43,6 +53,7 @@ def searched_grid(
             bits=bits,
             symmetric=symmetric,
             narrow=narrow,
+            factors=factors,
         )
         scales.append(found[0])
         zeros.append(found[1])
@@ -59,45 +70,46 @@ def _in_blocks(values: Tensor, block: int) -> Tensor:
 
 
 def _search(
-    weight: Tensor, importance: Tensor | None, *, bits: int, symmetric: bool, narrow: bool
+    weight: Tensor,
+    importance: Tensor | None,
+    *,
+    bits: int,
+    symmetric: bool,
+    narrow: bool,
+    factors: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """Return the scales and zero points of blocks: both (rows, blocks)."""
-    levels = (1 << bits) - 1
-    middle = 1 << (bits - 1)
-    least = weight.amin(-1).clamp_max(0)
-    most = weight.amax(-1).clamp_min(0)
-    best = torch.full(least.shape, torch.inf, device=weight.device)
+    levels, middle = (1 << bits) - 1, 1 << (bits - 1)
+    least = weight.amin(-1).clamp_max_(0)
+    most = weight.amax(-1).clamp_min_(0)
+    best = torch.full_like(least, torch.inf)
     scale, zero = torch.ones_like(least), torch.full_like(least, float(middle))
-    factors = torch.linspace(1.0, SMALLEST_SHRINK, SHRINKS).tolist()
+    # Without zero points the middle code leaves one more level below zero than above. A negative
+    # scale turns the grid around.
     signs = (1.0,) if narrow or not symmetric else (1.0, -1.0)
-    for factor in factors if bits < 8 else factors[:4]:
+    widest = torch.maximum(most, -least) / (middle - 1 if narrow else middle)
+    at, lowest = zero, float((1 if narrow else 0) - middle)
+    error = torch.empty_like(weight)
+    for factor in factors:
         for sign in signs:
-            if not symmetric:
-                tried = (most - least) * (factor / levels)
-                tried = _storable(tried)
-                at = (-least * factor / tried).round().clamp(0, levels)
+            if symmetric:
+                tried = _storable(widest * factor).mul_(sign)
+                torch.div(weight, tried.unsqueeze(-1), out=error).round_()
+                error.clamp_(lowest, float(levels - middle))
             else:
-                # The middle code leaves one more level below zero than above. The larger side
-                # gets it: a negative scale turns the grid around.
-                widest = torch.maximum(most, -least)
-                full = widest / (middle - 1) if narrow else _two_sided_scale(least, most, middle)
-                tried = _storable(full * factor) * (sign if not narrow else 1.0)
-                at = zero.new_full(zero.shape, float(middle))
-            low = 1.0 if narrow else 0.0
-            codes = (weight / tried.unsqueeze(-1) + at.unsqueeze(-1)).round_().clamp_(low, levels)
-            error = (codes.sub_(at.unsqueeze(-1)).mul_(tried.unsqueeze(-1))).sub_(weight).square_()
+                tried = _storable((most - least) * (factor / levels))
+                at = (-least * factor / tried).round_().clamp_(0, levels)
+                torch.div(weight, tried.unsqueeze(-1), out=error).add_(at.unsqueeze(-1)).round_()
+                error.clamp_(0, levels).sub_(at.unsqueeze(-1))
+            error.mul_(tried.unsqueeze(-1)).sub_(weight).square_()
             if importance is not None:
-                error = error * importance
+                error.mul_(importance)
             loss = error.sum(-1)
             better = loss < best
             best = torch.where(better, loss, best)
             scale = torch.where(better, tried, scale)
             zero = torch.where(better, at, zero)
     return scale, zero
-
-
-def _two_sided_scale(least: Tensor, most: Tensor, middle: int) -> Tensor:
-    return torch.maximum(most, -least) / middle
 
 
 def _storable(scale: Tensor) -> Tensor:

@@ -56,11 +56,15 @@ class TuneRequest:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of a run. Exactly one of `budget` and `plan_file` must be given."""
+    """The options of a run. Exactly one of `budget` and `plan_file` must be given.
+
+    also: further budgets, of other kinds; a plan meets all.
+    """
 
     source: SourceOptions
     folder: FolderOptions
     budget: Budget | None = None
+    also: tuple[Budget, ...] = ()
     plan_file: Path | None = None
     profile_folder: Path | None = None
     profile: ProfileOptions = AUTO_POOLING
@@ -70,6 +74,8 @@ class RunOptions:
     export: ExportOptions = field(default_factory=ExportOptions)
     provider: ProviderName = "cpu"
     pt2: bool = False  # write model.pt2 too
+    threads: int | None = None  # of the sessions that time plans; None: ONNX Runtime's default
+    time_network: bool = True  # for a budget of latency; False: FLOPs and the table alone
     to_onnx: bool = True  # False: stop before the export; nothing is verified
     sweep: tuple[int, ...] = ()  # percentages of the parameters at which predictions are checked
     tune: TuneRequest | None = None  # after compressing
@@ -78,11 +84,17 @@ class RunOptions:
     def __post_init__(self) -> None:
         if (self.budget is None) == (self.plan_file is None):
             raise PlanError("a run needs a budget or a plan.json, and only one of them")
+        if self.also and self.budget is None:
+            raise PlanError("a run needs a budget before it can have others also")
         if self.tune is not None and self.source.data is None:
             raise TuneError("tuning needs data to learn from; give --data")
         if not self.to_onnx and (self.pt2 or self.drop_moments):
             option = "pt2" if self.pt2 else "drop_moments"
             raise ExportError(f"{option} needs the export; leave one of them out")
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return () if self.budget is None else (self.budget, *self.also)
 
 
 @dataclass(frozen=True, eq=False)

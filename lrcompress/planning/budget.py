@@ -158,6 +158,16 @@ class Budget:
         return f"{self.kind}={_plain(amount / UNITS[self.kind][unit])}{unit}"
 
 
+def parsed_budgets(budgets: Budget | str | Iterable[Budget | str]) -> tuple[Budget, ...]:
+    """Return budgets given as one or several, as texts or values.
+
+    Raises:
+        PlanError: a text is not a budget.
+    """
+    given = [budgets] if isinstance(budgets, Budget | str) else budgets
+    return tuple(Budget.parse(one) if isinstance(one, str) else one for one in given)
+
+
 def amount_in_words(kind: BudgetKind, amount: float) -> str:
     """Format an amount with its unit: 8400000 parameters become "8.4M parameters"."""
     unit = _largest_unit(kind, amount)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import exp, isfinite, log
@@ -10,11 +10,21 @@ from math import exp, isfinite, log
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
 from lrcompress.metrics import METRICS
+from lrcompress.number_formats import Format
 from lrcompress.planning.budget import Costs
 from lrcompress.planning.latency import Latencies
-from lrcompress.profiling.profile import LayerProfile
+from lrcompress.profiling.profile import CurvePoint, LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
-from lrcompress.structures import STRUCTURES, Dense, LowRank, Structure
+from lrcompress.structures import (
+    STRUCTURES,
+    Dense,
+    LowRank,
+    Quantised,
+    Structure,
+    in_format,
+)
+
+SMALLEST_ADDED = 1e-6  # of the loss: what rounding adds at least, so that its logarithm exists
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,15 @@ def layer_choices(
     min_rank: int = 1,
     bytes_per_param: int = 4,
     wanted: Collection[str] = tuple(STRUCTURES),
+    formats: Collection[str] = (),
     latencies: Latencies | None = None,
     refuse_slower: bool = False,
 ) -> tuple[Choice, ...]:
     """Return the `wanted` structures of all sizes below break-even with a known loss, then dense.
+
+    `formats`: the number formats that the weights may have, as texts; empty: the stored one alone.
+    Structures in the stored precision are left out if the formats do not name it and the layer has
+    a choice in another one.
 
     Ranks are at least `min_rank` and multiples of `multiple_of` (None: `default_ranks`). With
     `latencies`, each choice has its latency. `refuse_slower` drops the structures that were
@@ -58,8 +73,17 @@ def layer_choices(
     for name, curve in _curves(layer, metric):
         if name in wanted:
             found += [x for x in curve.items() if _allowed(x[0], layer, step, min_rank)]
+    rounded = [
+        x
+        for x in _rounded(layer, metric, formats)
+        if in_format(x[0])[0].type_name in wanted and _allowed(x[0], layer, step, min_rank)
+    ]
+    plain = not formats or PRECISIONS.get(bytes_per_param, "fp32") in formats or not rounded
+    found = [*(found if plain else ()), *rounded]
     if latencies is not None and refuse_slower:
         found = [x for x in found if not latencies.is_slower(x[0], spec)]
+    if not plain and found:
+        return tuple(_choice(layer, *x, bytes_per_param, latencies) for x in found)
     dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
     return tuple(
         _choice(layer, structure, loss, bytes_per_param, latencies)
@@ -67,6 +91,7 @@ def layer_choices(
     )
 
 
+PRECISIONS = {4: "fp32", 2: "fp16"}  # the stored format, by the bytes of a parameter
 WIDE, STEP = 256, 8  # smallest width in features, step of the ranks
 
 
@@ -112,6 +137,8 @@ def choice_of(
         loss = _loss_at_rank(layer, metric, structure.rank)
     elif isinstance(structure, Dense):
         loss = 0.0
+    elif isinstance(structure, Quantised):
+        loss = _loss_in_format(layer, metric, structure)
     elif params >= layer.spec.weight_params:
         raise PlanError(
             f"{layer.name}: {structure} holds no fewer parameters than the dense weight; "
@@ -128,6 +155,8 @@ def is_measured(layer: LayerProfile, metric: str, structure: Structure) -> bool:
     """Whether the profile gives the structure's loss in this layer, without an estimate."""
     if isinstance(structure, Dense | LowRank):
         return True
+    if isinstance(structure, Quantised):
+        return structure in dict(_rounded(layer, metric, (structure.format_text,)))
     return any(structure in curve for _, curve in _curves(layer, metric))
 
 
@@ -152,12 +181,68 @@ def _choice(
     spec = layer.spec
     params = structure.weight_params(spec)
     flops = float(round(structure.flops_per_row(spec) * layer.rows_per_example))
-    if isinstance(structure, Dense) or latencies is None:
-        time = flops
-    else:
-        dense = Dense().flops_per_row(spec) * layer.rows_per_example
-        time = float(round(latencies.ratio(structure, spec) * dense)) if dense else flops
-    return Choice(params, flops, params * bytes_per_param, time, structure, loss)
+    time = flops
+    if latencies is not None:
+        time = latencies.time(structure, spec, layer.rows_per_example)
+    return Choice(params, flops, structure.nbytes(spec, bytes_per_param), time, structure, loss)
+
+
+def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> float:
+    """Return the loss of a structure in formats.
+
+    Without a curve, it is that of the structure and, to bound the rounding, half of what the layer
+    is worth per level of the coarsest format.
+    """
+    known = dict(_rounded(layer, metric, (structure.format_text,))).get(structure)
+    if known is not None:
+        return known
+    inner = choice_of(layer, metric, structure.structure).loss
+    removal = layer.loss_of_removal(metric)
+    bits = min(format.bits_per_weight for format in structure.formats)
+    return inner + removal * float(2.0 ** (-2 * bits))
+
+
+def _rounded(
+    layer: LayerProfile, metric: str, formats: Collection[str]
+) -> Iterator[tuple[Structure, float]]:
+    """Yield the structures in one of the formats with their losses.
+
+    Low rank loses what it loses unrounded, and what the rounding adds. That part is interpolated
+    between the ranks at which it was measured, log-linearly, and constant beyond them.
+    """
+    if metric != layer.curves_metric or not formats:
+        return
+    for curve in layer.curves:
+        inner, own = in_format(curve[0].structure)
+        if not own or ", ".join(map(str, own)) not in formats:
+            continue
+        if isinstance(inner, LowRank):
+            losses = _rounded_low_rank(layer, metric, curve, own)
+        else:
+            losses = {point.structure: point.loss for point in curve}
+        for structure, loss in losses.items():
+            tried = _is_tried(layer, metric)
+            yield structure, loss * (layer.correction_of_loss(metric, loss) if tried else 1.0)
+
+
+def _rounded_low_rank(
+    layer: LayerProfile, metric: str, curve: Sequence[CurvePoint], formats: tuple[Format, ...]
+) -> dict[Structure, float]:
+    unrounded = loss_curve(layer.spectra[metric]).tolist()
+    known = []
+    for point in curve:
+        inner, _ = in_format(point.structure)
+        assert isinstance(inner, LowRank)
+        added = point.loss - unrounded[min(inner.rank, len(unrounded) - 1)]
+        known.append((inner.rank, log(max(added, SMALLEST_ADDED * point.loss, 1e-300))))
+    losses: dict[Structure, float] = {}
+    for rank in default_ranks(layer.spec, 1):
+        (r0, v0) = next((x for x in reversed(known) if x[0] <= rank), known[0])
+        (r1, v1) = next((x for x in known if x[0] >= rank), known[-1])
+        added = v0 if r1 <= r0 else v0 + (v1 - v0) * (rank - r0) / (r1 - r0)
+        loss = unrounded[min(rank, len(unrounded) - 1)] + exp(added)
+        losses[Quantised(LowRank(rank), formats)] = loss
+    return losses
 
 
 def _loss_at_rank(layer: LayerProfile, metric: str, rank: int) -> float:
@@ -201,6 +286,8 @@ def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Struct
     if metric != layer.curves_metric:
         return
     for curve in layer.curves:
+        if in_format(curve[0].structure)[1]:
+            continue
         losses: dict[Structure, float] = {}
         for point, after in pairwise(curve):
             losses[point.structure] = point.loss
@@ -216,9 +303,12 @@ def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Struct
 
 
 def _allowed(structure: Structure, layer: LayerProfile, multiple_of: int, min_rank: int) -> bool:
-    rank = getattr(structure, "rank", None)
+    inner, formats = in_format(structure)
+    rank = getattr(inner, "rank", None)
     if isinstance(rank, int) and (rank % multiple_of or rank < min_rank):
         return False
+    if formats and isinstance(inner, Dense):
+        return True
     return structure.weight_params(layer.spec) < layer.spec.weight_params
 
 

@@ -1,4 +1,4 @@
-"""Latencies of structures relative to the dense layer, looked up in a table of measurements.
+"""Latencies of structures and number formats relative to the dense float32 layer, from a table.
 
 Multiply-adds do not determine the time: a structure of many small products may save half of them
 and still be slower than the one large product that it replaces. `lrcompress calibrate-latency`
@@ -10,17 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from math import exp, log, log2
 from pathlib import Path
 from typing import Any
 
-from lrcompress.errors import DataError
+from lrcompress.errors import DataError, PlanError
 from lrcompress.json_dataclasses import from_json, parse_object
 from lrcompress.layers import LayerSpec
-from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.number_formats import parse_format
+from lrcompress.planning.network_time import NetworkTime
+from lrcompress.planning.weight_formats import FLOAT, format_shares, name_and_block
+from lrcompress.structures import Dense, LowRank, Structure, in_format
 
 SCHEMA_VERSION = 1
 SHIPPED = "latency_table.json"
@@ -31,7 +35,7 @@ TOO_FAR = 6.0  # in doublings; measurements farther away are ignored
 
 @dataclass(frozen=True)
 class Measurement:
-    """Latency of one structure in one form, relative to the dense layer in the same run."""
+    """Latency of a structure in one form and format, relative to dense float32 in the same run."""
 
     provider: str
     structure: str  # type name
@@ -42,6 +46,7 @@ class Measurement:
     kept: float  # share of the dense weight's parameters
     rows: int
     ratio: float  # of median latencies, structure / dense
+    format: str = FLOAT  # of all factors, such as "int4/32"
 
 
 @dataclass(frozen=True)
@@ -60,19 +65,32 @@ class LatencyTable:
     ) -> Estimate | None:
         """Return the fastest form, estimated from the nearest measurements.
 
-        None if nothing near was measured, and for convolutions and embeddings (not measured).
+        Factors in different formats take the mean of the times of each format, weighted by their
+        parameters. None if nothing near was measured, and for convolutions and embeddings (not
+        measured).
         """
-        if isinstance(structure, Dense) or spec.kind not in ("linear", "transposed_linear"):
+        inner, shares = in_format(structure)[0], format_shares(structure, spec)
+        plain = isinstance(inner, Dense) and [*shares] == [FLOAT]
+        if plain or spec.kind not in ("linear", "transposed_linear"):
             return None
-        kept = structure.weight_params(spec) / spec.weight_params
-        return self.best_form(
-            structure.type_name,
-            getattr(structure, "blocks", 0),
-            (spec.out_features, spec.in_features),
-            max(round(kept, 3), 0.001),  # few different lookups, each cached
-            provider=provider,
-            rows=rows,
-        )
+        kept = inner.weight_params(spec) / spec.weight_params
+        found = {
+            name: self.best_form(
+                inner.type_name,
+                getattr(inner, "blocks", 0),
+                (spec.out_features, spec.in_features),
+                max(round(kept, 3), 0.001),  # few different lookups, each cached
+                provider=provider,
+                rows=rows,
+                format=name,
+            )
+            for name in shares
+        }
+        known = {name: one for name, one in found.items() if one is not None}
+        if len(known) < len(shares):
+            return None
+        form = known[max(shares, key=lambda name: (shares[name], name))].form
+        return Estimate(form, sum(shares[name] * known[name].ratio for name in shares))
 
     @cache  # noqa: B019  # a table lives as long as its lookups
     def best_form(
@@ -84,41 +102,80 @@ class LatencyTable:
         *,
         provider: str,
         rows: int,
+        format: str = FLOAT,
     ) -> Estimate | None:
-        """Return the fastest form of a structure that keeps the share `kept`.
+        """Return the fastest form of a structure that keeps the share `kept`, in a format.
 
-        Time / share is averaged, since it changes little where the time follows the share.
+        Time / share is averaged, since it changes little where the time follows the share. Formats
+        of one name with other blocks are near.
         """
+        if structure == "dense" and format == FLOAT:
+            return Estimate("", 1.0)
+        name, block = name_and_block(format)
         near: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        for it in self.measurements:
-            if (it.provider, it.structure, it.blocks) == (provider, structure, blocks):
-                size = (it.out_features * it.in_features) / (shape[0] * shape[1])
-                distance = (
-                    abs(log2(it.rows / rows))
-                    + abs(log2(size)) / 2
-                    + KEPT_WEIGHT * abs(log2(it.kept / kept))
-                )
-                if distance <= TOO_FAR:
-                    near[it.form].append((distance, log(it.ratio / it.kept)))
+        for it, other in self._by_kind.get((provider, structure, blocks, name), ()):
+            size = (it.out_features * it.in_features) / (shape[0] * shape[1])
+            distance = (
+                abs(log2(it.rows / rows))
+                + abs(log2(size)) / 2
+                + KEPT_WEIGHT * abs(log2(it.kept / kept))
+                + abs(log2((other or 1) / (block or 1)))
+            )
+            if distance <= TOO_FAR:
+                near[it.form].append((distance, log(it.ratio / it.kept)))
         estimates = [Estimate(form, kept * _blended(found)) for form, found in near.items()]
         return min(estimates, key=lambda e: (e.ratio, e.form), default=None)
+
+    @cached_property
+    def _by_kind(self) -> Mapping[tuple[str, str, int, str], list[tuple[Measurement, int]]]:
+        """The measurements with their blocks, by provider, structure, blocks and format's name."""
+        found = defaultdict(list)
+        for it in self.measurements:
+            name, block = name_and_block(it.format)
+            found[it.provider, it.structure, it.blocks, name].append((it, block))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
 class Latencies:
-    """A latency table with a fixed provider and number of rows."""
+    """A latency table with a fixed provider and number of rows, and the dense network's time.
+
+    Times are given as the FLOPs per example that the dense network computes in them:
+    `network_flops` in its whole time. Without a measured time, that is a layer's own FLOPs.
+    """
 
     table: LatencyTable
     provider: str
     rows: int
+    network: NetworkTime | None = None
+    network_flops: float = 0.0  # per example
+
+    def time(self, structure: Structure, spec: LayerSpec, rows_per_example: float) -> float:
+        """Return the time of a layer with a structure, in FLOPs per example."""
+        flops = Dense().flops_per_row(spec) * rows_per_example
+        dense = (
+            flops if self.network is None else self.network.share(spec.name) * self.network_flops
+        )
+        if isinstance(structure, Dense):
+            return float(round(dense))
+        if not flops:  # a lookup: the products of the structure are added to it
+            return float(round(dense + structure.flops_per_row(spec) * rows_per_example))
+        correction = 1.0 if self.network is None else self.network.correction
+        return float(round(correction * self.ratio(structure, spec) * dense))
 
     def ratio(self, structure: Structure, spec: LayerSpec) -> float:
-        """Return latency / dense latency, or the ratio of FLOPs if nothing near was measured."""
-        best = self.table.best(structure, spec, provider=self.provider, rows=self.rows)
-        if best is not None:
-            return best.ratio
+        """Return latency / latency of the dense float32 layer.
+
+        If nothing near was measured, the ratio is that of the structure in float32, and if that
+        was not measured either, the ratio of FLOPs.
+        """
+        inner, _ = in_format(structure)
+        for one in dict.fromkeys((structure, inner)):
+            best = self.table.best(one, spec, provider=self.provider, rows=self.rows)
+            if best is not None:
+                return best.ratio
         dense = Dense().flops_per_row(spec)
-        return structure.flops_per_row(spec) / dense if dense else 1.0
+        return inner.flops_per_row(spec) / dense if dense else 1.0
 
     def is_slower(self, structure: Structure, spec: LayerSpec) -> bool:
         """Whether even its best form is slower than dense; False if nothing near was measured."""
@@ -144,6 +201,11 @@ def latency_table(path: str = "") -> LatencyTable:
     """
     if path:
         return table_from_json(_text(Path(path)), path)
+    return _shipped_table()
+
+
+@cache
+def _shipped_table() -> LatencyTable:
     text = files("lrcompress.planning").joinpath(SHIPPED).read_text(encoding="utf-8")
     return table_from_json(text, SHIPPED)
 
@@ -171,6 +233,10 @@ def table_from_json(text: str, where: str) -> LatencyTable:
         raise DataError(f"{where}: not a latency table of this version; calibrate again")
     table = from_json(LatencyTable, value, f"{where}:", DataError)
     for index, it in enumerate(table.measurements):
+        try:
+            parse_format(it.format)
+        except PlanError as error:
+            raise DataError(f"{where}: measurements[{index}].format: {error}") from error
         for name in ("ratio", "kept", "rows", "out_features", "in_features"):
             if getattr(it, name) <= 0:
                 raise DataError(
@@ -181,9 +247,11 @@ def table_from_json(text: str, where: str) -> LatencyTable:
 
 def table_to_json(table: LatencyTable, machine: dict[str, Any]) -> str:
     """Format a table, one measurement per line; `machine` tells readers where it was made."""
-    lines = [
-        "  " + json.dumps({**it.__dict__, "kept": round(it.kept, 4), "ratio": round(it.ratio, 4)})
-        for it in table.measurements
-    ]
+    lines = ["  " + json.dumps(_entry(it)) for it in table.measurements]
     head = json.dumps({"schema_version": table.schema_version, "machine": machine}, indent=1)
     return head.removesuffix("\n}") + ',\n "measurements": [\n' + ",\n".join(lines) + "\n ]\n}\n"
+
+
+def _entry(it: Measurement) -> dict[str, Any]:
+    entry = {**it.__dict__, "kept": round(it.kept, 4), "ratio": round(it.ratio, 4)}
+    return entry if it.format != FLOAT else {k: v for k, v in entry.items() if k != "format"}

@@ -9,7 +9,9 @@ from math import isfinite
 from lrcompress.errors import PlanError
 from lrcompress.messages import shown
 from lrcompress.metrics import METRICS
+from lrcompress.number_formats import parse_format
 from lrcompress.planning.allocators import ALLOCATORS
+from lrcompress.planning.network_time import NetworkTime
 from lrcompress.profiling.profile import Profile
 from lrcompress.structures import STRUCTURES
 
@@ -25,11 +27,13 @@ class PlanOptions:
     multiple_of: int | None = None  # step of the ranks; None: see `default_ranks`
     min_rank: int = 1
     structures: tuple[str, ...] = ()  # allowed ones; empty: all that the profile has curves of
+    formats: tuple[str, ...] = ()  # allowed number formats; empty: all that the profile measured
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     provider: str = "cpu"  # for latency lookups
     rows: int = 128  # of a layer in one call, for latency lookups
     latency_table: str = ""  # a file of calibrate-latency; "": the package's own
+    network_time: NetworkTime | None = None  # None: the layers' times are their FLOPs
     bytes_per_param: int = 4  # in the precision of the export
     overhead_bytes: int = 0  # of the file besides its tensors
 
@@ -51,6 +55,8 @@ class PlanOptions:
             for name in names:
                 if name is not None and name not in accepted:
                     raise PlanError(f"{kind} {shown(name)} is not one of {', '.join(accepted)}")
+        for text in self.formats:
+            parse_format(text)
         for layer, factor in self.corrections.items():
             if not (isfinite(factor) and factor > 0):
                 raise PlanError(f"the correction of {layer} must be positive, not {factor}")

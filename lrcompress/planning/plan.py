@@ -11,6 +11,8 @@ from lrcompress.messages import listed
 from lrcompress.planning.budget import NOTHING, Budget, Costs, amount_in_words
 from lrcompress.planning.choices import Choice
 from lrcompress.planning.latency import Latencies
+from lrcompress.planning.latency_remarks import latency_remarks
+from lrcompress.planning.limit import Limit, Spent
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.request import PlanRequest
 from lrcompress.structures import Structure
@@ -53,6 +55,7 @@ class Plan:
     dense_bytes: int
     cost: int  # in the budget's kind and scope
     limit: int  # largest cost that the budget allows
+    also: tuple[Spent, ...] = ()  # the budgets besides the first one
     lower_bound: float | None = None  # proven: no plan of the listed choices loses less
     optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
     proven_for: str = ""  # digest of the bound and the allocation problem that it was proven for
@@ -76,8 +79,28 @@ class Plan:
         return {layer.name: layer.structure for layer in self.layers}
 
     @property
+    def spent(self) -> tuple[Spent, ...]:
+        """All budgets with their costs, the first one first."""
+        return (Spent(self.budget, self.cost, self.limit), *self.also)
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return tuple(one.budget for one in self.spent)
+
+    @property
+    def budgets_in_words(self) -> str:
+        return " and ".join(map(str, self.budgets))
+
+    @property
     def within_budget(self) -> bool:
-        return self.cost <= self.limit
+        """Whether the plan meets every budget."""
+        return all(one.cost <= one.limit for one in self.spent)
+
+    @property
+    def latency_ratio(self) -> float | None:
+        """The measured latency of the planned network over the dense one; None if not measured."""
+        known = self.options.network_time
+        return None if known is None else known.measured(self.structures)
 
 
 def assemble(
@@ -93,17 +116,13 @@ def assemble(
 
     If the plan exceeds the budget, the bound does not apply: it is dropped.
     """
-    profile, budget, options = request.profile, request.budget, request.options
+    profile, options = request.profile, request.options
     assert options.metric is not None
     assert options.allocator is not None
     totals = request.fixed.plus(choices)
-    counted = totals
-    if budget.scope == "compressible":
-        pairs = zip(profile.layers, choices, strict=True)
-        counted = NOTHING.plus(c for layer, c in pairs if layer.name not in request.skipped)
-    cost = counted.of(budget.kind)
+    spent = tuple(_spent(request, limit, choices, totals) for limit in request.limits)
     loss = float(sum(choice.loss for choice in choices))
-    if cost > request.limit:
+    if any(one.cost > one.limit for one in spent):
         lower_bound = None
     # An excluded layer may have no loss in the metric
     known = [layer for layer in profile.layers if options.curves in layer.spectra]
@@ -126,7 +145,7 @@ def assemble(
     )
     return Plan(
         model_fingerprint=profile.model_fingerprint,
-        budget=budget,
+        budget=spent[0].budget,
         metric=options.metric,
         allocator=options.allocator,
         options=options,
@@ -138,16 +157,18 @@ def assemble(
         dense_flops_per_example=request.dense.flops_per_example,
         bytes=totals.bytes,
         dense_bytes=request.dense.bytes,
-        cost=cost,
-        limit=request.limit,
+        cost=spent[0].cost,
+        limit=spent[0].limit,
+        also=spent[1:],
         lower_bound=lower_bound,
         proven_for="" if lower_bound is None else proven_for,
         optimality_gap=_gap(loss, lower_bound, whole),
         warnings=(
             *warnings,
             *_slow_layers(request, choices, latencies),
-            *_remarks(request, cost, loss),
-            *_kept_work(request, totals, cost / request.counted_dense),
+            *_remarks(request, spent, loss),
+            *_kept_work(request, totals, spent[0].cost / request.limits[0].dense),
+            *latency_remarks(request, choices, spent),
         ),
     )
 
@@ -179,20 +200,33 @@ def _slow_layers(
     )
 
 
-def _remarks(request: PlanRequest, cost: int, loss: float) -> tuple[str, ...]:
-    """Return a warning if the plan exceeds its budget or leaves a part of it unused."""
-    limit, budget = request.limit, request.budget
-    if cost > limit:
-        return (
-            f"the plan needs {amount_in_words(budget.kind, cost)}, above its budget of "
-            f"{amount_in_words(budget.kind, limit)} ({budget})",
-        )
-    if limit > request.counted_dense:
-        return (f"budget {budget} is above the dense model: nothing has to change",)
-    if loss > 0 and cost < (1 - BUDGET_TOLERANCE) * limit:
+def _spent(request: PlanRequest, limit: Limit, choices: Sequence[Choice], totals: Costs) -> Spent:
+    counted = totals
+    if limit.budget.scope == "compressible":
+        pairs = zip(request.profile.layers, choices, strict=True)
+        counted = NOTHING.plus(c for layer, c in pairs if layer.name not in request.skipped)
+    return Spent(limit.budget, counted.of(limit.budget.kind), limit.most)
+
+
+def _remarks(request: PlanRequest, spent: Sequence[Spent], loss: float) -> tuple[str, ...]:
+    """Return warnings if the plan exceeds a budget or leaves a part of all of them unused."""
+    over = tuple(
+        f"the plan needs {amount_in_words(one.budget.kind, one.cost)}, above its budget of "
+        f"{amount_in_words(one.budget.kind, one.limit)} ({one.budget})"
+        for one in spent
+        if one.cost > one.limit
+    )
+    if over:
+        return over
+    shown = " and ".join(str(one.budget) for one in spent)
+    pairs = zip(spent, request.limits, strict=True)
+    if all(one.limit > limit.dense for one, limit in pairs):
+        return (f"budget {shown} is above the dense model: nothing has to change",)
+    if loss > 0 and all(one.cost < (1 - BUDGET_TOLERANCE) * one.limit for one in spent):
         step = request.options.multiple_of or 1
         steps = f"; ranks go in steps of {step}" if step > 1 else ""
-        return (f"the plan uses {100 * cost / limit:.1f} % of its budget {budget}{steps}",)
+        used = " and ".join(f"{100 * one.cost / one.limit:.1f} %" for one in spent)
+        return (f"the plan uses {used} of its budget {shown}{steps}",)
     return ()
 
 
@@ -204,7 +238,7 @@ def _kept_work(request: PlanRequest, kept: Costs, counted: float) -> tuple[str, 
     weights but no FLOPs.
     """
     kind, dense = request.budget.kind, request.dense
-    if kind not in ("params", "bytes") or not request.profile.examples:
+    if {"flops", "latency"} & request.kinds or not request.profile.examples:
         return ()
     work = kept.flops_per_example / dense.flops_per_example if dense.flops_per_example else 0.0
     if work <= MUCH_WORK or counted > FEW_PARAMS:

@@ -8,11 +8,14 @@ from math import ceil
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.layers import LeftAlone
 from lrcompress.planning.allocators import ALLOCATORS
-from lrcompress.planning.budget import Budget, amount_in_words
+from lrcompress.planning.budget import Budget, amount_in_words, parsed_budgets
 from lrcompress.planning.choices import choice_of
+from lrcompress.planning.joint_allocator import allocate_jointly, allocate_mixed, least_cost
+from lrcompress.planning.joint_problem import JointProblem
+from lrcompress.planning.limit import Limit
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan, assemble
-from lrcompress.planning.problem import proof_digest
+from lrcompress.planning.problem import Allocation, Problem
 from lrcompress.planning.request import PlanRequest, plan_request
 from lrcompress.profiling.left_alone import left_alone_groups, left_alone_in_words
 from lrcompress.profiling.profile import Profile
@@ -22,26 +25,26 @@ DEFAULT_OPTIONS = PlanOptions()
 NOUNS = {"params": "parameters", "flops": "FLOPs", "bytes": "bytes", "latency": "time"}
 
 
-def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_OPTIONS) -> Plan:
-    """Choose a structure for each layer so that the model stays within the budget.
+def plan(
+    profile: Profile,
+    budget: Budget | str | Sequence[Budget | str],
+    options: PlanOptions = DEFAULT_OPTIONS,
+) -> Plan:
+    """Choose a structure for each layer so that the model stays within the budget, or all budgets.
 
     Raises:
         PlanError: the budget or the options are malformed, a pattern matches no layer, or a
             layer's loss is not finite.
         BudgetError: no plan meets the budget; the message names the smallest that can be met.
     """
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
+    budgets = parsed_budgets(budget)
     options = options.resolved(profile)
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)
-    request = plan_request(profile, budget, options)
+    request = plan_request(profile, budgets, options)
     latencies = request.latencies()
     problem = request.problem(latencies)
-    if problem.smallest_cost > problem.room:
-        raise _unreachable(request, request.counted_fixed + problem.smallest_cost)
-
-    allocation = ALLOCATORS[options.allocator](problem)
+    allocation = _allocation(request, problem, options.allocator)
     bound = allocation.lower_bound
     chosen = iter(
         choices[index] for choices, index in zip(problem.choices, allocation.chosen, strict=True)
@@ -52,13 +55,35 @@ def plan(profile: Profile, budget: Budget | str, options: PlanOptions = DEFAULT_
             options.curves,
             Dense(reason=request.skipped[layer.name]),
             bytes_per_param=options.bytes_per_param,
+            latencies=latencies,
         )
         if layer.name in request.skipped
         else next(chosen)
         for layer in request.profile.layers
     ]
-    proof = "" if bound is None else proof_digest(problem, bound)
+    proof = "" if bound is None else problem.proof(bound)
     return assemble(request, choices, latencies, lower_bound=bound, proven_for=proof)
+
+
+def _allocation(
+    request: PlanRequest, problem: Problem | JointProblem, allocator: str
+) -> Allocation:
+    """Raises BudgetError if no allocation within the budgets is found."""
+    if isinstance(problem, Problem):
+        (limit,) = request.limits
+        if problem.smallest_cost > problem.room:
+            raise _unreachable(request, limit, limit.fixed + problem.smallest_cost)
+        return ALLOCATORS[allocator](problem)
+    for limit, smallest in zip(request.limits, problem.smallest_costs.tolist(), strict=True):
+        if smallest > limit.room:
+            raise _unreachable(request, limit, limit.fixed + smallest)
+    if allocator == "global":
+        found = allocate_jointly(problem)
+    else:
+        found = allocate_mixed(problem, ALLOCATORS[allocator])
+    if found is None:
+        raise _unreachable_together(request, problem)
+    return found
 
 
 def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
@@ -69,7 +94,7 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
         for layer in profile.layers
         if layer.curves_metric == options.curves
         for points in layer.curves
-    }
+    } - {"quantised"}
     explored = {*free, *profile.structures}
     for name in options.structures:
         if name not in explored:
@@ -77,6 +102,13 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
                 f"the profile has no loss curves of {_spelled([name])}, only of "
                 f"{_spelled(sorted(measured) or ['low_rank'])}; profile again with "
                 f"--structures {_spelled([name])}"
+            )
+    for text in options.formats:
+        if text not in (*profile.formats, "fp32", "fp16", "bf16"):
+            raise PlanError(
+                f"the profile has no loss curves of the format {text}, only of "
+                f"{', '.join(profile.formats) or 'the stored one'}; profile again with "
+                f"--formats {text}"
             )
     if options.structures and not measured and not set(options.structures) & set(free):
         raise PlanError(
@@ -90,30 +122,45 @@ def _spelled(names: Sequence[str]) -> str:
     return ", ".join(names).replace("_", "-")
 
 
-def _unreachable(request: PlanRequest, smallest: int) -> BudgetError:
+def _unreachable(request: PlanRequest, limit: Limit, smallest: int) -> BudgetError:
     """Return the error for a budget that no plan meets. smallest: cost of the smallest plan."""
-    options, kind = request.options, request.budget.kind
-    percent = ceil(1000 * smallest / request.counted_dense) / 10  # rounded up, to be reachable
+    options, kind = request.options, limit.budget.kind
+    percent = ceil(1000 * smallest / limit.dense) / 10  # rounded up, to be reachable
     steps = ["raise the budget"]
     if options.include or options.exclude:
         steps.append("--include more layers")
     if options.min_rank > 1 or (options.multiple_of or 1) > 1:
         steps.append("lower --min-rank or --multiple-of")
     return BudgetError(
-        f"budget {request.budget}: cannot be met; the smallest reachable is {percent:g} % "
-        f"({amount_in_words(kind, smallest)}){_stays(request)}; {' or '.join(steps)}"
+        f"budget {limit.budget}: cannot be met; the smallest reachable is {percent:g} % "
+        f"({amount_in_words(kind, smallest)}){_stays(request, limit)}; {' or '.join(steps)}"
     )
 
 
-def _stays(request: PlanRequest) -> str:
+def _unreachable_together(request: PlanRequest, problem: JointProblem) -> BudgetError:
+    """Return the error for budgets that can be met alone, but that no plan was found for."""
+    shown = " and ".join(str(limit.budget) for limit in request.limits)
+    reachable = []
+    if len(request.limits) == 2:
+        for index, limit in enumerate(request.limits):
+            least = least_cost(problem, index)
+            if least is not None:
+                percent = ceil(1000 * (least + limit.fixed) / limit.dense) / 10
+                other = request.limits[1 - index].budget
+                reachable.append(f"within {other}, {limit.budget.kind}={percent:g}% is reachable")
+    details = "".join(f"; {one}" for one in reachable)
+    return BudgetError(f"budgets {shown}: cannot be met together{details}; raise one of them")
+
+
+def _stays(request: PlanRequest, limit: Limit) -> str:
     """Return a clause on the share that no plan changes and its parts, most parameters first."""
-    if not request.counted_fixed:
+    if not limit.fixed:
         return ""
     profile, skipped = request.profile, request.skipped
-    share = f"{100 * request.counted_fixed / request.counted_dense:.3g} %"
+    share = f"{100 * limit.fixed / limit.dense:.3g} %"
     kept = (profile[name].spec for name in skipped)
     excluded = (LeftAlone(x.name, x.kind, x.weight_params, skipped[x.name]) for x in kept)
     groups = left_alone_groups((*profile.left_alone, *excluded))
     parts = left_alone_in_words(groups, profile.total_params)
-    clause = f"; {share} of the {NOUNS[request.budget.kind]} cannot change"
+    clause = f"; {share} of the {NOUNS[limit.budget.kind]} cannot change"
     return f"{clause} (left alone: {parts})" if groups else clause

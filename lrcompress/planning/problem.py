@@ -40,11 +40,7 @@ class Problem:
 
     def offers(self, structures: Mapping[str, Structure]) -> bool:
         """Whether each layer's structure is dense or one of its choices."""
-        pairs = zip(self.layers, self.offered, strict=True)
-        return all(
-            isinstance(structures[layer.name], Dense) or structures[layer.name] in offered
-            for layer, offered in pairs
-        )
+        return offers(self.layers, self.offered, structures)
 
     def allocation(self, chosen: Sequence[int], lower_bound: float | None = None) -> Allocation:
         return Allocation(
@@ -53,6 +49,32 @@ class Problem:
             cost=sum(int(cost[i]) for cost, i in zip(self.costs, chosen, strict=True)),
             lower_bound=lower_bound,
         )
+
+    def proof(self, bound: float) -> str:
+        """Return the sha256 of a lower bound and of the problem that it was proven for.
+
+        The problem is given by all costs and losses and the room, which follow from the profile,
+        the budget and the options.
+        """
+        digest = hashlib.sha256(f"{bound!r} {self.room}".encode())
+        for layer, cost, loss in zip(self.layers, self.costs, self.losses, strict=True):
+            digest.update(layer.name.encode() + b"\0" + cost.tobytes())
+            # Rounded, since a profile that was written and read differs in the last digits
+            digest.update(",".join(f"{value:.9e}" for value in loss).encode())
+        return digest.hexdigest()
+
+
+def offers(
+    layers: Sequence[LayerProfile],
+    offered: Sequence[frozenset[Structure]],
+    structures: Mapping[str, Structure],
+) -> bool:
+    """Whether each layer's structure is dense or among those offered."""
+    pairs = zip(layers, offered, strict=True)
+    return all(
+        isinstance(structures[layer.name], Dense) or structures[layer.name] in known
+        for layer, known in pairs
+    )
 
 
 @dataclass(frozen=True)
@@ -90,17 +112,3 @@ def pose(
     removal = tuple(layer.loss_of_removal(metric) for layer in layers)
     offered = tuple(frozenset(option.structure for option in options) for options in choices)
     return Problem(tuple(layers), tuple(kept), tuple(costs), tuple(losses), removal, room, offered)
-
-
-def proof_digest(problem: Problem, bound: float) -> str:
-    """Return the sha256 of a lower bound and of the problem that it was proven for.
-
-    The problem is given by all costs and losses and the room, which follow from the profile, the
-    budget and the options.
-    """
-    digest = hashlib.sha256(f"{bound!r} {problem.room}".encode())
-    for layer, cost, loss in zip(problem.layers, problem.costs, problem.losses, strict=True):
-        digest.update(layer.name.encode() + b"\0" + cost.tobytes())
-        # Rounded, since a profile that was written and read differs in the last digits
-        digest.update(",".join(f"{value:.9e}" for value in loss).encode())
-    return digest.hexdigest()

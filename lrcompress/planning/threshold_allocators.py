@@ -8,20 +8,23 @@ from math import sqrt
 import numpy as np
 
 from lrcompress.planning.problem import Allocation, Floats, Problem
+from lrcompress.structures import Quantised
 
 
 def uniform(problem: Problem) -> Allocation:
     """Set rank = floor(share * mn / (m + n)) in each layer, dense at share 1; one share for all.
 
-    Every layer keeps the same share of its weight (SVD-LLM, Wang et al. 2024).
+    Every layer keeps the same share of its weight (SVD-LLM, Wang et al. 2024). In a layer with
+    number formats, that share is of the cost of its best choice.
     """
-    return _raise_threshold(
-        problem,
-        [
-            _params(problem, index) / layer.spec.weight_params
-            for index, layer in enumerate(problem.layers)
-        ],
-    )
+    keys = []
+    for index, layer in enumerate(problem.layers):
+        if any(isinstance(choice.structure, Quantised) for choice in problem.choices[index]):
+            cost = problem.costs[index].astype(np.float64)
+            keys.append(cost / max(cost[-1], 1.0))
+        else:
+            keys.append(_params(problem, index) / layer.spec.weight_params)
+    return _raise_threshold(problem, keys)
 
 
 def energy(problem: Problem) -> Allocation:

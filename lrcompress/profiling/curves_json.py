@@ -17,6 +17,7 @@ from lrcompress.json_dataclasses import from_json
 from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
 from lrcompress.profiling.profile import CurvePoint, Curves, LayerProfile
+from lrcompress.structures import Structure, in_format
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 
 KIND = "curves"
@@ -102,7 +103,7 @@ def _fault(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
     """
     if not points:
         return "is empty"
-    types = {point.structure.type_name: point for point in points}
+    types = {kind_of(point.structure): point for point in points}
     if len(types) > 1:
         return f"mixes the structures {listed(list(types))}"
     if types.keys() & {"dense", "low_rank"}:
@@ -113,6 +114,12 @@ def _fault(points: Sequence[CurvePoint], spec: LayerSpec) -> str | None:
         if after.loss > point.loss:
             return f"has a larger loss at {after.structure} than at {point.structure}"
     return None
+
+
+def kind_of(structure: Structure) -> str:
+    """Return the name of what all points of a curve share: the structure's type and its formats."""
+    inner, formats = in_format(structure)
+    return " ".join([inner.type_name, *map(str, formats)])
 
 
 def _point(value: object, spec: LayerSpec, where: str) -> CurvePoint:

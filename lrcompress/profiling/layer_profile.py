@@ -13,6 +13,7 @@ from lrcompress.errors import FitError
 from lrcompress.layers import LayerSpec, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments, Whitening
 from lrcompress.profiling.curves_json import kept_curves
+from lrcompress.profiling.format_curves import format_curves
 from lrcompress.profiling.input_moments import FULL_MOMENT_LIMIT
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import CurvePoint, Curves, LayerProfile
@@ -36,7 +37,7 @@ def profile_layer(
     """Return the profile, and the whitening of the metric that is the default for planning."""
     weight = weight_matrix(module.get_submodule(spec.name))
     plain = singular_values(weight)
-    fits = set(options.structures) != {"low_rank"}
+    fits = set(options.structures) != {"low_rank"} or bool(options.formats)
     if (moments is not None and not is_large(weight)) or fits:
         weight = weight.to(torch.float64)
     shrinkage = options.shrinkage
@@ -65,7 +66,10 @@ def profile_layer(
     )
     curves = kept_curves(store, profiled)
     if curves is None:
-        curves = structure_curves(weight, default, spec, options.structures)
+        curves = (
+            *structure_curves(weight, default, spec, options.structures),
+            *format_curves(weight, default, spec, options),
+        )
     return replace(profiled, curves=curves), default
 
 

@@ -18,6 +18,7 @@ class ProfileOptions:
     trials: bool = True  # truncate each layer alone at a few ranks, to correct its loss curve
     token_noise: bool | None = None  # None: where it was measured to help (see token_noise.py)
     structures: tuple[str, ...] = ("low_rank",)  # measure their loss curves; low rank needs no fit
+    formats: tuple[str, ...] = ()  # number formats whose loss curves are measured, as texts
     seed: int = 0
 
     @property

@@ -110,6 +110,7 @@ class Profile:
     seed: int
     uncounted: tuple[str, ...] = field(default=(), kw_only=True)  # operators missing in the FLOPs
     structures: tuple[str, ...] = ("low_rank",)  # structures with measured loss curves
+    formats: tuple[str, ...] = field(default=(), kw_only=True)  # with measured loss curves
     pooling: str | None = None  # of token embeddings, before the divergence
     degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data are degenerate
     thin: tuple[str, ...] = field(default=(), kw_only=True)  # why the data cover only a part

@@ -23,6 +23,7 @@ from lrcompress.network.readout import Readout
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import token_noise
 from lrcompress.network.unfused import runs_unfused
+from lrcompress.number_formats import parse_format
 from lrcompress.profiling.calibration_pass import chunked, collected
 from lrcompress.profiling.curves_json import keep_curves
 from lrcompress.profiling.degenerate_data import degenerate, repeats
@@ -62,6 +63,7 @@ def profile(
     are held-out examples on which trials are measured (None: they are measured on `batches`).
 
     Raises:
+        PlanError: a number format that is unknown.
         ModelError: weights or outputs that are not finite, or a model with nothing to compress.
         DataError: batches that are empty or that the model cannot run.
     """
@@ -70,6 +72,8 @@ def profile(
     unknown = [name for name in options.structures if name not in STRUCTURES]
     if unknown:
         raise DataError(f"structure {unknown[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
+    for text in options.formats:
+        parse_format(text)
     _check_same(module, batches)
     bad = first_nonfinite(module)
     if bad is not None:
@@ -140,6 +144,7 @@ def _without_data(
         total_flops_per_example=float(flops),
         seed=options.seed,
         structures=options.structures,
+        formats=options.formats,
         warnings=(
             "no data: errors are weighted by the weights alone (plain metric)",
             *left_alone_warning(found.left_alone, found.total_params),
@@ -232,6 +237,7 @@ def _with_data(
         uncounted=work_per_example.uncounted,
         seed=options.seed,
         structures=options.structures,
+        formats=options.formats,
         pooling=readout.pooling,
         readout=readout,
         degenerate=useless,

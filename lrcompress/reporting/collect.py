@@ -10,7 +10,7 @@ from lrcompress.planning.choices import low_rank_loss
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.reporting.report import Cost, LayerReport, LeftAloneReport, Spectrum
-from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.structures import Dense, LowRank, Quantised, Structure, in_format
 from lrcompress.structures.serial import structure_to_json
 
 POINTS = 200  # points kept of a spectrum; more than a plot can show
@@ -41,7 +41,11 @@ def dense_cost(profile: Profile) -> Cost:
 
 
 def in_words(structure: Structure) -> str:
-    """Describe a structure for people: "rank 48", "dense", "blast, rank 48, blocks 4"."""
+    """Describe a structure for people: "rank 48, int4/32", "dense", "blast, rank 48, blocks 4"."""
+    inner, formats = in_format(structure)
+    if formats:
+        stored = " and ".join(map(str, formats))
+        return stored if isinstance(inner, Dense) else f"{in_words(inner)}, {stored}"
     if isinstance(structure, Dense):
         return "dense"
     sizes = {k: v for k, v in structure_to_json(structure).items() if k != "type"}
@@ -68,10 +72,10 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
     )
     if planned is None:
         return report
-    structure = planned.structure
+    structure, _ = in_format(planned.structure)
     return replace(
         report,
-        structure=in_words(structure),
+        structure=in_words(planned.structure),
         rank=structure.rank if isinstance(structure, LowRank) else None,
         params_kept=planned.params,
         predicted_loss=planned.predicted_loss,
@@ -82,7 +86,7 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
 
 def _saved_loss(layer: LayerProfile, metric: str, planned: PlannedLayer) -> float | None:
     """Return the share of the loss saved against low rank with as many parameters."""
-    if isinstance(planned.structure, Dense | LowRank):
+    if isinstance(planned.structure, Dense | LowRank | Quantised):
         return None
     lost = low_rank_loss(layer, metric, planned.params)
     return 1 - planned.predicted_loss / lost if lost > 0 else None

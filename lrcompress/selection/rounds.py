@@ -10,7 +10,7 @@ the metric of the fits, the later ones in the corrections.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import median
@@ -24,7 +24,7 @@ from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch, Batches, batch_size, spread_examples
 from lrcompress.network.held_out_divergence import held_out_divergence
 from lrcompress.network.unfused import runs_unfused
-from lrcompress.planning.budget import Budget
+from lrcompress.planning.budget import Budget, parsed_budgets
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
@@ -104,7 +104,7 @@ class _Search:
     """The state of one selection."""
 
     profile: Profile
-    budget: Budget
+    budgets: Sequence[Budget]
     options: PlanOptions
     measurements: Measurements
     advance: Callable[[], None]
@@ -126,10 +126,11 @@ class _Search:
             corrections=corrections,
         )
         if not eased:
-            return plan(self.profile, self.budget, options)
+            return plan(self.profile, self.budgets, options)
         whole = {"params": self.profile.total_params, "bytes": self.profile.total_bytes}
-        dense = whole.get(self.budget.kind, self.profile.total_flops_per_example)
-        return plan(self.profile, self.budget.halfway(dense), options)
+        flops = self.profile.total_flops_per_example
+        halved = [budget.halfway(whole.get(budget.kind, flops)) for budget in self.budgets]
+        return plan(self.profile, halved, options)
 
     def made(self, name: str, planned: Plan) -> _Made:
         """Apply and measure a plan."""
@@ -192,18 +193,18 @@ class _Search:
             for layer in best.layers
         }
         options = replace(best.options, corrections=factors)
-        again = plan(self.profile, self.budget, options)
+        again = plan(self.profile, self.budgets, options)
         if again.structures == best.structures:
             return again
         # Rounding led to another choice between equal plans
-        return plan_as(self.profile, self.budget, options, best.structures)
+        return plan_as(self.profile, self.budgets, options, best.structures)
 
 
 @runs_unfused()
 def select(
     module: nn.Module,
     profile: Profile,
-    budget: Budget | str,
+    budget: Budget | str | Sequence[Budget | str],
     judging: Batches,
     *,
     options: PlanOptions = DEFAULT_OPTIONS,
@@ -220,8 +221,7 @@ def select(
             use the output.
         FitError: a layer cannot be fitted; the message names it.
     """
-    if isinstance(budget, str):
-        budget = Budget.parse(budget)
+    budgets = parsed_budgets(budget)
     readout = profile_readout(module, profile, judging)
     if readout is None or not METRICS[profile.metric].needs_outputs:
         raise PlanError(
@@ -232,7 +232,7 @@ def select(
     network = TrialNetwork(module, profile, held_out_divergence(module, judged, readout))
     measurements = Measurements(network, store or NoCheckpoints())
     with progress.stage("select", len(CANDIDATES) + rounds) as step:
-        search = _Search(profile, budget, options, measurements, step.advance)
+        search = _Search(profile, budgets, options, measurements, step.advance)
         search.try_candidates(last_resort=False)
         best = search.best
         if isfinite(best.measured) and best.plan.predicted_loss > 0:

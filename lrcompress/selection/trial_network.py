@@ -20,7 +20,8 @@ from lrcompress.network.in_place import with_copies_if_needed
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.truncation import Truncation
-from lrcompress.structures import Dense, LowRank, Structure
+from lrcompress.structures import Dense, Factors, LowRank, Quantised, Structure, in_format
+from lrcompress.structures.structure import FitTask
 
 LARGEST_HELD = 2**30  # bytes of full-rank factors kept between plans
 
@@ -119,20 +120,31 @@ class TrialNetwork:
     ) -> FittedLayer:
         moments = self.profile.moments.get(layer.name)
         if isinstance(structure, LowRank):
-            key = (metric, layer.name)
-            if key not in self._truncations:
-                whitening = layer_whitening(layer, metric, moments)
-                made = Truncation.of(whitening.whiten(weight_matrix(original)), whitening)
-                self._keep(key, made.limited(layer.spec.break_even_rank))
-            factors = self._truncations[key].factors(structure.rank)
+            factors = self._truncated(layer, original, metric, structure.rank)
             return rounded_fit(layer, original, structure, metric, moments, factors)
         place = (metric, layer.name, structure)
         if place not in self._fits:
             whitening = layer_whitening(layer, metric, moments)
             weight = weight_matrix(original).to(torch.float64)
-            factors = structure.fit(weight, whitening, layer.spec, quick=True)
+            inner, _ = in_format(structure)
+            if isinstance(structure, Quantised) and isinstance(inner, LowRank):
+                factors = self._truncated(layer, original, metric, inner.rank)
+                task = FitTask(weight, whitening, layer.spec, quick=True)
+                factors = structure.round_factors(factors, task)
+            else:
+                factors = structure.fit(weight, whitening, layer.spec, quick=True)
             self._fits[place] = rounded_fit(layer, original, structure, metric, moments, factors)
         return self._fits[place]
+
+    def _truncated(
+        self, layer: LayerProfile, original: nn.Module, metric: str, rank: int
+    ) -> Factors:
+        key = (metric, layer.name)
+        if key not in self._truncations:
+            whitening = layer_whitening(layer, metric, self.profile.moments.get(layer.name))
+            made = Truncation.of(whitening.whiten(weight_matrix(original)), whitening)
+            self._keep(key, made.limited(layer.spec.break_even_rank))
+        return self._truncations[key].factors(rank)
 
     def _keep(self, key: tuple[str, str], made: Truncation) -> None:
         """Cache a truncation; if there are too many, drop those in other metrics first."""

@@ -10,6 +10,7 @@ from lrcompress.structures.interpolative import Interpolative
 from lrcompress.structures.kronecker import Kronecker
 from lrcompress.structures.low_rank import LowRank
 from lrcompress.structures.monarch import Monarch
+from lrcompress.structures.quantised import Quantised, in_format
 from lrcompress.structures.spatial import SpatialLowRank
 from lrcompress.structures.structure import Factors, Structure
 from lrcompress.structures.tensor_train import TensorTrain
@@ -46,8 +47,10 @@ __all__ = [
     "Kronecker",
     "LowRank",
     "Monarch",
+    "Quantised",
     "SpatialLowRank",
     "Structure",
     "TensorTrain",
     "Tucker2",
+    "in_format",
 ]

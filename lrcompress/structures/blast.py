@@ -6,6 +6,7 @@ are low rank (s = 1), block-diagonal and Monarch-like matrices.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -16,7 +17,14 @@ from lrcompress.layers import Kind, LayerSpec
 from lrcompress.structures.blast_fit.factors import BlastFactors, block_length
 from lrcompress.structures.blast_fit.weighted import FULL, QUICK, fit_weighted
 from lrcompress.structures.blast_module import BlastLinear
-from lrcompress.structures.structure import LINEAR_KINDS, Factors, FitTask, Structure, check_size
+from lrcompress.structures.structure import (
+    LINEAR_KINDS,
+    Factors,
+    FitTask,
+    Place,
+    Structure,
+    check_size,
+)
 
 _FAMILIES = (4, 8)  # numbers of blocks
 _KEPT = (0.25, 0.4, 0.6, 0.85)  # shares of the dense weight's parameters
@@ -57,6 +65,9 @@ class Blast(Structure):
         p, q = block_length(spec.out_features, b_out), block_length(spec.in_features, b_in)
         shapes = {"left": (b_out, p), "diag": (b_out, b_in), "right": (b_in, q)}
         return {name: (spec.groups, *shape, self.rank) for name, shape in shapes.items()}
+
+    def places(self, spec: LayerSpec) -> Mapping[str, Place]:
+        return {name: Place(name) for name in ("left", "diag", "right")}
 
     def _fit(self, task: FitTask) -> Factors:
         start = None if task.start is None else BlastFactors(**task.start)

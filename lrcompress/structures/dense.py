@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.layers import LayerSpec
-from lrcompress.structures.structure import Factors, FitTask, Structure
+from lrcompress.structures.structure import Factors, FitTask, Place, Structure
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Dense(Structure):
 
     def factor_shapes(self, spec: LayerSpec) -> dict[str, tuple[int, ...]]:
         return {"weight": (spec.groups, spec.out_features, spec.in_features)}
+
+    def places(self, spec: LayerSpec) -> Mapping[str, Place]:
+        return {"weight": Place("weight", transposed=spec.kind == "embedding")}
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         return spec.flops_per_row

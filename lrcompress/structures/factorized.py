@@ -167,6 +167,24 @@ class TiedFactorizedHead(nn.Module):
         return functional.linear(input @ self.up.weight, self.codes.weight, self.bias)
 
 
+class TiedHead(nn.Module):
+    """An output head that shares an embedding's table: y = table x + b."""
+
+    def __init__(self, embedding: nn.Embedding, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.table = embedding
+        self.bias = bias
+        self.in_features = embedding.embedding_dim
+        self.out_features = embedding.num_embeddings
+
+    @property
+    def weight(self) -> Tensor:
+        return self.table.weight
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.linear(input, self.table.weight, self.bias)
+
+
 class FactorizedConv(nn.Module):
     """A low-rank convolution, y = up(down(x)): one to r channels per group, then a 1x1 one.
 

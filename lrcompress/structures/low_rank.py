@@ -8,6 +8,7 @@ loss is 1/2 sum_{i>r} s_i^2 (Eckart-Young in the whitened space).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from lrcompress.structures.balance import balanced
 from lrcompress.structures.factorized import FactorizedConv, FactorizedEmbedding, FactorizedLinear
 from lrcompress.structures.large_svd import is_large, loss_by_blocks, truncated_by_blocks
 from lrcompress.structures.solve import check_finite
-from lrcompress.structures.structure import Factors, FitTask, Structure, check_size
+from lrcompress.structures.structure import Factors, FitTask, Place, Structure, check_size
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class LowRank(Structure):
             "left": (spec.groups, spec.out_features, self.rank),
             "right": (spec.groups, self.rank, spec.in_features),
         }
+
+    def places(self, spec: LayerSpec) -> Mapping[str, Place]:
+        embedded = spec.kind == "embedding"
+        right = Place("codes.weight", transposed=True) if embedded else Place("down.weight")
+        return {"left": Place("up.weight"), "right": right}
 
     def flops_per_row(self, spec: LayerSpec) -> int:
         product = 2 * self.weight_params(spec)

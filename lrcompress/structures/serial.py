@@ -1,4 +1,4 @@
-"""Structures as JSON: {"type": "low_rank", "rank": 48}."""
+"""Structures as JSON: {"type": "low_rank", "rank": 48, "format": "int4/32"}."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from typing import Any
 from lrcompress.errors import PlanError
 from lrcompress.json_dataclasses import from_json, to_json
 from lrcompress.messages import label, shown
+from lrcompress.number_formats import parse_format
 from lrcompress.structures import STRUCTURES, Structure
+from lrcompress.structures.quantised import Quantised
+
+FORMAT = "format"
+STORED = "stored"  # the format of a structure that keeps the dtype of the network
 
 
 def structure_to_json(structure: Structure) -> dict[str, Any]:
@@ -16,6 +21,8 @@ def structure_to_json(structure: Structure) -> dict[str, Any]:
 
     A size whose default is 0 is derived from the others; it is included only if it is set.
     """
+    if isinstance(structure, Quantised):
+        return {**structure_to_json(structure.structure), FORMAT: structure.format_text}
     assert dataclasses.is_dataclass(structure)
     defaults = {f.name: f.default for f in dataclasses.fields(structure)}
     values = {
@@ -42,5 +49,23 @@ def structure_from_json(value: object, layer: str) -> Structure:
     if kind is None:
         known = ", ".join(STRUCTURES)
         raise PlanError(f"{where}: unknown type {shown(name)}; it may be {known}")
-    fields = {key: item for key, item in value.items() if key != "type"}
-    return from_json(kind, fields, where, PlanError, strict=True)
+    fields = {key: item for key, item in value.items() if key not in ("type", FORMAT)}
+    structure = from_json(kind, fields, where, PlanError, strict=True)
+    if FORMAT not in value:
+        return structure
+    return _in_formats(structure, value[FORMAT], label(layer))
+
+
+def _in_formats(structure: Structure, value: object, layer: str) -> Structure:
+    """Return the structure in the formats that a plan names; "stored" means none."""
+    if not isinstance(value, str):
+        raise PlanError(
+            f'{layer}: format must be a text such as "int4/32", not {shown(value)}; correct it'
+        )
+    if value.strip() == STORED:
+        return structure
+    try:
+        formats = tuple(parse_format(part) for part in value.split(","))
+    except PlanError as cause:
+        raise PlanError(f"{layer}: {cause}") from cause
+    return Quantised(structure, formats)

@@ -24,6 +24,14 @@ ALL_KINDS: frozenset[Kind] = frozenset(
 LINEAR_KINDS: frozenset[Kind] = frozenset(("linear", "transposed_linear"))
 
 
+@dataclass(frozen=True)
+class Place:
+    """The parameter that holds a factor, and whether it holds the transposed factor."""
+
+    path: str  # dotted, within the module
+    transposed: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class FitTask:
     """The arguments of `Structure.fit`."""
@@ -93,9 +101,24 @@ class Structure(ABC):
         """Number of scalars in the factors, without the bias; a tied weight counts once."""
         return sum(prod(shape) for shape in self.factor_shapes(spec).values())
 
+    def nbytes(self, spec: LayerSpec, bytes_per_param: int) -> int:
+        """Bytes of the stored factors, without the bias, at that many bytes per scalar."""
+        return self.weight_params(spec) * bytes_per_param
+
     def flops_per_row(self, spec: LayerSpec) -> int:
         """Floating-point operations per row (2 per multiply-add), as LayerSpec.flops_per_row."""
         return 2 * self.weight_params(spec)
+
+    def places(self, spec: LayerSpec) -> Mapping[str, Place]:
+        """Return where the module of `build` keeps each factor.
+
+        Empty if the structure takes no number formats.
+        """
+        return {}
+
+    def stored(self, factors: Factors, dtype: torch.dtype) -> Factors:
+        """Return the factors as `build` stores them in a layer of that dtype."""
+        return {name: value.to(dtype).contiguous() for name, value in factors.items()}
 
     def fit(
         self,

@@ -203,7 +203,7 @@ def test_an_export_takes_the_fastest_form(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_calibration_measures_every_form_and_number_of_rows() -> None:
     settings = CalibrationSettings(
-        structures=("low_rank", "blast"), shapes=((64, 64),), rows=(1, 4), runs=2
+        structures=("low_rank", "blast"), shapes=((64, 64),), rows=(1, 4), runs=2, formats=()
     )
     found = calibrate_latency(settings).measurements
     assert {it.rows for it in found} == {1, 4}
@@ -219,7 +219,9 @@ def test_small_layers_are_timed_at_the_few_sizes_that_they_have() -> None:
         structures = structures_to_time(linear_layer(shape), ("low_rank",))
         assert structures
         assert len({*structures}) == len(structures)
-    settings = CalibrationSettings(structures=("low_rank",), shapes=((2, 3),), rows=(1,), runs=1)
+    settings = CalibrationSettings(
+        structures=("low_rank",), shapes=((2, 3),), rows=(1,), runs=1, formats=()
+    )
     assert len(calibrate_latency(settings).measurements) == 1
 
 
@@ -268,6 +270,7 @@ def test_what_cannot_be_timed_is_refused_before_any_work(
 def test_structures_of_other_layers_are_named_as_not_timed(tmp_path: Path) -> None:
     output = tmp_path / "table.json"
     arguments = ("--structures", "low-rank,tucker2,monarch", "--sizes", "16", "-o", str(output))
+    arguments = (*arguments, "--formats", "")
     result = CliRunner().invoke(main, ["calibrate-latency", *ANY, *arguments, "--json"])
     assert result.exit_code == 0, result.stderr
     record = json.loads(result.stdout)

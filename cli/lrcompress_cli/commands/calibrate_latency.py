@@ -1,4 +1,4 @@
-"""`lrcompress calibrate-latency`: measure the latency of structures on this machine."""
+"""`lrcompress calibrate-latency`: measure latencies of structures and formats on this machine."""
 
 from __future__ import annotations
 
@@ -24,10 +24,18 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
     "listed as not timed.",
 )
 @click.option(
+    "--formats",
+    metavar="NAMES",
+    default="int8-dynamic,int8/32,int8/128,int4/32,int4/128,int2/32",
+    show_default=True,
+    help="Number formats of dense and low-rank layers to time besides fp32, separated by commas; "
+    "'' for none.",
+)
+@click.option(
     "--rows",
     type=Numbers(),
     metavar="LIST",
-    default="1,16,128,512",
+    default="1,16,128,1024",
     show_default=True,
     help="Rows (tokens) of a layer in one call, separated by commas.",
 )
@@ -69,6 +77,7 @@ def command(
     terminal: Terminal,
     *,
     structures: tuple[str, ...] | None,
+    formats: str,
     rows: tuple[int, ...],
     sizes: tuple[tuple[int, int], ...],
     runs: int,
@@ -76,10 +85,10 @@ def command(
     threads: int,
     output: Path,
 ) -> Outcome:
-    """Time structures against the dense layers that they replace.
+    """Time structures and number formats against the dense layers that they replace.
 
-    Each is timed in every form in which it can be exported. `plan` and `compress` use the table to
-    leave out structures slower than dense, and `export` to choose the fastest form.
+    Each structure is timed in every form in which it can be exported. `plan` and `compress` use
+    the table to leave out structures slower than dense, and `export` to choose the fastest form.
     """
     from lrcompress.atomic import refuse_unwritable
     from lrcompress.export.bench import device_name
@@ -101,6 +110,7 @@ def command(
         rows,
         runs,
         threads,
+        _formats(formats),
     )
     refuse_unwritable(output)
     table = calibrate_latency(settings, terminal.progress)
@@ -119,3 +129,14 @@ def command(
         "not_timed": left_out,
     }
     return Outcome(record, [LatencyTableView(table), f"\nwritten: {printable(str(output))}"])
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    """Raises a usage error for a text that names no format."""
+    from lrcompress.errors import PlanError
+    from lrcompress.number_formats import parse_format
+
+    try:
+        return tuple(dict.fromkeys(str(parse_format(one)) for one in text.split(",") if one))
+    except PlanError as error:
+        raise click.UsageError(f"--formats: {error}", click.get_current_context()) from error

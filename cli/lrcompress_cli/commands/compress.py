@@ -137,7 +137,7 @@ def command(
     same command after an interruption resumes where it stopped.
     """
     running.use_threads()
-    budget = planning.parsed_budget()
+    budgets = planning.parsed_budgets()
     _check_together(planning, plan_file, output, dry_run=dry_run)
     tuning = tune or tune_steps is not None or tune_minutes is not None
     if tuning and data.data is None:
@@ -155,16 +155,20 @@ def command(
     options = RunOptions(
         source=model.source(data, running.seed),
         folder=running.folder(output or Path()),
-        budget=budget,
+        budget=budgets[0] if budgets else None,
+        also=budgets[1:],
         plan_file=plan_file,
         profile_folder=profile_folder,
-        profile=measuring.options(running.seed, planning.metric, planning.structures),
+        profile=measuring.options(
+            running.seed, planning.metric, planning.structures, planning.formats_for(provider)
+        ),
         plan=planning.options(exporting.precision, provider),
         rounds=rounds,
         compress=CompressOptions(refit=refit),
         export=exporting.options(provider, planning.rows, planning.latency_table, axes.request()),
         provider=provider,
         pt2=pt2,
+        threads=running.threads,
         to_onnx=to_onnx,
         sweep=_percentages(sweep),
         tune=_request(tune_steps, tune_minutes, running.seed) if tuning else None,
@@ -201,8 +205,8 @@ def _check_together(
 ) -> None:
     """Raise a usage error for options that need or exclude each other."""
     context = click.get_current_context()
-    if (planning.budget is None) == (plan_file is None):
-        both = planning.budget is not None
+    if (not planning.budget) == (plan_file is None):
+        both = bool(planning.budget)
         raise click.UsageError(
             "--budget and --plan exclude each other"
             if both

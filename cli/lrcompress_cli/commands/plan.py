@@ -44,8 +44,8 @@ def command(
     from lrcompress_cli.json_output import plan_record
     from lrcompress_cli.tables.plan import PlanTable
 
-    budget = planning.required_budget()
-    decided = plan(load_profile(find_profile(folder)), budget, planning.options(precision))
+    budgets = planning.required_budgets()
+    decided = plan(load_profile(find_profile(folder)), budgets, planning.options(precision))
     written = []
     if output is not None:
         write_text(output, plan_to_json(decided))

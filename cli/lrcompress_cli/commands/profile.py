@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from lrcompress.messages import printable
+from lrcompress_cli.options.formats import formats_option
 from lrcompress_cli.options.gather import NEW_FOLDER
 from lrcompress_cli.options.plan import metric_option
 from lrcompress_cli.options.profile import MeasureChoice, measuring_options
@@ -21,6 +22,7 @@ from lrcompress_cli.terminal import Outcome, Terminal, reporting
 @data_options
 @metric_option
 @structures_option
+@formats_option
 @measuring_options
 @click.option(
     "-o",
@@ -39,6 +41,7 @@ def command(
     data: DataChoice,
     metric: str | None,
     structures: tuple[str, ...] | None,
+    formats: tuple[str, ...] | None,
     measuring: MeasureChoice,
     output: Path,
     running: RunChoice,
@@ -48,6 +51,7 @@ def command(
     MODEL is a Hugging Face folder, pkg.module:factory, or an earlier run folder.
     """
     from lrcompress.pipeline import run_profile
+    from lrcompress.planning.default_formats import default_formats
     from lrcompress_cli.json_output import profile_record
     from lrcompress_cli.tables.profile import ProfileTable
 
@@ -55,7 +59,7 @@ def command(
     result = run_profile(
         model.source(data, running.seed),
         running.folder(output),
-        measuring.options(running.seed, metric, structures),
+        measuring.options(running.seed, metric, structures, default_formats((), formats)),
         terminal.progress,
     )
     return Outcome(

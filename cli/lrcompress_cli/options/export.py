@@ -13,6 +13,7 @@ from lrcompress_cli.options.gather import gathered
 if TYPE_CHECKING:
     from lrcompress.export.axes import AxisRequest
     from lrcompress.export.export_onnx import ExportOptions
+    from lrcompress.export.session import ProviderName
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class ExportChoice:
     precision: Literal["fp32", "fp16", "bf16"]
     opset: int
     external_data: bool | None
+    operators: Literal["contrib", "standard"]
 
     def options(
-        self, provider: str, rows: int, latency_table: Path | None, axes: AxisRequest
+        self, provider: ProviderName, rows: int, latency_table: Path | None, axes: AxisRequest
     ) -> ExportOptions:
         from lrcompress.export.export_onnx import ExportOptions
         from lrcompress.export.forms import FormChoice
@@ -35,12 +37,15 @@ class ExportChoice:
             dynamic=axes.dynamic,
             fixed=axes.fixed,
             forms=forms,
+            provider=provider,
+            operators=self.operators,
         )
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 OPSET_RANGE = (20, 23)
+OPERATORS = ("contrib", "standard")
 
 precision_option = click.option(
     "--precision",
@@ -66,6 +71,13 @@ export_options = gathered(
         "--external-data/--no-external-data",
         default=None,
         help="Store the weights in a file beside the graph; by default only above 2 GB.",
+    ),
+    click.option(
+        "--operators",
+        type=click.Choice(OPERATORS),
+        default="contrib",
+        show_default=True,
+        help="What reads weights in number formats: ONNX Runtime's own operators, or ONNX's alone.",
     ),
 )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from lrcompress_cli.options.formats import formats_option
 from lrcompress_cli.options.gather import FILE, gathered
 from lrcompress_cli.options.structures import structures_option
 
@@ -24,7 +25,7 @@ BYTES_PER_PARAM = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 @dataclass(frozen=True)
 class PlanChoice:
-    budget: str | None
+    budget: tuple[str, ...]
     scope: Literal["total", "compressible"]
     allocator: str | None
     include: tuple[str, ...]
@@ -33,26 +34,32 @@ class PlanChoice:
     min_rank: int
     metric: str | None
     structures: tuple[str, ...] | None
+    formats: tuple[str, ...] | None
     rows: int
     latency_table: Path | None
 
-    def parsed_budget(self) -> Budget | None:
+    def parsed_budgets(self) -> tuple[Budget, ...]:
         """Raises a usage error that names the accepted forms."""
         from lrcompress.errors import PlanError
         from lrcompress.planning.budget import Budget
 
-        if self.budget is None:
-            return None
         try:
-            return Budget.parse(self.budget, scope=self.scope)
+            return tuple(Budget.parse(text, scope=self.scope) for text in self.budget)
         except PlanError as error:
             raise click.UsageError(f"--budget: {error}", click.get_current_context()) from error
 
-    def required_budget(self) -> Budget:
-        budget = self.parsed_budget()
-        if budget is None:
+    def required_budgets(self) -> tuple[Budget, ...]:
+        budgets = self.parsed_budgets()
+        if not budgets:
             raise click.UsageError("give a budget: --budget 50%", click.get_current_context())
-        return budget
+        return budgets
+
+    def formats_for(self, provider: str = "cpu") -> tuple[str, ...]:
+        """Return the formats to measure, by the budget where the user named none."""
+        from lrcompress.planning.default_formats import default_formats
+
+        kinds = [budget.kind for budget in self.parsed_budgets()]
+        return default_formats(kinds, self.formats, provider)
 
     def options(self, precision: str, provider: str = "cpu") -> PlanOptions:
         from lrcompress.planning.options import PlanOptions
@@ -63,6 +70,7 @@ class PlanChoice:
             multiple_of=self.multiple_of,
             min_rank=self.min_rank,
             structures=self.structures or (),
+            formats=self.formats_for(provider),
             provider=provider,
             rows=self.rows,
             latency_table=str(self.latency_table or ""),
@@ -97,8 +105,10 @@ planning_options = gathered(
     "planning",
     click.option(
         "--budget",
+        multiple=True,
         metavar="BUDGET",
-        help="What may remain: 50%, params=12M, flops=60%, bytes=40MB, latency=60%.",
+        help="What may remain: 50%, params=12M, flops=60%, bytes=40MB, latency=60%; repeatable, to "
+        "limit several at once.",
     ),
     click.option(
         "--scope",
@@ -115,6 +125,7 @@ planning_options = gathered(
     ),
     metric_option,
     structures_option,
+    formats_option,
     rows_option,
     latency_table_option,
     click.option(

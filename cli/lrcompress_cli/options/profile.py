@@ -29,7 +29,11 @@ class MeasureChoice:
     token_noise: bool | None
 
     def options(
-        self, seed: int, metric: str | None, structures: tuple[str, ...] | None
+        self,
+        seed: int,
+        metric: str | None,
+        structures: tuple[str, ...] | None,
+        formats: tuple[str, ...] = (),
     ) -> ProfileOptions:
         from lrcompress.profiling.options import ProfileOptions
 
@@ -42,6 +46,7 @@ class MeasureChoice:
             max_memory=self.max_memory,
             token_noise=self.token_noise,
             structures=structures or ("low_rank",),
+            formats=formats,
             seed=seed,
         )
 

@@ -1,4 +1,4 @@
-"""A table of the latency of structures relative to dense, each in its fastest form."""
+"""A table of the latency of structures and formats relative to dense, in their fastest form."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class LatencyTableView:
         rows = sorted({it.rows for it in self._table.measurements})
         table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=True)
         table.add_column("structure", no_wrap=True)
+        table.add_column("format", no_wrap=True)
         for heading in ("blocks", "size", "kept"):
             table.add_column(heading, justify="right", no_wrap=True)
         for count in rows:
@@ -25,19 +26,20 @@ class LatencyTableView:
         best: dict[tuple[object, ...], dict[int, Measurement]] = {}
         for it in self._table.measurements:
             size = f"{it.out_features} x {it.in_features}"
-            cells = best.setdefault((it.structure, it.blocks, size, it.kept), {})
+            cells = best.setdefault((it.structure, it.format, it.blocks, size, it.kept), {})
             if it.rows not in cells or it.ratio < cells[it.rows].ratio:
                 cells[it.rows] = it
-        for (name, blocks, shape, kept), cells in best.items():
+        for (name, kind, blocks, shape, kept), cells in best.items():
             assert isinstance(kept, float)
             table.add_row(
                 cell(str(name).replace("_", " ")),
+                cell(str(kind)),
                 str(blocks) if blocks else "",
                 str(shape),
                 f"{kept:.0%}",
                 *(_cell(cells.get(count)) for count in rows),
             )
-        yield Text("latency over dense, in the fastest form")
+        yield Text("latency over dense fp32, in the fastest form")
         yield table
 
 

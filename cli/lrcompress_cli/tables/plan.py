@@ -59,7 +59,7 @@ def totals(plan: Plan) -> Table:
         ("work/example", plan.dense_flops_per_example, plan.flops_per_example, flops),
     ):
         table.add_row(label, f"{shown(dense)} → {shown(kept)}  ({share(kept, dense)})")
-    table.add_row("budget", f"{plan.budget} of the {plan.budget.scope} model")
+    table.add_row("budget", f"{plan.budgets_in_words} of the {plan.budget.scope} model")
     loss = f"{real(plan.predicted_loss)} ({plan.metric} metric, {plan.allocator} allocation"
     if plan.optimality_gap is not None:
         loss += f", {optimality(plan.optimality_gap)}"

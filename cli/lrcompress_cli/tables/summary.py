@@ -12,6 +12,7 @@ from rich.text import Text
 from lrcompress.pipeline import NO_GRAPH, REPORT_HTML, REPORT_JSON, RunResult
 from lrcompress.planning.plan import PlannedLayer
 from lrcompress.reporting.report import Cost, Report
+from lrcompress.structures import Dense, Structure, in_format
 from lrcompress.tuning.report import TuneReport
 from lrcompress_cli.tables.axes import axis_lines
 from lrcompress_cli.tables.checks import check_table
@@ -71,7 +72,7 @@ def _costs(before: Cost, after: Cost) -> Table:
 
 def _plan_line(result: RunResult) -> Text:
     plan = result.plan
-    changed = [layer for layer in plan.layers if layer.params < layer.dense_params]
+    changed = [layer for layer in plan.layers if not isinstance(layer.structure, Dense)]
     gap = plan.optimality_gap
     proven = "" if gap is None else f", {optimality(gap)}"
     return cell(
@@ -81,11 +82,17 @@ def _plan_line(result: RunResult) -> Text:
 
 
 def structures_taken(layers: Sequence[PlannedLayer]) -> str:
-    """ ": 21 interpolative, 9 blast, 4 low rank"; empty if all are low rank."""
-    counts = Counter(layer.structure.type_name.replace("_", " ") for layer in layers)
+    """ ": 21 interpolative, 9 blast, 4 low rank in int4/32"; empty if all are low rank."""
+    counts = Counter(_kind(layer.structure) for layer in layers)
     if not counts.keys() - {"low rank"}:
         return ""
     return ": " + ", ".join(f"{number} {name}" for name, number in counts.most_common())
+
+
+def _kind(structure: Structure) -> str:
+    inner, formats = in_format(structure)
+    name = inner.type_name.replace("_", " ")
+    return f"{name} in {' and '.join(map(str, formats))}" if formats else name
 
 
 def _divergences(report: Report) -> Table:

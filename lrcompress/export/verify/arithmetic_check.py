@@ -70,7 +70,7 @@ def arithmetic(subject: Subject, comparison: Comparison, bound: float | None) ->
     if flops > _MOST_FLOPS:
         return _not_run(f"{flops:.1e} FLOPs are above {_MOST_FLOPS:.0e}")
     try:
-        graph = EvaluatedGraph(subject.graph, subject.path.parent, wide=True)
+        graph = EvaluatedGraph(subject.read_expanded(), wide=True)
         found = [_errors(graph, wide, comparison, drawn) for drawn in draws]
         rounding = _constants_rounding(subject, graph, comparison, draws)
     except Exception as error:  # onnx's reference implementation lacks some operators
@@ -123,7 +123,7 @@ def _computed_constants(subject: Subject, module: nn.Module) -> tuple[Stored, ..
     """
     tensors = (*module.named_parameters(), *module.named_buffers())
     targets = [Target(name, t.detach(), roundings=0) for name, t in tensors if t.numel()]
-    stored = stored_constants(subject.graph, subject.path.parent)
+    stored = stored_constants(subject.expanded)
     return Constants(stored, subject.precision, {}).unlike(targets)
 
 
@@ -147,7 +147,7 @@ def _single(subject: Subject, comparison: Comparison, wide: Double, draws: list[
     if subject.precision != "fp32":
         return 0.0
     try:
-        graph = EvaluatedGraph(subject.graph, subject.path.parent, wide=False)
+        graph = EvaluatedGraph(subject.read_expanded(), wide=False)
         return max(_errors(graph, wide, comparison, drawn).error for drawn in draws)
     except Exception:  # as above; the result only widens a tolerance
         return 0.0

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,12 +18,10 @@ from torch import Tensor, nn
 
 from lrcompress.export.forward import copy_structure
 from lrcompress.export.precision import TORCH_DTYPES
-from lrcompress.export.session import open_session
 from lrcompress.export.verify.layer_use import layer_use
+from lrcompress.export.verify.optimised_graph import OptimisedGraph
 from lrcompress.export.verify.result import Check, Subject, listed
-from lrcompress.graph.upcast import upcast
 from lrcompress.graph.weight_keys import Shape, content_key, rounded, shape_key
-from lrcompress.scratch import scratch_folder
 
 _STRUCTURES = "lrcompress.structures."
 
@@ -108,21 +105,19 @@ def _matrices(module: nn.Module) -> Iterable[Tensor]:
             yield tensor
 
 
-def factors_check(subject: Subject) -> Check:
-    """Check that the graph still contains the factors after all of ONNX Runtime's optimisations."""
+def factors_check(subject: Subject, optimised: OptimisedGraph | None = None) -> Check:
+    """Check that the graph still contains the factors after all of ONNX Runtime's optimisations.
+
+    Factors in codes count as their dequantised values.
+    """
     module, batch = subject.reference
     structured = structured_layers(module)
     if not structured:
         return Check("factors", "graph", None, "the reference network has no factorised layer")
     use = layer_use(module, (layer.name for layer in structured), batch)
     layers = tuple(layer for layer in structured if layer.name in use.used)
-    with scratch_folder() as folder:
-        source, optimised = subject.path, folder / "optimised.onnx"
-        if subject.precision == "bf16":
-            source = folder / "float32.onnx"
-            upcast(subject.path, source)
-        open_session(source, optimized_path=optimised)
-        report = factors_kept(_weights(optimised), module, layers, subject.precision)
+    weights = (optimised or OptimisedGraph(subject)).weights()
+    report = factors_kept(weights, module, layers, subject.precision)
     report = replace(report, unused=use.unused, constant=use.constant)
     parts = []
     if report.missing:
@@ -137,14 +132,3 @@ def factors_check(subject: Subject) -> Check:
     if use.constant:
         parts.append(f"computed once, when the file is opened: {listed(use.constant)}")
     return Check("factors", "graph", kept, "; ".join(parts), asdict(report))
-
-
-def _weights(path: Path) -> list[Any]:
-    import onnx_ir as ir
-
-    model = ir.load(path)
-    return [
-        value.const_value.numpy()
-        for value in model.graph.initializers.values()
-        if value.dtype.is_floating_point() and len(value.shape) > 1
-    ]

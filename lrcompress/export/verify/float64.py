@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lrcompress.export.forward import copied, copy_structure, named_outputs
-from lrcompress.graph.stored_constants import read_graph
 from lrcompress.graph.upcast import widen_
 from lrcompress.messages import one_line
 from lrcompress.network.batches import Batch
@@ -60,12 +57,12 @@ class EvaluatedGraph:
     Passes on any exception that the implementation raises for a graph that it cannot evaluate.
     """
 
-    def __init__(self, graph: onnx.ModelProto, folder: Path, *, wide: bool) -> None:
+    def __init__(self, model: Any, *, wide: bool) -> None:
+        """model: an onnx_ir.Model, which is changed."""
         import onnx_ir as ir
         from onnx.reference import ReferenceEvaluator
         from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-        model = read_graph(graph, folder)
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         self.wide = wide
         self.constants = _taken_out_(model)  # fed as inputs, so that the evaluator holds no copy

@@ -7,13 +7,13 @@ from math import prod
 from pathlib import Path
 
 import onnx
-from torch import nn
 
 from lrcompress.errors import ModelError
 from lrcompress.export.export_onnx import PRODUCER
 from lrcompress.export.placement import placement
 from lrcompress.export.session import ProviderUnavailable, file_bytes, open_session
 from lrcompress.export.verify.result import BudgetFacts, Check, Subject, listed
+from lrcompress.graph.expanded.expansion import CODES, SCALES
 from lrcompress.graph.kernels import missing_kernels
 from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.messages import one_line
@@ -47,11 +47,17 @@ def readable(path: Path) -> onnx.ModelProto:
 
 
 def precision_of(graph: onnx.ModelProto) -> str:
-    """Return the precision of most of the weights; fp32 if there are none."""
+    """Return the precision of most of the weights; fp32 if there are none.
+
+    A weight that only a Cast reads is stored in another precision than the graph's, and so are the
+    scales of codes.
+    """
+    read = {name for node in graph.graph.node if node.op_type != "Cast" for name in node.input}
+    read -= {f"{t.name.removesuffix(CODES)}{SCALES}" for t in graph.graph.initializer}
+    weights = [t for t in graph.graph.initializer if t.data_type in _PRECISIONS]
     held: Counter[str] = Counter()
-    for tensor in graph.graph.initializer:
-        if tensor.data_type in _PRECISIONS:
-            held[_PRECISIONS[tensor.data_type]] += prod(tensor.dims)
+    for tensor in [t for t in weights if t.name in read] or weights:
+        held[_PRECISIONS[tensor.data_type]] += prod(tensor.dims)
     return held.most_common(1)[0][0] if held else "fp32"
 
 
@@ -76,6 +82,8 @@ def kernels(subject: Subject) -> Check:
         detail = f"every node has a CUDA kernel in {subject.precision}"
         return Check("kernels", "graph", True, detail, numbers)
     detail = f"{len(missing)} nodes have no CUDA kernel: {listed(numbers['missing'])}"
+    if any(kernel.operator == "DynamicQuantizeLinear" for kernel in missing):
+        detail += "; int8-dynamic is for a CPU: make another plan with --provider cuda"
     detail += "; it matters on a GPU only" if failed is None else ""
     return Check("kernels", "graph", failed, detail, numbers)
 
@@ -104,7 +112,7 @@ def placed(subject: Subject) -> Check:
 
 
 def budget(subject: Subject, promised: BudgetFacts) -> Check:
-    found = {"params": parameters(subject.graph, subject.module), "bytes": file_bytes(subject.path)}
+    found = {"params": parameters(subject), "bytes": file_bytes(subject.path)}
     limits = {"params": promised.params, "bytes": promised.bytes}
     allowed = {key: most for key, most in limits.items() if most is not None}
     numbers = {**found, **{f"allowed_{key}": most for key, most in allowed.items()}}
@@ -118,18 +126,18 @@ def budget(subject: Subject, promised: BudgetFacts) -> Check:
     )
 
 
-def parameters(graph: onnx.ModelProto, module: nn.Module | None) -> int:
-    """Count the floating-point parameters in the file, without other stored constants.
+def parameters(subject: Subject) -> int:
+    """Count the parameters in the file, stored in any format, without other stored constants.
 
     Our own files keep the network's names, which identify its parameters. In files of other
     exporters or of another network, all weights count except single numbers and the network's
     buffers (positions, frequencies).
     """
-    weights = [t for t in graph.graph.initializer if t.data_type in _PRECISIONS]
-    if module is not None and graph.producer_name == PRODUCER:
+    module, sizes = subject.module, subject.float_sizes
+    if module is not None and subject.graph.producer_name == PRODUCER:
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-        named = [(parameter_name(t.name), t) for t in weights]
+        named = [(parameter_name(name), size) for name, size in sizes.items()]
         if all(name in names or not name.endswith(".weight") for name, _ in named):
-            return sum(prod(t.dims) for name, t in named if name in names)
+            return sum(size for name, size in named if name in names)
     buffers = {name for name, _ in module.named_buffers()} if module is not None else set()
-    return sum(prod(t.dims) for t in weights if prod(t.dims) > 1 and t.name not in buffers)
+    return sum(size for name, size in sizes.items() if size > 1 and name not in buffers)

@@ -8,14 +8,15 @@ their number: with unit roundoff u and d products in the graph, each of inner si
 
 The factor 4 covers the worst of many rows. An ill-conditioned network has larger errors in any
 implementation. So outputs are compared with the network in float64, and the file is also allowed
-eight times the error of torch's float32, and in half precision four times the error that rounding
-only the weights causes in torch. Errors hidden by that are found by comparing values and by
-evaluating the graph in float64 (value_check.py, arithmetic_check.py).
+eight times the error of torch's float32, in half precision four times the error that rounding only
+the weights causes in torch, and twice that of rounding activations (activation_rounding.py). Errors
+hidden by that are found by comparing values and by evaluating the graph in float64 (value_check.py,
+arithmetic_check.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -50,6 +51,7 @@ class Reference:
     module: nn.Module  # in evaluation mode, float32
     double: Double
     rounded: nn.Module | None  # with weights rounded to the file's precision; None for float32
+    coarse: Callable[[Batch], dict[str, Tensor]] | None = None  # see activation_rounding.py
 
     def outputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the outputs in float64 where available, and in float32.
@@ -76,6 +78,7 @@ class ParityResult:
     cases: tuple[str, ...]  # shapes that were run
     rounding: float  # worst row of torch when only the weights are rounded
     own: float  # worst row of torch's float32 against float64; 0 if it was not computed
+    activations: float  # worst row of torch with other rounding of activations
     broken: str | None  # the first case that gave NaN, a different shape, or an error
 
     @property
@@ -128,11 +131,11 @@ def compare(comparison: Comparison) -> ParityResult:
     fixed = comparison.fixed
     _refuse_huge(comparison, fixed)
     errors = dict.fromkeys(wiring.outputs, 0.0)
-    rounding = own = 0.0
+    rounding = own = activations = 0.0
     done: list[str] = []
 
     def result(broken: str | None) -> ParityResult:
-        return ParityResult(errors, tuple(dict.fromkeys(done)), rounding, own, broken)
+        return ParityResult(errors, tuple(dict.fromkeys(done)), rounding, own, activations, broken)
 
     for case in comparison.cases:
         drawn = draw(comparison.batch, case, fixed, generator)
@@ -146,6 +149,7 @@ def compare(comparison: Comparison) -> ParityResult:
         with torch.no_grad():
             module = reference.rounded
             rounded = {} if module is None else named_outputs(module(**copied(drawn)))
+            coarse = {} if reference.coarse is None else reference.coarse(drawn)
         for name, theirs in got.items():
             network_name = wiring.outputs[name]
             wanted = exact[network_name]
@@ -154,6 +158,9 @@ def compare(comparison: Comparison) -> ParityResult:
                 return result(f"shape {shape}: output {name} {error_or_reason}")
             errors[name] = max(errors[name], error_or_reason)
             own = max(own, _number(row_error(single[network_name], wanted, drawn)))
+            if network_name in coarse:
+                error_of_codes = row_error(coarse[network_name], wanted, drawn)
+                activations = max(activations, _number(error_of_codes))
             if network_name in rounded:
                 error_of_rounding = row_error(rounded[network_name], wanted, drawn)
                 rounding = max(rounding, _number(error_of_rounding))

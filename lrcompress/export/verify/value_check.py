@@ -32,7 +32,7 @@ _SINGLE = 2.0**-22  # relative tolerance, because attributes are float32
 def values_check(subject: Subject) -> Check:
     """Compare every tensor that an output depends on with the constants of the graph."""
     module, batch = subject.reference
-    stored = stored_constants(subject.graph, subject.path.parent)
+    stored = stored_constants(subject.expanded)
     named = _named(stored, module) if subject.graph.producer_name == PRODUCER else {}
     constants = Constants(stored, subject.precision, named)
     used = tensors_used(module, batch)

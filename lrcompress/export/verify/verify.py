@@ -17,6 +17,7 @@ from lrcompress.export.parity_inputs import Case
 from lrcompress.export.precision import cast_copy
 from lrcompress.export.session import ProviderName, file_bytes
 from lrcompress.export.verify.factor_check import factors_check
+from lrcompress.export.verify.format_check import formats_check
 from lrcompress.export.verify.graph_checks import (
     budget,
     kernels,
@@ -25,11 +26,13 @@ from lrcompress.export.verify.graph_checks import (
     readable,
     well_formed,
 )
+from lrcompress.export.verify.optimised_graph import OptimisedGraph
 from lrcompress.export.verify.parity_check import parity
 from lrcompress.export.verify.result import BudgetFacts, Check, Kind, Subject, VerifyOptions
 from lrcompress.export.verify.value_check import values_check
 from lrcompress.network.batches import Batch
 from lrcompress.network.unfused import runs_unfused
+from lrcompress.structures.stored_codes import stored_weights
 
 __all__ = ["BudgetFacts", "Case", "Check", "VerifyOptions", "VerifyReport", "verify"]
 
@@ -86,7 +89,9 @@ def verify(
     reference = cast_copy(module, "fp32") if module is not None else None
     if batch is not None:  # the reference computes in float32
         batch = {n: t.float() if t.is_floating_point() else t for n, t in batch.items()}
-    subject = Subject(path, graph, precision_of(graph), options.provider, reference, batch)
+    stored = () if module is None else tuple(stored_weights(module))
+    precision = precision_of(graph)
+    subject = Subject(path, graph, precision, options.provider, reference, batch, stored)
     checks = [well_formed(subject)]
     if checks[0].passed:
         checks += [
@@ -104,4 +109,10 @@ def _equality(subject: Subject, options: VerifyOptions) -> tuple[Check, ...]:
         names: dict[str, Kind] = {"parity": "numeric", "values": "numeric", "factors": "graph"}
         reason = "no reference network was given"
         return tuple(Check(name, kind, None, reason) for name, kind in names.items())
-    return (*parity(subject, options), values_check(subject), factors_check(subject))
+    optimised = OptimisedGraph(subject)
+    return (
+        *parity(subject, options),
+        values_check(subject),
+        factors_check(subject, optimised),
+        *formats_check(subject, optimised),
+    )

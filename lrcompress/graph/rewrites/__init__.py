@@ -14,8 +14,10 @@ from lrcompress.graph.rewrites.static_reshapes import static_reshapes_
 from lrcompress.graph.rewrites.trivial_masks import trivial_masks_
 from lrcompress.graph.rewrites.widen_bfloat16 import widen_bfloat16_
 
+Rewrite = Callable[[Any], RewriteResult]
+
 # Each edits an onnx_ir.Model in place. The graph still computes the same numbers.
-REWRITES: tuple[Callable[[Any], RewriteResult], ...] = (
+REWRITES: tuple[Rewrite, ...] = (
     name_weights_,
     share_transposed_,
     trivial_masks_,
@@ -26,11 +28,11 @@ REWRITES: tuple[Callable[[Any], RewriteResult], ...] = (
 )
 
 
-def apply_rewrites_(model: Any) -> tuple[RewriteResult, ...]:
-    """Apply REWRITES, then remove unused and duplicate nodes and sort the rest."""
+def apply_rewrites_(model: Any, *others: Rewrite) -> tuple[RewriteResult, ...]:
+    """Apply REWRITES and the others, then remove unused and duplicate nodes and sort the rest."""
     import onnx_ir.passes.common as passes
 
-    results = tuple(rewrite(model) for rewrite in REWRITES)
+    results = tuple(rewrite(model) for rewrite in (*REWRITES, *others))
     passes.RemoveUnusedNodesPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.CommonSubexpressionEliminationPass()(model)

@@ -100,7 +100,7 @@ def _files(loaded: Loaded) -> list[str]:
 
 def _summary(plan: Plan) -> dict[str, Any]:
     return {
-        "budget": str(plan.budget),
+        "budget": plan.budgets_in_words,
         "scope": plan.budget.scope,
         "metric": plan.metric,
         "allocator": plan.allocator,

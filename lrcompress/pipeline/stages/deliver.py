@@ -124,5 +124,5 @@ def _tuned_quality(tuning: TuneReport | None) -> dict[str, float]:
 
 
 def _budget_in_words(plan: Plan) -> str:
-    whole = plan.budget.scope == "total"
-    return str(plan.budget) if whole else f"{plan.budget} of the compressible layers"
+    whole, words = plan.budget.scope == "total", plan.budgets_in_words
+    return words if whole else f"{words} of the compressible layers"

@@ -20,6 +20,7 @@ from lrcompress.network.batches import Batch
 from lrcompress.pipeline.options import RunOptions
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.planning.latency import table_digest
+from lrcompress.planning.limit import Spent
 from lrcompress.planning.plan import Plan
 from lrcompress.reporting.report import CheckReport
 
@@ -65,11 +66,11 @@ def export_model(
     plan = product.plan
     provenance = {
         "source_fingerprint": plan.model_fingerprint,
-        "budget": str(plan.budget),
+        "budget": plan.budgets_in_words,
         "params": str(plan.params),
     }
     metadata = {**asked.export.metadata, **provenance}
-    options = replace(asked.export, metadata=metadata)
+    options = replace(asked.export, metadata=metadata, provider=asked.provider)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})
 
@@ -134,19 +135,31 @@ def verify_model(
 def _reported(check: Check, plan: Plan) -> CheckReport:
     """Report a check. A file shows neither FLOPs nor time, so the plan's figures count for them."""
     passed, detail = check.passed, check.detail
-    if check.kind == "budget" and plan.budget.kind in ("flops", "latency"):
+    unseen = [one for one in plan.spent if one.budget.kind in ("flops", "latency")]
+    if check.kind == "budget" and unseen:
         passed = passed is not False and plan.within_budget
-        counted = f"{plan.cost:,} FLOPs per example of {plan.limit:,} allowed"
-        if plan.budget.kind == "latency":
-            share = plan.budget.amount
-            counted = (
-                f"{share * plan.cost / plan.limit:.1%} of the dense latency, as estimated from "
-                f"measurements of single layers, of {share:.1%} allowed"
-            )
+        counted = "; ".join(_counted(one, plan) for one in unseen)
         detail = f"{counted}; {detail}"
         if passed is False and check.passed is not False:
             detail += f"; {WHEN_OVER}"
     return CheckReport(check.name, check.kind, passed, detail)
+
+
+def _counted(one: Spent, plan: Plan) -> str:
+    if one.budget.kind == "flops":
+        return f"{one.cost:,} FLOPs per example of {one.limit:,} allowed"
+    share, known = one.budget.amount, plan.options.network_time
+    besides = "" if one.budget.scope == "total" else " of the layers'"
+    if known is not None and plan.latency_ratio is not None:
+        return (
+            f"{plan.latency_ratio:.1%} of the dense latency, measured ({known.measured_at}), of "
+            f"{share:.1%}{besides} allowed"
+        )
+    source = "measurements of single layers" if known is None else "the times of the dense network"
+    return (
+        f"{share * one.cost / one.limit:.1%} of the dense latency, as estimated from {source}, "
+        f"of {share:.1%}{besides} allowed"
+    )
 
 
 def budget_facts(plan: Plan) -> BudgetFacts:
@@ -154,12 +167,12 @@ def budget_facts(plan: Plan) -> BudgetFacts:
 
     FLOPs and time are not properties of the file. The plan has counted them.
     """
-    room = plan.limit - plan.cost
-    if plan.budget.kind == "params":
-        return BudgetFacts(params=plan.params + room)
-    if plan.budget.kind == "bytes":
-        return BudgetFacts(bytes=plan.bytes + room)
-    return BudgetFacts(params=plan.params)
+    room = {one.budget.kind: one.limit - one.cost for one in plan.spent}
+    params = plan.params + room["params"] if "params" in room else None
+    size = plan.bytes + room["bytes"] if "bytes" in room else None
+    if params is None and size is None:
+        return BudgetFacts(params=plan.params)
+    return BudgetFacts(params=params, bytes=size)
 
 
 def _onnxruntime() -> str:

@@ -5,36 +5,38 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
 
-from lrcompress.checkpoint import CheckpointFolder, CheckpointStore
+from lrcompress.checkpoint import CheckpointFolder, CheckpointStore, NoCheckpoints
 from lrcompress.distributed import main_only
 from lrcompress.errors import PlanError
-from lrcompress.export.export_onnx import export_onnx
 from lrcompress.formats.files import write_text
 from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
+from lrcompress.network.batches import Batch
+from lrcompress.pipeline.file_size import FileSize
 from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.plan_timer import DenseGraph, plan_timer
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.latency import table_digest
+from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
+from lrcompress.planning.request import plan_request
 from lrcompress.profiling.profile import Profile
 from lrcompress.progress import Progress
 from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 
 PLAN_NAME = "plan.json"
-BYTES_PER_SPLIT = 700  # file size of one more node, its names and its factor's entry
-BYTES_PER_STRUCTURE = 8_000  # file size of a structure's dozen nodes and shapes
 
 Read = TypeVar("Read")
 
@@ -61,6 +63,16 @@ class PlanInputs:
         comparable = METRICS[self.profile.metric].needs_outputs
         return bool(self.loaded.aside is not None and comparable and options.rounds and not named)
 
+    def example(self) -> Batch:
+        return self.loaded.example()
+
+    @property
+    def _timing(self) -> Mapping[str, object]:
+        """How plans are timed, if they are."""
+        if all(budget.kind != "latency" for budget in self.options.budgets):
+            return {}
+        return {"timing": [self.options.time_network, self.options.threads, self.options.provider]}
+
     @property
     def key_inputs(self) -> Mapping[str, object]:
         """The inputs of the stage's key. For a plan file, its decisions count, not its text."""
@@ -68,10 +80,12 @@ class PlanInputs:
         if options.plan_file is None:
             return {
                 "budget": options.budget,
+                **({"also": options.also} if options.also else {}),
                 "options": options.plan,
                 "precision": options.export.precision,
                 "rounds": options.rounds,
                 "data": self.loaded.data_fingerprint,
+                **self._timing,
                 "latencies": table_digest(options.plan.latency_table),
             }
         text = plan_to_json(read_plan(options.plan_file, self.profile))
@@ -144,20 +158,39 @@ def make_plan(context: RunContext, inputs: PlanInputs) -> Decision:
 def choose_plan(
     inputs: PlanInputs, progress: Progress, store: CheckpointStore | None = None
 ) -> tuple[Plan, PlanFacts]:
-    """Return the requested plan: read from a file, or made for the budget."""
-    options, loaded, profile = inputs.options, inputs.loaded, inputs.profile
+    """Return the requested plan: read from a file, or made for the budgets."""
+    options, profile = inputs.options, inputs.profile
     if options.plan_file is not None:
         return read_plan(options.plan_file, profile), PlanFacts()
     assert options.budget is not None  # checked by RunOptions
-    asked = options.plan
-    if options.budget.kind == "bytes":
-        asked = replace(asked, overhead_bytes=file_overhead(inputs))
+    plan_request(profile, options.budgets, options.plan)  # refuses before any long work
+    with scratch_folder() as scratch:
+        dense = DenseGraph(inputs.loaded.model.module, inputs.example, options.export, scratch)
+        asked = options.plan
+        size = None
+        if any(budget.kind == "bytes" for budget in options.budgets):
+            size = FileSize(dense, profile)
+            asked = size.options(options.budgets, asked, file_overhead(inputs, dense))
+        timer = plan_timer(dense, profile, options, store or NoCheckpoints())
+        if timer is not None:
+            asked = timer.corrected(options.budgets, asked)
+        made, facts = _chosen(inputs, asked, progress, store)
+        if timer is not None:
+            made = timer.kept(made)
+        return (made if size is None else size.fitted(made)), facts
+
+
+def _chosen(
+    inputs: PlanInputs, asked: PlanOptions, progress: Progress, store: CheckpointStore | None
+) -> tuple[Plan, PlanFacts]:
+    """Return the plan for the budgets, selected by measurements if the inputs allow it."""
+    options, loaded, profile = inputs.options, inputs.loaded, inputs.profile
     if not inputs.is_selected or loaded.aside is None:
-        return plan(profile, options.budget, asked), PlanFacts()
+        return plan(profile, options.budgets, asked), PlanFacts()
     selection = select(
         loaded.model.module,
         profile,
-        options.budget,
+        options.budgets,
         loaded.aside.judging,
         options=asked,
         rounds=options.rounds,
@@ -188,17 +221,11 @@ def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
         raise PlanError(f"{path}: {error}") from error
 
 
-def file_overhead(inputs: PlanInputs) -> int:
+def file_overhead(inputs: PlanInputs, dense: DenseGraph) -> int:
     """Return the bytes of the ONNX file beyond the weights that the plan counts.
 
     They are measured on an export of the dense model, since only the exporter knows the content of
-    its graph. The compressed graph has one more node for each layer that is split.
+    its graph.
     """
-    profile, options, loaded = inputs.profile, inputs.options, inputs.loaded
-    everything = plan(profile, Budget("bytes", 1.0, relative=True), options.plan)
-    with scratch_folder() as scratch:
-        path = scratch / "dense.onnx"
-        report = export_onnx(loaded.model.module, loaded.example(), path, options.export)
-    beyond = max(report.bytes - everything.dense_bytes, 0)
-    structured = set(profile.structures) - {"dense", "low_rank"}
-    return beyond + (BYTES_PER_STRUCTURE if structured else BYTES_PER_SPLIT) * len(profile.layers)
+    everything = plan(inputs.profile, Budget("bytes", 1.0, relative=True), inputs.options.plan)
+    return max(dense.report.bytes - everything.dense_bytes, 0)
