@@ -11,6 +11,7 @@ from lrcompress.export.axes import AxisRequest
 from lrcompress.export.export_onnx import ExportOptions
 from lrcompress.export.session import ProviderName
 from lrcompress.planning.budget import Budget
+from lrcompress.planning.format_check import check_named_formats
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.options import ProfileOptions
@@ -86,6 +87,7 @@ class RunOptions:
             raise PlanError("a run needs a budget or a plan.json, and only one of them")
         if self.also and self.budget is None:
             raise PlanError("a run needs a budget before it can have others also")
+        check_named_formats(self.budgets, self.plan)
         if self.tune is not None and self.source.data is None:
             raise TuneError("tuning needs data to learn from; give --data")
         if not self.to_onnx and (self.pt2 or self.drop_moments):

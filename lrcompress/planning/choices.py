@@ -12,6 +12,7 @@ from lrcompress.layers import LayerSpec
 from lrcompress.metrics import METRICS
 from lrcompress.number_formats import Format
 from lrcompress.planning.budget import Costs
+from lrcompress.planning.default_formats import STORED_IN
 from lrcompress.planning.latency import Latencies
 from lrcompress.profiling.profile import CurvePoint, LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
@@ -78,7 +79,8 @@ def layer_choices(
         for x in _rounded(layer, metric, formats)
         if in_format(x[0])[0].type_name in wanted and _allowed(x[0], layer, step, min_rank)
     ]
-    plain = not formats or PRECISIONS.get(bytes_per_param, "fp32") in formats or not rounded
+    stored = STORED_IN.get(bytes_per_param, ())
+    plain = not formats or not rounded or any(text in formats for text in stored)
     found = [*(found if plain else ()), *rounded]
     if latencies is not None and refuse_slower:
         found = [x for x in found if not latencies.is_slower(x[0], spec)]
@@ -91,7 +93,6 @@ def layer_choices(
     )
 
 
-PRECISIONS = {4: "fp32", 2: "fp16"}  # the stored format, by the bytes of a parameter
 WIDE, STEP = 256, 8  # smallest width in features, step of the ranks
 
 
@@ -190,12 +191,17 @@ def _choice(
 def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> float:
     """Return the loss of a structure in formats.
 
-    Without a curve, it is that of the structure and, to bound the rounding, half of what the layer
-    is worth per level of the coarsest format.
+    Factors in several formats lose at most what they lose in the worst of them. Without a curve,
+    the loss is that of the structure and, to bound the rounding, what the layer is worth per level
+    of the coarsest format, squared.
     """
-    known = dict(_rounded(layer, metric, (structure.format_text,))).get(structure)
-    if known is not None:
-        return known
+    texts = [str(format) for format in structure.formats]
+    known = dict(_rounded(layer, metric, {structure.format_text, *texts}))
+    if structure in known:
+        return known[structure]
+    alone = [Quantised(structure.structure, (format,)) for format in structure.formats]
+    if all(one in known for one in alone):
+        return max(known[one] for one in alone)
     inner = choice_of(layer, metric, structure.structure).loss
     removal = layer.loss_of_removal(metric)
     bits = min(format.bits_per_weight for format in structure.formats)

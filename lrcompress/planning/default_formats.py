@@ -14,6 +14,8 @@ AUTO = "auto"
 FOR_BYTES = ("fp32", "fp16", "int8/128", "int4/32", "int4/128")
 FOR_LATENCY = ("fp32", "int8-dynamic")
 FOR_LATENCY_ON_GPU = ("fp32", "int8/128", "int4/128")
+# The formats of weights that are stored as they are, by the bytes of a parameter
+STORED_IN = {4: ("fp32",), 2: ("fp16", "bf16")}
 
 
 def default_formats(

@@ -27,7 +27,7 @@ class PlanOptions:
     multiple_of: int | None = None  # step of the ranks; None: see `default_ranks`
     min_rank: int = 1
     structures: tuple[str, ...] = ()  # allowed ones; empty: all that the profile has curves of
-    formats: tuple[str, ...] = ()  # allowed number formats; empty: all that the profile measured
+    formats: tuple[str, ...] = ()  # allowed number formats; empty: see `allowed_formats`
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     provider: str = "cpu"  # for latency lookups

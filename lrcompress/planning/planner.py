@@ -10,6 +10,7 @@ from lrcompress.layers import LeftAlone
 from lrcompress.planning.allocators import ALLOCATORS
 from lrcompress.planning.budget import Budget, amount_in_words, parsed_budgets
 from lrcompress.planning.choices import choice_of
+from lrcompress.planning.format_check import check_formats
 from lrcompress.planning.joint_allocator import allocate_jointly, allocate_mixed, least_cost
 from lrcompress.planning.joint_problem import JointProblem
 from lrcompress.planning.limit import Limit
@@ -41,6 +42,7 @@ def plan(
     options = options.resolved(profile)
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)
+    check_formats(profile, budgets, options)
     request = plan_request(profile, budgets, options)
     latencies = request.latencies()
     problem = request.problem(latencies)
@@ -102,13 +104,6 @@ def _refuse_unmeasured(profile: Profile, options: PlanOptions) -> None:
                 f"the profile has no loss curves of {_spelled([name])}, only of "
                 f"{_spelled(sorted(measured) or ['low_rank'])}; profile again with "
                 f"--structures {_spelled([name])}"
-            )
-    for text in options.formats:
-        if text not in (*profile.formats, "fp32", "fp16", "bf16"):
-            raise PlanError(
-                f"the profile has no loss curves of the format {text}, only of "
-                f"{', '.join(profile.formats) or 'the stored one'}; profile again with "
-                f"--formats {text}"
             )
     if options.structures and not measured and not set(options.structures) & set(free):
         raise PlanError(

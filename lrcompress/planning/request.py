@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lrcompress.errors import PlanError
 from lrcompress.messages import listed
-from lrcompress.number_formats import parse_format
 from lrcompress.planning.budget import NOTHING, Budget, BudgetKind, Costs
 from lrcompress.planning.choices import choice_of, layer_choices
+from lrcompress.planning.format_check import allowed_formats
 from lrcompress.planning.joint_problem import JointProblem, pose_jointly
 from lrcompress.planning.latency import Latencies, latency_table
 from lrcompress.planning.layer_filter import reasons_to_skip
@@ -45,10 +45,7 @@ class PlanRequest:
     @property
     def formats(self) -> tuple[str, ...]:
         """The number formats that weights may have, as texts."""
-        known = self.profile.formats
-        wanted = self.options.formats or known
-        runs = [text for text in wanted if self.options.provider in parse_format(text).providers]
-        return tuple(runs)
+        return allowed_formats(self.profile, self.kinds, self.options)
 
     def latencies(self) -> Latencies | None:
         """Return the latencies for a plan; None if the plan needs none.

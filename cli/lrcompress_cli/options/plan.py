@@ -62,15 +62,17 @@ class PlanChoice:
         return default_formats(kinds, self.formats, provider)
 
     def options(self, precision: str, provider: str = "cpu") -> PlanOptions:
+        """By default a plan takes the formats that its profile measured."""
         from lrcompress.planning.options import PlanOptions
 
+        named = () if self.formats is None else self.formats_for(provider) or (precision,)
         return PlanOptions(
             allocator=self.allocator,
             metric=self.metric,
             multiple_of=self.multiple_of,
             min_rank=self.min_rank,
             structures=self.structures or (),
-            formats=self.formats_for(provider),
+            formats=named,
             provider=provider,
             rows=self.rows,
             latency_table=str(self.latency_table or ""),

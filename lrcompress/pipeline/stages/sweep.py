@@ -6,7 +6,7 @@ It writes no file, only facts for the report, and no other stage depends on it.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 from lrcompress.compression.sweep import SweepPoint, sweep
@@ -65,11 +65,12 @@ def run_sweep(context: RunContext, inputs: PlanInputs) -> SweepFacts:
 def _plans(inputs: PlanInputs) -> tuple[list[Plan], list[str]]:
     options = inputs.options
     scope = "total" if options.budget is None else options.budget.scope
+    asked = replace(options.plan, formats=())  # which change no number of parameters
     plans, warnings = [], []
     for percent in sorted(set(options.sweep), reverse=True):
         budget = Budget("params", percent / 100, relative=True, scope=scope)
         try:
-            plans.append(plan(inputs.profile, budget, options.plan))
+            plans.append(plan(inputs.profile, budget, asked))
         except BudgetError as error:
             warnings.append(f"no sweep at {budget}: {error}")
     return plans, warnings
