@@ -144,28 +144,59 @@ def _parametrised(owner: nn.Module) -> list[tuple[str, parametrize.Parametrizati
     return found
 
 
+@dataclass(frozen=True, eq=False)
+class StoredPlace:
+    """A parameter that is stored in a number format: parameter `name` of the module `owner`."""
+
+    owner: nn.Module
+    name: str
+    format: Format
+    codes: Codes | None  # None for a CastFormat
+
+
+def stored_places(module: nn.Module) -> list[StoredPlace]:
+    """Return the stored parameters of the module and its submodules; a shared one once."""
+    return [
+        StoredPlace(owner, name, stored.format, _codes_of(entries, stored))
+        for owner in module.modules()
+        for name, entries, stored in _parametrised(owner)
+    ]
+
+
+def release_(place: StoredPlace) -> nn.Parameter:
+    """Replace one stored parameter by a plain one that holds the dequantised values."""
+    owner, name = place.owner, place.name
+    values = getattr(owner, name).detach()
+    # A deep copy shares its class, from which torch deletes the property of the parameter
+    shared = type(owner)
+    owner.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
+    parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+    delattr(owner, name)
+    plain = nn.Parameter(values, requires_grad=False)
+    owner.register_parameter(name, plain)
+    return plain
+
+
+def _codes_of(entries: parametrize.ParametrizationList, stored: _Stored) -> Codes | None:
+    if not isinstance(stored, StoredCodes):
+        return None
+    return stored.codes(*(getattr(entries, f"original{i}") for i in range(entries.ntensors)))
+
+
 def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
     """Yield the parameters that are stored in a number format; a shared one once."""
     for prefix, owner in module.named_modules():
         for name, entries, stored in _parametrised(owner):
-            codes = None
-            if isinstance(stored, StoredCodes):
-                parts = [getattr(entries, f"original{i}") for i in range(entries.ntensors)]
-                codes = stored.codes(*parts)
             yield StoredWeight(
                 name=f"{prefix}.{name}" if prefix else name,
                 format=stored.format,
                 shape=stored.shape,
-                codes=codes,
+                codes=_codes_of(entries, stored),
                 values=getattr(owner, name).detach(),
             )
 
 
 def restore_plain_(module: nn.Module) -> None:
     """Replace every stored parameter by a plain one that holds the dequantised values."""
-    for owner in list(module.modules()):
-        for name, _, _ in _parametrised(owner):
-            values = getattr(owner, name).detach()
-            parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
-            delattr(owner, name)
-            owner.register_parameter(name, nn.Parameter(values, requires_grad=False))
+    for place in stored_places(module):
+        release_(place)
