@@ -144,34 +144,35 @@ def _parametrised(owner: nn.Module) -> list[tuple[str, parametrize.Parametrizati
     return found
 
 
-def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
-    """Yield the parameters that are stored in a number format; a shared one once."""
-    for prefix, owner in module.named_modules():
-        for name, entries, stored in _parametrised(owner):
-            codes = None
-            if isinstance(stored, StoredCodes):
-                parts = [getattr(entries, f"original{i}") for i in range(entries.ntensors)]
-                codes = stored.codes(*parts)
-            yield StoredWeight(
-                name=f"{prefix}.{name}" if prefix else name,
-                format=stored.format,
-                shape=stored.shape,
-                codes=codes,
-                values=getattr(owner, name).detach(),
-            )
+@dataclass(frozen=True, eq=False)
+class StoredPlace:
+    """A parameter that is stored in a number format: parameter `name` of the module `owner`."""
+
+    owner: nn.Module
+    name: str
+    format: Format
+    codes: Codes | None  # None for a CastFormat
 
 
-def restore_plain_(module: nn.Module) -> None:
-    """Replace every stored parameter by a plain one that holds the dequantised values."""
-    for owner in list(module.modules()):
-        held = _parametrised(owner)
-        if held:
-            _own_class_(owner)
-        for name, _, _ in held:
-            values = getattr(owner, name).detach()
-            parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
-            delattr(owner, name)
-            owner.register_parameter(name, nn.Parameter(values, requires_grad=False))
+def stored_places(module: nn.Module) -> list[StoredPlace]:
+    """Return the stored parameters of the module and its submodules; a shared one once."""
+    return [
+        StoredPlace(owner, name, stored.format, _codes_of(entries, stored))
+        for owner in module.modules()
+        for name, entries, stored in _parametrised(owner)
+    ]
+
+
+def release_(place: StoredPlace) -> nn.Parameter:
+    """Replace one stored parameter by a plain one that holds the dequantised values."""
+    owner, name = place.owner, place.name
+    values = getattr(owner, name).detach()
+    _own_class_(owner)
+    parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+    delattr(owner, name)
+    plain = nn.Parameter(values, requires_grad=False)
+    owner.register_parameter(name, plain)
+    return plain
 
 
 def _own_class_(owner: nn.Module) -> None:
@@ -183,3 +184,28 @@ def _own_class_(owner: nn.Module) -> None:
     shared = type(owner)
     members = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
     owner.__class__ = type(shared.__name__, shared.__bases__, members)
+
+
+def _codes_of(entries: parametrize.ParametrizationList, stored: _Stored) -> Codes | None:
+    if not isinstance(stored, StoredCodes):
+        return None
+    return stored.codes(*(getattr(entries, f"original{i}") for i in range(entries.ntensors)))
+
+
+def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
+    """Yield the parameters that are stored in a number format; a shared one once."""
+    for prefix, owner in module.named_modules():
+        for name, entries, stored in _parametrised(owner):
+            yield StoredWeight(
+                name=f"{prefix}.{name}" if prefix else name,
+                format=stored.format,
+                shape=stored.shape,
+                codes=_codes_of(entries, stored),
+                values=getattr(owner, name).detach(),
+            )
+
+
+def restore_plain_(module: nn.Module) -> None:
+    """Replace every stored parameter by a plain one that holds the dequantised values."""
+    for place in stored_places(module):
+        release_(place)

@@ -1,14 +1,21 @@
-"""Attach adapters before a training and merge them into the factors after it."""
+"""Attach adapters before a training and merge them into the factors after it.
+
+Beside adapters, weights in number formats are not rounded in training. They are rounded after the
+merge, before the measurement that decides whether it is kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
 
 from lrcompress.metrics import Whitening
 from lrcompress.tuning.adapters import ADAPTERS, AdapterOptions
+from lrcompress.tuning.latent_weights import LatentWeights
+from lrcompress.tuning.merged_rounding import round_merged_
 from lrcompress.tuning.report import TuneReport
 from lrcompress.tuning.training_setup import TrainingSetup
 
@@ -16,10 +23,12 @@ from lrcompress.tuning.training_setup import TrainingSetup
 class Adapted:
     """A network with adapters attached. `setup` trains the adapters instead of the factors."""
 
-    def __init__(self, whole: TrainingSetup, layers: Sequence[str], steps: int) -> None:
+    def __init__(
+        self, whole: TrainingSetup, layers: Sequence[str], steps: int, latents: LatentWeights
+    ) -> None:
         options = whole.options
         assert options.adapter is not None
-        self._whole, module = whole, whole.module
+        self._whole, self._latents, module = whole, latents, whole.module
         self._before = {name: p.detach().clone() for name, p in module.named_parameters()}
         self._adapter = ADAPTERS[options.adapter](
             AdapterOptions(
@@ -35,11 +44,14 @@ class Adapted:
             module=trained,
             parameters={n: p for n, p in trained.named_parameters() if p.requires_grad},
             adapter=self._adapter,
+            rounding=nullcontext,
         )
 
     def merged_(self, report: TuneReport, whitenings: Mapping[str, Whitening]) -> TuneReport:
         """Merge the adapters; restore the original factors if the result is no better."""
         merge = self._adapter.merge_(whitenings)
+        if report.best_step:
+            round_merged_(self._latents, self._whole.module, whitenings)
         end = self._whole.measure() if report.best_step else float("inf")
         if not end < report.start:
             self._restore_()

@@ -66,7 +66,7 @@ def prepared(
         parameters={name: p for name, p in module.named_parameters() if p.requires_grad},
         objective=objective,
         split=parts,
-        measure=measure,
+        measure_as_is=measure,
         divergence=divergence,
         positions=positions,
         options=options,

@@ -31,26 +31,33 @@ WARM_UP, LONGEST_WARM_UP = 0.1, 20  # share of the steps, largest number of step
 class TrainingSetup:
     """Everything that a training needs.
 
-    parameters: those that train, by name. measure: the held-out measure, per example.
+    parameters: those that train, by name. measure_as_is: the held-out measure, per example, of the
+    parameters' values as they are.
     """
 
     module: nn.Module
     parameters: Mapping[str, nn.Parameter]
     objective: TuningObjective
     split: Split
-    measure: Callable[[], float]
+    measure_as_is: Callable[[], float]
     options: TuneOptions
-    divergence: HeldOutDivergence | None = None  # used by `measure`; None where `measure` is a loss
-    positions: float = 1.0  # mean number of positions per example that `measure` sums over
+    divergence: HeldOutDivergence | None = None  # the held-out measure; None if it is a loss
+    positions: float = 1.0  # mean number of positions per example that the measure sums over
     noise: TokenNoise | None = None
     adapter: Adapter | None = None
     regularisers: tuple[Regulariser, ...] = ()
     around_step: Callable[[int], AbstractContextManager[object]] | None = None  # around its passes
+    rounding: Callable[[], AbstractContextManager[object]] = nullcontext  # of the stored weights
     changing: list[nn.Module] = field(default_factory=list)  # modules that need `saved_copies`
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.parameters.values())).device
+
+    def measure(self) -> float:
+        """Return the held-out measure, per example, with the stored weights rounded."""
+        with self.rounding():
+            return self.measure_as_is()
 
     def optimiser(self, learning_rate: float) -> torch.optim.Optimizer:
         return OPTIMISERS[self.options.optimiser](self.module, learning_rate)
@@ -119,7 +126,7 @@ def accumulate_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -
 def _accumulated_(setup: TrainingSetup, step: int, scaler: torch.amp.GradScaler) -> float:
     total = 0.0
     around = nullcontext() if setup.around_step is None else setup.around_step(step)
-    with around, regularised_(setup.module, setup.regularisers) as penalty:
+    with around, setup.rounding(), regularised_(setup.module, setup.regularisers) as penalty:
         for batch, place, generator in draws(setup, step):
             with setup.autocast():
                 loss = setup.objective.loss(batch, generator, place=place)

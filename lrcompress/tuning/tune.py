@@ -33,6 +33,7 @@ from lrcompress.tuning.build_setup import (
     requiring_only,
 )
 from lrcompress.tuning.checkpoint import Checkpoint, TrainState, load_checkpoint
+from lrcompress.tuning.latent_weights import latent_weights
 from lrcompress.tuning.losses import TaskLoss
 from lrcompress.tuning.lr_search import chosen_rate
 from lrcompress.tuning.options import DEFAULT_STEPS, TuneOptions
@@ -64,7 +65,7 @@ def tune_(
     """Train the factors of `module`, in place, to reproduce `dense`. All sizes stay the same.
 
     module: compressed from `dense`, by `compress_` or `load`. It runs in eval mode: no dropout, and
-    running means do not change.
+    running means do not change. Weights in number formats are stored in the same formats again.
     batches: some are held out. The weights end at the point that is best on these, which may be
     the start.
     store: a training that it holds is resumed, with bit-identical results on a CPU. A store belongs
@@ -82,45 +83,54 @@ def tune_(
     layers = replaced_layers(module, dense)
     if not layers:
         raise TuneError("no layer differs from the dense network's; compress the module first")
-    sizes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    sizes = _sizes(module)
     part = trained_part(module, dense, layers, batches[0], options)
-    found = parameters_of(module, part.layers, options.scope)
-    parameters = {name: p for name, p in found.items() if name not in part.fixed}
-    if not part.layers or not parameters:
-        raise TuneError(
-            f"skip-first {options.skip_first}: no layer after these blocks is compressed; "
-            "skip fewer"
-        )
-    refuse_shared(parameters, dense)
-    gpus = list({p.device for p in module.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(gpus), requiring_only(module, parameters):
-        torch.manual_seed(options.seed)
-        setup = prepared(module, dense, layers, batches, options, task)
-        key = _key(options, dense, batches)
-        held = on_main(partial(load_checkpoint, store))
-        if held is not None and held.state.key != key:
-            held = None
-        start = setup.measure() if held is None else 0.0
-        steps = _length(setup) if held is None else held.state.steps
-        blank = TrainState(key, steps, 0.0)
-        if options.adapter is None:
-            setup = with_random_skips(setup, part)
-            report = _trained(setup, held or _first(setup, blank, start, progress), store, progress)
-        else:
-            adapted = Adapted(setup, part.layers, steps)
-            setup = with_random_skips(adapted.setup, part)
-            try:
-                begun = held or _first(setup, blank, start, progress)
-                report = _trained(setup, begun, store, progress)
-            except BaseException:
-                adapted.abandon_()
-                raise
-            report = adapted.merged_(report, whitenings or {})
-        if setup.divergence is not None:
-            report = replace(report, quality=measure_held_out(module, setup.divergence))
-    after = {name: parameter.shape for name, parameter in module.named_parameters()}
-    assert after == sizes, "tuning changed a size"
+    with latent_weights(module, part.layers, scales=options.adapter is None) as latents:
+        found = parameters_of(module, part.layers, options.scope)
+        parameters = {name: p for name, p in found.items() if name not in part.fixed}
+        if not part.layers or not parameters:
+            raise TuneError(
+                f"skip-first {options.skip_first}: no layer after these blocks is compressed; "
+                "skip fewer"
+            )
+        refuse_shared(parameters, dense)
+        gpus = list({p.device for p in module.parameters() if p.device.type == "cuda"})
+        with torch.random.fork_rng(gpus), requiring_only(module, parameters):
+            torch.manual_seed(options.seed)
+            setup = prepared(module, dense, layers, batches, options, task)
+            setup = replace(setup, rounding=latents.rounding)
+            key = _key(options, dense, batches)
+            held = on_main(partial(load_checkpoint, store))
+            if held is not None and held.state.key != key:
+                held = None
+            start = setup.measure() if held is None else 0.0
+            steps = _length(setup) if held is None else held.state.steps
+            blank = TrainState(key, steps, 0.0)
+            if options.adapter is None:
+                setup = with_random_skips(setup, part)
+                report = _trained(
+                    setup, held or _first(setup, blank, start, progress), store, progress
+                )
+            else:
+                adapted = Adapted(setup, part.layers, steps, latents)
+                setup = with_random_skips(adapted.setup, part)
+                try:
+                    begun = held or _first(setup, blank, start, progress)
+                    report = _trained(setup, begun, store, progress)
+                except BaseException:
+                    adapted.abandon_()
+                    raise
+                report = adapted.merged_(report, whitenings or {})
+            latents.store_()
+            if setup.divergence is not None:
+                report = replace(report, quality=measure_held_out(module, setup.divergence))
+    assert _sizes(module) == sizes, "tuning changed a size"
     return report
+
+
+def _sizes(module: nn.Module) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return the shape and dtype of every tensor that is stored."""
+    return {name: (value.shape, value.dtype) for name, value in module.state_dict().items()}
 
 
 def _first(setup: TrainingSetup, blank: TrainState, start: float, progress: Progress) -> TrainState:

@@ -34,6 +34,7 @@ from lrcompress.layers import layer_kind
 from lrcompress.structures.blast_module import BlastLinear
 from lrcompress.structures.block_modules import KroneckerLinear, MonarchLinear
 from lrcompress.structures.conv_chain import ConvChain
+from lrcompress.structures.dynamic_input import DynamicLinear
 from lrcompress.structures.factorized import FactorizedConv, FactorizedEmbedding, FactorizedLinear
 from lrcompress.structures.tensor_train_module import TensorTrainEmbedding
 
@@ -202,7 +203,7 @@ def _by_name(firsts: Any, seconds: Any) -> Iterator[tuple[Any, Any]]:
 def _plain(layer: nn.Module) -> bool:
     """Whether the layer uses its own weight, without an adapter or a parametrisation."""
     own = isinstance(layer._parameters.get("weight"), nn.Parameter)
-    return own and layer_kind(layer) is not None
+    return own and (layer_kind(layer) is not None or isinstance(layer, DynamicLinear))
 
 
 _READINGS: dict[type[nn.Module], Callable[[Any], Iterator[FactorPair]]] = {
