@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from lrcompress.compression.arbitrary_factors import arbitrary_factors
 from lrcompress.errors import BudgetError
 from lrcompress.export.export_onnx import export_onnx
-from lrcompress.formats.plan_json import plan_as
 from lrcompress.pipeline.plan_timer import DenseGraph
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.options import PlanOptions
@@ -20,7 +19,9 @@ from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import Profile
 
-ROUNDS = 3  # of planning again
+ROUNDS = 4  # of planning again
+STEP = 2**10  # overheads are rounded up to multiples of it, so that plans soon agree on one
+STEPS_OF_LIMIT = 2**12  # or to multiples of this fraction of the budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,30 +39,29 @@ class FileSize:
         Raises:
             BudgetError: no plan meets the budgets.
         """
-        first = replace(asked, overhead_bytes=least)
-        made = plan(self.profile, budgets, first)
+        made = plan(self.profile, budgets, replace(asked, overhead_bytes=least))
         return replace(asked, overhead_bytes=self.overhead(made))
 
     def overhead(self, made: Plan) -> int:
-        """Return the bytes of the plan's file beyond those that it counts for the weights."""
+        """Return the bytes of the plan's file beyond those of the weights, rounded up."""
         path = self.dense.folder / "sized.onnx"
         with arbitrary_factors(self.dense.module, made):
             report = export_onnx(self.dense.module, self.dense.example(), path, self.dense.options)
-        return max(report.bytes - (made.bytes - made.options.overhead_bytes), 0)
+        beyond = max(report.bytes - (made.bytes - made.options.overhead_bytes), 0)
+        step = max(STEP, made.bytes // STEPS_OF_LIMIT)
+        return -(-beyond // step) * step
 
     def fitted(self, made: Plan) -> Plan:
-        """Return the plan with the overhead of its own file, or one made again that fits.
+        """Return the plan, or one made again, whose own overhead is not above the one it counts.
 
         Raises:
             BudgetError: no plan fits.
         """
         for _ in range(1 + ROUNDS):
-            options = replace(made.options, overhead_bytes=self.overhead(made))
-            bound = made.lower_bound, made.proven_for
-            counted = plan_as(self.profile, made.budgets, options, made.structures, bound=bound)
-            if counted.within_budget:
-                return counted
-            made = plan(self.profile, made.budgets, options)
+            beyond = self.overhead(made)
+            if beyond <= made.options.overhead_bytes:
+                return made
+            made = plan(self.profile, made.budgets, replace(made.options, overhead_bytes=beyond))
         raise BudgetError(
             f"budget {' and '.join(map(str, made.budgets))}: the files of plans that should fit "
             "are larger than allowed; raise the budget a little"

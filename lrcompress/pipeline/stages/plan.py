@@ -13,7 +13,7 @@ from torch import nn
 
 from lrcompress.checkpoint import CheckpointFolder, CheckpointStore, NoCheckpoints
 from lrcompress.distributed import main_only
-from lrcompress.errors import PlanError
+from lrcompress.errors import BudgetError, PlanError
 from lrcompress.formats.files import write_text
 from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
 from lrcompress.formats.stages_json import stage_key
@@ -22,7 +22,7 @@ from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.file_size import FileSize
 from lrcompress.pipeline.options import RunOptions
-from lrcompress.pipeline.plan_timer import DenseGraph, plan_timer
+from lrcompress.pipeline.plan_timer import DenseGraph, PlanTimer, plan_timer
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
 from lrcompress.planning.budget import Budget
@@ -37,6 +37,7 @@ from lrcompress.scratch import scratch_folder
 from lrcompress.selection.rounds import Tried, select
 
 PLAN_NAME = "plan.json"
+ROUNDS_OF_BOTH = 3  # of timing a plan and measuring its file
 
 Read = TypeVar("Read")
 
@@ -175,9 +176,21 @@ def choose_plan(
         if timer is not None:
             asked = timer.corrected(options.budgets, asked)
         made, facts = _chosen(inputs, asked, progress, store)
-        if timer is not None:
-            made = timer.kept(made)
-        return (made if size is None else size.fitted(made)), facts
+        return _kept(made, timer, size), facts
+
+
+def _kept(made: Plan, timer: PlanTimer | None, size: FileSize | None) -> Plan:
+    """Return the plan, or one made again, that keeps what it promises of time and bytes."""
+    for _ in range(ROUNDS_OF_BOTH):
+        timed = made if timer is None else timer.kept(made)
+        fitted = timed if size is None else size.fitted(timed)
+        if timer is None or fitted.structures == timed.structures:
+            return fitted
+        made = fitted
+    raise BudgetError(
+        f"budget {' and '.join(map(str, made.budgets))}: the plans that keep one of them miss "
+        "another; raise one of them a little"
+    )
 
 
 def _chosen(
