@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import exp, isfinite, log
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
-from lrcompress.metrics import METRICS
-from lrcompress.number_formats import Format
+from lrcompress.number_formats import CastFormat
 from lrcompress.planning.budget import Costs
 from lrcompress.planning.default_formats import STORED_IN
+from lrcompress.planning.format_losses import losses_in_formats
 from lrcompress.planning.latency import Latencies
-from lrcompress.profiling.profile import CurvePoint, LayerProfile
+from lrcompress.planning.ranks import default_ranks
+from lrcompress.profiling.profile import LayerProfile
 from lrcompress.profiling.spectrum import loss_curve
 from lrcompress.structures import (
     STRUCTURES,
@@ -24,8 +25,6 @@ from lrcompress.structures import (
     Structure,
     in_format,
 )
-
-SMALLEST_ADDED = 1e-6  # of the loss: what rounding adds at least, so that its logarithm exists
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,10 @@ def layer_choices(
             found += [x for x in curve.items() if _allowed(x[0], layer, step, min_rank)]
     rounded = [
         x
-        for x in _rounded(layer, metric, formats)
-        if in_format(x[0])[0].type_name in wanted and _allowed(x[0], layer, step, min_rank)
+        for x in losses_in_formats(layer, metric, formats)
+        if not _is_as_wide(x[0], bytes_per_param)
+        and in_format(x[0])[0].type_name in wanted
+        and _allowed(x[0], layer, step, min_rank)
     ]
     stored = STORED_IN.get(bytes_per_param, ())
     plain = not formats or not rounded or any(text in formats for text in stored)
@@ -93,21 +94,12 @@ def layer_choices(
     )
 
 
-WIDE, STEP = 256, 8  # smallest width in features, step of the ranks
-
-
-def default_ranks(spec: LayerSpec, smallest: int) -> list[int]:
-    """Return the ranks up to break-even; in wide layers, only multiples of 8 from 8 on.
-
-    A layer is wide if both its dimensions are. Matrix kernels work in tiles: for MiniLM at half
-    size, multiples of 8 save 4 % of the time and add 0.07 % to the predicted divergence.
-    """
-    wide = min(spec.out_features, spec.in_features) >= WIDE
-    return [
-        rank
-        for rank in range(smallest, spec.break_even_rank + 1)
-        if not wide or rank < STEP or rank % STEP == 0
-    ]
+def _is_as_wide(structure: Structure, bytes_per_param: int) -> bool:
+    """Whether all its formats are floating-point types of the export's size or more."""
+    return all(
+        isinstance(one, CastFormat) and one.dtype.itemsize >= bytes_per_param
+        for one in in_format(structure)[1]
+    )
 
 
 def choice_of(
@@ -157,7 +149,7 @@ def is_measured(layer: LayerProfile, metric: str, structure: Structure) -> bool:
     if isinstance(structure, Dense | LowRank):
         return True
     if isinstance(structure, Quantised):
-        return structure in dict(_rounded(layer, metric, (structure.format_text,)))
+        return structure in dict(losses_in_formats(layer, metric, (structure.format_text,)))
     return any(structure in curve for _, curve in _curves(layer, metric))
 
 
@@ -196,7 +188,7 @@ def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> f
     of the coarsest format, squared.
     """
     texts = [str(format) for format in structure.formats]
-    known = dict(_rounded(layer, metric, {structure.format_text, *texts}))
+    known = dict(losses_in_formats(layer, metric, {structure.format_text, *texts}))
     if structure in known:
         return known[structure]
     alone = [Quantised(structure.structure, (format,)) for format in structure.formats]
@@ -206,49 +198,6 @@ def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> f
     removal = layer.loss_of_removal(metric)
     bits = min(format.bits_per_weight for format in structure.formats)
     return inner + removal * float(2.0 ** (-2 * bits))
-
-
-def _rounded(
-    layer: LayerProfile, metric: str, formats: Collection[str]
-) -> Iterator[tuple[Structure, float]]:
-    """Yield the structures in one of the formats with their losses.
-
-    Low rank loses what it loses unrounded, and what the rounding adds. That part is interpolated
-    between the ranks at which it was measured, log-linearly, and constant beyond them.
-    """
-    if metric != layer.curves_metric or not formats:
-        return
-    for curve in layer.curves:
-        inner, own = in_format(curve[0].structure)
-        if not own or ", ".join(map(str, own)) not in formats:
-            continue
-        if isinstance(inner, LowRank):
-            losses = _rounded_low_rank(layer, metric, curve, own)
-        else:
-            losses = {point.structure: point.loss for point in curve}
-        for structure, loss in losses.items():
-            tried = _is_tried(layer, metric)
-            yield structure, loss * (layer.correction_of_loss(metric, loss) if tried else 1.0)
-
-
-def _rounded_low_rank(
-    layer: LayerProfile, metric: str, curve: Sequence[CurvePoint], formats: tuple[Format, ...]
-) -> dict[Structure, float]:
-    unrounded = loss_curve(layer.spectra[metric]).tolist()
-    known = []
-    for point in curve:
-        inner, _ = in_format(point.structure)
-        assert isinstance(inner, LowRank)
-        added = point.loss - unrounded[min(inner.rank, len(unrounded) - 1)]
-        known.append((inner.rank, log(max(added, SMALLEST_ADDED * point.loss, 1e-300))))
-    losses: dict[Structure, float] = {}
-    for rank in default_ranks(layer.spec, 1):
-        (r0, v0) = next((x for x in reversed(known) if x[0] <= rank), known[0])
-        (r1, v1) = next((x for x in known if x[0] >= rank), known[-1])
-        added = v0 if r1 <= r0 else v0 + (v1 - v0) * (rank - r0) / (r1 - r0)
-        loss = unrounded[min(rank, len(unrounded) - 1)] + exp(added)
-        losses[Quantised(LowRank(rank), formats)] = loss
-    return losses
 
 
 def _loss_at_rank(layer: LayerProfile, metric: str, rank: int) -> float:
@@ -271,16 +220,10 @@ def _losses(layer: LayerProfile, metric: str) -> list[float]:
             f"{layer.name}: its loss in the metric {metric!r} is not finite; "
             "check the weight and the data, or --exclude the layer"
         )
-    if not _is_tried(layer, metric):
+    if not layer.is_corrected(metric):
         return losses
     corrected = [loss * layer.correction(rank) for rank, loss in enumerate(losses)]
     return list(accumulate(reversed(corrected), max))[::-1]
-
-
-def _is_tried(layer: LayerProfile, metric: str) -> bool:
-    """Whether measurements of the network correct the layer's losses in that metric."""
-    known = bool(layer.trials) or layer.factor != 1.0
-    return known and metric == layer.curves_metric and METRICS[metric].needs_outputs
 
 
 def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Structure, float]]]:
@@ -303,7 +246,7 @@ def _curves(layer: LayerProfile, metric: str) -> Iterator[tuple[str, dict[Struct
                 part = (structure.weight_params(layer.spec) - ends[0]) / (ends[1] - ends[0])
                 losses[structure] = exp(low + part * (high - low))
         losses[curve[-1].structure] = curve[-1].loss
-        if _is_tried(layer, metric):
+        if layer.is_corrected(metric):
             losses = {s: x * layer.correction_of_loss(metric, x) for s, x in losses.items()}
         yield curve[0].structure.type_name, losses
 

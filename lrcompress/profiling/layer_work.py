@@ -13,6 +13,7 @@ from lrcompress.layers import LayerSpec, LeftAlone, weight_matrix
 from lrcompress.metrics import METRICS, LayerMoments
 from lrcompress.profiling.collector import Collector
 from lrcompress.profiling.curves_json import keep_curves
+from lrcompress.profiling.input_rounding import with_rounded_inputs
 from lrcompress.profiling.layer_moments import take_moments
 from lrcompress.profiling.layer_profile import profile_layer
 from lrcompress.profiling.moment_sink import MomentSink
@@ -88,7 +89,8 @@ class LayerWork:
             return layer
         metric = METRICS[self.options.metric_with_data]
         trials = try_ranks(self.module, layer, task.moments, metric, whitening, self.trials)
-        return replace(layer, trials=trials)
+        layer = replace(layer, trials=trials)
+        return with_rounded_inputs(self.module, layer, whitening, self.trials.held_out)
 
 
 def layer_cost(spec: LayerSpec) -> float:

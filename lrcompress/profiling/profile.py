@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.layers import LayerSpec, LeftAlone
-from lrcompress.metrics import MomentStore
+from lrcompress.metrics import METRICS, MomentStore
 from lrcompress.network.batches import Batches
 from lrcompress.network.call import call
 from lrcompress.network.identity import ModelIdentity
@@ -86,6 +86,11 @@ class LayerProfile:
         """Return `correction` at the smallest rank whose loss is at most `loss`."""
         curve = loss_curve(self.spectra[metric])  # descending
         return self.correction(int((curve > loss).sum()))
+
+    def is_corrected(self, metric: str) -> bool:
+        """Whether measurements of the network correct the losses in that metric."""
+        known = bool(self.trials) or self.factor != 1.0
+        return known and metric == self.curves_metric and METRICS[metric].needs_outputs
 
     def loss_of_removal(self, metric: str) -> float:
         """Return the loss of a zero weight: the layer's output sensitivity in that metric."""

@@ -75,8 +75,10 @@ def _plan_line(result: RunResult) -> Text:
     changed = [layer for layer in plan.layers if not isinstance(layer.structure, Dense)]
     gap = plan.optimality_gap
     proven = "" if gap is None else f", {optimality(gap)}"
+    rounded = any(isinstance(in_format(layer.structure)[0], Dense) for layer in changed)
+    how = "changed" if rounded else "factored"
     return cell(
-        f"budget {result.report.budget}: {len(changed)} of {len(plan.layers)} layers factored"
+        f"budget {result.report.budget}: {len(changed)} of {len(plan.layers)} layers {how}"
         f"{structures_taken(changed)} ({plan.metric} metric, {plan.allocator} allocation{proven})"
     )
 

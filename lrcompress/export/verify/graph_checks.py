@@ -81,10 +81,15 @@ def kernels(subject: Subject) -> Check:
     if not missing:
         detail = f"every node has a CUDA kernel in {subject.precision}"
         return Check("kernels", "graph", True, detail, numbers)
+    dynamic = any(kernel.operator == "DynamicQuantizeLinear" for kernel in missing)
+    advice = "int8-dynamic is for a CPU: make another plan with --provider cuda"
+    if failed is None:
+        counts = Counter(kernel.operator for kernel in missing).most_common()
+        found = listed([f"{count} {operator}" for operator, count in counts])
+        why = advice if dynamic else "it matters on a GPU only"
+        return Check("kernels", "graph", None, f"no CUDA kernel for {found}; {why}", numbers)
     detail = f"{len(missing)} nodes have no CUDA kernel: {listed(numbers['missing'])}"
-    if any(kernel.operator == "DynamicQuantizeLinear" for kernel in missing):
-        detail += "; int8-dynamic is for a CPU: make another plan with --provider cuda"
-    detail += "; it matters on a GPU only" if failed is None else ""
+    detail += f"; {advice}" if dynamic else ""
     return Check("kernels", "graph", failed, detail, numbers)
 
 
