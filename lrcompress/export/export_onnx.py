@@ -41,7 +41,7 @@ from lrcompress.export.tracing import quiet, trace
 from lrcompress.export.weight_storage import WeightStorage
 from lrcompress.export.write import weight_bytes, write_model
 from lrcompress.graph.names import unused_name
-from lrcompress.graph.quantised import Operators, StorageOptions, StorageResult
+from lrcompress.graph.quantised import AccuracyLevel, Operators, StorageOptions, StorageResult
 from lrcompress.graph.rewrites import apply_rewrites_
 from lrcompress.messages import listed
 from lrcompress.network.batches import Batch
@@ -67,9 +67,7 @@ class ExportOptions:
     forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
     provider: ProviderName = "cpu"  # that the graph is for: which formats it may read
     operators: Operators = "contrib"  # that read stored weights; "standard": ONNX's own alone
-    # Of MatMulNBits: 4 rounds its inputs to 8 bits, 1 computes in float32. On a CPU 8-bit weights
-    # take 17 times as long in float32 as at 4 for one row, and twice for 128 (768 x 768)
-    accuracy_level: int = 4
+    accuracy_level: AccuracyLevel = 4  # of MatMulNBits: 4 rounds its inputs to 8 bits, 1 does not
 
     @property
     def axes(self) -> AxisRequest:

@@ -17,7 +17,9 @@ from verified_networks import network, tokens
 from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.precision import plain_copy
 from lrcompress.export.verify.activation_rounding import rounded_by_blocks
+from lrcompress.export.verify.integer_check import product_error
 from lrcompress.export.verify.verify import VerifyOptions, verify
+from lrcompress.structures.dynamic_input import rounded_input
 
 LINEAR = ("query", "key", "value", "up", "down", "head")
 FLOAT32 = "parity with products in float32"
@@ -52,6 +54,36 @@ def test_a_right_file_passes_every_check(case):
     assert sum(report["formats"].numbers["held"].values()) == 7
     assert report["arithmetic"].passed
     assert report["values"].passed
+
+
+def test_products_of_rounded_inputs_are_computed_again(case):
+    text, module, path = case
+    report = verify(path, module, tokens())
+    if text != "int8-dynamic":
+        with pytest.raises(KeyError):
+            report["integer products"]
+        return
+    check = report["integer products"]
+    assert check.detail.startswith("all 6 layers compute with their rounded inputs; ")
+    assert check.numbers["error"] <= check.numbers["allowed"] < 1e-5
+
+
+@pytest.mark.parametrize("fault", [1.0, 1.001])
+def test_a_product_of_a_rounded_input_may_not_be_off(fault):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((9, 64), (64, 32)))
+    error, allowed = product_error(x, fault * (rounded_input(x) @ weight), weight)
+    assert (error <= allowed) == (fault == 1)
+
+
+def test_a_value_between_two_codes_may_get_either():
+    x = torch.tensor([[0.0, 255.0, 7.5, 100.0]])  # codes are the values themselves
+    weight = torch.eye(4)
+    for code in (7.0, 8.0):
+        error, allowed = product_error(x, torch.tensor([[0.0, 255.0, code, 100.0]]), weight)
+        assert error <= allowed
+    error, allowed = product_error(x, torch.tensor([[0.0, 255.0, 8.0, 102.0]]), weight)
+    assert error > allowed
 
 
 def edited(path: Path, edit: Callable[[dict[str, Any], Any], None], folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from rich.table import Table
@@ -21,6 +22,9 @@ def export_table(report: ExportReport) -> Table:
     for name, bytes_ in report.files.items():
         table.add_row("file", cell(f"{folder / name}  ({size(bytes_)})"))
     table.add_row("format", f"{report.precision}, opset {report.opset}")
+    if report.formats:
+        counts = Counter(report.formats.values()).most_common()
+        table.add_row("weights", ", ".join(f"{count} {name}" for name, count in counts))
     for label, ports in (("inputs", report.inputs), ("outputs", report.outputs)):
         table.add_row(label, Text("\n".join(_port(port) for port in ports)))
     for line in report.axes:

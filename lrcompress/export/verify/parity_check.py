@@ -20,6 +20,7 @@ from lrcompress.export.verify.activation_rounding import (
 )
 from lrcompress.export.verify.arithmetic_check import arithmetic
 from lrcompress.export.verify.float64 import double
+from lrcompress.export.verify.integer_check import integer_products
 from lrcompress.export.verify.interface_check import interface, shapes_check
 from lrcompress.export.verify.parity import Comparison, ParityResult, Reference, compare, tolerance
 from lrcompress.export.verify.result import Check, Subject, VerifyOptions
@@ -83,7 +84,8 @@ def _checks(
         numeric = _with_and_without_rounding(subject, path, comparison, options.tolerance)
     else:
         numeric = _numeric(subject, comparison, options.tolerance)
-    return (wired, *numeric, shapes_check(subject, comparison))
+    integers = integer_products(subject, comparison)
+    return (wired, *numeric, *integers, shapes_check(subject, comparison))
 
 
 def _with_and_without_rounding(

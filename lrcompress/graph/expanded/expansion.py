@@ -24,6 +24,9 @@ class ReadWeight:
     name: str  # of the float initializer in the expanded graph
     operator: str
     unfused: bool = False  # dequantised in every run, though there is a kernel for its product
+    # Of a product whose input is rounded in every run: its name before rounding, and the result
+    input: str = ""
+    output: str = ""
 
 
 class Expansion:
@@ -47,6 +50,7 @@ class Expansion:
         dtype: Any = None,
         suffix: str = "",
         unfused: bool = False,
+        rounded: tuple[str, str] = ("", ""),
     ) -> Any:
         """Add an initializer whose values are `make()`, and return it."""
         import onnx_ir as ir
@@ -66,7 +70,9 @@ class Expansion:
             name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape), const_value=tensor
         )
         self.model.graph.register_initializer(value)
-        self.found.append(ReadWeight(name, node.op_type, unfused))
+        inner = self.graph is not self.model.graph
+        names = ("", "") if inner else rounded  # values inside a loop cannot be outputs
+        self.found.append(ReadWeight(name, node.op_type, unfused, *names))
         return value
 
     def replace(

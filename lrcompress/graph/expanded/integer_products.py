@@ -61,7 +61,8 @@ def _expand_product(
         return dequantised(*parts, axis=1, block=0)
 
     shape = tuple(map(int, codes.shape)) if codes.shape is not None else array_of(codes).shape
-    weight = expansion.weight(codes, make, shape, node, suffix=".T")
+    names = (x.name, result.name) if bias is None else ("", "")
+    weight = expansion.weight(codes, make, shape, node, suffix=".T", rounded=names)
     last = node if result in node.outputs else result.producer()
     expansion.product(last, result, x, weight, bias)
 

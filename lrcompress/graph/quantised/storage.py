@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lrcompress.graph.names import unused_name
 
 Operators = Literal["contrib", "standard"]
+AccuracyLevel = Literal[0, 1, 4]
 MICROSOFT = "com.microsoft"
 
 
@@ -19,11 +20,16 @@ MICROSOFT = "com.microsoft"
 class StorageOptions:
     """operators: "contrib" has ONNX Runtime's own operators; "standard" has ONNX's alone.
 
-    accuracy_level: of MatMulNBits; 4 rounds its inputs to 8 bits, 1 computes in float32.
+    accuracy_level: of MatMulNBits; 4 rounds its inputs to 8 bits by blocks, 1 computes in float32
+        (0 lets ONNX Runtime choose, which is float32). On a CPU only 4 has fast kernels for 2 and 8
+        bits, and for 4 bits it is faster at few rows. Dense MiniLM, layers in int8/128, one thread:
+        one token takes .27 ms at 4 and 34 ms at 1, 128 tokens 40 and 95 ms; the mean cosine of its
+        embeddings to the dense ones is .9991 and .9998. In int4/32: .26 and .67, 50 and 55 ms;
+        .97366 and .97370.
     """
 
     operators: Operators = "contrib"
-    accuracy_level: int = 4
+    accuracy_level: AccuracyLevel = 4
 
 
 class Context:
