@@ -36,7 +36,7 @@ def options(output: Path, tune: TuneRequest | None) -> RunOptions:
     return RunOptions(
         source=SourceOptions("tuning_subject:build", data="tuning_subject:batches"),
         folder=FolderOptions(output, command="lrcompress compress ...", report=False),
-        budget=Budget.parse("bytes=36%"),
+        budget=Budget.parse("bytes=40%"),
         profile=ProfileOptions(formats=FORMATS),
         plan=PlanOptions(formats=FORMATS),
         tune=tune,
