@@ -56,6 +56,15 @@ def test_a_right_file_passes_every_check(case):
     assert report["values"].passed
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_codes_of_a_network_in_half_precision_are_not_rounded_to_it(dtype, tmp_path):
+    module, path = stored("int8").to(dtype), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path)
+    report = verify(path, module, tokens())
+    assert report.ok, report.failed
+    assert sum(report["formats"].numbers["held"].values()) == 7
+
+
 def test_products_of_rounded_inputs_are_computed_again(case):
     text, module, path = case
     report = verify(path, module, tokens())
