@@ -187,10 +187,35 @@ def _run(
 
     quantiser.logger.setLevel(logging.ERROR)
     algorithm = getattr(quantiser, config)(**options)
-    made = quantiser.MatMulNBitsQuantizer(onnx.load(given.path), algo_config=algorithm, **settings)
+    plain = transposes_folded(onnx.load(given.path))
+    made = quantiser.MatMulNBitsQuantizer(plain, algo_config=algorithm, **settings)
     with contextlib.redirect_stdout(io.StringIO()):  # its progress bars
         made.process()
+    # a weight of several nodes is written once for each of them, under one name
+    single = {tensor.name: tensor for tensor in made.model.model.graph.initializer}
+    made.model.model.graph.ClearField("initializer")
+    made.model.model.graph.initializer.extend(single.values())
     made.model.save_model_to_file(str(out), use_external_data_format=False)
+
+
+def transposes_folded(model: Any) -> Any:
+    """The model with its transposed constants stored: the quantisers see no weight behind a node.
+
+    Exports store a weight once that an embedding and a head, or several layers, share.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in [n for n in graph.node if n.op_type == "Transpose" and n.input[0] in constants]:
+        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), None)
+        values = numpy_helper.to_array(constants[node.input[0]]).transpose(order)
+        graph.initializer.append(numpy_helper.from_array(values.copy(), node.output[0]))
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [t for t in graph.initializer if t.name not in used]:
+        graph.initializer.remove(tensor)
+    return model
 
 
 def _require_matrices(path: Path) -> dict[str, str]:
@@ -222,7 +247,7 @@ def _other_gathers(path: Path) -> list[str]:
 def _graph(path: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
     import onnx
 
-    graph = onnx.load(path, load_external_data=False).graph
+    graph = transposes_folded(onnx.load(path)).graph
     return graph, {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
 
 

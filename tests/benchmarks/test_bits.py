@@ -9,6 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -181,6 +182,30 @@ def test_mended_gptq_beats_rounding_to_nearest_where_inputs_are_correlated(
     assert errors["gptq4-b32"] < 0.5 * errors["rtn4-b32"]
     # the same codes from scales that differ in their last bits
     assert errors["gptq4-b32-as-shipped"] == pytest.approx(errors["rtn4-b32"], rel=1e-3)
+
+
+def test_a_weight_that_is_shared_behind_a_transpose_is_quantised_once(tmp_path: Path) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(128, 64)
+
+        def forward(self, letters: Tensor) -> Tensor:
+            logits = nn.functional.linear(self.table(letters), self.table.weight)
+            return logits + nn.functional.linear(
+                torch.tanh(logits @ self.table.weight), self.table.weight
+            )
+
+    path = tmp_path / "dense.onnx"
+    export_onnx(Shared().eval(), {"letters": torch.arange(24).view(4, 6)}, path)
+    for method in ("rtn4-b32-sym", "hqq4-b32", "gptq4-b32"):
+        file = Baseline(method).make(path, [{"letters": np.arange(24).reshape(4, 6)}], tmp_path)
+        graph = onnx.load(file).graph
+        names = [tensor.name for tensor in graph.initializer]
+        assert len(set(names)) == len(names)
+        assert [n.op_type for n in graph.node].count("MatMulNBits") >= 2
+        assert "Transpose" not in [n.op_type for n in graph.node]
+        Graph(file).answer({"letters": torch.arange(24).view(4, 6)})
 
 
 def test_layer_bytes_count_codes_and_scales_and_no_biases(dense: Path) -> None:
