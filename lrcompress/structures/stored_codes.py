@@ -203,6 +203,12 @@ def _codes_of(entries: parametrize.ParametrizationList, stored: _Stored) -> Code
     return stored.codes(*_originals(entries))
 
 
+def _exact(entries: parametrize.ParametrizationList, stored: _Stored) -> Tensor:
+    """Return the stored values without rounding them to a half-precision layer's dtype."""
+    assert isinstance(stored, StoredCodes | StoredCast)
+    return stored.exact(*_originals(entries))
+
+
 def _originals(entries: parametrize.ParametrizationList) -> list[Tensor]:
     return [getattr(entries, f"original{i}") for i in range(entries.ntensors)]
 
@@ -216,7 +222,7 @@ def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
                 format=stored.format,
                 shape=stored.shape,
                 codes=_codes_of(entries, stored),
-                values=stored.exact(*_originals(entries)).detach(),
+                values=_exact(entries, stored).detach(),
             )
 
 
