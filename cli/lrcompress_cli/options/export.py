@@ -22,6 +22,7 @@ class ExportChoice:
     opset: int
     external_data: bool | None
     operators: Literal["contrib", "standard"]
+    round_products: bool
 
     def options(
         self, provider: ProviderName, rows: int, latency_table: Path | None, axes: AxisRequest
@@ -39,6 +40,7 @@ class ExportChoice:
             forms=forms,
             provider=provider,
             operators=self.operators,
+            accuracy_level=4 if self.round_products else 1,
         )
 
 
@@ -78,6 +80,14 @@ export_options = gathered(
         default="contrib",
         show_default=True,
         help="What reads weights in number formats: ONNX Runtime's own operators, or ONNX's alone.",
+    ),
+    click.option(
+        "--round-products/--exact-products",
+        "round_products",
+        default=True,
+        show_default=True,
+        help="Let products of int8, int4 and int2 weights round their inputs to 8 bits by blocks, "
+        "which is faster, or compute them in float32.",
     ),
 )
 
