@@ -127,8 +127,8 @@ class _Reader:
             inner = next(a for a in arguments if a is not type(None))
             return None if value is None else self.read(inner, value, where)
         if origin is Literal:
-            if not isinstance(value, str) or value not in arguments:
-                raise self._wrong(where, f"one of {', '.join(arguments)}", value)
+            if not any(type(value) is type(one) and value == one for one in arguments):
+                raise self._wrong(where, f"one of {', '.join(map(str, arguments))}", value)
             return value
         if origin is tuple:
             if not isinstance(value, list):

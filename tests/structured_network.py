@@ -28,6 +28,19 @@ def build() -> StructuredNetwork:
     return StructuredNetwork()
 
 
+def build_bare() -> StructuredNetwork:
+    """x: (examples, WIDTH) → class scores (examples, 9), without a bias or a norm."""
+
+    class Bare(StructuredNetwork):
+        def __init__(self) -> None:
+            super().__init__()
+            for layer in (self.up, self.down, self.head):
+                layer.register_parameter("bias", None)
+
+    torch.manual_seed(0)
+    return Bare()
+
+
 def batches() -> list[Batch]:
     generator = torch.Generator().manual_seed(5)
     mixing = torch.randn(WIDTH, WIDTH, generator=generator) * torch.linspace(2, 0.1, WIDTH)

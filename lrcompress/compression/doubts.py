@@ -9,7 +9,7 @@ Only severe doubts make a command fail.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrcompress.compression.measure import Divergence
 from lrcompress.compression.report import CompressReport
@@ -61,11 +61,14 @@ def doubts(report: CompressReport, profile: Profile) -> tuple[Doubt, ...]:
         return ()
     where = SET_ASIDE if report.held_out is not None else CALIBRATION
     # The prediction is of the plan, before any refit
+    changed = [*_changed(report.objective, found, where)]
     given = [*_unpredicted(report, _unrefitted(report) or found, where)]
-    given += [*_unlike_calibration(report, found), *_changed(report.objective, found, where)]
+    given += [*_unlike_calibration(report, found), *changed]
     if report.held_out is not None and report.calibration is not None and not given:
         given += _changed(report.objective, report.calibration, CALIBRATION)
-    given += [*_degenerate(profile), *_too_few(report), *_unseen(profile)]
+    # If classes that the data show are lost already, those that they do not show are worse
+    unseen = [replace(doubt, severe=bool(changed)) for doubt in _unseen(profile)]
+    given += [*_degenerate(profile), *_too_few(report), *unseen]
     if not profile.degenerate:
         given += _alike(report)
     return tuple(given)

@@ -77,8 +77,12 @@ def stand_in(
 
 
 def show_originals_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
-    """Make the network compute with its dense layers again, without copying."""
-    for change in replacements:
+    """Make the network compute with its dense layers again, without copying.
+
+    A tied head, which holds the embedding's replacement, leaves the network before it: `replace_`
+    would put the dense embedding into the head as well, where nothing takes it out again.
+    """
+    for change in reversed(tuple(replacements)):
         replace_(module, change.name, change.original)
 
 

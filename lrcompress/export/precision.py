@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lrcompress.errors import ExportError
 from lrcompress.export.forward import AnyModule, NamedForward, copy_structure, without_cache_
 from lrcompress.network.batches import Batch
-from lrcompress.structures.stored_codes import restore_plain_, stored_weights
+from lrcompress.structures.stored_codes import restore_plain_, stored_weights, widen_stored_
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -62,11 +62,14 @@ def cast_copy(module: AnyModule, precision: Precision, *, tables: bool = False) 
 def plain_copy(module: AnyModule) -> AnyModule:
     """Return the module with plain parameters: a copy if some are stored in a number format.
 
-    Layers that round their inputs still do. Other tensors are shared with the module.
+    In a network of half precision they are float32, as a graph reads them: half precision would
+    round code times scale. Layers that round their inputs still do. Other tensors are shared with
+    the module.
     """
     if next(stored_weights(module), None) is None:
         return module
     copied = copy_structure(module, lambda _, tensor: tensor)
+    widen_stored_(copied)
     restore_plain_(copied)
     return copied
 

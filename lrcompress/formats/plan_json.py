@@ -18,13 +18,15 @@ from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import SCHEMA_VERSION, Plan, PlannedLayer, assemble
 from lrcompress.planning.request import plan_request
 from lrcompress.profiling.profile import Profile
-from lrcompress.structures import Dense, Structure
+from lrcompress.structures import Dense, Structure, in_format
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 
 HOW_TO_EDIT: Final = (
     "Change the structure of any layer: type low_rank with a rank up to its break_even_rank, type "
-    "dense without a rank, or another one with its sizes (docs/cli.md lists them). All the rest is "
-    "information and is computed anew."
+    "dense without a rank, or another one with its sizes (docs/cli.md lists them). Its format is "
+    "the number format of its weights, such as int4/32, or one for each factor, separated by "
+    "commas; without a format they stay in the export's precision. All the rest is information and "
+    "is computed anew."
 )
 
 
@@ -176,17 +178,20 @@ def _parts(text: str) -> tuple[_Header, object]:
 
 
 def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[str, ...]:
-    """Warn about layers whose structure has a size without a measured loss, naming them."""
-    names = [
-        f"{layer.name} ({choice.structure})"
-        for layer, choice in zip(profile.layers, choices, strict=True)
-        if not is_measured(layer, metric, choice.structure)
-    ]
-    if not names:
-        return ()
-    return (
-        f"the profile has no loss curve for {listed(names)}: predicted as low rank of the same "
-        "size; compress measures the loss",
+    """Warn about layers whose structure or format has no measured loss, naming them."""
+    sizes: list[str] = []
+    formats: list[str] = []
+    for layer, choice in zip(profile.layers, choices, strict=True):
+        if not is_measured(layer, metric, choice.structure):
+            group = formats if in_format(choice.structure)[1] else sizes
+            group.append(f"{layer.name} ({choice.structure})")
+    return tuple(
+        f"the profile has no loss curve for {listed(names)}: {how}; compress measures the loss"
+        for names, how in (
+            (sizes, "predicted as low rank of the same size"),
+            (formats, "predicted from the number of bits"),
+        )
+        if names
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -30,8 +31,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 
 def on_device(module: nn.Module, batch: Batch) -> Batch:
-    """Return a copy of the batch, which the network may change, on the parameters' device."""
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    """Return a copy of the batch, which the network may change, on the weights' device."""
+    weights = chain(module.parameters(), module.buffers())  # stored codes are buffers
+    device = next((tensor.device for tensor in weights), torch.device("cpu"))
     return {name: value.to(device, copy=True) for name, value in batch.items()}
 
 

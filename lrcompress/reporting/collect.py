@@ -22,7 +22,8 @@ def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...
     if plan is not None:
         profile = profile.corrected(plan.options.corrections)
     metric = profile.metric if plan is None else plan.loss_metric
-    return tuple(_layer(layer, metric, planned.get(layer.name)) for layer in profile.layers)
+    width = 4 if plan is None else plan.options.bytes_per_param
+    return tuple(_layer(layer, metric, planned.get(layer.name), width) for layer in profile.layers)
 
 
 def left_alone_reports(profile: Profile, plan: Plan | None) -> tuple[LeftAloneReport, ...]:
@@ -55,7 +56,9 @@ def in_words(structure: Structure) -> str:
     return ", ".join(words)
 
 
-def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> LayerReport:
+def _layer(
+    layer: LayerProfile, metric: str, planned: PlannedLayer | None, bytes_per_param: int
+) -> LayerReport:
     spec = layer.spec
     shown = dict.fromkeys(name for name in ("plain", metric) if name in layer.spectra)
     report = LayerReport(
@@ -72,7 +75,8 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
     )
     if planned is None:
         return report
-    structure, _ = in_format(planned.structure)
+    structure, formats = in_format(planned.structure)
+    stored = planned.structure.nbytes(spec, bytes_per_param)
     return replace(
         report,
         structure=in_words(planned.structure),
@@ -81,6 +85,8 @@ def _layer(layer: LayerProfile, metric: str, planned: PlannedLayer | None) -> La
         predicted_loss=planned.predicted_loss,
         saved=_saved_loss(layer, metric, planned),
         note=structure.reason if isinstance(structure, Dense) else "",
+        format=", ".join(map(str, formats)),
+        bytes_kept=stored / (bytes_per_param * spec.weight_params),
     )
 
 

@@ -56,6 +56,8 @@ class LayerReport:
     predicted_loss: float | None = None
     saved: float | None = None  # share of the loss, against low rank with as many parameters
     note: str = ""
+    format: str = ""  # number formats of the factors; "" as the export stores them
+    bytes_kept: float | None = None  # share of the dense weight's bytes in the export's precision
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from lrcompress.errors import ModelError
 from lrcompress.formats.run_json import ModelReference
@@ -44,7 +45,8 @@ def ready_(module: AnyModule, where: Path | str) -> AnyModule:
                 f"{where}: {part or 'the model'} is TorchScript, whose layers cannot be replaced "
                 "and which cannot be traced; give the nn.Module that it was made from"
             )
-    if next(module.parameters(), None) is None:
+    stored = any(parametrize.is_parametrized(part) for part in module.modules())
+    if next(module.parameters(), None) is None and not stored:
         raise ModelError(f"{where}: the model has no weights; there is nothing to compress")
     name = first_nonfinite(module)
     if name is not None:

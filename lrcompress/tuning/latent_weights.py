@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lrcompress.errors import TuneError
+from lrcompress.messages import label
 from lrcompress.number_formats import CastFormat, Codes, Grid, GridFormat
 from lrcompress.structures.stored_codes import (
     StoredPlace,
@@ -76,7 +78,7 @@ class Latent:
             return
         rows, columns = self.first.codes.shape
         grid = self.first.grid
-        each = (gradient.float() * self.values.detach()).reshape(rows, columns)
+        each = (gradient * self.values.detach()).float().reshape(rows, columns)
         blocks = functional.pad(each, (0, -columns % grid.block)).reshape(-1, grid.block)
         self.stretch.grad = blocks.sum(-1)
 
@@ -109,6 +111,16 @@ class LatentWeights:
         finally:
             for parameter, values in held:
                 parameter.data = values
+
+    def refuse_grids(self) -> None:
+        """Raise TuneError if a weight is on a grid: truncated factors would not lie on it."""
+        for latent in self.latents:
+            if latent.first is not None:
+                raise TuneError(
+                    f"{label(latent.layer)}: is stored as {latent.place.format}, and an adapter "
+                    "beside the layer would change every value when it is merged; use "
+                    "--adapter-place factors"
+                )
 
     def store_(self) -> None:
         """Store the weights in their formats again; without effect from the second time on."""

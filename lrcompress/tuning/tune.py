@@ -86,6 +86,8 @@ def tune_(
     sizes = _sizes(module)
     part = trained_part(module, dense, layers, batches[0], options)
     with latent_weights(module, part.layers, scales=options.adapter is None) as latents:
+        if options.adapter is not None and options.adapter_place == "layer":
+            latents.refuse_grids()
         found = parameters_of(module, part.layers, options.scope)
         parameters = {name: p for name, p in found.items() if name not in part.fixed}
         if not part.layers or not parameters:

@@ -21,7 +21,7 @@ from lrcompress.checkpoint import CheckpointFolder, Entry
 from lrcompress.compression import fit
 from lrcompress.compression.compress import CompressOptions, compress_
 from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
-from lrcompress.compression.replace import Replacement
+from lrcompress.compression.replace import Replacement, install_, showing_originals
 from lrcompress.compression.report import CompressReport
 from lrcompress.compression.sweep import sweep
 from lrcompress.errors import FitError, LrcompressError, ModelError, PlanError
@@ -30,6 +30,7 @@ from lrcompress.formats.run_json import ModelReference
 from lrcompress.layers import describe, replace_
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch
+from lrcompress.number_formats import Int4
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
@@ -38,7 +39,7 @@ from lrcompress.profiling.profile import Profile
 from lrcompress.profiling.profiler import profile
 from lrcompress.sources.compressed_model import load, save_compressed
 from lrcompress.sources.loaded_model import LoadedModel
-from lrcompress.structures import Dense, Factors, LowRank, Structure
+from lrcompress.structures import Dense, Factors, LowRank, Quantised, Structure
 
 # Without the refit every claim about the plan's own fit is exact.
 NO_REFIT = CompressOptions(refit=False)
@@ -206,6 +207,19 @@ def test_tied_heads_stay_tied(kind: str) -> None:
     assert head.up.weight.data_ptr() == embedding.up.weight.data_ptr()
     torch.testing.assert_close(head.weight, embedding.weight, rtol=0, atol=0)
     assert sum(p.numel() for p in module.parameters()) == chosen.params
+
+
+def test_a_tied_head_reads_the_stored_table_after_the_dense_network_was_shown() -> None:
+    module = attention()
+    (spec,) = [spec for spec in describe(module).layers if spec.tied]
+    dense, head = module.get_submodule(spec.name), module.get_submodule(spec.tied[0])
+    structure = Quantised(Dense(), (Int4(),))
+    done = install_(module, spec, structure, structure.empty_factors(spec), None)
+    with showing_originals(module, done):
+        assert module.get_submodule(spec.name) is dense
+        assert module.get_submodule(spec.tied[0]) is head
+    assert module.get_submodule(spec.tied[0]).table is module.get_submodule(spec.name)
+    assert dense not in list(module.modules())
 
 
 def test_a_bias_shared_with_a_module_that_never_uses_it_stays_counted_once() -> None:

@@ -56,6 +56,29 @@ def test_a_right_file_passes_every_check(case):
     assert report["values"].passed
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_codes_of_a_network_in_half_precision_are_not_rounded_to_it(dtype, tmp_path):
+    module, path = stored("int8").to(dtype), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path)
+    report = verify(path, module, tokens())
+    assert report.ok, report.failed
+    assert sum(report["formats"].numbers["held"].values()) == 7
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_graph_of_stored_weights_alone_has_the_precision_in_which_it_computes(
+    precision, tmp_path
+):
+    module = nn.Sequential(nn.Linear(32, 16, bias=False), nn.ReLU(), nn.Linear(16, 8, bias=False))
+    for name in ("0.weight", "2.weight"):
+        store_(module, name, "int4")
+    path, batch = tmp_path / "model.onnx", {"input": torch.randn(4, 32)}
+    export_onnx(module, batch, path, ExportOptions(precision=precision))
+    report = verify(path, module, batch)
+    assert report.precision == precision
+    assert report.ok, report.failed
+
+
 def test_products_of_rounded_inputs_are_computed_again(case):
     text, module, path = case
     report = verify(path, module, tokens())

@@ -17,7 +17,6 @@ from lrcompress.layers import LayerSpec
 from lrcompress.number_formats import Fp16, Int4, Int8, Int8Dynamic, parse_format
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.choices import (
-    SMALLEST_ADDED,
     Choice,
     choice_of,
     is_measured,
@@ -29,6 +28,7 @@ from lrcompress.planning.default_formats import (
     FOR_LATENCY_ON_GPU,
     default_formats,
 )
+from lrcompress.planning.format_losses import SMALLEST_ADDED
 from lrcompress.planning.latency import table_to_json
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.planner import plan

@@ -50,14 +50,23 @@ def precision_of(graph: onnx.ModelProto) -> str:
     """Return the precision of most of the weights; fp32 if there are none.
 
     A weight that only a Cast reads is stored in another precision than the graph's, and so are the
-    scales of codes.
+    scales of codes. If all weights are, the graph has the precision to which most of them are cast.
     """
     read = {name for node in graph.graph.node if node.op_type != "Cast" for name in node.input}
     read -= {f"{t.name.removesuffix(CODES)}{SCALES}" for t in graph.graph.initializer}
     weights = [t for t in graph.graph.initializer if t.data_type in _PRECISIONS]
+    own = [(t, t.data_type) for t in weights if t.name in read]
+    named = {t.name: t for t in weights}
+    cast = [
+        (named[node.input[0]], attribute.i)
+        for node in graph.graph.node
+        if node.op_type == "Cast" and node.input[0] in named
+        for attribute in node.attribute
+        if attribute.name == "to" and attribute.i in _PRECISIONS
+    ]
     held: Counter[str] = Counter()
-    for tensor in [t for t in weights if t.name in read] or weights:
-        held[_PRECISIONS[tensor.data_type]] += prod(tensor.dims)
+    for tensor, kind in own or cast or [(t, t.data_type) for t in weights]:
+        held[_PRECISIONS[kind]] += prod(tensor.dims)
     return held.most_common(1)[0][0] if held else "fp32"
 
 

@@ -14,10 +14,11 @@ from lrcompress.graph.quantised.dequantised_matmul import dequantised_matmul_
 from lrcompress.graph.quantised.dynamic_matmul import dynamic_matmul_
 from lrcompress.graph.quantised.gather_block_quantized import gather_block_quantized_
 from lrcompress.graph.quantised.gather_rows import gather_rows_
+from lrcompress.graph.quantised.layout import Layout
 from lrcompress.graph.quantised.matmul_nbits import matmul_nbits_
 from lrcompress.graph.quantised.storage import AccuracyLevel, Context, Operators, StorageOptions
 from lrcompress.graph.quantised.uses import Consumer, Use, uses_of
-from lrcompress.graph.quantised.weight_constants import Layout, WeightConstants
+from lrcompress.graph.quantised.weight_constants import WeightConstants
 from lrcompress.graph.rewrites.rewrite import RewriteResult
 from lrcompress.messages import listed
 from lrcompress.number_formats import BLOCKS, CastFormat, Format, GridFormat

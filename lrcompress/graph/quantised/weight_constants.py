@@ -7,7 +7,6 @@ recipes read it through operators on constants, which the session computes when 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,29 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lrcompress.graph.quantised.layout import Layout
 from lrcompress.graph.quantised.storage import Context
 from lrcompress.graph.quantised.unpacking import unpacked_values
 from lrcompress.number_formats import CastFormat, Codes, GridFormat, packed
 from lrcompress.structures.stored_codes import StoredWeight
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The layout of the codes in the file.
-
-    blocks: uint8 (rows, blocks, bytes of a block), as MatMulNBits reads them.
-    rows: uint8 (rows, bytes of a row), as GatherBlockQuantized reads them.
-    columns_first: int8, int4 or uint4 (columns, rows), for MatMul alone.
-    None of them: int8, int4 or uint4 (rows, columns).
-    """
-
-    blocks: bool = False
-    rows: bool = False
-    columns_first: bool = False
-
-    @property
-    def is_packed(self) -> bool:
-        return self.blocks or self.rows
 
 
 class WeightConstants:

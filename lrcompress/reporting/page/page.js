@@ -157,13 +157,16 @@ function colouring() {
 }
 const fullRank = (layer) => Math.min(layer.out_features, layer.in_features);
 const isDense = (layer) => layer.structure === "dense";
+const isRounded = (layer) => layer.structure !== "" && layer.structure === layer.format;  // dense, in a format
 const isLowRank = (layer) => layer.rank !== null;
 const MEASURES = {
   "Parameters": { of: (l) => l.params_kept / l.params, axis: "share of the weight's parameters", format: ".0%" },
-  "Rank": { of: (l) => (isDense(l) ? 1 : rankOrEqual(l) / fullRank(l)), axis: "share of full rank", format: ".0%" },
+  "Bytes": { of: (l) => l.bytes_kept, axis: "share of the weight's bytes", format: ".0%" },
+  "Rank": { of: (l) => (isDense(l) || isRounded(l) ? 1 : rankOrEqual(l) / fullRank(l)), axis: "share of full rank", format: ".0%" },
   "Predicted loss": { of: (l) => l.predicted_loss, axis: "predicted loss", format: ".2~g" },
 };
-let measureName = "Parameters";
+const inFormats = report.layers.filter((layer) => layer.format);
+let measureName = inFormats.length ? "Bytes" : "Parameters";
 
 // Of another structure the rank at which low rank would hold as many parameters.
 const perRank = (layer) => layer.groups * (layer.out_features + layer.in_features);
@@ -206,7 +209,7 @@ function drawPlan() {
       type: "bar", width: 0.78, name: plain(labels[k]), x: chosen.map(([, i]) => i), y: chosen.map(([l]) => measure.of(l)),
       marker: {
         color: PALETTE[k % PALETTE.length], opacity: chosen.map(([l]) => (isDense(l) ? 0.35 : 1)),
-        pattern: { shape: chosen.map(([l]) => (isDense(l) || isLowRank(l) ? "" : "/")), fillmode: "overlay", size: 6 },
+        pattern: { shape: chosen.map(([l]) => (isDense(l) || isRounded(l) || isLowRank(l) ? "" : "/")), fillmode: "overlay", size: 6 },
       },
       customdata: chosen.map(([l]) => [plain(l.name), plain(decision(l)), `${count(l.params_kept)} of ${count(l.params)} parameters`, `${l.out_features} × ${l.in_features}, ${plain(l.kind)}`]),
       hovertemplate: "<b>%{customdata[0]}</b><br>%{customdata[1]}<br>%{customdata[2]}<br>%{customdata[3]}<extra></extra>",
@@ -230,15 +233,19 @@ function drawPlanControls() {
     at("plan-measure").append(button);
   }
   const dense = report.layers.filter(isDense).length;
-  const structured = report.layers.filter((layer) => !isDense(layer) && !isLowRank(layer));
+  const structured = report.layers.filter((layer) => !isDense(layer) && !isRounded(layer) && !isLowRank(layer));
   const better = structured.filter((layer) => layer.saved > 0).length;
   const gain = better === structured.length ? "each is predicted to lose less" : `${better} of these are predicted to lose less`;
   const others = structured.length
     ? ` ${bars(structured.length, "hatched", "takes", "take")} another structure than low rank: ${gain} than low rank of as many parameters would, whose rank "Rank" shows.`
     : "";
+  const byFormat = {};
+  for (const layer of inFormats) byFormat[layer.format] = (byFormat[layer.format] || 0) + 1;
+  const formats = inFormats.length ? ` Stored in number formats: ${Object.entries(byFormat).map(([name, many]) => `${many} in ${name}`).join(", ")}.` : "";
+  const factored = report.layers.length - dense - report.layers.filter(isRounded).length;
   const proof = report.optimality_gap === null ? "" : ` The sum of predicted losses is ${gap(report.optimality_gap)} at this budget.`;
   at("plan-words").textContent =
-    `${report.layers.length - dense} of ${report.layers.length} layers are factored.${dense ? ` ${bars(dense, "pale", "stays", "stay")} dense.` : ""}${others}${proof}`;
+    `${factored} of ${report.layers.length} layers are factored.${formats}${dense ? ` ${bars(dense, "pale", "stays", "stay")} dense.` : ""}${others}${proof}`;
 }
 
 let shownLayer = 0;
@@ -374,6 +381,7 @@ const LAYER_COLUMNS = [
   ...(planned ? [
     { title: "decision", value: (l) => (isDense(l) ? Infinity : isLowRank(l) ? l.rank : l.params_kept / l.params), text: decision, className: () => "decision" },
     { title: "kept", value: (l) => l.params_kept / l.params, text: (l) => percent(l.params_kept / l.params), number: true, help: "share of the weight's parameters" },
+    ...(inFormats.length ? [{ title: "bytes", value: (l) => l.bytes_kept, text: (l) => percent(l.bytes_kept), number: true, help: "share of the weight's bytes in the precision of the export" }] : []),
     { title: "loss", value: (l) => l.predicted_loss, text: (l) => real(l.predicted_loss), number: true, help: "predicted, in the plan's metric" },
   ] : []),
   { title: "sensitivity", value: (l) => l.sensitivity, text: (l) => real(l.sensitivity), number: true, help: "loss of a zero weight" },

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lrcompress.errors import TuneError
 from lrcompress.layers import weight_matrix
 from lrcompress.messages import label
+from lrcompress.structures.dynamic_input import DynamicLinear
 from lrcompress.structures.factorized import (
     FactorizedConv,
     FactorizedEmbedding,
@@ -37,7 +38,13 @@ def first_factor(layer: LowRankLayer) -> nn.Linear | nn.Embedding | nn.Conv1d | 
 
 def factor_matrices(layer: LowRankLayer) -> tuple[Tensor, Tensor]:
     """Return U: (groups, m, r) and V: (groups, r, n)."""
-    return weight_matrix(layer.up), weight_matrix(first_factor(layer))
+    return _matrix(layer.up), _matrix(first_factor(layer))
+
+
+def _matrix(factor: nn.Module) -> Tensor:
+    if isinstance(factor, DynamicLinear):
+        return factor.weight.detach()[None]
+    return weight_matrix(factor)
 
 
 @torch.no_grad()
