@@ -138,7 +138,10 @@ def _tail(report: Report) -> dict[str, Any]:
 
 def _layers(report: Report) -> list[dict[str, Any]]:
     """Return the layers without the spectra and the plan's fields, which are in report.json."""
-    absent = ("spectra", "structure", "rank", "params_kept", "predicted_loss", "saved", "note")
+    absent = (
+        "spectra", "structure", "rank", "params_kept", "predicted_loss", "saved", "note", "format",
+        "bytes_kept",
+    )  # fmt: skip
     return [
         {key: value for key, value in to_json(layer).items() if key not in absent}
         for layer in report.layers

@@ -159,13 +159,13 @@ const fullRank = (layer) => Math.min(layer.out_features, layer.in_features);
 const isDense = (layer) => layer.structure === "dense";
 const isRounded = (layer) => layer.structure !== "" && layer.structure === layer.format;  // dense, in a format
 const isLowRank = (layer) => layer.rank !== null;
+const inFormats = report.layers.filter((layer) => layer.format);
 const MEASURES = {
   "Parameters": { of: (l) => l.params_kept / l.params, axis: "share of the weight's parameters", format: ".0%" },
-  "Bytes": { of: (l) => l.bytes_kept, axis: "share of the weight's bytes", format: ".0%" },
+  ...(inFormats.length ? { "Bytes": { of: (l) => l.bytes_kept, axis: "share of the weight's bytes", format: ".0%" } } : {}),
   "Rank": { of: (l) => (isDense(l) || isRounded(l) ? 1 : rankOrEqual(l) / fullRank(l)), axis: "share of full rank", format: ".0%" },
   "Predicted loss": { of: (l) => l.predicted_loss, axis: "predicted loss", format: ".2~g" },
 };
-const inFormats = report.layers.filter((layer) => layer.format);
 let measureName = inFormats.length ? "Bytes" : "Parameters";
 
 // Of another structure the rank at which low rank would hold as many parameters.
