@@ -62,15 +62,24 @@ def cast_copy(module: AnyModule, precision: Precision, *, tables: bool = False) 
 def plain_copy(module: AnyModule) -> AnyModule:
     """Return the module with plain parameters: a copy if some are stored in a number format.
 
-    In a network of half precision they are float32, as a graph reads them: half precision would
-    round code times scale. Layers that round their inputs still do. Other tensors are shared with
-    the module.
+    They are those of `widened_copy`. Layers that round their inputs still do. Other tensors are
+    shared with the module.
+    """
+    copied = widened_copy(module)
+    restore_plain_(copied)
+    return copied
+
+
+def widened_copy(module: AnyModule) -> AnyModule:
+    """Return the module, or a copy if some parameters are stored in a number format.
+
+    In the copy of a network of half precision these are float32, as a graph reads them: half
+    precision would round code times scale. Tensors are shared with the module.
     """
     if next(stored_weights(module), None) is None:
         return module
     copied = copy_structure(module, lambda _, tensor: tensor)
     widen_stored_(copied)
-    restore_plain_(copied)
     return copied
 
 

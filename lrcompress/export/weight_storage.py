@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lrcompress.export.precision import plain_copy
+from lrcompress.export.precision import plain_copy, widened_copy
 from lrcompress.graph.quantised import (
     StorageOptions,
     StorageResult,
@@ -28,7 +28,7 @@ class WeightStorage:
     @classmethod
     def of(cls, module: nn.Module, provider: str) -> WeightStorage:
         """Raises ExportError if the provider has no kernel for one of the formats."""
-        stored = {weight.name: weight for weight in stored_weights(module)}
+        stored = {weight.name: weight for weight in stored_weights(widened_copy(module))}
         check_provider(stored.values(), provider)
         named = dict(plain_copy(module).named_parameters(remove_duplicate=False))
         by_id = {id(named[name]): weight for name, weight in stored.items()}

@@ -36,11 +36,6 @@ class _Stored(nn.Module):
         self.shape = shape
         self.register_buffer("like", torch.empty(0, dtype=dtype))
 
-    @property
-    def exact_dtype(self) -> torch.dtype:
-        """The layer's dtype, or float32 if that is narrower: it holds every value exactly."""
-        return torch.promote_types(self.like.dtype, torch.float32)
-
 
 class StoredCodes(_Stored):
     """Packed codes, scales and zero points -> values in the shape of the parameter."""
@@ -65,9 +60,6 @@ class StoredCodes(_Stored):
         return codes, scales, packed(grid.zeros, self.format.bits)
 
     def forward(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
-        return self.exact(codes, scales, zeros).to(self.like.dtype)
-
-    def exact(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         found = self.codes(codes, scales, zeros)
         values = dequantised(
             found.codes,
@@ -76,7 +68,7 @@ class StoredCodes(_Stored):
             bits=self.format.bits,
             block=self.format.block_of(self.columns),
         )
-        return values.reshape(self.shape).to(self.exact_dtype)
+        return values.reshape(self.shape).to(self.like.dtype)
 
     def codes(self, codes: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Codes:
         """Return the stored tensors as codes."""
@@ -98,9 +90,6 @@ class StoredCast(_Stored):
 
     def forward(self, values: Tensor) -> Tensor:
         return values.to(self.like.dtype)
-
-    def exact(self, values: Tensor) -> Tensor:
-        return values.to(self.exact_dtype)
 
 
 def store_codes_(module: nn.Module, path: str, format: GridFormat, codes: Codes) -> None:
@@ -137,7 +126,7 @@ class StoredWeight:
     format: Format
     shape: tuple[int, ...]
     codes: Codes | None  # None for a CastFormat
-    values: Tensor  # dequantised, in float32 at least: half precision would round them
+    values: Tensor  # dequantised
 
 
 def _parametrised(owner: nn.Module) -> list[tuple[str, parametrize.ParametrizationList, _Stored]]:
@@ -200,17 +189,7 @@ def _own_class_(owner: nn.Module) -> None:
 def _codes_of(entries: parametrize.ParametrizationList, stored: _Stored) -> Codes | None:
     if not isinstance(stored, StoredCodes):
         return None
-    return stored.codes(*_originals(entries))
-
-
-def _exact(entries: parametrize.ParametrizationList, stored: _Stored) -> Tensor:
-    """Return the stored values without rounding them to a half-precision layer's dtype."""
-    assert isinstance(stored, StoredCodes | StoredCast)
-    return stored.exact(*_originals(entries))
-
-
-def _originals(entries: parametrize.ParametrizationList) -> list[Tensor]:
-    return [getattr(entries, f"original{i}") for i in range(entries.ntensors)]
+    return stored.codes(*(getattr(entries, f"original{i}") for i in range(entries.ntensors)))
 
 
 def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
@@ -222,7 +201,7 @@ def stored_weights(module: nn.Module) -> Iterator[StoredWeight]:
                 format=stored.format,
                 shape=stored.shape,
                 codes=_codes_of(entries, stored),
-                values=_exact(entries, stored).detach(),
+                values=getattr(owner, name).detach(),
             )
 
 
@@ -230,7 +209,8 @@ def widen_stored_(module: nn.Module) -> None:
     """Let stored parameters of half precision dequantise to float32, which does not round them."""
     for owner in module.modules():
         for _, _, stored in _parametrised(owner):
-            stored.like = stored.like.to(stored.exact_dtype)
+            dtype = torch.promote_types(stored.like.dtype, torch.float32)
+            stored.like = stored.like.to(dtype)
 
 
 def restore_plain_(module: nn.Module) -> None:

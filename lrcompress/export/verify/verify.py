@@ -14,7 +14,7 @@ from torch import nn
 
 from lrcompress.errors import VerifyError
 from lrcompress.export.parity_inputs import Case
-from lrcompress.export.precision import cast_copy
+from lrcompress.export.precision import cast_copy, widened_copy
 from lrcompress.export.session import ProviderName, file_bytes
 from lrcompress.export.verify.factor_check import factors_check
 from lrcompress.export.verify.format_check import formats_check
@@ -89,7 +89,7 @@ def verify(
     reference = cast_copy(module, "fp32") if module is not None else None
     if batch is not None:  # the reference computes in float32
         batch = {n: t.float() if t.is_floating_point() else t for n, t in batch.items()}
-    stored = () if module is None else tuple(stored_weights(module))
+    stored = () if module is None else tuple(stored_weights(widened_copy(module)))
     precision = precision_of(graph)
     subject = Subject(path, graph, precision, options.provider, reference, batch, stored)
     checks = [well_formed(subject)]
