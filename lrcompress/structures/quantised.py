@@ -40,7 +40,8 @@ class Quantised(Structure):
         assert not isinstance(self.structure, Quantised)
 
     def __str__(self) -> str:
-        return f"{self.structure} in {self.format_text}"
+        inner = "dense" if isinstance(self.structure, Dense) else str(self.structure)
+        return f"{inner} in {self.format_text}"
 
     @property
     def format_text(self) -> str:
