@@ -85,12 +85,13 @@ def vit() -> Subject:
 
 def smollm2_windows() -> Subject:
     """SmolLM2 on glosses, as its calibration, and on Python's tutorial."""
+    source = NETWORKS["smollm2"]()  # first: it unpacks the tokenizer
     tutorial = smollm2.windows_of(text.python_tutorial(), smollm2.EVALUATION)
     evaluations = {
         "other glosses": _next_tokens(smollm2.evaluation_windows()),
         "Python tutorial": _next_tokens(tutorial),
     }
-    return _subject(NETWORKS["smollm2"](), "classes", evaluations)
+    return _subject(source, "classes", evaluations)
 
 
 def crnn_columns() -> Subject:
