@@ -41,7 +41,7 @@ from lrcompress.export.tracing import quiet, trace
 from lrcompress.export.weight_storage import WeightStorage
 from lrcompress.export.write import weight_bytes, write_model
 from lrcompress.graph.names import unused_name
-from lrcompress.graph.quantised import AccuracyLevel, Operators, StorageOptions, StorageResult
+from lrcompress.graph.quantised import Operators, Products, StorageOptions, StorageResult
 from lrcompress.graph.rewrites import apply_rewrites_
 from lrcompress.messages import listed
 from lrcompress.network.batches import Batch
@@ -67,7 +67,7 @@ class ExportOptions:
     forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
     provider: ProviderName = "cpu"  # that the graph is for: which formats it may read
     operators: Operators = "contrib"  # that read stored weights; "standard": ONNX's own alone
-    accuracy_level: AccuracyLevel = 4  # of MatMulNBits: 4 rounds its inputs to 8 bits, 1 does not
+    products: Products = "auto"  # of weights in codes: whether a CPU rounds their inputs to 8 bits
 
     @property
     def axes(self) -> AxisRequest:
@@ -135,7 +135,9 @@ def export_onnx(
         name: replace(axis, range=axis.range.intersection(traced.limits.get(name, AxisRange())))
         for name, axis in axes.known.items()
     }
-    asked = StorageOptions(options.operators, options.accuracy_level)
+    # only the kernels of a CPU round inputs
+    products = options.products if options.provider == "cpu" else "rounded"
+    asked = StorageOptions(options.operators, products)
     *rewrites, stored = apply_rewrites_(model, lambda model: storage.store_(model, asked))
     assert isinstance(stored, StorageResult)
     _describe_(model, options, to_metadata(known, axes.fixed))

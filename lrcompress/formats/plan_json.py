@@ -97,6 +97,12 @@ def plan_from_json(text: str, profile: Profile) -> Plan:
     )
 
 
+def budgets_in(text: str) -> tuple[Budget, ...]:
+    """Return the budgets that a plan was made for; PlanError as `plan_from_json`."""
+    header, _ = _parts(text)
+    return tuple(Budget.parse(one, header.scope) for one in (header.budget, *header.also))
+
+
 def plan_as(
     profile: Profile,
     budget: Budget | Sequence[Budget],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrcompress.compression.compress import CompressOptions
@@ -95,8 +96,18 @@ class RunOptions:
             raise ExportError(f"{option} needs the export; leave one of them out")
 
     @property
+    def export_within_budgets(self) -> ExportOptions:
+        return export_within(self.export, {budget.kind for budget in self.budgets})
+
+    @property
     def budgets(self) -> tuple[Budget, ...]:
         return () if self.budget is None else (self.budget, *self.also)
+
+
+def export_within(export: ExportOptions, kinds: Collection[str]) -> ExportOptions:
+    """Return how to export for budgets of these kinds: one of latency wants rounded products."""
+    rounded = export.products == "auto" and "latency" in kinds
+    return replace(export, products="rounded") if rounded else export
 
 
 @dataclass(frozen=True, eq=False)

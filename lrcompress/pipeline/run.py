@@ -39,6 +39,7 @@ from lrcompress.pipeline.stages.plan import (
     choose_plan,
     make_plan,
     needs_moments,
+    planned_budgets,
     read_plan,
 )
 from lrcompress.pipeline.stages.profile import (
@@ -223,6 +224,14 @@ def promised_budget(onnx: Path) -> BudgetFacts:
     if not plan.is_file() or not (measured_in / PROFILE_NAME).is_file():
         return BudgetFacts()
     return budget_facts(read_plan(plan, load_profile(measured_in)))
+
+
+def planned_kinds(root: Path) -> frozenset[str]:
+    """Return the kinds of the budgets of a run folder; none if it is not one."""
+    path = root / PLAN_NAME
+    if not path.is_file():
+        return frozenset()
+    return frozenset(budget.kind for budget in planned_budgets(path))
 
 
 def _loaded(

@@ -98,12 +98,19 @@ class Quantised(Structure):
         return self.structure.weight_params(spec)
 
     def nbytes(self, spec: LayerSpec, bytes_per_param: int) -> int:
-        padded = spec.kind in ("linear", "transposed_linear") and self.structure.type_name in (
+        """As for all structures. Kernels of fewer than 8 bits take only whole blocks.
+
+        Those of 8 bits too, but exact products, the default, need no kernel.
+        """
+        has_kernel = spec.kind in ("linear", "transposed_linear") and self.structure.type_name in (
             "dense",
             "low_rank",
         )
         return sum(
-            format.nbytes(*self.matrix_shape(name, spec), padded=padded)
+            format.nbytes(
+                *self.matrix_shape(name, spec),
+                padded=has_kernel and isinstance(format, GridFormat) and format.bits < 8,
+            )
             for name, format in self.format_of(spec).items()
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner, Result
 
@@ -55,6 +56,30 @@ def test_a_bad_name_is_a_usage_error_of_one_line(command: str, text: str, tmp_pa
     assert "--formats" in line
     assert "auto" in line
     assert not (tmp_path / "out").exists()
+
+
+def levels(path: Path) -> set[int]:
+    """The accuracy levels of a graph's products with codes."""
+    found = (a for n in onnx.load(path).graph.node for a in n.attribute)
+    return {a.i for a in found if a.name == "accuracy_level"}
+
+
+def test_products_are_as_fast_as_the_plan_assumes(tmp_path: Path) -> None:
+    """Exact with int8 under a budget of bytes; rounded under one of latency, and exported again."""
+    out = tmp_path / "out"
+    made = called(
+        "compress", *MODEL, "--formats", "int8", "--budget", "bytes=60%", "-o", out, "--threads", 1
+    )
+    assert made.exit_code == 0, made.stderr
+    assert levels(out / "model.onnx") == set()
+    plan = json.loads((out / "plan.json").read_text())
+    plan["budget"] = "latency=90%"
+    (out / "plan.json").write_text(json.dumps(plan))
+    for options, expected in (((), {4}), (("--exact-products",), set())):
+        path = tmp_path / f"again{len(options)}.onnx"
+        again = called("export", out, "--data", MODEL[2], *options, "-o", path)
+        assert again.exit_code == 0, again.stderr
+        assert levels(path) == expected
 
 
 def test_formats_that_the_budget_does_not_count_are_refused_before_any_work(

@@ -16,6 +16,7 @@ from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_on
 from lrcompress.export.pt2 import save_pt2
 from lrcompress.export.session import open_session
 from lrcompress.export.verify.parity import tolerance
+from lrcompress.graph.quantised import Products
 from lrcompress.number_formats import FORMATS, GridFormat, parse_format
 from lrcompress.structures.stored_codes import stored_weights
 
@@ -27,22 +28,36 @@ CASES = [("fp16", "contrib"), ("bf16", "contrib"), ("int8-dynamic", "contrib")]
 CASES += [(name, "contrib") for name in CONTRIB] + [(name, "standard") for name in STANDARD]
 
 
-def exported(folder: Path, text: str, operators: str) -> tuple[Consumers, ExportReport]:
+def exported(
+    folder: Path, text: str, operators: str, products: Products
+) -> tuple[Consumers, ExportReport]:
     module = stored_network(text)
-    options = ExportOptions(operators=operators, accuracy_level=1)
+    options = ExportOptions(operators=operators, products=products)
     return module, export_onnx(module, IDS, folder / f"{operators}.onnx", options)
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def case(request, tmp_path_factory) -> tuple[str, str, Consumers, ExportReport]:
+Case = tuple[str, str, Consumers, ExportReport]
+
+
+def made(request, tmp_path_factory, products: Products) -> Case:
     text, operators = request.param
     folder = tmp_path_factory.mktemp(text.replace("/", "-"))
-    return (text, operators, *exported(folder, text, operators))
+    return (text, operators, *exported(folder, text, operators, products))
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request, tmp_path_factory) -> Case:
+    """With rounded products, so that every weight is read by its kernel."""
+    return made(request, tmp_path_factory, "rounded")
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def exact_case(request, tmp_path_factory) -> Case:
+    return made(request, tmp_path_factory, "exact")
 
 
 def ran(path: str, ids: Tensor, module: nn.Module) -> dict[str, Tensor]:
-    """The outputs of the file, with products in float32."""
-    session = open_session(path, rounds=False)
+    session = open_session(path)
     names = list(module(**IDS))
     found = session.run(names, {"input_ids": ids.numpy()})
     return dict(zip(names, map(torch.as_tensor, found), strict=True))
@@ -53,8 +68,8 @@ def test_every_format_has_a_case():
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (2, 9)])
-def test_every_consumer_computes_with_the_stored_weights(case, shape):
-    text, _, module, report = case
+def test_every_consumer_computes_with_the_stored_weights(exact_case, shape):
+    text, _, module, report = exact_case
     ids = torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(1))
     got, wanted = ran(report.path, ids, module), module(ids)
     dynamic = text == "int8-dynamic"
@@ -155,8 +170,47 @@ def test_products_are_fused(case, tmp_path):
         assert nodes["MatMulNBits"] == len(LINEAR) + heads + 1
 
 
+PRODUCTS = (*LINEAR, "codes.up.weight", *TIED)  # weights that products read
+
+
+@pytest.mark.parametrize(
+    ("text", "operators", "products", "by_kernels"),
+    [
+        ("int8", "contrib", "auto", False),
+        ("int8", "contrib", "exact", False),
+        ("int8", "contrib", "rounded", True),
+        ("int4", "contrib", "auto", True),
+        ("int4", "contrib", "exact", True),
+        ("int4", "standard", "auto", True),
+        ("int4", "standard", "exact", False),
+    ],
+)
+def test_what_reads_the_weights_of_products(tmp_path, text, operators, products, by_kernels):
+    module, report = exported(tmp_path, text, operators, products)
+    open_session(report.path, optimized_path=tmp_path / "optimised.onnx")
+    graph = onnx.load(tmp_path / "optimised.onnx").graph
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    floats = {tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    shapes = {weight.name: tuple(weight.shape) for weight in stored_weights(module)}
+    transposed = {shapes[name][::-1] for name in PRODUCTS}
+    if by_kernels:
+        assert len(nodes) == len(PRODUCTS)
+        level = 1 if products == "exact" else 4
+        assert {a.i for n in nodes for a in n.attribute if a.name == "accuracy_level"} == {level}
+    else:
+        assert not nodes
+        assert transposed <= floats
+    assert not transposed & floats or not by_kernels
+
+
+def test_only_a_cpu_has_a_choice_of_products(tmp_path):
+    module = stored_network("int8")
+    report = export_onnx(module, IDS, tmp_path / "x.onnx", ExportOptions(provider="cuda"))
+    assert report.node_counts["MatMulNBits"] == len(PRODUCTS)
+
+
 def test_layers_with_the_same_input_share_its_rounding(tmp_path):
-    _, report = exported(tmp_path, "int8-dynamic", "contrib")
+    _, report = exported(tmp_path, "int8-dynamic", "contrib", "auto")
     # query, key and the first factor read the same; classes, pooled and the second factor do not
     assert report.node_counts["DynamicQuantizeLinear"] == 4
 
@@ -164,7 +218,7 @@ def test_layers_with_the_same_input_share_its_rounding(tmp_path):
 def test_half_precision_computes_with_the_same_codes(tmp_path):
     module = stored_network("int4")
     report = export_onnx(
-        module, IDS, tmp_path / "half.onnx", ExportOptions("fp16", accuracy_level=1)
+        module, IDS, tmp_path / "half.onnx", ExportOptions("fp16", products="exact")
     )
     got, wanted = ran(report.path, IDS["input_ids"], module), module(**IDS)
     for name, value in wanted.items():
@@ -193,7 +247,7 @@ def test_a_higher_opset_is_kept(tmp_path):
 
 
 def test_the_network_keeps_its_codes(tmp_path):
-    module, _ = exported(tmp_path, "int4", "contrib")
+    module, _ = exported(tmp_path, "int4", "contrib", "auto")
     before = module(**IDS)
     assert len(list(stored_weights(module))) == len(LINEAR) + len(OTHERS)
     after = module(**IDS)

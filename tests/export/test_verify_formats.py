@@ -56,6 +56,20 @@ def test_a_right_file_passes_every_check(case):
     assert report["values"].passed
 
 
+@pytest.mark.parametrize(
+    ("operators", "text"), [("contrib", "int8/32"), ("standard", "int8"), ("standard", "uint4")]
+)
+def test_exact_products_pass_without_allowance_for_rounded_inputs(operators, text, tmp_path):
+    module, path = stored(text), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path, ExportOptions(operators=operators, products="exact"))
+    report = verify(path, module, tokens())
+    assert report.ok, report.failed
+    assert "in the file, floats in memory" in report["formats"].detail
+    assert report["parity"].numbers["activations"] == 0
+    with pytest.raises(KeyError):
+        report[FLOAT32]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_codes_of_a_network_in_half_precision_are_not_rounded_to_it(dtype, tmp_path):
     module, path = stored("int8").to(dtype), tmp_path / "model.onnx"

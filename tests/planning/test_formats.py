@@ -128,11 +128,12 @@ def test_choices_cost_the_bytes_that_their_format_takes(made: Profile) -> None:
     for text in EVERY:
         format = parse_format(text)
         dense = found[Quantised(Dense(), (format,))]
-        assert dense.bytes == format.nbytes(rows, columns, padded=True)
+        padded = not text.startswith("int8")  # int8 needs no kernel, which would take whole blocks
+        assert dense.bytes == format.nbytes(rows, columns, padded=padded)
         assert dense.params == rows * columns
         low = found[Quantised(LowRank(8), (format,))]
         both = ((rows, 8), (8, columns))
-        assert low.bytes == sum(format.nbytes(*shape, padded=True) for shape in both)
+        assert low.bytes == sum(format.nbytes(*shape, padded=padded) for shape in both)
         assert low.params == 8 * (rows + columns)
         assert low.flops_per_example == found[LowRank(8)].flops_per_example
     assert found[Dense()].bytes == 4 * rows * columns

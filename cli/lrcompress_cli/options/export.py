@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from lrcompress.export.axes import AxisRequest
     from lrcompress.export.export_onnx import ExportOptions
     from lrcompress.export.session import ProviderName
+    from lrcompress.graph.quantised import Products
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class ExportChoice:
     opset: int
     external_data: bool | None
     operators: Literal["contrib", "standard"]
-    round_products: bool
+    round_products: bool | None
 
     def options(
         self, provider: ProviderName, rows: int, latency_table: Path | None, axes: AxisRequest
@@ -40,13 +42,14 @@ class ExportChoice:
             forms=forms,
             provider=provider,
             operators=self.operators,
-            accuracy_level=4 if self.round_products else 1,
+            products=PRODUCTS[self.round_products],
         )
 
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 OPSET_RANGE = (20, 23)
+PRODUCTS: Mapping[bool | None, Products] = {None: "auto", True: "rounded", False: "exact"}
 OPERATORS = ("contrib", "standard")
 
 precision_option = click.option(
@@ -84,10 +87,10 @@ export_options = gathered(
     click.option(
         "--round-products/--exact-products",
         "round_products",
-        default=True,
-        show_default=True,
+        default=None,
         help="Let products of int8, int4 and int2 weights round their inputs to 8 bits by blocks, "
-        "which is faster, or compute them in float32.",
+        "which is faster, or compute them in float32; by default those of int8 weights are exact, "
+        "unless a budget limits the latency.",
     ),
 )
 

@@ -9,7 +9,7 @@ The error that this may cause is that of the reference itself, run in float32 wi
 
 - in int8-dynamic layers the one value of each row that lies nearest to the middle between two codes
   gets the other code, and
-- inputs of MatMulNBits are rounded to -127..127 by blocks, if the file asks for level 4.
+- inputs of MatMulNBits are rounded to -127..127 by blocks, where the file asks for level 4.
 
 Twice this error is allowed, as both are maxima over few rows. For everything else the same file is
 compared with its products in float32 (`in_float32`), where nothing is rounded, and the values of
@@ -18,7 +18,7 @@ all weights are compared (value_check.py).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +29,24 @@ from torch.overrides import TorchFunctionMode
 
 from lrcompress.export.forward import copied, copy_structure, named_outputs
 from lrcompress.export.verify.result import Subject
+from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.network.batches import Batch
-from lrcompress.number_formats import GridFormat
 from lrcompress.structures.dynamic_input import DynamicLinear, exact_inputs_
-from lrcompress.structures.stored_codes import StoredWeight
 
 _MICROSOFT, _LEVEL = "com.microsoft", "accuracy_level"
-_ROUNDED, _FLOAT32 = 4, 1  # accuracy levels of MatMulNBits
+_FLOAT32 = 1  # accuracy level of MatMulNBits
 
 
-def rounds_inputs(subject: Subject) -> bool:
-    """Whether a CPU session of the file rounds the inputs of weights that are stored in codes.
+def with_rounded_inputs(subject: Subject) -> frozenset[str]:
+    """Return the weights in codes whose products round their inputs in a CPU session of the file.
 
-    A DequantizeLinear of constants counts: sessions fuse it to MatMulNBits of level 4 by default.
+    All of them, if the file names one of its weights otherwise than the network.
     """
-    if subject.provider != "cpu" or not any(weight.codes for weight in subject.stored):
-        return False
-    if any(one.operator == "DequantizeLinear" for one in subject.read_weights):
-        return True
-    return any(
-        given.name == _LEVEL and given.i == _ROUNDED
-        for node in subject.graph.graph.node
-        if node.op_type == "MatMulNBits" and node.domain == _MICROSOFT
-        for given in node.attribute
-    )
+    names = {weight.name for weight in subject.stored if weight.codes is not None}
+    if subject.provider != "cpu" or not names:
+        return frozenset()
+    read = {parameter_name(one.name) for one in subject.read_weights if one.by_blocks}
+    return frozenset(read if read <= names else names)
 
 
 def in_float32(source: Path, target: Path) -> None:
@@ -78,10 +72,10 @@ def without_rounding(module: nn.Module) -> nn.Module:
 class Coarse:
     """The network with other rounding of activations than its own.
 
-    by_blocks: whether the inputs of weights that are stored in codes are rounded.
+    by_blocks: weights in codes whose inputs are rounded.
     """
 
-    def __init__(self, subject: Subject, *, by_blocks: bool) -> None:
+    def __init__(self, subject: Subject, *, by_blocks: Collection[str]) -> None:
         module, _ = subject.reference
         self.module = module
         if _rounds(module):
@@ -95,7 +89,7 @@ class Coarse:
             self.blocks = {
                 id(own[weight.name]): weight.codes.grid.block
                 for weight in subject.stored
-                if weight.codes is not None and not _is_dynamic(weight)
+                if weight.codes is not None and weight.name in by_blocks
             }
 
     @property
@@ -109,10 +103,6 @@ class Coarse:
 
 def _rounds(module: nn.Module) -> bool:
     return any(type(part) is DynamicLinear for part in module.modules())
-
-
-def _is_dynamic(weight: StoredWeight) -> bool:
-    return isinstance(weight.format, GridFormat) and weight.format.activations
 
 
 class _OtherCodes(nn.Linear):

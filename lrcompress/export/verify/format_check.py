@@ -2,7 +2,8 @@
 
 Every weight is looked up by value in the optimised graph: the codes that a kernel reads there,
 dequantised, must equal the network's weight. A weight that a session has turned into floats costs
-the memory and the time of a dense one.
+the memory and the time of a dense one, so that only exact products of 8-bit weights may ask for it
+(graph/quantised/folded_matmul.py).
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from lrcompress.export.verify.layer_use import layer_use, tensors_used
 from lrcompress.export.verify.optimised_graph import OptimisedGraph
 from lrcompress.export.verify.result import Check, Subject, listed
+from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.graph.stored_constants import stored_constants
 from lrcompress.graph.weight_keys import content_key
 from lrcompress.number_formats import CastFormat
 from lrcompress.structures.stored_codes import StoredWeight
 
 _NAME = "formats"
+_FOLDED = "the file, floats in memory"
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ def _found(subject: Subject, optimised: OptimisedGraph, stored: list[StoredWeigh
             held[str(weight.format), "initializers"] += 1
         else:
             missing.append(weight.name)
+    folded = {parameter_name(r.name) for r in subject.read_weights if r.operator == "MatMul"}
     for weight in stored:
         if weight.codes is None:
             continue
@@ -92,6 +96,8 @@ def _found(subject: Subject, optimised: OptimisedGraph, stored: list[StoredWeigh
         elif readers:
             operators = " and ".join(sorted({one.operator for one in readers}))
             held[str(weight.format), operators] += 1
+        elif key in optimised.float_keys and weight.name in folded:
+            held[str(weight.format), _FOLDED] += 1
         elif key in optimised.float_keys:
             dequantised.append(weight.name)
         else:

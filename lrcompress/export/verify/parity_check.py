@@ -15,7 +15,7 @@ from lrcompress.export.session import ProviderUnavailable, Session, open_session
 from lrcompress.export.verify.activation_rounding import (
     Coarse,
     in_float32,
-    rounds_inputs,
+    with_rounded_inputs,
     without_rounding,
 )
 from lrcompress.export.verify.arithmetic_check import arithmetic
@@ -64,7 +64,7 @@ def _checks(
         return (wired, Check("parity", "numeric", None, "not run: see interface"))
     given = {name: batch[name] for name in wiring.inputs.values()}
     rounded = rounded_copy(module, subject.precision) if subject.precision != "fp32" else None
-    by_blocks = rounds_inputs(subject)
+    by_blocks = with_rounded_inputs(subject)
     coarse = Coarse(subject, by_blocks=by_blocks)
     reference = Reference(
         module, double(module, given), rounded, coarse if coarse.differs else None
@@ -92,7 +92,7 @@ def _with_and_without_rounding(
     subject: Subject, path: Path, comparison: Comparison, limit: float | None
 ) -> tuple[Check, ...]:
     """Check parity of a file whose products round their inputs, as it is and in float32."""
-    coarse = Coarse(subject, by_blocks=False)
+    coarse = Coarse(subject, by_blocks=())
     with scratch_folder() as folder:
         in_float32(path, folder / "exact.onnx")
         session = open_session(folder / "exact.onnx", rounds=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 from lrcompress.graph.expanded.dequantize_linear import dequantize_linear
 from lrcompress.graph.expanded.expansion import Expansion, ReadWeight
+from lrcompress.graph.expanded.folded import matmul
 from lrcompress.graph.expanded.integer_products import (
     dynamic_quantize_matmul,
     matmul_integer,
@@ -30,6 +31,7 @@ RULES: Mapping[tuple[str, str], Callable[[Expansion, Any], None]] = {
     ("", "MatMulInteger"): matmul_integer,
     ("", "DequantizeLinear"): dequantize_linear,
     ("", "Gather"): gather,
+    ("", "MatMul"): matmul,
 }
 
 

@@ -16,10 +16,12 @@ def dequantize_linear(expansion: Expansion, node: Any) -> None:
     if len(shape) < 2:
         return  # a bias
     read = reader(result)
+    kernel = _has_kernel(node)
     weight = expansion.weight(
         codes, lambda: read(None), shape, node, dtype=node.inputs[1].dtype,
         suffix=".T" if number(node, "axis", 1) == 0 and len(shape) == 2 else "",
-        unfused=_has_kernel(node),
+        unfused=kernel,
+        by_blocks=kernel,  # the session fuses them to MatMulNBits that rounds
     )  # fmt: skip
     result.replace_all_uses_with(weight, replace_graph_outputs=True)
 

@@ -24,6 +24,7 @@ class ReadWeight:
     name: str  # of the float initializer in the expanded graph
     operator: str
     unfused: bool = False  # dequantised in every run, though there is a kernel for its product
+    by_blocks: bool = False  # a CPU session rounds the product's input to 8 bits by blocks
     # Of a product whose input is rounded in every run: its name before rounding, and the result
     input: str = ""
     output: str = ""
@@ -50,6 +51,7 @@ class Expansion:
         dtype: Any = None,
         suffix: str = "",
         unfused: bool = False,
+        by_blocks: bool = False,
         rounded: tuple[str, str] = ("", ""),
     ) -> Any:
         """Add an initializer whose values are `make()`, and return it."""
@@ -72,7 +74,7 @@ class Expansion:
         self.model.graph.register_initializer(value)
         inner = self.graph is not self.model.graph
         names = ("", "") if inner else rounded  # values inside a loop cannot be outputs
-        self.found.append(ReadWeight(name, node.op_type, unfused, *names))
+        self.found.append(ReadWeight(name, node.op_type, unfused, by_blocks, *names))
         return value
 
     def replace(

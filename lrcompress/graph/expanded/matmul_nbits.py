@@ -9,6 +9,8 @@ import numpy as np
 from lrcompress.graph.constant_values import dequantised, is_constant, reader, unpacked
 from lrcompress.graph.expanded.expansion import Expansion, Floats, input_of, number, reader_or_none
 
+ROUNDED = 4  # the accuracy level
+
 
 def matmul_nbits(expansion: Expansion, node: Any) -> None:
     x, codes, scales = node.inputs[:3]
@@ -34,5 +36,8 @@ def matmul_nbits(expansion: Expansion, node: Any) -> None:
         return dequantised(stored, factors, middles, axis=1, block=block)[:, :k].T
 
     dtype = scales.dtype or node.outputs[0].dtype
-    weight = expansion.weight(codes, make, (k, n), node, dtype=dtype, suffix=".T")
+    weight = expansion.weight(
+        codes, make, (k, n), node, dtype=dtype, suffix=".T",
+        by_blocks=number(node, "accuracy_level") == ROUNDED,
+    )  # fmt: skip
     expansion.product(node, node.outputs[0], x, weight, bias)

@@ -12,11 +12,12 @@ from lrcompress.graph.quantised.cast import cast_
 from lrcompress.graph.quantised.dequantised import dequantised_
 from lrcompress.graph.quantised.dequantised_matmul import dequantised_matmul_
 from lrcompress.graph.quantised.dynamic_matmul import dynamic_matmul_
+from lrcompress.graph.quantised.folded_matmul import folded_matmul_
 from lrcompress.graph.quantised.gather_block_quantized import gather_block_quantized_
 from lrcompress.graph.quantised.gather_rows import gather_rows_
 from lrcompress.graph.quantised.layout import Layout
 from lrcompress.graph.quantised.matmul_nbits import matmul_nbits_
-from lrcompress.graph.quantised.storage import AccuracyLevel, Context, Operators, StorageOptions
+from lrcompress.graph.quantised.storage import Context, Operators, Products, StorageOptions
 from lrcompress.graph.quantised.uses import Consumer, Use, uses_of
 from lrcompress.graph.quantised.weight_constants import WeightConstants
 from lrcompress.graph.rewrites.rewrite import RewriteResult
@@ -94,7 +95,6 @@ def store_weights_(
     weights: by the name of the initializer, which must have the weight's own shape.
     """
     context = Context(model, options)
-    recipes = RECIPES[options.operators]
     formats: dict[str, str] = {}
     used: Counter[str] = Counter()
     for name, weight in weights.items():
@@ -105,7 +105,7 @@ def store_weights_(
         uses = uses_of(value, weight)
         if not uses:
             continue
-        chosen = [recipes.get((stored, use.consumer), OTHERWISE[stored]) for use in uses]
+        chosen = [_recipe(stored, use, weight, options) for use in uses]
         constants = WeightConstants(context, weight, value, _layout(weight, chosen))
         for use, recipe in zip(uses, chosen, strict=True):
             recipe(use, constants, context)
@@ -114,6 +114,13 @@ def store_weights_(
         formats[weight.name] = str(weight.format)
     note = ", ".join(f"{count} {recipe}" for recipe, count in used.most_common())
     return StorageResult("store_weights", sum(used.values()), note and f"stored: {note}", formats)
+
+
+def _recipe(stored: Stored, use: Use, weight: StoredWeight, options: StorageOptions) -> Recipe:
+    by_kernel = stored in ("blocks", "rows") and use.consumer == "MatMul"
+    if by_kernel and weight.codes is not None and options.opens_as_floats(weight.codes.grid.bits):
+        return folded_matmul_
+    return RECIPES[options.operators].get((stored, use.consumer), OTHERWISE[stored])
 
 
 def _layout(weight: StoredWeight, recipes: Collection[Recipe]) -> Layout:
@@ -132,8 +139,8 @@ __all__ = [
     "OPSET",
     "RECIPES",
     "STANDARD",
-    "AccuracyLevel",
     "Operators",
+    "Products",
     "StorageOptions",
     "StorageResult",
     "check_provider",

@@ -42,11 +42,9 @@ def gather_rows_(use: Use, constants: WeightConstants, context: Context) -> None
             return add("Unsqueeze", [value, last], part, dtype)
         if constants.block_count == 1:
             return value
+        blocks = context.blocks(constants.columns, constants.block)
         return add("Gather", [value, blocks], part, dtype, axis=-1)
 
-    if not constants.per_row and constants.block_count > 1:
-        index = (np.arange(constants.columns) // constants.block).astype(np.int32)
-        blocks = context.initializer(f"{name}.blocks", index)
     zeros: Any = None
     if constants.bits == 8:
         codes = read(constants.typed()[0], "codes")

@@ -7,6 +7,8 @@ from lrcompress.graph.quantised.storage import MICROSOFT, Context
 from lrcompress.graph.quantised.uses import Use
 from lrcompress.graph.quantised.weight_constants import WeightConstants
 
+EXACT, ROUNDED = 1, 4  # accuracy levels: float32, and inputs in 8 bits by blocks
+
 
 def matmul_nbits_(use: Use, constants: WeightConstants, context: Context) -> None:
     node = use.node
@@ -26,7 +28,7 @@ def matmul_nbits_(use: Use, constants: WeightConstants, context: Context) -> Non
             "N": constants.rows,
             "bits": constants.bits,
             "block_size": constants.block,
-            "accuracy_level": context.options.accuracy_level,
+            "accuracy_level": EXACT if context.options.is_exact(constants.bits) else ROUNDED,
         },
     )
     replace_product_(node, product, context)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lrcompress.graph.names import unused_name
 
 Operators = Literal["contrib", "standard"]
-AccuracyLevel = Literal[0, 1, 4]
+Products = Literal["auto", "rounded", "exact"]
 MICROSOFT = "com.microsoft"
 
 
@@ -20,16 +20,31 @@ MICROSOFT = "com.microsoft"
 class StorageOptions:
     """operators: "contrib" has ONNX Runtime's own operators; "standard" has ONNX's alone.
 
-    accuracy_level: of MatMulNBits; 4 rounds its inputs to 8 bits by blocks, 1 computes in float32
-        (0 lets ONNX Runtime choose, which is float32). On a CPU only 4 has fast kernels for 2 and 8
-        bits, and for 4 bits it is faster at few rows. Dense MiniLM, layers in int8/128, one thread:
-        one token takes .27 ms at 4 and 34 ms at 1, 128 tokens 40 and 95 ms; the mean cosine of its
-        embeddings to the dense ones is .9991 and .9998. In int4/32: .26 and .67, 50 and 55 ms;
-        .97366 and .97370.
+    products: of weights in codes. "rounded": the kernels round their inputs to 8 bits by blocks.
+        "exact": they compute in float32. "auto": weights of 8 bits exactly, others rounded.
+
+    Rounding an input to 8 bits costs about what rounding the weight to 8 bits costs, and little
+    beside 4 bits. MiniLM in int8/128: the mean cosine of its embeddings to the dense ones is .9991
+    rounded and .9998 exact; in int4/32 .97366 and .97370. The kernels of 8 bits are slow in float32
+    (one thread, one token: .27 ms rounded, 34 ms exact), so exact weights of 8 bits are not read by
+    them: the session dequantises these once, when it opens the file, and multiplies as in the dense
+    network.
     """
 
     operators: Operators = "contrib"
-    accuracy_level: AccuracyLevel = 4
+    products: Products = "auto"
+
+    def is_exact(self, bits: int) -> bool:
+        """Whether products with codes of so many bits compute in float32."""
+        return self.products == "exact" or (self.products == "auto" and bits == 8)
+
+    def opens_as_floats(self, bits: int) -> bool:
+        """Whether the session is to dequantise the weights of products when it opens the file.
+
+        A session gives DequantizeLinear rounded products, so that standard operators cannot ask for
+        exact ones otherwise.
+        """
+        return self.is_exact(bits) and (bits == 8 or self.operators == "standard")
 
 
 class Context:
@@ -39,6 +54,7 @@ class Context:
         self.model = model
         self.options = options
         self._quantised: dict[Any, tuple[Any, Any, Any]] = {}
+        self._blocks: dict[tuple[int, int], Any] = {}
         nodes = list(model.graph.all_nodes())
         values = (v for n in nodes for v in (*n.inputs, *n.outputs) if v is not None)
         self._taken = {v.name for v in values} | set(model.graph.initializers)
@@ -57,6 +73,14 @@ class Context:
         )
         self.model.graph.register_initializer(value)
         return value
+
+    def blocks(self, columns: int, block: int) -> Any:
+        """Return the index of each column's block, int32 (columns,); one for all who ask."""
+        if (columns, block) not in self._blocks:
+            index = (np.arange(columns) // block).astype(np.int32)
+            name = f"blocks.{columns}.{block}"
+            self._blocks[columns, block] = self.initializer(name, index)
+        return self._blocks[columns, block]
 
     def constant(self, operator: str, inputs: Sequence[Any], name: str, **facts: Any) -> Any:
         """Add a node that reads only constants, at the start of the graph."""

@@ -17,7 +17,7 @@ from lrcompress.export.verify.result import BudgetFacts, Check
 from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.network.batches import Batch
-from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.options import RunOptions, export_within
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.limit import Spent
@@ -69,8 +69,9 @@ def export_model(
         "budget": plan.budgets_in_words,
         "params": str(plan.params),
     }
-    metadata = {**asked.export.metadata, **provenance}
-    options = replace(asked.export, metadata=metadata, provider=asked.provider)
+    export = export_within(asked.export, {budget.kind for budget in plan.budgets})
+    metadata = {**export.metadata, **provenance}
+    options = replace(export, metadata=metadata, provider=asked.provider)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})
 

@@ -15,7 +15,7 @@ from lrcompress.checkpoint import CheckpointFolder, CheckpointStore, NoCheckpoin
 from lrcompress.distributed import main_only
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.formats.files import write_text
-from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
+from lrcompress.formats.plan_json import budgets_in, check_plan, plan_from_json, plan_to_json
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
@@ -166,7 +166,9 @@ def choose_plan(
     assert options.budget is not None  # checked by RunOptions
     plan_request(profile, options.budgets, options.plan)  # refuses before any long work
     with scratch_folder() as scratch:
-        dense = DenseGraph(inputs.loaded.model.module, inputs.example, options.export, scratch)
+        dense = DenseGraph(
+            inputs.loaded.model.module, inputs.example, options.export_within_budgets, scratch
+        )
         asked = options.plan
         size = None
         if any(budget.kind == "bytes" for budget in options.budgets):
@@ -216,6 +218,11 @@ def _chosen(
 def read_plan(path: Path, profile: Profile) -> Plan:
     """Read a plan; raises PlanError, naming the file, if it does not fit the model."""
     return _from_file(path, lambda text: plan_from_json(text, profile))
+
+
+def planned_budgets(path: Path) -> tuple[Budget, ...]:
+    """Return the budgets of a plan; PlanError, naming the file, if it is none."""
+    return _from_file(path, budgets_in)
 
 
 def check_plan_file(path: Path, module: nn.Module) -> None:
