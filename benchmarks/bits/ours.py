@@ -99,9 +99,7 @@ class Variant:
 VARIANTS: Mapping[str, Variant] = {
     one.name: one
     for one in (
-        Variant(
-            "ours", "ours", "auto", file_sizes(8, "bytes=19500000", *LATENCIES), not_in=LARGE
-        ),
+        Variant("ours", "ours", "auto", file_sizes(8, "bytes=19500000", *LATENCIES), not_in=LARGE),
         Variant("ours-large", "ours", "auto", file_sizes(3, "bytes=14%"), only_in=LARGE),
         Variant(
             "ours-encoder",

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias
-from lrcompress.compression.replace import Replacement, install_, show_originals_
+from lrcompress.compression.replace import (
+    Change,
+    install_,
+    round_other_weights_,
+    show_originals_,
+)
 from lrcompress.layers import LayerSpec
+from lrcompress.network.other_weights import others_format, remember_others_
 from lrcompress.planning.plan import Plan
 from lrcompress.structures import Dense, Factors, Structure
 
@@ -19,11 +25,16 @@ from lrcompress.structures import Dense, Factors, Structure
 def arbitrary_factors(module: nn.Module, plan: Plan) -> Iterator[None]:
     """Context in which the module's planned layers have their structures with arbitrary factors.
 
+    Other weights are rounded as planned.
     Nothing is fitted. Factors differ from layer to layer, so that no exporter merges them.
     """
     generator = torch.Generator().manual_seed(0)
-    done: list[Replacement] = []
+    own = others_format(module)
+    done: list[Change] = []
     try:
+        if plan.options.others not in (None, "fp32"):
+            names = [planned.name for planned in plan.layers]
+            done += round_other_weights_(module, names, plan.options.others)
         for planned in plan.layers:
             if isinstance(planned.structure, Dense):
                 continue
@@ -32,6 +43,7 @@ def arbitrary_factors(module: nn.Module, plan: Plan) -> Iterator[None]:
             done += install_(module, planned.spec, planned.structure, factors, layer_bias(original))
         yield
     finally:
+        remember_others_(module, own)
         show_originals_(module, reversed(done))
 
 

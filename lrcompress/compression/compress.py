@@ -14,7 +14,12 @@ from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Measured, measure_both
 from lrcompress.compression.refit import PreparedRefit, Refit, Target, prepare_refit
-from lrcompress.compression.replace import Replacement, install_
+from lrcompress.compression.replace import (
+    Change,
+    Replacement,
+    install_,
+    round_other_weights_,
+)
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.distributed import alike, failing_together, in_turns, is_main
 from lrcompress.errors import FitError, PlanError
@@ -87,7 +92,10 @@ def compress_(
     with progress.stage("compress", len(tasks)) as step:
         fitted = _fitted(module, tasks, plan, profile, store, step)
     targets: list[Target] = []
-    replacements: list[Replacement] = []
+    replacements: list[Change] = []
+    if plan.options.others not in (None, "fp32"):
+        names = [layer.name for layer in profile.layers]
+        replacements += round_other_weights_(module, names, plan.options.others)
     done: list[CompressedLayer] = []
     for task in tasks:
         made, row, factors = _install_layer_(module, task, fitted[task.layer.name])
@@ -111,7 +119,7 @@ def compress_(
         layers=tuple(done),
         metric=plan.metric,
         objective=profile.objective,
-        predicted_divergence=plan.predicted_loss if comparable else None,
+        predicted_divergence=plan.predicted_loss + plan.others_loss if comparable else None,
         calibration=now.calibration,
         held_out=now.held_out,
         calibration_unrefitted=unrefitted.calibration,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lrcompress.compression.replace import Replacement, showing_originals
+from lrcompress.compression.replace import Change, showing_originals
 from lrcompress.distributed import in_turns
 from lrcompress.errors import FitError
 from lrcompress.network.batches import Batch, Batches
@@ -52,7 +52,7 @@ class _Sums(NamedTuple):
 @torch.no_grad()
 def measure_divergence(
     module: nn.Module,
-    replacements: Sequence[Replacement],
+    replacements: Sequence[Change],
     batches: Batches,
     readout: Readout,
     step: Step,
@@ -95,7 +95,7 @@ class Measured:
 
 def measure_both(
     module: nn.Module,
-    replacements: Sequence[Replacement],
+    replacements: Sequence[Change],
     readout: Readout | None,
     batches: Batches | None,
     confirming: Batches | None,

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lrcompress.compression.replace import Replacement, showing_originals
+from lrcompress.compression.replace import Change, showing_originals
 from lrcompress.distributed import in_turns
 from lrcompress.layers import input_rows, weight_matrix
 from lrcompress.network.batches import MASK, Batch, Batches, without_padding
@@ -81,7 +81,7 @@ class PairedInputs:
     module: nn.Module
     originals: Mapping[str, nn.Module]
     batches: Batches
-    replacements: Sequence[Replacement]
+    replacements: Sequence[Change]
     once: bool
     _waiting: dict[tuple[str, int], Tensor | None] = field(default_factory=dict)
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias, layer_whitening
 from lrcompress.compression.paired_inputs import Inputs, PairedInputs, layer_calls
-from lrcompress.compression.replace import Replacement, stand_in
+from lrcompress.compression.replace import Change, Replacement, stand_in
 from lrcompress.compression.report import RefitTrial
 from lrcompress.distributed import in_turns
 from lrcompress.layers import LayerSpec, replace_, weight_matrix
@@ -125,7 +125,7 @@ class Refit:
     profile: Profile
     metric: str
     held_out: HeldOutDivergence
-    replacements: list[Replacement]
+    replacements: list[Change]
 
     def run_(self, batches: Batches, progress: Progress) -> RefitTrial:
         """Refit all groups; a proposal stays if it lowers the divergence on `held_out`."""
@@ -136,7 +136,11 @@ class Refit:
             for sweep in self._sweeps(groups, sum(map(batch_size, batches))):
                 firsts = [group[0].spec.name for group in sweep]
                 once = all(calls[name] == 1 for name in firsts)
-                held = {change.name: change.original for change in self.replacements}
+                held = {
+                    change.name: change.original
+                    for change in self.replacements
+                    if isinstance(change, Replacement)
+                }
                 originals = {name: held[name] for name in firsts}
                 inputs = PairedInputs(self.module, originals, batches, self.replacements, once)
                 for name, group in zip(firsts, sweep, strict=True):

@@ -2,25 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ModelError
 from lrcompress.layers import LayerSpec, replace_, share_hooks_
+from lrcompress.network.other_weights import other_weights, round_others_
 from lrcompress.structures import Factors, Structure
 from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorizedHead, TiedHead
 
 
+class Change(ABC):
+    """A part of a network that has an original and a compressed state."""
+
+    @abstractmethod
+    def show_original_(self, module: nn.Module) -> None: ...
+
+    @abstractmethod
+    def show_compressed_(self, module: nn.Module) -> None: ...
+
+
 @dataclass(frozen=True, eq=False)
-class Replacement:
+class Replacement(Change):
     """A module and its replacement under the same name."""
 
     name: str
     original: nn.Module
     replacement: nn.Module
+
+    def show_original_(self, module: nn.Module) -> None:
+        replace_(module, self.name, self.original)
+
+    def show_compressed_(self, module: nn.Module) -> None:
+        replace_(module, self.name, self.replacement)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedParameter(Change):
+    """A parameter that keeps its place and takes rounded values."""
+
+    parameter: nn.Parameter
+    original: Tensor
+    rounded: Tensor
+
+    @torch.no_grad()
+    def show_original_(self, module: nn.Module) -> None:
+        self.parameter.copy_(self.original)
+
+    @torch.no_grad()
+    def show_compressed_(self, module: nn.Module) -> None:
+        self.parameter.copy_(self.rounded)
+
+
+def round_other_weights_(
+    module: nn.Module, layers: Collection[str], format: str
+) -> tuple[RoundedParameter, ...]:
+    """Round the weights that none of the layers holds; see network/other_weights.py."""
+    weights = other_weights(module, layers)
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    round_others_(module, layers, format)
+    return tuple(
+        RoundedParameter(weight, before[name], weight.detach().clone())
+        for name, weight in weights.items()
+    )
 
 
 def install_(
@@ -76,22 +125,22 @@ def stand_in(
     return built
 
 
-def show_originals_(module: nn.Module, replacements: Iterable[Replacement]) -> None:
+def show_originals_(module: nn.Module, replacements: Iterable[Change]) -> None:
     """Make the network compute with its dense layers again, without copying.
 
     A tied head, which holds the embedding's replacement, leaves the network before it: `replace_`
     would put the dense embedding into the head as well, where nothing takes it out again.
     """
     for change in reversed(tuple(replacements)):
-        replace_(module, change.name, change.original)
+        change.show_original_(module)
 
 
 @contextmanager
-def showing_originals(module: nn.Module, replacements: Iterable[Replacement]) -> Iterator[None]:
+def showing_originals(module: nn.Module, replacements: Iterable[Change]) -> Iterator[None]:
     """Context in which the network computes with its dense layers."""
     show_originals_(module, replacements)
     try:
         yield
     finally:
         for change in replacements:
-            replace_(module, change.name, change.replacement)
+            change.show_compressed_(module)

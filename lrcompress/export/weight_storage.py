@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,14 +16,19 @@ from lrcompress.graph.quantised import (
     needed_opset,
     store_weights_,
 )
+from lrcompress.network.other_weights import others_format
 from lrcompress.structures.stored_codes import StoredWeight, stored_weights
 
 
 @dataclass(frozen=True, eq=False)
 class WeightStorage:
-    """weights: by every name of their parameter; a tied one has several."""
+    """weights: by every name of their parameter; a tied one has several.
+
+    others: the format of weights that no layer holds.
+    """
 
     weights: Mapping[str, StoredWeight]
+    others: str = "fp32"
 
     @classmethod
     def of(cls, module: nn.Module, provider: str) -> WeightStorage:
@@ -32,7 +37,10 @@ class WeightStorage:
         check_provider(stored.values(), provider)
         named = dict(plain_copy(module).named_parameters(remove_duplicate=False))
         by_id = {id(named[name]): weight for name, weight in stored.items()}
-        return cls({name: by_id[id(p)] for name, p in named.items() if id(p) in by_id})
+        return cls(
+            {name: by_id[id(p)] for name, p in named.items() if id(p) in by_id},
+            others_format(module),
+        )
 
     def opset(self, requested: int) -> int:
         """Return the requested opset, or the first one that has the formats."""
@@ -46,4 +54,4 @@ class WeightStorage:
 
     def store_(self, model: Any, options: StorageOptions) -> StorageResult:
         """Let the graph read the weights as they are stored. It must hold them as plain floats."""
-        return store_weights_(model, self.weights, options)
+        return store_weights_(model, self.weights, replace(options, others=self.others))

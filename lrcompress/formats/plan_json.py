@@ -66,6 +66,7 @@ def plan_to_json(plan: Plan) -> str:
             "bytes": _total(plan.dense_bytes, plan.bytes),
         },
         "predicted_loss": plan.predicted_loss,
+        **({"others_loss": plan.others_loss} if plan.others_loss else {}),
         "lower_bound": plan.lower_bound,
         "optimality_gap": plan.optimality_gap,
         "proven_for": plan.proven_for,
@@ -228,6 +229,8 @@ def _also(plan: Plan) -> dict[str, Any]:
 
 def _other_options(options: PlanOptions) -> dict[str, Any]:
     left_out = {"metric", "allocator"}
+    if options.others in (None, "fp32"):
+        left_out.add("others")
     if options.network_time is None:
         left_out.add("network_time")
     return {k: v for k, v in to_json(options).items() if k not in left_out}

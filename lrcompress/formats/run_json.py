@@ -59,6 +59,7 @@ class RunRecord:
     source_fingerprint: str  # of the module that was compressed
     precision: str  # dtype of the weights, or "mixed"
     layers: tuple[RunLayer, ...]
+    others: str = "fp32"  # format in which a graph stores weights that no layer holds
     conversions: tuple[Conversion, ...] = ()  # made before the layers were replaced
     unconverted_fingerprint: str = ""  # of the module before the conversions, if there are any
     source_identity: ModelIdentity | None = None  # of the module that was compressed

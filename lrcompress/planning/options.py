@@ -9,6 +9,7 @@ from math import isfinite
 from lrcompress.errors import PlanError
 from lrcompress.messages import shown
 from lrcompress.metrics import METRICS
+from lrcompress.network.other_weights import OTHER_FORMATS
 from lrcompress.number_formats import parse_format
 from lrcompress.planning.allocators import ALLOCATORS
 from lrcompress.planning.network_time import NetworkTime
@@ -28,6 +29,7 @@ class PlanOptions:
     min_rank: int = 1
     structures: tuple[str, ...] = ()  # allowed ones; empty: all that the profile has curves of
     formats: tuple[str, ...] = ()  # allowed number formats; empty: see `allowed_formats`
+    others: str | None = None  # format of weights that no layer holds; None: see `others_choices`
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     provider: str = "cpu"  # for latency lookups
@@ -50,6 +52,7 @@ class PlanOptions:
         for kind, names, accepted in (
             ("structure", self.structures, [*STRUCTURES]),
             ("allocator", (self.allocator,), [*ALLOCATORS]),
+            ("format of other weights", (self.others,), [*OTHER_FORMATS]),
             ("metric", (self.metric, self.loss_metric), [*METRICS]),
         ):
             for name in names:

@@ -14,6 +14,7 @@ from lrcompress.planning.latency import Latencies
 from lrcompress.planning.latency_remarks import latency_remarks
 from lrcompress.planning.limit import Limit, Spent
 from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.others import others_loss
 from lrcompress.planning.request import PlanRequest
 from lrcompress.structures import Structure
 
@@ -58,6 +59,7 @@ class Plan:
     also: tuple[Spent, ...] = ()  # the budgets besides the first one
     lower_bound: float | None = None  # proven: no plan of the listed choices loses less
     optimality_gap: float | None = None  # (predicted_loss - lower_bound) / lower_bound
+    others_loss: float = 0.0  # measured, of the other weights in their format; not in the sums
     proven_for: str = ""  # digest of the bound and the allocation problem that it was proven for
     warnings: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
@@ -161,6 +163,7 @@ def assemble(
         limit=spent[0].limit,
         also=spent[1:],
         lower_bound=lower_bound,
+        others_loss=others_loss(profile, options),
         proven_for="" if lower_bound is None else proven_for,
         optimality_gap=_gap(loss, lower_bound, whole),
         warnings=(

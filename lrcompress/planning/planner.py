@@ -15,6 +15,7 @@ from lrcompress.planning.joint_allocator import allocate_jointly, allocate_mixed
 from lrcompress.planning.joint_problem import JointProblem
 from lrcompress.planning.limit import Limit
 from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.others import others_choices, with_others
 from lrcompress.planning.plan import Plan, assemble
 from lrcompress.planning.problem import Allocation, Problem
 from lrcompress.planning.request import PlanRequest, plan_request
@@ -43,6 +44,22 @@ def plan(
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)
     check_formats(profile, budgets, options)
+    choices = others_choices(profile, budgets, options)
+    found, refused = [], None
+    for format in choices:
+        try:
+            found.append(_planned(profile, budgets, with_others(options, format)))
+        except BudgetError as error:
+            refused = error  # the last one is of the smallest format
+    if not found:
+        assert refused is not None
+        raise refused
+    return min(found, key=lambda made: made.predicted_loss + made.others_loss)
+
+
+def _planned(profile: Profile, budgets: Sequence[Budget], options: PlanOptions) -> Plan:
+    """Return the plan with one format of the other weights."""
+    assert options.allocator is not None
     request = plan_request(profile, budgets, options)
     latencies = request.latencies()
     problem = request.problem(latencies)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lrcompress.errors import PlanError
 from lrcompress.messages import listed
@@ -15,6 +15,7 @@ from lrcompress.planning.latency import Latencies, latency_table
 from lrcompress.planning.layer_filter import reasons_to_skip
 from lrcompress.planning.limit import Limit
 from lrcompress.planning.options import PlanOptions
+from lrcompress.planning.others import FP32, saved_bytes, with_others
 from lrcompress.planning.problem import Problem, pose
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.structures import STRUCTURES, Dense
@@ -100,6 +101,8 @@ def plan_request(profile: Profile, budgets: Sequence[Budget], options: PlanOptio
             pattern of the options matches no layer; or two budgets limit the same.
     """
     options = options.resolved(profile)
+    if options.others is None:
+        options = with_others(options, FP32)
     profile = profile.corrected(options.corrections)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     _check(profile, budgets)
@@ -115,12 +118,14 @@ def plan_request(profile: Profile, budgets: Sequence[Budget], options: PlanOptio
         )
         for layer in profile.layers
     }
-    fixed = _fixed_costs(profile, options)
+    others = _fixed_costs(profile, options)
+    fixed = replace(others, bytes=others.bytes - saved_bytes(profile, options))
     limits = []
     for budget in budgets:
         whole, kind = budget.scope == "total", budget.kind
         stays = fixed.plus(dense[name] for name in skipped) if whole else NOTHING
-        counted = stays.plus(choice for name, choice in dense.items() if name not in skipped)
+        open_layers = (choice for name, choice in dense.items() if name not in skipped)
+        counted = others.plus(dense.values()) if whole else NOTHING.plus(open_layers)
         total = counted.of(kind)
         if total == 0:
             data = kind in ("flops", "latency")
@@ -134,7 +139,7 @@ def plan_request(profile: Profile, budgets: Sequence[Budget], options: PlanOptio
         limits=tuple(limits),
         options=options,
         skipped=skipped,
-        dense=fixed.plus(dense.values()),
+        dense=others.plus(dense.values()),
         fixed=fixed,
     )
 

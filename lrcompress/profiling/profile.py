@@ -42,6 +42,19 @@ class CurvePoint:
     loss: float
 
 
+@dataclass(frozen=True)
+class OtherWeights:
+    """The large weights that no layer holds; see network/other_weights.py.
+
+    bytes, losses: by format; the losses are measured on the network's output, per example.
+    """
+
+    names: tuple[str, ...]
+    params: int
+    bytes: Mapping[str, int]
+    losses: Mapping[str, float]
+
+
 Curves = tuple[tuple[CurvePoint, ...], ...]
 
 
@@ -120,6 +133,7 @@ class Profile:
     degenerate: tuple[str, ...] = field(default=(), kw_only=True)  # why the data are degenerate
     thin: tuple[str, ...] = field(default=(), kw_only=True)  # why the data cover only a part
     readout: Readout | None = None  # what is measured; None without data, and in old profiles
+    others: OtherWeights | None = None  # None: there are none, or no format was asked for
     identity: ModelIdentity | None = None  # of the model; None in old profiles
     warnings: tuple[str, ...] = ()
     moments: MomentStore = field(default_factory=dict, repr=False)

@@ -32,6 +32,7 @@ from lrcompress.profiling.layer_work import LayerWork, layer_cost
 from lrcompress.profiling.left_alone import left_alone_warning
 from lrcompress.profiling.moment_sink import MemorySink, MomentSink
 from lrcompress.profiling.options import ProfileOptions
+from lrcompress.profiling.other_losses import measure_others
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.replaceable_layers import replaceable_layers
 from lrcompress.profiling.trials import plan_trials
@@ -220,6 +221,9 @@ def _with_data(
             f"the work of {listed(work_per_example.uncounted)} is not counted: no formula for it "
             "is known, so the FLOPs are those of the rest"
         )
+    rounded = None
+    if options.formats and trials is not None:
+        rounded = measure_others(module, [layer.name for layer in layers], trials.held_out)
     unseen_work = unexercised_doubt(work.unexercised, [p.spec for p in layers])
     return Profile(
         layers=tuple(layers),
@@ -241,6 +245,7 @@ def _with_data(
         pooling=readout.pooling,
         readout=readout,
         degenerate=useless,
+        others=rounded,
         thin=() if useless else (*repeated, *unseen_work),
         warnings=(*warnings, *left_alone_warning(left_alone, found.total_params)),
         moments=sink.finish(),

@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 
 from torch import Tensor
 
+from lrcompress.layers import LeftAlone
 from lrcompress.planning.choices import low_rank_loss
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.profile import LayerProfile, Profile
@@ -27,8 +28,19 @@ def layer_reports(profile: Profile, plan: Plan | None) -> tuple[LayerReport, ...
 
 
 def left_alone_reports(profile: Profile, plan: Plan | None) -> tuple[LeftAloneReport, ...]:
-    """Return the layers left alone, and those that the plan keeps for a reason, largest first."""
-    found = [LeftAloneReport(x.name, x.kind, x.params, x.reason) for x in profile.left_alone]
+    """Return the layers left alone, and those that the plan keeps for a reason, largest first.
+
+    The reason tells whether weights are stored in another format all the same.
+    """
+    format = None if plan is None else plan.options.others
+    others = profile.others if format not in (None, "fp32") else None
+    names = () if others is None else others.names
+
+    def reason(item: LeftAlone) -> str:
+        stored = any(name.startswith(f"{item.name}." * bool(item.name)) for name in names)
+        return f"{item.reason}; stored in {format}" if stored else item.reason
+
+    found = [LeftAloneReport(x.name, x.kind, x.params, reason(x)) for x in profile.left_alone]
     for layer in () if plan is None else plan.layers:
         kept = layer.structure
         if isinstance(kept, Dense) and kept.reason:

@@ -21,6 +21,7 @@ from lrcompress.network.batches import Batch
 from lrcompress.network.function_sketch import sketch_function
 from lrcompress.network.identity import ModelIdentity
 from lrcompress.network.made_up_inputs import record_inputs
+from lrcompress.network.other_weights import others_format
 from lrcompress.paths import expanded
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.sources.loaded_model import LoadedModel
@@ -64,6 +65,7 @@ def save_compressed(
         source_fingerprint=plan.model_fingerprint,
         precision=precision(module),
         layers=(*earlier, *(_layer(module, planned) for planned in plan.layers)),
+        others=others_format(module),
         conversions=converted.conversions,
         unconverted_fingerprint=converted.unconverted_fingerprint,
         source_identity=identity,

@@ -22,6 +22,7 @@ from lrcompress.formats.weights import fill_, opened_safetensors
 from lrcompress.layers import LayerSpec, describe
 from lrcompress.messages import label
 from lrcompress.network.function_sketch import function_differs
+from lrcompress.network.other_weights import OTHER_FORMATS, remember_others_
 from lrcompress.sources.bounds import Size
 from lrcompress.sources.factory import call_factory, permit_factory
 from lrcompress.sources.huggingface import empty_module
@@ -42,6 +43,11 @@ def load_run(
         ModelError, PlanError: the folder is incomplete, damaged, edited wrongly or unsafe.
     """
     record = read_record(folder)
+    if record.others not in OTHER_FORMATS:
+        raise ModelError(
+            f"{folder / RECORD_NAME}: others: {label(record.others)} is not one of "
+            f"{', '.join(OTHER_FORMATS)}; undo the edit"
+        )
     if "remote_code" in record.reference.details and not trust_remote_code:
         raise ModelError(f"{folder}: {UNTRUSTED}")
     if record.reference.kind == "factory":
@@ -62,6 +68,7 @@ def load_run(
         fill_(module, file.keys(), file.get_tensor, weights, keep_dtype=True)
     module = ready_(module, weights)
     _check_function(module, record, folder)
+    remember_others_(module, record.others)
     return LoadedModel(
         module=module,
         reference=ModelReference("run", text, record.reference.details),

@@ -15,6 +15,7 @@ from lrcompress.messages import listed
 from lrcompress.network.batches import Batches, batch_size
 from lrcompress.network.call import frozen
 from lrcompress.network.held_out_divergence import HeldOutDivergence, held_out_divergence
+from lrcompress.network.other_weights import stored_others
 from lrcompress.network.readout_search import find_readout
 from lrcompress.network.token_noise import TokenNoise, find_noise
 from lrcompress.tuning.adapters import ADAPTERS
@@ -106,12 +107,16 @@ def check_names(options: TuneOptions) -> None:
 def parameters_of(
     module: nn.Module, layers: Sequence[str], scope: Scope
 ) -> dict[str, nn.Parameter]:
-    """Return the parameters to train, by name; a shared parameter appears once."""
+    """Return the parameters to train, by name; a shared parameter appears once.
+
+    Weights that no layer holds stay as they are where the graph stores them in another format.
+    """
+    stored = {id(p) for p in stored_others(module).values()}
     inside = {id(p) for name in layers for p in module.get_submodule(name).parameters()}
     return {
         name: p
         for name, p in module.named_parameters()
-        if p.is_floating_point()
+        if p.is_floating_point() and id(p) not in stored
         if scope == "all" or id(p) in inside or (scope == "vectors" and p.dim() <= 1)
     }
 

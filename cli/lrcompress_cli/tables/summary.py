@@ -79,8 +79,17 @@ def _plan_line(result: RunResult) -> Text:
     how = "changed" if rounded else "factored"
     return cell(
         f"budget {result.report.budget}: {len(changed)} of {len(plan.layers)} layers {how}"
-        f"{structures_taken(changed)} ({plan.metric} metric, {plan.allocator} allocation{proven})"
+        f"{structures_taken(changed)}{_others_taken(result)} ({plan.metric} metric, "
+        f"{plan.allocator} allocation{proven})"
     )
+
+
+def _others_taken(result: RunResult) -> str:
+    """ "; other weights (264 k parameters) in int8"; empty if they stay as they are."""
+    format, others = result.plan.options.others, result.profile.others
+    if others is None or format in (None, "fp32"):
+        return ""
+    return f"; other weights ({count(others.params)} parameters) in {format}"
 
 
 def structures_taken(layers: Sequence[PlannedLayer]) -> str:

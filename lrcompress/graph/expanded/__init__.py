@@ -13,7 +13,7 @@ from typing import Any
 
 from lrcompress.graph.expanded.dequantize_linear import dequantize_linear
 from lrcompress.graph.expanded.expansion import Expansion, ReadWeight
-from lrcompress.graph.expanded.folded import matmul
+from lrcompress.graph.expanded.folded import folded_inputs
 from lrcompress.graph.expanded.integer_products import (
     dynamic_quantize_matmul,
     matmul_integer,
@@ -31,7 +31,6 @@ RULES: Mapping[tuple[str, str], Callable[[Expansion, Any], None]] = {
     ("", "MatMulInteger"): matmul_integer,
     ("", "DequantizeLinear"): dequantize_linear,
     ("", "Gather"): gather,
-    ("", "MatMul"): matmul,
 }
 
 
@@ -43,9 +42,7 @@ def expand_(model: Any) -> tuple[ReadWeight, ...]:
     for graph in model.graphs():
         expansion = Expansion(model, graph)
         for node in list(graph):
-            rule = RULES.get((node.domain, node.op_type))
-            if rule is not None:
-                rule(expansion, node)
+            RULES.get((node.domain, node.op_type), folded_inputs)(expansion, node)
         found += expansion.found
     if found:
         passes.RemoveUnusedNodesPass()(model)

@@ -1,23 +1,32 @@
-"""A product with a weight that is computed from codes by constant operators."""
+"""Weights that constant operators compute from our codes when a session opens the file."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lrcompress.graph.constant_values import array_of, is_constant, reader, root_name
-from lrcompress.graph.expanded.expansion import CODES, Expansion, input_of
+from lrcompress.graph.expanded.expansion import CODES, Expansion
+
+TRANSPOSING = ("MatMul",)  # operators that read a weight of a layer, in columns first
 
 
-def matmul(expansion: Expansion, node: Any) -> None:
-    """Give a MatMul whose right-hand side is computed from our codes a float initializer."""
-    value = input_of(node, 1)
-    if value is None or value.const_value is not None or not root_name(value).endswith(CODES):
+def folded_inputs(expansion: Expansion, node: Any) -> None:
+    """Give a node that reads such a weight a float initializer."""
+    if is_constant(node.outputs[0]):
         return
-    if not is_constant(value):
-        return
-    shape = array_of(value).shape if value.shape is None else tuple(map(int, value.shape))
+    for index, value in enumerate(node.inputs):
+        if value is None or value.const_value is not None or not is_constant(value):
+            continue
+        if not root_name(value).endswith(CODES):
+            continue
+        shape = array_of(value).shape if value.shape is None else tuple(map(int, value.shape))
+        weight = expansion.weight(
+            value, reader_of(value), shape, node, dtype=value.dtype,
+            suffix=".T" if node.op_type in TRANSPOSING else "",
+        )  # fmt: skip
+        node.replace_input_with(index, weight)
+
+
+def reader_of(value: Any) -> Any:
     read = reader(value)
-    weight = expansion.weight(
-        value, lambda: read(None), shape, node, dtype=value.dtype, suffix=".T"
-    )
-    node.replace_input_with(1, weight)
+    return lambda: read(None)

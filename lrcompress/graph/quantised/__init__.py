@@ -17,6 +17,7 @@ from lrcompress.graph.quantised.gather_block_quantized import gather_block_quant
 from lrcompress.graph.quantised.gather_rows import gather_rows_
 from lrcompress.graph.quantised.layout import Layout
 from lrcompress.graph.quantised.matmul_nbits import matmul_nbits_
+from lrcompress.graph.quantised.other_constants import store_others_
 from lrcompress.graph.quantised.storage import Context, Operators, Products, StorageOptions
 from lrcompress.graph.quantised.uses import Consumer, Use, uses_of
 from lrcompress.graph.quantised.weight_constants import WeightConstants
@@ -112,6 +113,9 @@ def store_weights_(
             used[recipe.__name__.rstrip("_")] += 1
         constants.remove_plain_()
         formats[weight.name] = str(weight.format)
+    others = store_others_(context, options.others)
+    if others:
+        used[f"other weight in {options.others}"] += others
     note = ", ".join(f"{count} {recipe}" for recipe, count in used.most_common())
     return StorageResult("store_weights", sum(used.values()), note and f"stored: {note}", formats)
 

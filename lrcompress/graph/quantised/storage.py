@@ -23,6 +23,8 @@ class StorageOptions:
     products: of weights in codes. "rounded": the kernels round their inputs to 8 bits by blocks.
         "exact": they compute in float32. "auto": weights of 8 bits exactly, others rounded.
 
+    others: the format of weights that no layer holds, fp32, fp16 or int8 (other_constants.py).
+
     Rounding an input to 8 bits costs about what rounding the weight to 8 bits costs, and little
     beside 4 bits. MiniLM in int8/128: the mean cosine of its embeddings to the dense ones is .9991
     rounded and .9998 exact; in int4/32 .97366 and .97370. The kernels of 8 bits are slow in float32
@@ -33,6 +35,7 @@ class StorageOptions:
 
     operators: Operators = "contrib"
     products: Products = "auto"
+    others: str = "fp32"
 
     def is_exact(self, bits: int) -> bool:
         """Whether products with codes of so many bits compute in float32."""
