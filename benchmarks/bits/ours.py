@@ -100,7 +100,14 @@ VARIANTS: Mapping[str, Variant] = {
     one.name: one
     for one in (
         Variant("ours", "ours", "auto", file_sizes(8, "bytes=19500000", *LATENCIES), not_in=LARGE),
-        Variant("ours-large", "ours", "auto", file_sizes(3, "bytes=14%"), only_in=LARGE),
+        Variant(
+            "ours-large",
+            "ours",
+            "fp32,int8/128,int4/32,int4/128",
+            file_sizes(3, "bytes=14%"),
+            profile=("--max-memory", "8GB", "--max-examples", "16"),
+            only_in=LARGE,
+        ),
         Variant(
             "ours-encoder",
             "ours",
