@@ -34,6 +34,7 @@ from lrcompress.profiling.moment_sink import MemorySink, MomentSink
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.replaceable_layers import replaceable_layers
+from lrcompress.profiling.stored_formats import refuse_stored_formats
 from lrcompress.profiling.trials import plan_trials
 from lrcompress.profiling.unexercised_layers import unexercised_doubt, unexercised_warning
 from lrcompress.profiling.unseen_classes import unseen_classes
@@ -64,7 +65,8 @@ def profile(
 
     Raises:
         PlanError: a number format that is unknown.
-        ModelError: weights or outputs that are not finite, or a model with nothing to compress.
+        ModelError: weights or outputs that are not finite, weights that are already stored in
+            number formats, or a model with nothing to compress.
         DataError: batches that are empty or that the model cannot run.
     """
     if options.metric is not None and options.metric not in METRICS:
@@ -74,6 +76,7 @@ def profile(
         raise DataError(f"structure {unknown[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
     for text in options.formats:
         parse_format(text)
+    refuse_stored_formats(module)
     _check_same(module, batches)
     bad = first_nonfinite(module)
     if bad is not None:
