@@ -211,9 +211,9 @@ def _spent(request: PlanRequest, limit: Limit, choices: Sequence[Choice], totals
 def _remarks(request: PlanRequest, spent: Sequence[Spent], loss: float) -> tuple[str, ...]:
     """Return warnings if the plan exceeds a budget or leaves a part of all of them unused."""
     over = tuple(
-        f"the plan needs {amount_in_words(one.budget.kind, one.cost)}, above its budget of "
-        f"{amount_in_words(one.budget.kind, one.limit)} ({one.budget})"
-        for one in spent
+        f"the plan needs {amount_in_words(one.budget.kind, one.cost, limit.dense)}, above its "
+        f"budget of {amount_in_words(one.budget.kind, one.limit, limit.dense)} ({one.budget})"
+        for one, limit in zip(spent, request.limits, strict=True)
         if one.cost > one.limit
     )
     if over:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -169,10 +169,12 @@ def choose_plan(
         dense = DenseGraph(inputs.loaded.model.module, inputs.example, options.export, scratch)
         asked = options.plan
         size = None
+        timer = plan_timer(dense, profile, options, store or NoCheckpoints())
+        if timer is not None:  # before any plan: without its time the layers count by their FLOPs
+            asked = replace(asked, network_time=timer.time)
         if any(budget.kind == "bytes" for budget in options.budgets):
             size = FileSize(dense, profile)
             asked = size.options(options.budgets, asked, file_overhead(inputs, dense))
-        timer = plan_timer(dense, profile, options, store or NoCheckpoints())
         if timer is not None:
             asked = timer.corrected(options.budgets, asked)
         made, facts = _chosen(inputs, asked, progress, store)
