@@ -87,7 +87,8 @@ def layer_choices(
         found = [x for x in found if not latencies.is_slower(x[0], spec)]
     if not plain and found:
         return tuple(_choice(layer, *x, bytes_per_param, latencies) for x in found)
-    dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
+    named = [text for text in formats if text not in stored]
+    dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted, named))
     return tuple(
         _choice(layer, structure, loss, bytes_per_param, latencies)
         for structure, loss in [*found, (dense, 0.0)]
@@ -261,10 +262,14 @@ def _allowed(structure: Structure, layer: LayerProfile, multiple_of: int, min_ra
     return structure.weight_params(layer.spec) < layer.spec.weight_params
 
 
-def _reason_without_choice(spec: LayerSpec, smallest: int, wanted: Collection[str]) -> str:
+def _reason_without_choice(
+    spec: LayerSpec, smallest: int, wanted: Collection[str], formats: Collection[str]
+) -> str:
+    formatless = f"; it takes none of the formats {', '.join(formats)}" if formats else ""
     if "low_rank" not in wanted:
-        return f"no loss curve of {', '.join(wanted)} for a layer of this kind and shape"
+        curves = f"no loss curve of {', '.join(wanted)} for a layer of this kind and shape"
+        return curves + formatless
     return (
         f"the smallest allowed rank, {smallest}, is not below break-even "
-        f"({spec.out_features} x {spec.in_features}: rank {spec.break_even_rank})"
+        f"({spec.out_features} x {spec.in_features}: rank {spec.break_even_rank}){formatless}"
     )

@@ -81,7 +81,12 @@ def profile(
     bad = first_nonfinite(module)
     if bad is not None:
         raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
-    found = describe(module) if not batches else replaceable_layers(module, batches[0])
+    formats = bool(options.formats)
+    found = (
+        replaceable_layers(module, batches[0], formats=formats)
+        if batches
+        else describe(module, formats=formats)
+    )
     if not found.layers:
         why = "".join(f" ({x.name or x.kind}: {x.reason})" for x in found.left_alone[:1])
         raise ModelError(

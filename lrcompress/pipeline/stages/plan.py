@@ -222,7 +222,7 @@ def read_plan(path: Path, profile: Profile) -> Plan:
 
 def check_plan_file(path: Path, module: nn.Module) -> None:
     """Raise PlanError for faults in a plan that can be found before profiling."""
-    _from_file(path, lambda text: check_plan(text, describe(module).layers))
+    _from_file(path, lambda text: check_plan(text, describe(module, formats=True).layers))
 
 
 def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
