@@ -189,7 +189,7 @@ def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[
         f"the profile has no loss curve for {listed(names)}: {how}; compress measures the loss"
         for names, how in (
             (sizes, "predicted as low rank of the same size"),
-            (formats, "predicted from the number of bits"),
+            (formats, "predicted from the formats that were measured"),
         )
         if names
     )

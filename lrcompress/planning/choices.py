@@ -9,10 +9,11 @@ from math import exp, isfinite, log
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
-from lrcompress.number_formats import CastFormat
+from lrcompress.number_formats import CastFormat, Format
 from lrcompress.planning.budget import Costs
 from lrcompress.planning.default_formats import STORED_IN
 from lrcompress.planning.format_losses import losses_in_formats
+from lrcompress.planning.format_prediction import predicted_loss
 from lrcompress.planning.latency import Latencies
 from lrcompress.planning.ranks import default_ranks
 from lrcompress.profiling.profile import LayerProfile
@@ -185,8 +186,7 @@ def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> f
     """Return the loss of a structure in formats.
 
     Factors in several formats lose at most what they lose in the worst of them. Without a curve,
-    the loss is that of the structure and, to bound the rounding, what the layer is worth per level
-    of the coarsest format, squared.
+    the loss is that of the structure, and what the dense weight loses in the worst format.
     """
     texts = [str(format) for format in structure.formats]
     known = dict(losses_in_formats(layer, metric, {structure.format_text, *texts}))
@@ -195,10 +195,18 @@ def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> f
     alone = [Quantised(structure.structure, (format,)) for format in structure.formats]
     if all(one in known for one in alone):
         return max(known[one] for one in alone)
+    dense = [Quantised(Dense(), (format,)) for format in structure.formats]
+    rounding = max(
+        known[one] if one in known else _predicted_in_format(layer, metric, one.formats[0])
+        for one in dense
+    )
     inner = choice_of(layer, metric, structure.structure).loss
-    removal = layer.loss_of_removal(metric)
-    bits = min(format.bits_per_weight for format in structure.formats)
-    return inner + removal * float(2.0 ** (-2 * bits))
+    return inner + rounding
+
+
+def _predicted_in_format(layer: LayerProfile, metric: str, format: Format) -> float:
+    loss = predicted_loss(layer, metric, format)
+    return loss * layer.correction_of_loss(metric, loss) if layer.is_corrected(metric) else loss
 
 
 def _loss_at_rank(layer: LayerProfile, metric: str, rank: int) -> float:
