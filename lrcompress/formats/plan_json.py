@@ -13,6 +13,7 @@ from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
 from lrcompress.planning.budget import Budget, Scope, parsed_budgets
 from lrcompress.planning.choices import Choice, choice_of, is_measured
+from lrcompress.planning.format_range import check_range
 from lrcompress.planning.layer_filter import close_names
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import SCHEMA_VERSION, Plan, PlannedLayer, assemble
@@ -135,6 +136,7 @@ def plan_as(
         proven = problem.proof(lower_bound) == proven_for
         kept = all(isinstance(structures[name], Dense) for name in request.skipped)
         lower_bound = lower_bound if proven and kept and problem.offers(structures) else None
+    check_range(profile, options.curves, structures)
     choices = [
         choice_of(
             layer,

@@ -14,6 +14,7 @@ from lrcompress.planning.budget import Costs
 from lrcompress.planning.default_formats import STORED_IN
 from lrcompress.planning.format_losses import losses_in_formats
 from lrcompress.planning.format_prediction import predicted_loss
+from lrcompress.planning.format_range import beyond, out_of_range
 from lrcompress.planning.latency import Latencies
 from lrcompress.planning.ranks import default_ranks
 from lrcompress.profiling.profile import LayerProfile
@@ -89,7 +90,11 @@ def layer_choices(
     if not plain and found:
         return tuple(_choice(layer, *x, bytes_per_param, latencies) for x in found)
     named = [text for text in formats if text not in stored]
-    dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted, named))
+    outside = [] if rounded else out_of_range(layer, metric, named)
+    if outside:
+        dense = Dense(f"its values are {beyond(outside)}")
+    else:
+        dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted, named))
     return tuple(
         _choice(layer, structure, loss, bytes_per_param, latencies)
         for structure, loss in [*found, (dense, 0.0)]
