@@ -128,7 +128,7 @@ def test_an_edited_format_is_carried_out(finished: tuple[Path, RunResult], tmp_p
     wanted = {
         "up": {"type": "dense", "format": "int8-dynamic"},
         "down": {"type": "low_rank", "rank": 20, "format": "int8, fp16"},
-        "head": {"type": "dense", "format": "stored"},
+        "head": {"type": "low_rank", "rank": 7, "format": "fp32, int8"},
     }
     for row in plan["layers"]:
         row["structure"] = wanted[row["name"]]
@@ -145,7 +145,8 @@ def test_an_edited_format_is_carried_out(finished: tuple[Path, RunResult], tmp_p
     module = lrcompress.load(tmp_path / "run")
     formats = {stored.name: str(stored.format) for stored in stored_weights(module)}
     assert formats == {"up.weight": "int8-dynamic", "down.up.weight": "int8/128",
-                       "down.down.weight": "fp16"}  # fmt: skip
+                       "down.down.weight": "fp16", "head.up.weight": "fp32",
+                       "head.down.weight": "int8/128"}  # fmt: skip
     assert any("predicted" in w and "down" in w for w in result.report.warnings)
     x = batches()[0]["x"]
     with torch.no_grad():

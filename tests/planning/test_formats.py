@@ -14,7 +14,7 @@ from synthetic import layer, profile, spec
 from lrcompress.errors import PlanError
 from lrcompress.formats.plan_json import check_plan, plan_from_json, plan_to_json
 from lrcompress.layers import LayerSpec
-from lrcompress.number_formats import Fp16, Int4, Int8, Int8Dynamic, parse_format
+from lrcompress.number_formats import Fp16, Fp32, Int4, Int8, Int8Dynamic, parse_format
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.choices import (
     Choice,
@@ -336,6 +336,11 @@ def edited(text: str, name: str, structure: object) -> str:
         ({"type": "dense", "format": "fp16"}, Quantised(Dense(), (Fp16(),))),
         ({"type": "dense", "format": "stored"}, Dense()),
         ({"type": "dense"}, Dense()),
+        ({"type": "low_rank", "rank": 8, "format": "stored, stored"}, LowRank(8)),
+        (
+            {"type": "low_rank", "rank": 8, "format": "fp32, int4"},
+            Quantised(LowRank(8), (Fp32(), Int4())),
+        ),
         (
             {"type": "low_rank", "rank": 8, "format": "int8, int4/32"},
             Quantised(LowRank(8), (Int8(), Int4())),
@@ -378,6 +383,10 @@ def test_factors_in_two_formats_lose_as_in_the_coarser_one(made: Profile) -> Non
         ({"type": "dense", "format": "int5"}, r"l\.1: format \"int5\" is not one of"),
         ({"type": "dense", "format": "int4/7"}, r"l\.1: format .*write int4/32"),
         ({"type": "dense", "format": 4}, r"l\.1: format must be a text"),
+        (
+            {"type": "low_rank", "rank": 8, "format": "stored, int4/32"},
+            r'l\.1: "stored" is for all factors of a layer, .*: fp32, fp16 or bf16$',
+        ),
         ({"type": "dense", "format": "int4, int8"}, r"l\.1: 2 formats for 1 factors of dense"),
         (
             {"type": "monarch", "rank": 2, "blocks": 4, "format": "int4"},
