@@ -121,6 +121,48 @@ def test_operators_are_those_that_were_asked_for(case):
     assert any("opset 21" in note for note in report.notes) == blocked
 
 
+def test_a_note_names_the_weights_and_what_reads_them(case):
+    text, operators, _, report = case
+    (note,) = (note for note in report.notes if note.startswith("weights in number formats: "))
+    said = note.removeprefix("weights in number formats: ").split("; ")
+    if text in ("fp16", "bf16"):
+        assert said == [
+            "Cast makes table.weight, tied_table.weight, query.weight and 13 more floats of the "
+            "graph's precision when the file is opened: smaller, not faster"
+        ]
+        return
+    assert said[-1].startswith("DequantizeLinear makes all of conv1.weight, conv2.weight, grouped.")
+    assert said[-1].endswith("floats in every run: smaller, not faster")
+    tables, tied = ("table.weight, tied_table.weight", "codes.codes.weight")
+    if operators == "contrib":
+        assert f"GatherBlockQuantized looks up rows of {tables}, {tied} and dequantises" in note
+    else:
+        assert f"Gather looks up rows of {tables}, {tied}, and only these rows" in note
+    if text == "int8-dynamic":
+        assert said[1].startswith(
+            "DynamicQuantizeLinear and MatMulInteger multiply inputs that are"
+        )
+        assert said[1].endswith("query.weight, key.weight, classes.weight and 3 more")
+    elif operators == "contrib":
+        assert said[0] == (
+            "MatMulNBits multiplies by the codes of tied_table.weight, query.weight, key.weight "
+            "and 6 more"
+        )
+    else:
+        assert said[0].startswith("DequantizeLinear and MatMul, which a session fuses to MatMulN")
+
+
+def test_a_weight_in_the_precision_of_the_graph_needs_no_note(tmp_path):
+    module = stored_network("fp16")
+    report = export_onnx(module, IDS, tmp_path / "half.onnx", ExportOptions("fp16"))
+    assert not any("number formats" in note for note in report.notes)
+    assert "Cast" not in {
+        node.op_type
+        for node in onnx.load(report.path).graph.node
+        if any("weight" in name for name in node.input)
+    }
+
+
 def test_no_weight_becomes_a_float_when_the_file_is_opened(case, tmp_path):
     text, _, module, report = case
     if text in ("fp16", "bf16"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from lrcompress.graph.quantised.gather_block_quantized import gather_block_quant
 from lrcompress.graph.quantised.gather_rows import gather_rows_
 from lrcompress.graph.quantised.layout import Layout
 from lrcompress.graph.quantised.matmul_nbits import matmul_nbits_
+from lrcompress.graph.quantised.note import note_on
 from lrcompress.graph.quantised.storage import AccuracyLevel, Context, Operators, StorageOptions
 from lrcompress.graph.quantised.uses import Consumer, Use, uses_of
 from lrcompress.graph.quantised.weight_constants import WeightConstants
@@ -96,7 +97,8 @@ def store_weights_(
     context = Context(model, options)
     recipes = RECIPES[options.operators]
     formats: dict[str, str] = {}
-    used: Counter[str] = Counter()
+    changes = 0
+    read: dict[Recipe, list[str]] = defaultdict(list)
     for name, weight in weights.items():
         value = model.graph.initializers.get(name)
         if value is None:
@@ -109,11 +111,12 @@ def store_weights_(
         constants = WeightConstants(context, weight, value, _layout(weight, chosen))
         for use, recipe in zip(uses, chosen, strict=True):
             recipe(use, constants, context)
-            used[recipe.__name__.rstrip("_")] += 1
+            changes += 1
+            if recipe is not cast_ or constants.cast() is not value:  # else it has the graph's type
+                read[recipe].append(weight.name)
         constants.remove_plain_()
         formats[weight.name] = str(weight.format)
-    note = ", ".join(f"{count} {recipe}" for recipe, count in used.most_common())
-    return StorageResult("store_weights", sum(used.values()), note and f"stored: {note}", formats)
+    return StorageResult("store_weights", changes, note_on(read), formats)
 
 
 def _layout(weight: StoredWeight, recipes: Collection[Recipe]) -> Layout:
