@@ -24,6 +24,7 @@ class WeightStorage:
     """weights: by every name of their parameter; a tied one has several."""
 
     weights: Mapping[str, StoredWeight]
+    provider: str
 
     @classmethod
     def of(cls, module: nn.Module, provider: str) -> WeightStorage:
@@ -32,7 +33,7 @@ class WeightStorage:
         check_provider(stored.values(), provider)
         named = dict(plain_copy(module).named_parameters(remove_duplicate=False))
         by_id = {id(named[name]): weight for name, weight in stored.items()}
-        return cls({name: by_id[id(p)] for name, p in named.items() if id(p) in by_id})
+        return cls({name: by_id[id(p)] for name, p in named.items() if id(p) in by_id}, provider)
 
     def opset(self, requested: int) -> int:
         """Return the requested opset, or the first one that has the formats."""
@@ -46,4 +47,4 @@ class WeightStorage:
 
     def store_(self, model: Any, options: StorageOptions) -> StorageResult:
         """Let the graph read the weights as they are stored. It must hold them as plain floats."""
-        return store_weights_(model, self.weights, options)
+        return store_weights_(model, self.weights, options, self.provider)

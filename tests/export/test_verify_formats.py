@@ -56,6 +56,16 @@ def test_a_right_file_passes_every_check(case):
     assert report["values"].passed
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_standard_file_for_a_gpu_passes_with_the_kernels_it_needs(provider, tmp_path):
+    module, path = stored("int4"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path, ExportOptions(operators="standard", provider=provider))
+    report = verify(path, module, tokens())
+    assert report.ok, report.failed
+    assert report["kernels"].detail == "every node has a CUDA kernel in fp32"
+    assert sum(report["formats"].numbers["held"].values()) == 7
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_codes_of_a_network_in_half_precision_are_not_rounded_to_it(dtype, tmp_path):
     module, path = stored("int8").to(dtype), tmp_path / "model.onnx"

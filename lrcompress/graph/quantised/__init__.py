@@ -47,6 +47,13 @@ RECIPES: Mapping[Operators, Mapping[tuple[Stored, Consumer], Recipe]] = {
     "contrib": CONTRIB,
     "standard": STANDARD,
 }
+# gather_rows_ shifts bits of what it has looked up, for which CUDA has no kernel, and TensorRT has
+# no arithmetic in bytes: there the whole table is dequantised
+STANDARD_ON_GPU: Mapping[tuple[Stored, Consumer], Recipe] = {
+    **STANDARD,
+    ("blocks", "Gather"): dequantised_,
+    ("rows", "Gather"): dequantised_,
+}
 OTHERWISE: Mapping[Stored, Recipe] = {
     "cast": cast_,
     "blocks": dequantised_,
@@ -87,15 +94,26 @@ class StorageResult(RewriteResult):
     formats: Mapping[str, str] = field(default_factory=dict)
 
 
+def recipes_for(operators: Operators, provider: str) -> Mapping[tuple[Stored, Consumer], Recipe]:
+    """Return the recipes of graphs for a provider."""
+    if operators == "standard" and provider != "cpu":
+        return STANDARD_ON_GPU
+    return RECIPES[operators]
+
+
 def store_weights_(
-    model: Any, weights: Mapping[str, StoredWeight], options: StorageOptions
+    model: Any,
+    weights: Mapping[str, StoredWeight],
+    options: StorageOptions,
+    provider: str = "cpu",
 ) -> StorageResult:
     """Replace float initializers by their stored values, and the nodes that read them by recipes.
 
     weights: by the name of the initializer, which must have the weight's own shape.
+    provider: that the graph is for.
     """
     context = Context(model, options)
-    recipes = RECIPES[options.operators]
+    recipes = recipes_for(options.operators, provider)
     formats: dict[str, str] = {}
     changes = 0
     read: dict[Recipe, list[str]] = defaultdict(list)
