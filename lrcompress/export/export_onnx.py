@@ -66,12 +66,25 @@ class ExportOptions:
     metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
     forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
     provider: ProviderName = "cpu"  # that the graph is for: which formats it may read
-    operators: Operators = "contrib"  # that read stored weights; "standard": ONNX's own alone
+    operators: Operators | None = None  # that read stored weights; None: see `reading_operators`
     accuracy_level: AccuracyLevel = 4  # of MatMulNBits: 4 rounds its inputs to 8 bits, 1 does not
+
+    def __post_init__(self) -> None:
+        if self.provider == "tensorrt" and self.operators == "contrib":
+            raise ExportError(
+                "operators contrib: TensorRT does not know ONNX Runtime's own operators "
+                "(MatMulNBits, GatherBlockQuantized); use --operators standard, which is its "
+                "default"
+            )
 
     @property
     def axes(self) -> AxisRequest:
         return AxisRequest(self.dynamic, self.fixed, self.static_sequence)
+
+    @property
+    def reading_operators(self) -> Operators:
+        """ONNX's own operators alone ("standard") for TensorRT, else ONNX Runtime's ("contrib")."""
+        return self.operators or ("standard" if self.provider == "tensorrt" else "contrib")
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,7 @@ def export_onnx(
         name: replace(axis, range=axis.range.intersection(traced.limits.get(name, AxisRange())))
         for name, axis in axes.known.items()
     }
-    asked = StorageOptions(options.operators, options.accuracy_level)
+    asked = StorageOptions(options.reading_operators, options.accuracy_level)
     *rewrites, stored = apply_rewrites_(model, lambda model: storage.store_(model, asked))
     assert isinstance(stored, StorageResult)
     _describe_(model, options, to_metadata(known, axes.fixed))

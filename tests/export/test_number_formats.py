@@ -16,6 +16,7 @@ from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_on
 from lrcompress.export.pt2 import save_pt2
 from lrcompress.export.session import open_session
 from lrcompress.export.verify.parity import tolerance
+from lrcompress.graph.kernels import missing_kernels
 from lrcompress.number_formats import FORMATS, GridFormat, parse_format
 from lrcompress.structures.stored_codes import stored_weights
 
@@ -223,6 +224,48 @@ def test_a_format_without_a_kernel_is_refused(tmp_path):
     ):
         export_onnx(module, IDS, tmp_path / "x.onnx", ExportOptions(provider="cuda"))
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("text", ["int8", "int4", "uint4", "int2", "fp16"])
+def test_standard_graphs_for_a_gpu_have_its_kernels_and_compute_the_same(text, provider, tmp_path):
+    module = stored_network(text)
+    options = ExportOptions(operators="standard", provider=provider)
+    if provider not in parse_format(text).providers:
+        with pytest.raises(
+            ExportError, match=rf"{text}/32 has no kernel on {provider}; plan again"
+        ):
+            export_onnx(module, IDS, tmp_path / "x.onnx", options)
+        return
+    report = export_onnx(module, IDS, tmp_path / "x.onnx", options)
+    graph = onnx.load(report.path)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert missing_kernels(graph, "fp32") == ()
+    ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    got, wanted = ran(report.path, ids, module), module(ids)
+    for name, value in wanted.items():
+        rows = value.double().flatten(0, -2)
+        scale = float(rows.square().sum(-1).mean().sqrt())
+        error = float((got[name].double().flatten(0, -2) - rows).norm(dim=-1).max())
+        assert error <= FLOAT32 * scale, name
+    # Stored once: the codes and their scales, as on a CPU
+    on_cpu = export_onnx(
+        module, IDS, tmp_path / "cpu.onnx", ExportOptions(operators="standard")
+    ).parameter_bytes
+    assert report.parameter_bytes <= on_cpu + 16 * 400
+
+
+def test_the_reading_operators_suit_the_provider(tmp_path):
+    module = stored_network("int4")
+    found = {}
+    for provider in ("cpu", "cuda", "tensorrt"):
+        path = tmp_path / f"{provider}.onnx"
+        export_onnx(module, IDS, path, ExportOptions(provider=provider))
+        found[provider] = {node.domain for node in onnx.load(path).graph.node}
+    assert found["cpu"] == found["cuda"] == {"", "com.microsoft"}
+    assert found["tensorrt"] == {""}
+    with pytest.raises(ExportError, match=r"^operators contrib: TensorRT .*; use --operators st"):
+        ExportOptions(provider="tensorrt", operators="contrib")
 
 
 def test_a_higher_opset_is_kept(tmp_path):
