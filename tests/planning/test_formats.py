@@ -218,6 +218,22 @@ def test_formats_that_are_named_are_the_only_ones(made: Profile) -> None:
         assert in_format(planned.structure)[1] == (Int8(),)
 
 
+def test_what_is_said_of_speed_is_true_of_formats(
+    made: Profile, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As small a share of the FLOPs as of the bytes would leave nothing of the network."""
+    whole = {"structure": "dense", "blocks": 0, "kept": 1.0}
+    path = tmp_path_factory.mktemp("table") / "table.json"
+    path.write_text(table_to_json(table(measurement("", 2.0, **whole, format="int4/32")), {}))
+    options = PlanOptions(latency_table=str(path), structures=("dense",), formats=("int4/32",))
+    decided = plan(replace(made, examples=4), "bytes=30%", options)
+    said = [warning for warning in decided.warnings if "% of the work" in warning]
+    assert len(said) == 1
+    assert said[0].endswith("; for speed add a budget of latency, such as --budget latency=60%")
+    (slow,) = (warning for warning in decided.warnings if "slower than dense" in warning)
+    assert slow.endswith("on cpu, by the latency table; a latency budget counts their time")
+
+
 def test_fp32_alone_gives_the_plan_without_formats(made: Profile) -> None:
     decided = plan(made, "bytes=50%", PlanOptions(formats=("fp32",)))
     assert decided.structures == plan(made_profile(), "bytes=50%").structures
