@@ -66,12 +66,25 @@ class ExportOptions:
     metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
     forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
     provider: ProviderName = "cpu"  # that the graph is for: which formats it may read
-    operators: Operators = "contrib"  # that read stored weights; "standard": ONNX's own alone
+    operators: Operators | None = None  # that read stored weights; None: see `reading_operators`
     products: Products = "auto"  # of weights in codes: whether a CPU rounds their inputs to 8 bits
+
+    def __post_init__(self) -> None:
+        if self.provider == "tensorrt" and self.operators == "contrib":
+            raise ExportError(
+                "operators contrib: TensorRT does not know ONNX Runtime's own operators "
+                "(MatMulNBits, GatherBlockQuantized); use --operators standard, which is its "
+                "default"
+            )
 
     @property
     def axes(self) -> AxisRequest:
         return AxisRequest(self.dynamic, self.fixed, self.static_sequence)
+
+    @property
+    def reading_operators(self) -> Operators:
+        """ONNX's own operators alone ("standard") for TensorRT, else ONNX Runtime's ("contrib")."""
+        return self.operators or ("standard" if self.provider == "tensorrt" else "contrib")
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ def export_onnx(
     }
     # only the kernels of a CPU round inputs
     products = options.products if options.provider == "cpu" else "rounded"
-    asked = StorageOptions(options.operators, products)
+    asked = StorageOptions(options.reading_operators, products)
     *rewrites, stored = apply_rewrites_(model, lambda model: storage.store_(model, asked))
     assert isinstance(stored, StorageResult)
     _describe_(model, options, to_metadata(known, axes.fixed))

@@ -13,6 +13,7 @@ from lrcompress.layers import LayerSpec
 from lrcompress.messages import label, listed, shown
 from lrcompress.planning.budget import Budget, Scope, parsed_budgets
 from lrcompress.planning.choices import Choice, choice_of, is_measured
+from lrcompress.planning.format_range import check_range
 from lrcompress.planning.layer_filter import close_names
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import SCHEMA_VERSION, Plan, PlannedLayer, assemble
@@ -142,6 +143,7 @@ def plan_as(
         proven = problem.proof(lower_bound) == proven_for
         kept = all(isinstance(structures[name], Dense) for name in request.skipped)
         lower_bound = lower_bound if proven and kept and problem.offers(structures) else None
+    check_range(profile, options.curves, structures)
     choices = [
         choice_of(
             layer,
@@ -196,7 +198,7 @@ def _guessed(profile: Profile, metric: str, choices: Sequence[Choice]) -> tuple[
         f"the profile has no loss curve for {listed(names)}: {how}; compress measures the loss"
         for names, how in (
             (sizes, "predicted as low rank of the same size"),
-            (formats, "predicted from the number of bits"),
+            (formats, "predicted from the formats that were measured"),
         )
         if names
     )

@@ -74,8 +74,11 @@ class ModelLayers:
         return {spec.name: spec for spec in self.layers}[name]
 
 
-def describe(module: nn.Module) -> ModelLayers:
+def describe(module: nn.Module, *, formats: bool = False) -> ModelLayers:
     """List the layers of `module` that may be compressed and the parameters that are left alone.
+
+    formats: list weights with a single row or column too: they have no smaller rank, but number
+        formats store them in fewer bytes.
 
     Raises:
         ModelError: a weight was declared but never loaded (on the meta device, or lazy).
@@ -104,7 +107,9 @@ def describe(module: nn.Module) -> ModelLayers:
             continue
         weight = getattr(child, "weight", None)
         names = owners[id(weight)] if isinstance(weight, nn.Parameter) else [name]
-        reason = known.get(name) or _reason_to_leave(child, [modules[n] for n in names])
+        reason = known.get(name) or _reason_to_leave(
+            child, [modules[n] for n in names], formats=formats
+        )
         seen.update(id(p) for p in own)
         rest = [p for p in own if not (p is weight and reason is None)]
         if len(rest) < len(own):
@@ -147,7 +152,7 @@ def leave_alone_(layer: nn.Module, reason: str) -> None:
         del layer._lrcompress_reason
 
 
-def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
+def _reason_to_leave(layer: nn.Module, users: list[nn.Module], *, formats: bool) -> str | None:
     kind = layer_kind(layer)
     mark = vars(layer).get("_lrcompress_reason")
     if mark:
@@ -175,7 +180,7 @@ def _reason_to_leave(layer: nn.Module, users: list[nn.Module]) -> str | None:
         heads = users[1:]
         if kind != "embedding" or any(layer_kind(h) != "linear" for h in heads):
             return "its weight is shared by layers of other kinds"
-    if min(weight_matrix(layer).shape[-2:]) < 2:
+    if not formats and min(weight_matrix(layer).shape[-2:]) < 2:
         return "a weight with a single row or column has no smaller rank"
     return None
 

@@ -13,6 +13,7 @@ class UInt4(GridFormat):
     """4 bits per weight, one scale and one zero point per block of a row."""
 
     type_name: ClassVar[str] = "uint4"
+    providers: ClassVar[tuple[str, ...]] = ("cpu", "cuda")  # TensorRT has 4 and 8 bits around 0
     bits: ClassVar[int] = 4
     symmetric: ClassVar[bool] = False
     block: int = 32

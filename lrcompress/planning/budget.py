@@ -39,7 +39,7 @@ _NOUN: Final[dict[BudgetKind, str]] = {
     "params": " parameters",
     "flops": " FLOPs per example",
     "bytes": " on disk",
-    "latency": " FLOPs of dense layers' time per example",
+    "latency": " of the dense latency",
 }
 _FORM: Final = re.compile(
     r"(?:(?P<kind>[A-Za-z_]+)\s*=\s*)?"
@@ -168,8 +168,14 @@ def parsed_budgets(budgets: Budget | str | Iterable[Budget | str]) -> tuple[Budg
     return tuple(Budget.parse(one) if isinstance(one, str) else one for one in given)
 
 
-def amount_in_words(kind: BudgetKind, amount: float) -> str:
-    """Format an amount with its unit: 8400000 parameters become "8.4M parameters"."""
+def amount_in_words(kind: BudgetKind, amount: float, dense: float) -> str:
+    """Format an amount with its unit: 8400000 parameters become "8.4M parameters".
+
+    dense: the dense model's amount. A latency is given as a share of it, "56.9 % of the dense
+    latency": a plan counts it in FLOPs, which is no unit of time.
+    """
+    if kind == "latency":
+        return f"{100 * amount / dense:.4g} %{_NOUN[kind]}"
     unit = _largest_unit(kind, amount)
     scaled = amount / UNITS[kind][unit]
     shown = f"{scaled:.3g}" if scaled < 1000 else f"{scaled:.0f}"

@@ -9,10 +9,12 @@ from math import exp, isfinite, log
 
 from lrcompress.errors import PlanError
 from lrcompress.layers import LayerSpec
-from lrcompress.number_formats import CastFormat
+from lrcompress.number_formats import CastFormat, Format
 from lrcompress.planning.budget import Costs
 from lrcompress.planning.default_formats import STORED_IN
 from lrcompress.planning.format_losses import losses_in_formats
+from lrcompress.planning.format_prediction import predicted_loss
+from lrcompress.planning.format_range import beyond, out_of_range
 from lrcompress.planning.latency import Latencies
 from lrcompress.planning.ranks import default_ranks
 from lrcompress.profiling.profile import LayerProfile
@@ -87,7 +89,12 @@ def layer_choices(
         found = [x for x in found if not latencies.is_slower(x[0], spec)]
     if not plain and found:
         return tuple(_choice(layer, *x, bytes_per_param, latencies) for x in found)
-    dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted))
+    named = [text for text in formats if text not in stored]
+    outside = [] if rounded else out_of_range(layer, metric, named)
+    if outside:
+        dense = Dense(f"its values are {beyond(outside)}")
+    else:
+        dense = Dense() if found else Dense(_reason_without_choice(spec, smallest, wanted, named))
     return tuple(
         _choice(layer, structure, loss, bytes_per_param, latencies)
         for structure, loss in [*found, (dense, 0.0)]
@@ -184,8 +191,7 @@ def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> f
     """Return the loss of a structure in formats.
 
     Factors in several formats lose at most what they lose in the worst of them. Without a curve,
-    the loss is that of the structure and, to bound the rounding, what the layer is worth per level
-    of the coarsest format, squared.
+    the loss is that of the structure, and what the dense weight loses in the worst format.
     """
     texts = [str(format) for format in structure.formats]
     known = dict(losses_in_formats(layer, metric, {structure.format_text, *texts}))
@@ -194,10 +200,18 @@ def _loss_in_format(layer: LayerProfile, metric: str, structure: Quantised) -> f
     alone = [Quantised(structure.structure, (format,)) for format in structure.formats]
     if all(one in known for one in alone):
         return max(known[one] for one in alone)
+    dense = [Quantised(Dense(), (format,)) for format in structure.formats]
+    rounding = max(
+        known[one] if one in known else _predicted_in_format(layer, metric, one.formats[0])
+        for one in dense
+    )
     inner = choice_of(layer, metric, structure.structure).loss
-    removal = layer.loss_of_removal(metric)
-    bits = min(format.bits_per_weight for format in structure.formats)
-    return inner + removal * float(2.0 ** (-2 * bits))
+    return inner + rounding
+
+
+def _predicted_in_format(layer: LayerProfile, metric: str, format: Format) -> float:
+    loss = predicted_loss(layer, metric, format)
+    return loss * layer.correction_of_loss(metric, loss) if layer.is_corrected(metric) else loss
 
 
 def _loss_at_rank(layer: LayerProfile, metric: str, rank: int) -> float:
@@ -261,10 +275,14 @@ def _allowed(structure: Structure, layer: LayerProfile, multiple_of: int, min_ra
     return structure.weight_params(layer.spec) < layer.spec.weight_params
 
 
-def _reason_without_choice(spec: LayerSpec, smallest: int, wanted: Collection[str]) -> str:
+def _reason_without_choice(
+    spec: LayerSpec, smallest: int, wanted: Collection[str], formats: Collection[str]
+) -> str:
+    formatless = f"; it takes none of the formats {', '.join(formats)}" if formats else ""
     if "low_rank" not in wanted:
-        return f"no loss curve of {', '.join(wanted)} for a layer of this kind and shape"
+        curves = f"no loss curve of {', '.join(wanted)} for a layer of this kind and shape"
+        return curves + formatless
     return (
         f"the smallest allowed rank, {smallest}, is not below break-even "
-        f"({spec.out_features} x {spec.in_features}: rank {spec.break_even_rank})"
+        f"({spec.out_features} x {spec.in_features}: rank {spec.break_even_rank}){formatless}"
     )

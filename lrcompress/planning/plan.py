@@ -16,7 +16,7 @@ from lrcompress.planning.limit import Limit, Spent
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.others import others_loss
 from lrcompress.planning.request import PlanRequest
-from lrcompress.structures import Structure
+from lrcompress.structures import Structure, in_format
 
 SCHEMA_VERSION = 1
 ROUNDING = 1e-9  # of the losses: the digits of a written profile, and sums in another order
@@ -170,7 +170,7 @@ def assemble(
             *warnings,
             *_slow_layers(request, choices, latencies),
             *_remarks(request, spent, loss),
-            *_kept_work(request, totals, spent[0].cost / request.limits[0].dense),
+            *_kept_work(request, choices, totals, spent[0].cost / request.limits[0].dense),
             *latency_remarks(request, choices, spent),
         ),
     )
@@ -191,15 +191,18 @@ def _slow_layers(
     if latencies is None:
         return ()
     slow = [
-        layer.name
+        (layer.name, choice.structure)
         for layer, choice in zip(request.profile.layers, choices, strict=True)
         if latencies.is_slower(choice.structure, layer.spec)
     ]
     if not slow:
         return ()
+    advice = "a flops budget leaves such structures out"
+    if any(in_format(structure)[1] for _, structure in slow):
+        advice = "a latency budget counts their time"
     return (
-        f"{listed(slow)}: smaller, but slower than dense at {latencies.rows} rows on "
-        f"{latencies.provider}, as measured; a flops budget leaves such structures out",
+        f"{listed([name for name, _ in slow])}: smaller, but slower than dense at "
+        f"{latencies.rows} rows on {latencies.provider}, by the latency table; {advice}",
     )
 
 
@@ -214,9 +217,9 @@ def _spent(request: PlanRequest, limit: Limit, choices: Sequence[Choice], totals
 def _remarks(request: PlanRequest, spent: Sequence[Spent], loss: float) -> tuple[str, ...]:
     """Return warnings if the plan exceeds a budget or leaves a part of all of them unused."""
     over = tuple(
-        f"the plan needs {amount_in_words(one.budget.kind, one.cost)}, above its budget of "
-        f"{amount_in_words(one.budget.kind, one.limit)} ({one.budget})"
-        for one in spent
+        f"the plan needs {amount_in_words(one.budget.kind, one.cost, limit.dense)}, above its "
+        f"budget of {amount_in_words(one.budget.kind, one.limit, limit.dense)} ({one.budget})"
+        for one, limit in zip(spent, request.limits, strict=True)
         if one.cost > one.limit
     )
     if over:
@@ -233,7 +236,9 @@ def _remarks(request: PlanRequest, spent: Sequence[Spent], loss: float) -> tuple
     return ()
 
 
-def _kept_work(request: PlanRequest, kept: Costs, counted: float) -> tuple[str, ...]:
+def _kept_work(
+    request: PlanRequest, choices: Sequence[Choice], kept: Costs, counted: float
+) -> tuple[str, ...]:
     """Return a warning if a plan makes a network smaller but hardly faster.
 
     counted: share kept of what the budget counts. Convolutional networks have most weights in
@@ -246,8 +251,11 @@ def _kept_work(request: PlanRequest, kept: Costs, counted: float) -> tuple[str, 
     work = kept.flops_per_example / dense.flops_per_example if dense.flops_per_example else 0.0
     if work <= MUCH_WORK or counted > FEW_PARAMS:
         return ()
+    advice = f"for speed use --budget flops={max(round(100 * counted), 1)}%"
+    if any(in_format(choice.structure)[1] for choice in choices):
+        # Formats saved the bytes; as small a share of the work would leave nothing of the network
+        advice = "for speed add a budget of latency, such as --budget latency=60%"
     return (
         f"the plan keeps {100 * counted:.0f} % of the {kind} but {100 * work:.0f} % of the work: "
-        "smaller, hardly faster; "
-        f"for speed use --budget flops={max(round(100 * counted), 1)}%",
+        f"smaller, hardly faster; {advice}",
     )

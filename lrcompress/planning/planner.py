@@ -37,7 +37,7 @@ def plan(
     Raises:
         PlanError: the budget or the options are malformed, a pattern matches no layer, or a
             layer's loss is not finite.
-        BudgetError: no plan meets the budget; the message names the smallest that can be met.
+        BudgetError: no plan meets the budgets; the message names the smallest that can be met.
     """
     budgets = parsed_budgets(budget)
     options = options.resolved(profile)
@@ -91,11 +91,12 @@ def _allocation(
     if isinstance(problem, Problem):
         (limit,) = request.limits
         if problem.smallest_cost > problem.room:
-            raise _unreachable(request, limit, limit.fixed + problem.smallest_cost)
+            raise _unreachable(request, [(limit, problem.smallest_cost)])
         return ALLOCATORS[allocator](problem)
-    for limit, smallest in zip(request.limits, problem.smallest_costs.tolist(), strict=True):
-        if smallest > limit.room:
-            raise _unreachable(request, limit, limit.fixed + smallest)
+    smallest = zip(request.limits, problem.smallest_costs.tolist(), strict=True)
+    missed = [(limit, least) for limit, least in smallest if least > limit.room]
+    if missed:
+        raise _unreachable(request, missed)
     if allocator == "global":
         found = allocate_jointly(problem)
     else:
@@ -134,19 +135,33 @@ def _spelled(names: Sequence[str]) -> str:
     return ", ".join(names).replace("_", "-")
 
 
-def _unreachable(request: PlanRequest, limit: Limit, smallest: int) -> BudgetError:
-    """Return the error for a budget that no plan meets. smallest: cost of the smallest plan."""
-    options, kind = request.options, limit.budget.kind
-    percent = ceil(1000 * smallest / limit.dense) / 10  # rounded up, to be reachable
-    steps = ["raise the budget"]
+def _unreachable(request: PlanRequest, missed: Sequence[tuple[Limit, int]]) -> BudgetError:
+    """Return the error for budgets that no plan meets.
+
+    missed: each such limit, with the least cost of what may change.
+    """
+    options, several = request.options, len(missed) > 1
+    steps = ["raise all of them" if several else "raise the budget"]
     if options.include or options.exclude:
         steps.append("--include more layers")
     if options.min_rank > 1 or (options.multiple_of or 1) > 1:
         steps.append("lower --min-rank or --multiple-of")
-    return BudgetError(
-        f"budget {limit.budget}: cannot be met; the smallest reachable is {percent:g} % "
-        f"({amount_in_words(kind, smallest)}){_stays(request, limit)}; {' or '.join(steps)}"
-    )
+    stays = [_stays(request, limit, named=not at) for at, (limit, _) in enumerate(missed)]
+    said = [
+        f"budget {limit.budget}: cannot be met; the smallest reachable{' alone' * several} is "
+        f"{_smallest_in_words(limit, limit.fixed + least)}{clause}"
+        for (limit, least), clause in zip(missed, stays, strict=True)
+    ]
+    return BudgetError("; ".join([*said, " or ".join(steps)]))
+
+
+def _smallest_in_words(limit: Limit, smallest: int) -> str:
+    kind = limit.budget.kind
+    percent = ceil(1000 * smallest / limit.dense) / 10  # rounded up, to be reachable
+    if kind == "latency":
+        layers = "" if limit.budget.scope == "total" else "layers' "
+        return f"{percent:g} % of the {layers}dense latency"
+    return f"{percent:g} % ({amount_in_words(kind, smallest, limit.dense)})"
 
 
 def _unreachable_together(request: PlanRequest, problem: JointProblem) -> BudgetError:
@@ -164,15 +179,20 @@ def _unreachable_together(request: PlanRequest, problem: JointProblem) -> Budget
     return BudgetError(f"budgets {shown}: cannot be met together{details}; raise one of them")
 
 
-def _stays(request: PlanRequest, limit: Limit) -> str:
-    """Return a clause on the share that no plan changes and its parts, most parameters first."""
+def _stays(request: PlanRequest, limit: Limit, *, named: bool) -> str:
+    """Return a clause on the share that no plan changes.
+
+    named: with its parts, those with the most parameters first.
+    """
     if not limit.fixed:
         return ""
-    profile, skipped = request.profile, request.skipped
     share = f"{100 * limit.fixed / limit.dense:.3g} %"
+    clause = f"; {share} of the {NOUNS[limit.budget.kind]} cannot change"
+    if not named:
+        return clause
+    profile, skipped = request.profile, request.skipped
     kept = (profile[name].spec for name in skipped)
     excluded = (LeftAlone(x.name, x.kind, x.weight_params, skipped[x.name]) for x in kept)
     groups = left_alone_groups((*profile.left_alone, *excluded))
     parts = left_alone_in_words(groups, profile.total_params)
-    clause = f"; {share} of the {NOUNS[limit.budget.kind]} cannot change"
     return f"{clause} (left alone: {parts})" if groups else clause

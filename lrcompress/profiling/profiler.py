@@ -35,6 +35,7 @@ from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.other_losses import measure_others
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.profiling.replaceable_layers import replaceable_layers
+from lrcompress.profiling.stored_formats import refuse_stored_formats
 from lrcompress.profiling.trials import plan_trials
 from lrcompress.profiling.unexercised_layers import unexercised_doubt, unexercised_warning
 from lrcompress.profiling.unseen_classes import unseen_classes
@@ -65,7 +66,8 @@ def profile(
 
     Raises:
         PlanError: a number format that is unknown.
-        ModelError: weights or outputs that are not finite, or a model with nothing to compress.
+        ModelError: weights or outputs that are not finite, weights that are already stored in
+            number formats, or a model with nothing to compress.
         DataError: batches that are empty or that the model cannot run.
     """
     if options.metric is not None and options.metric not in METRICS:
@@ -75,11 +77,17 @@ def profile(
         raise DataError(f"structure {unknown[0]!r} is unknown; choose {', '.join(STRUCTURES)}")
     for text in options.formats:
         parse_format(text)
+    refuse_stored_formats(module)
     _check_same(module, batches)
     bad = first_nonfinite(module)
     if bad is not None:
         raise ModelError(f"{bad}: holds NaN or infinite values; repair the weights file")
-    found = describe(module) if not batches else replaceable_layers(module, batches[0])
+    formats = bool(options.formats)
+    found = (
+        replaceable_layers(module, batches[0], formats=formats)
+        if batches
+        else describe(module, formats=formats)
+    )
     if not found.layers:
         why = "".join(f" ({x.name or x.kind}: {x.reason})" for x in found.left_alone[:1])
         raise ModelError(

@@ -35,24 +35,24 @@ EXAMPLES = 2  # of a batch; more would add no information
 SLACK = 10  # stand-ins use nearly the same functions as the layers
 
 
-def replaceable_layers(module: nn.Module, batch: Batch) -> ModelLayers:
+def replaceable_layers(module: nn.Module, batch: Batch, *, formats: bool = False) -> ModelLayers:
     """Return `describe(module)`, with the layers that cannot be replaced among those left alone."""
-    reasons = reasons_to_stay(module, batch)
+    reasons = reasons_to_stay(module, batch, formats=formats)
     for name, reason in reasons.items():
         leave_alone_(module.get_submodule(name), reason)
     try:
-        return describe(module)
+        return describe(module, formats=formats)
     finally:
         for name in reasons:
             leave_alone_(module.get_submodule(name), "")
 
 
-def reasons_to_stay(module: nn.Module, batch: Batch) -> dict[str, str]:
+def reasons_to_stay(module: nn.Module, batch: Batch, *, formats: bool = False) -> dict[str, str]:
     """Return why layers that `describe` lists cannot be replaced in this network, by name.
 
     Empty where the network cannot run on the batch: profiling will report the error.
     """
-    layers = describe(module).layers
+    layers = describe(module, formats=formats).layers
     with frozen(module):
         run = partial(output, partial(call, module, few_examples(module, batch)))
         plain = run()

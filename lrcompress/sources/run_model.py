@@ -116,7 +116,7 @@ def _install_all_(module: nn.Module, layers: tuple[RunLayer, ...], folder: Path)
         if isinstance(layer.structure, Dense):
             continue
         if layer.name not in specs:  # it may be inside a layer that was replaced before it
-            specs = {spec.name: spec for spec in describe(module).layers}
+            specs = {spec.name: spec for spec in describe(module, formats=True).layers}
         spec = specs.get(layer.name)
         if spec is None:
             raise ModelError(

@@ -21,6 +21,7 @@ from lrcompress.structures.dense import Dense
 from lrcompress.structures.dynamic_input import round_inputs_
 from lrcompress.structures.factor_rounding import FactorRounding
 from lrcompress.structures.factorized import bias_like, linear_like, parameter_like
+from lrcompress.structures.format_range import check_range
 from lrcompress.structures.stored_codes import store_cast_, store_codes_
 from lrcompress.structures.structure import Factors, FitTask, Place, Structure
 
@@ -146,7 +147,7 @@ class Quantised(Structure):
         """Round the inner structure's factors of the task's weight.
 
         Raises:
-            FitError: the factors are not finite, or overflow their floating-point format.
+            FitError: the factors are not finite, or too large or too small for their format.
         """
         if not all(bool(torch.isfinite(value).all()) for value in factors.values()):
             raise FitError("its factors are not finite, so they cannot be rounded")
@@ -154,11 +155,8 @@ class Quantised(Structure):
         made = FactorRounding(self.structure, task, formats).run(factors)
         found: dict[str, Tensor] = {}
         for name, value in made.items():
-            if isinstance(value, Codes):
-                found |= _as_tensors(name, value)
-                continue
-            _check_range(value, formats[name])
-            found[name] = value
+            check_range(value, formats[name])
+            found |= _as_tensors(name, value) if isinstance(value, Codes) else {name: value}
         return found
 
     def codes(self, factors: Factors, name: str, spec: LayerSpec) -> Codes | None:
@@ -231,12 +229,6 @@ def in_format(structure: Structure) -> tuple[Structure, tuple[Format, ...]]:
     if isinstance(structure, Quantised):
         return structure.structure, structure.formats
     return structure, ()
-
-
-def _check_range(values: Tensor, format: Format) -> None:
-    assert isinstance(format, CastFormat)
-    if float(values.abs().max()) > torch.finfo(format.dtype).max:
-        raise FitError(f"its factors overflow {format}; use another format, such as bf16")
 
 
 def _as_tensors(name: str, codes: Codes) -> dict[str, Tensor]:

@@ -62,10 +62,16 @@ def _in_formats(structure: Structure, value: object, layer: str) -> Structure:
         raise PlanError(
             f'{layer}: format must be a text such as "int4/32", not {shown(value)}; correct it'
         )
-    if value.strip() == STORED:
+    parts = [part.strip() for part in value.split(",")]
+    if set(parts) == {STORED}:
         return structure
+    if STORED in parts:
+        raise PlanError(
+            f'{layer}: "{STORED}" is for all factors of a layer, not for some of {shown(value)}; '
+            "name the floating-point type of that factor: fp32, fp16 or bf16"
+        )
     try:
-        formats = tuple(parse_format(part) for part in value.split(","))
+        formats = tuple(map(parse_format, parts))
     except PlanError as cause:
         raise PlanError(f"{layer}: {cause}") from cause
     return Quantised(structure, formats)

@@ -225,6 +225,18 @@ def test_a_budget_that_cannot_be_met_names_the_smallest(finished: Path) -> None:
     assert lrcompress("plan", finished, "--budget", f"{smallest}%").code == 0
 
 
+def test_tensorrt_is_given_no_operators_that_it_does_not_know(tmp_path: Path) -> None:
+    asked = ("--budget", "bytes=50%", "--provider", "tensorrt")
+    answer = compress(MODEL, tmp_path / "out", *asked, "--operators", "contrib")
+    assert answer.code == 7
+    assert "operators contrib: TensorRT does not know" in answer.error
+    assert "use --operators standard, which is its default" in answer.error
+    answer = compress(MODEL, tmp_path / "out", *asked, "--formats", "uint4,int8")
+    assert answer.code == 7
+    assert "uint4/32: the provider tensorrt has no kernel" in answer.error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_run_whose_budget_cannot_be_met_keeps_its_earlier_result(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_on
 from lrcompress.export.pt2 import save_pt2
 from lrcompress.export.session import open_session
 from lrcompress.export.verify.parity import tolerance
+from lrcompress.graph.kernels import missing_kernels
 from lrcompress.graph.quantised import Products
 from lrcompress.number_formats import FORMATS, GridFormat, parse_format
 from lrcompress.structures.stored_codes import stored_weights
@@ -56,8 +57,8 @@ def exact_case(request, tmp_path_factory) -> Case:
     return made(request, tmp_path_factory, "exact")
 
 
-def ran(path: str, ids: Tensor, module: nn.Module) -> dict[str, Tensor]:
-    session = open_session(path)
+def ran(path: str, ids: Tensor, module: nn.Module, *, rounds: bool = True) -> dict[str, Tensor]:
+    session = open_session(path, rounds=rounds)
     names = list(module(**IDS))
     found = session.run(names, {"input_ids": ids.numpy()})
     return dict(zip(names, map(torch.as_tensor, found), strict=True))
@@ -134,6 +135,48 @@ def test_operators_are_those_that_were_asked_for(case):
     blocked = isinstance(parse_format(text), GridFormat)
     assert report.opset == (21 if blocked else 20)
     assert any("opset 21" in note for note in report.notes) == blocked
+
+
+def test_a_note_names_the_weights_and_what_reads_them(case):
+    text, operators, _, report = case
+    (note,) = (note for note in report.notes if note.startswith("weights in number formats: "))
+    said = note.removeprefix("weights in number formats: ").split("; ")
+    if text in ("fp16", "bf16"):
+        assert said == [
+            "Cast makes table.weight, tied_table.weight, query.weight and 13 more floats of the "
+            "graph's precision when the file is opened: smaller, not faster"
+        ]
+        return
+    assert said[-1].startswith("DequantizeLinear makes all of conv1.weight, conv2.weight, grouped.")
+    assert said[-1].endswith("floats in every run: smaller, not faster")
+    tables, tied = ("table.weight, tied_table.weight", "codes.codes.weight")
+    if operators == "contrib":
+        assert f"GatherBlockQuantized looks up rows of {tables}, {tied} and dequantises" in note
+    else:
+        assert f"Gather looks up rows of {tables}, {tied}, and only these rows" in note
+    if text == "int8-dynamic":
+        assert said[1].startswith(
+            "DynamicQuantizeLinear and MatMulInteger multiply inputs that are"
+        )
+        assert said[1].endswith("query.weight, key.weight, classes.weight and 3 more")
+    elif operators == "contrib":
+        assert said[0] == (
+            "MatMulNBits multiplies by the codes of tied_table.weight, query.weight, key.weight "
+            "and 6 more"
+        )
+    else:
+        assert said[0].startswith("DequantizeLinear and MatMul, which a session fuses to MatMulN")
+
+
+def test_a_weight_in_the_precision_of_the_graph_needs_no_note(tmp_path):
+    module = stored_network("fp16")
+    report = export_onnx(module, IDS, tmp_path / "half.onnx", ExportOptions("fp16"))
+    assert not any("number formats" in note for note in report.notes)
+    assert "Cast" not in {
+        node.op_type
+        for node in onnx.load(report.path).graph.node
+        if any("weight" in name for name in node.input)
+    }
 
 
 def test_no_weight_becomes_a_float_when_the_file_is_opened(case, tmp_path):
@@ -235,6 +278,48 @@ def test_a_format_without_a_kernel_is_refused(tmp_path):
     ):
         export_onnx(module, IDS, tmp_path / "x.onnx", ExportOptions(provider="cuda"))
     assert not (tmp_path / "x.onnx").exists()
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+@pytest.mark.parametrize("text", ["int8", "int4", "uint4", "int2", "fp16"])
+def test_standard_graphs_for_a_gpu_have_its_kernels_and_compute_the_same(text, provider, tmp_path):
+    module = stored_network(text)
+    options = ExportOptions(operators="standard", provider=provider)
+    if provider not in parse_format(text).providers:
+        with pytest.raises(
+            ExportError, match=rf"{text}/32 has no kernel on {provider}; plan again"
+        ):
+            export_onnx(module, IDS, tmp_path / "x.onnx", options)
+        return
+    report = export_onnx(module, IDS, tmp_path / "x.onnx", options)
+    graph = onnx.load(report.path)
+    assert {node.domain for node in graph.graph.node} == {""}
+    assert missing_kernels(graph, "fp32") == ()
+    ids = torch.tensor([[3, 1, 4], [1, 5, 9]])
+    got, wanted = ran(report.path, ids, module, rounds=False), module(ids)
+    for name, value in wanted.items():
+        rows = value.double().flatten(0, -2)
+        scale = float(rows.square().sum(-1).mean().sqrt())
+        error = float((got[name].double().flatten(0, -2) - rows).norm(dim=-1).max())
+        assert error <= FLOAT32 * scale, name
+    # Stored once: the codes and their scales, as on a CPU
+    on_cpu = export_onnx(
+        module, IDS, tmp_path / "cpu.onnx", ExportOptions(operators="standard")
+    ).parameter_bytes
+    assert report.parameter_bytes <= on_cpu + 16 * 400
+
+
+def test_the_reading_operators_suit_the_provider(tmp_path):
+    module = stored_network("int4")
+    found = {}
+    for provider in ("cpu", "cuda", "tensorrt"):
+        path = tmp_path / f"{provider}.onnx"
+        export_onnx(module, IDS, path, ExportOptions(provider=provider))
+        found[provider] = {node.domain for node in onnx.load(path).graph.node}
+    assert found["cpu"] == found["cuda"] == {"", "com.microsoft"}
+    assert found["tensorrt"] == {""}
+    with pytest.raises(ExportError, match=r"^operators contrib: TensorRT .*; use --operators st"):
+        ExportOptions(provider="tensorrt", operators="contrib")
 
 
 def test_a_higher_opset_is_kept(tmp_path):

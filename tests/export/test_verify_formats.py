@@ -18,6 +18,9 @@ from lrcompress.export.export_onnx import ExportOptions, export_onnx
 from lrcompress.export.precision import plain_copy
 from lrcompress.export.verify.activation_rounding import rounded_by_blocks
 from lrcompress.export.verify.integer_check import product_error
+from lrcompress.export.verify.parity import ParityResult
+from lrcompress.export.verify.parity_check import why_unknown
+from lrcompress.export.verify.tensor_matching import Difference
 from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.structures.dynamic_input import rounded_input
 
@@ -70,6 +73,16 @@ def test_exact_products_pass_without_allowance_for_rounded_inputs(operators, tex
         report[FLOAT32]
 
 
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_standard_file_for_a_gpu_passes_with_the_kernels_it_needs(provider, tmp_path):
+    module, path = stored("int4"), tmp_path / "model.onnx"
+    export_onnx(module, tokens(), path, ExportOptions(operators="standard", provider=provider))
+    report = verify(path, module, tokens())
+    assert report.ok, report.failed
+    assert report["kernels"].detail == "every node has a CUDA kernel in fp32"
+    assert sum(report["formats"].numbers["held"].values()) == 7
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_codes_of_a_network_in_half_precision_are_not_rounded_to_it(dtype, tmp_path):
     module, path = stored("int8").to(dtype), tmp_path / "model.onnx"
@@ -103,6 +116,43 @@ def test_products_of_rounded_inputs_are_computed_again(case):
     check = report["integer products"]
     assert check.detail.startswith("all 6 layers compute with their rounded inputs; ")
     assert check.numbers["error"] <= check.numbers["allowed"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("largest", "said"),
+    [
+        ("activations", "another rounding of the inputs of products to 8 bits changes the outputs"),
+        (
+            "rounding",
+            "rounding the weights to the graph's precision changes the outputs by 6.0e-01",
+        ),
+        ("own", "torch's own float32 is off by 6.0e-01"),
+    ],
+)
+def test_a_comparison_that_tells_nothing_names_what_makes_it_so(largest, said):
+    errors = {"rounding": 1e-3, "own": 1e-3, "activations": 1e-3, largest: 0.6}
+    result = ParityResult(errors={"y": 0.5}, cases=("1",), broken=None, **errors)
+    factor = {"activations": 2, "rounding": 4, "own": 8}[largest]  # what parity allows of each
+    assert why_unknown(result, factor * 0.6).startswith(said)
+
+
+def test_a_constant_of_another_size_is_not_said_to_hold_the_values(tmp_path):
+    """A file is compared with another network, whose layer of this name has another size."""
+    small, path = nn.Sequential(nn.Linear(32, 16, bias=False)), tmp_path / "model.onnx"
+    batch = {"input": torch.randn(4, 32)}
+    store_(small, "0.weight", "int4")
+    export_onnx(small, batch, path)
+    wide = nn.Sequential(nn.Linear(32, 24, bias=False))
+    report = verify(path, wide, batch)
+    assert report["values"].passed is False
+    assert report["values"].detail == "0.weight.T has another size or type than 0.weight"
+
+
+def test_a_difference_says_what_differs():
+    assert str(Difference("a.weight", "a.weight.T", fault="swapped")).endswith("values of a.weight")
+    assert str(Difference("a.weight", "a.weight", row=3)) == "a.weight differs in row 3"
+    off = str(Difference("a.weight", "x", 0.25, 2))
+    assert off == "a.weight (stored as x) is off by 2.5e-01 of its scale in row 2"
 
 
 @pytest.mark.parametrize("fault", [1.0, 1.001])

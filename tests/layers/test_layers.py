@@ -226,6 +226,20 @@ def test_what_has_no_matrix_form_is_left_alone_with_a_reason(layer: nn.Module, w
     assert any(word in reason for reason in _reasons(module).values())
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Linear(1, 5), nn.Linear(5, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Embedding(9, 1)],
+    ids=str,
+)
+def test_formats_store_weights_that_have_no_smaller_rank(layer: nn.Module) -> None:
+    module = nn.Sequential(layer)
+    assert describe(module).layers == ()
+    (spec,) = describe(module, formats=True).layers
+    assert spec.break_even_rank == 0
+    assert spec.weight_params == sum(p.numel() for p in layer.parameters() if p.dim() > 1)
+    assert describe(module, formats=True).left_alone == ()
+
+
 def test_a_layer_that_computes_otherwise_is_left_alone() -> None:
     class Doubled(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:

@@ -13,8 +13,17 @@ from safetensors.torch import load_file
 from structured_network import batches, build, build_bare
 
 import lrcompress
+from lrcompress.errors import ModelError
 from lrcompress.number_formats import Int4
-from lrcompress.pipeline import FolderOptions, RunOptions, RunResult, SourceOptions, run
+from lrcompress.pipeline import (
+    FolderOptions,
+    RunOptions,
+    RunResult,
+    SourceOptions,
+    preview,
+    run,
+    run_profile,
+)
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.default_formats import FOR_BYTES
 from lrcompress.planning.options import PlanOptions
@@ -119,7 +128,7 @@ def test_an_edited_format_is_carried_out(finished: tuple[Path, RunResult], tmp_p
     wanted = {
         "up": {"type": "dense", "format": "int8-dynamic"},
         "down": {"type": "low_rank", "rank": 20, "format": "int8, fp16"},
-        "head": {"type": "dense", "format": "stored"},
+        "head": {"type": "low_rank", "rank": 7, "format": "fp32, int8"},
     }
     for row in plan["layers"]:
         row["structure"] = wanted[row["name"]]
@@ -136,7 +145,8 @@ def test_an_edited_format_is_carried_out(finished: tuple[Path, RunResult], tmp_p
     module = lrcompress.load(tmp_path / "run")
     formats = {stored.name: str(stored.format) for stored in stored_weights(module)}
     assert formats == {"up.weight": "int8-dynamic", "down.up.weight": "int8/128",
-                       "down.down.weight": "fp16"}  # fmt: skip
+                       "down.down.weight": "fp16", "head.up.weight": "fp32",
+                       "head.down.weight": "int8/128"}  # fmt: skip
     assert any("predicted" in w and "down" in w for w in result.report.warnings)
     x = batches()[0]["x"]
     with torch.no_grad():
@@ -159,3 +169,37 @@ def test_a_network_may_have_no_other_weights_than_stored_ones(tmp_path: Path) ->
     x, dense = batches()[0]["x"], build_bare().eval()
     with torch.no_grad():
         assert float((module(x) - dense(x)).norm() / dense(x).norm()) < 0.2
+
+
+def test_a_folder_with_formats_is_not_compressed_again(
+    finished: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    """The message names the weights' formats, the reason and the network to compress instead."""
+    output, _ = finished
+    stored = list(stored_weights(lrcompress.load(output)))
+    asked = replace(
+        options(tmp_path / "again"),
+        source=SourceOptions(
+            str(output),
+            data="structured_network:batches",
+            trust_factory="structured_network:build",
+        ),
+    )
+    begun = (
+        lambda: run(asked),
+        lambda: preview(asked),
+        lambda: run_profile(asked.source, asked.folder),
+    )
+    for start in begun:
+        with pytest.raises(ModelError) as caught:
+            start()
+        said = str(caught.value)
+        assert said.startswith(f"{output}: {len(stored)} weights are already stored in number form")
+        assert all(str(weight.format) in said for weight in stored)
+        assert "the errors of both compressions would add up" in said
+        assert said.endswith(
+            "compress the original network, structured_network:build, at the smaller budget"
+        )
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(ModelError, match=r"compress the original network at the smaller budget$"):
+        lrcompress.profile(lrcompress.load(output), batches())

@@ -587,6 +587,25 @@ def test_a_budget_in_bytes_is_that_of_the_file(
     assert result.report.verified
 
 
+def test_sizes_before_and_after_are_those_of_files_as_the_budget_counts_them(
+    unbroken: tuple[Path, RunResult], without_graph: tuple[Path, RunResult], tmp_path: Path
+) -> None:
+    result = run(options(tmp_path / "out", "bytes=70%", profile_folder=unbroken[0]))
+    before, after = result.report.before, result.report.after
+    assert after is not None
+    assert after.bytes == (tmp_path / "out" / "model.onnx").stat().st_size
+    assert after.bytes <= result.plan.limit <= 0.7 * before.bytes
+    assert before.bytes == result.plan.dense_bytes
+    # Under another budget the rest of the file counts on both sides
+    others = unbroken[1].report
+    assert others.after is not None
+    weights = 4 * (unbroken[1].plan.dense_params - unbroken[1].plan.params)
+    assert others.before.bytes - others.after.bytes == weights
+    # Without a graph both are the weights alone
+    alone = without_graph[1]
+    assert alone.report.before.bytes == alone.profile.total_bytes
+
+
 def test_the_promise_of_a_run_folder_is_its_budget(
     unbroken: tuple[Path, RunResult], tmp_path: Path
 ) -> None:

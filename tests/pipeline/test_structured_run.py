@@ -138,7 +138,7 @@ def test_a_structured_file_above_its_budget_is_told(
     (budget,) = [check for check in over.report.checks if check.kind == "budget"]
     assert budget.passed is False
     assert f"{over.plan.params:,} params" in budget.detail
-    assert budget.detail.endswith("; lower the ranks in its plan.json, or raise the budget")
+    assert budget.detail.endswith("; lower ranks or bits in its plan.json, or raise the budget")
 
 
 def test_layers_that_measure_slower_are_named_by_the_run(tmp_path: Path) -> None:

@@ -88,6 +88,19 @@ def test_two_budgets_are_met_by_a_run_and_its_file(tmp_path: Path, timings: list
     assert timings
 
 
+def test_two_impossible_budgets_are_told_by_the_measured_times(
+    tmp_path: Path, timings: list[str]
+) -> None:
+    """A tenth of the measured time never changes, though by FLOPs all of it could."""
+    with pytest.raises(BudgetError) as caught:
+        run(options(tmp_path / "run", "bytes=1%", "latency=1%"))
+    said = str(caught.value)
+    assert "budget bytes=1%: cannot be met" in said
+    assert "budget latency=1%: cannot be met" in said
+    assert "10 % of the time cannot change" in said
+    assert timings == ["dense"]
+
+
 def test_the_plan_command_takes_several_budgets(tmp_path: Path, timings: list[str]) -> None:
     folder = tmp_path / "run"
     run(options(folder, "params=70%"))

@@ -89,7 +89,8 @@ def test_budget_share_is_the_decimal_that_was_typed() -> None:
 @pytest.mark.parametrize(
     ("kind", "amount", "words"),
     [("params", 8_400_000, "8.4M parameters"), ("bytes", 33_600_000, "33.6MB on disk"),
-     ("params", 12, "12 parameters"), ("flops", 2.5e9, "2.5G FLOPs per example")],
+     ("params", 12, "12 parameters"), ("flops", 2.5e9, "2.5G FLOPs per example"),
+     ("latency", 2.5e9, "25 % of the dense latency")],
 )  # fmt: skip
 def test_amounts_in_words(kind: BudgetKind, amount: float, words: str) -> None:
-    assert amount_in_words(kind, amount) == words
+    assert amount_in_words(kind, amount, 1e10) == words

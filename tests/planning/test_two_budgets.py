@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 import numpy as np
@@ -13,7 +14,7 @@ from synthetic import layer, random_profile, spec
 from lrcompress.errors import BudgetError, PlanError
 from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.planning.allocators import ALLOCATORS
-from lrcompress.planning.budget import Budget
+from lrcompress.planning.budget import Budget, Scope
 from lrcompress.planning.choices import Choice
 from lrcompress.planning.joint_allocator import allocate_jointly, allocate_mixed, least_cost
 from lrcompress.planning.joint_problem import JointProblem, pose_jointly, undominated
@@ -186,6 +187,29 @@ def test_budgets_that_cannot_be_met_together_name_what_can(made) -> None:  # typ
     assert flops > 0
     with pytest.raises(BudgetError, match=r"params=0\.1%: cannot be met; the smallest reachable"):
         plan(made, ("params=0.1%", "flops=50%"))
+
+
+@pytest.mark.parametrize("second", ["flops", "latency"])
+@pytest.mark.parametrize("scope", ["total", "compressible"])
+def test_two_impossible_budgets_are_both_named_with_what_each_can_reach(
+    made, second: str, scope: Scope
+) -> None:  # type: ignore[no-untyped-def]
+    asked = [Budget.parse(text, scope) for text in ("params=0.1%", f"{second}=0.2%")]
+    with pytest.raises(BudgetError) as caught:
+        plan(made, asked)
+    said = str(caught.value)
+    for budget in asked:
+        (named,) = re.findall(
+            rf"budget {budget}: cannot be met; the smallest reachable alone is ([0-9.]+) %", said
+        )
+        assert plan(made, Budget.parse(f"{budget.kind}={named}%", scope)).within_budget
+        a_bit_less = f"{budget.kind}={float(named) - 0.11:.2f}%"
+        with pytest.raises(BudgetError, match=rf"the smallest reachable is {named} %"):
+            plan(made, Budget.parse(a_bit_less, scope))
+    assert said.endswith("; raise all of them")
+    layers = "layers' " if scope == "compressible" else ""
+    assert (f"% of the {layers}dense latency" in said) == (second == "latency")
+    assert ("FLOPs per example" in said) == (second == "flops")
 
 
 def test_budgets_that_exclude_each_other_name_what_is_reachable_within_each() -> None:

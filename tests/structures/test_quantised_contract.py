@@ -50,6 +50,7 @@ from lrcompress.structures import (
     in_format,
 )
 from lrcompress.structures.dynamic_input import DynamicLinear, rounded_input
+from lrcompress.structures.format_range import SQUARED_ERROR
 from lrcompress.structures.serial import structure_from_json, structure_to_json
 from lrcompress.structures.stored_codes import restore_plain_, stored_weights
 
@@ -580,12 +581,57 @@ def test_the_sizes_of_the_inner_structure_are_checked() -> None:
 def test_a_weight_beyond_the_largest_float16_is_refused_in_fp16(structure: Structure) -> None:
     spec = LayerSpec("l", "linear", 3, 3, 1, bias=False)
     weight = torch.eye(3, dtype=torch.float64)[None] * 1e10
-    with pytest.raises(FitError, match=r"overflow fp16; use another format"):
+    with pytest.raises(FitError, match=r"too large for fp16; use bf16"):
         Quantised(structure, (Fp16(),)).fit(weight, Whitening(), spec)
     for format in (Fp32(), Bf16()):
         made = Quantised(structure, (format,))
         dense = made.dense(made.fit(weight, Whitening(), spec), spec)
         torch.testing.assert_close(dense, weight, rtol=2 * 2**-8, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "largest", "smallest"),
+    [  # of the weight: 65504 is the largest float16, 2^-24 the smallest
+        (Fp16(), 65504.0, 2.0**-16),
+        (Int8(32), 127 * 65000.0, 127 * 2.0**-18.9),
+        (Int4(32), 7 * 65000.0, 7 * 2.0**-21.9),
+        (UInt4(32), 7 * 65000.0, 7.5 * 2.0**-21.9),
+    ],
+    ids=str,
+)
+def test_a_weight_beyond_the_range_of_float16_scales_is_refused(
+    format: Format, largest: float, smallest: float
+) -> None:
+    """Within the range the error is that of the format; beyond it the format is refused."""
+    spec = LayerSpec("l", "linear", 16, 64, 1, bias=False)
+    torch.manual_seed(0)
+    weight = torch.rand(1, 16, 64, dtype=torch.float64) * 2 - 1
+    weight[0, :, ::32], weight[0, 3] = 1, 0  # every block has the full range; a row of zeros
+    made = Quantised(Dense(), (format,))
+
+    def error(scale: float) -> float:
+        dense = made.dense(made.fit(scale * weight, Whitening(), spec), spec)
+        return float((dense / scale - weight).norm() / weight.norm())
+
+    usual = error(1.0)
+    assert error(largest) < 1.5 * usual
+    assert error(smallest) < (SQUARED_ERROR**0.5 if format == Fp16() else 1.5 * usual)
+    for scale, word in ((2 * largest, "large"), (1e10, "large"), (smallest / 8, "small"),
+                        (1e-12, "small")):  # fmt: skip
+        with pytest.raises(FitError, match=rf"too {word} for {format}(, whose scales|; use bf16)"):
+            error(scale)
+    in_bf16 = Quantised(Dense(), (Bf16(),))
+    for scale in (1e10, 1e-12):
+        dense = in_bf16.dense(in_bf16.fit(scale * weight, Whitening(), spec), spec)
+        torch.testing.assert_close(dense, scale * weight, rtol=2.0**-8, atol=0)
+
+
+def test_zeros_are_within_every_range() -> None:
+    spec = LayerSpec("l", "linear", 4, 8, 1, bias=False)
+    for formats in ONE_FOR_ALL:
+        made = Quantised(Dense(), formats)
+        factors = made.fit(torch.zeros(1, 4, 8, dtype=torch.float64), Whitening(), spec)
+        assert not made.dense(factors, spec).any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

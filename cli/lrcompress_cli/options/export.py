@@ -23,7 +23,7 @@ class ExportChoice:
     precision: Literal["fp32", "fp16", "bf16"]
     opset: int
     external_data: bool | None
-    operators: Literal["contrib", "standard"]
+    operators: Literal["contrib", "standard"] | None
     round_products: bool | None
 
     def options(
@@ -80,9 +80,8 @@ export_options = gathered(
     click.option(
         "--operators",
         type=click.Choice(OPERATORS),
-        default="contrib",
-        show_default=True,
-        help="What reads weights in number formats: ONNX Runtime's own operators, or ONNX's alone.",
+        help="What reads weights in number formats: ONNX Runtime's own operators, or ONNX's alone; "
+        "by default contrib, and standard for TensorRT.",
     ),
     click.option(
         "--round-products/--exact-products",

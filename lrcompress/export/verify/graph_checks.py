@@ -19,7 +19,7 @@ from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.messages import one_line
 from lrcompress.scratch import scratch_folder
 
-WHEN_OVER = "lower the ranks in its plan.json, or raise the budget"
+WHEN_OVER = "lower ranks or bits in its plan.json, or raise the budget"
 _PRECISIONS = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",

@@ -140,8 +140,8 @@ def _parity(result: ParityResult, bound: float, seed: int, *, unknown: bool) -> 
     shapes = ", ".join(result.cases)
     if unknown:
         detail = (
-            f"no comparison is possible: torch's own float32 is off by {result.own:.1e} of the "
-            f"outputs' scale (shapes {shapes}); see arithmetic and values"
+            f"no comparison is possible: {why_unknown(result, bound)} of the outputs' scale "
+            f"(shapes {shapes}); see arithmetic and values"
         )
         return Check("parity", "numeric", None, detail, numbers)
     detail = (
@@ -149,6 +149,17 @@ def _parity(result: ParityResult, bound: float, seed: int, *, unknown: bool) -> 
         f"over shapes {shapes}"
     )
     return Check("parity", "numeric", result.worst <= bound, detail, numbers)
+
+
+def why_unknown(result: ParityResult, bound: float) -> str:
+    """Return what makes the allowed error as large as the outputs."""
+    if bound <= _OTHER_CODES * result.activations:
+        cause = "another rounding of the inputs of products to 8 bits changes the outputs"
+        return f"{cause} by {result.activations:.1e}"
+    if bound <= 4 * result.rounding:
+        cause = "rounding the weights to the graph's precision changes the outputs"
+        return f"{cause} by {result.rounding:.1e}"
+    return f"torch's own float32 is off by {result.own:.1e}"
 
 
 def _without_rounding(comparison: Comparison) -> Comparison:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,15 +57,20 @@ class Target:
 class Difference:
     tensor: str  # name in the network
     stored: str  # name in the graph
-    error: float  # largest difference, relative to the root mean square; inf: another's values
-    row: int  # index on the tensor's first axis of the largest difference
+    error: float = inf  # largest difference, relative to the root mean square
+    row: int = 0  # index on the tensor's first axis of the largest difference
+    fault: Literal["values", "shape", "swapped"] = "values"
 
     def __str__(self) -> str:
-        if self.error == inf:
+        if self.fault == "swapped":
             return f"{label(self.stored)} holds the values of {label(self.tensor)}"
+        if self.fault == "shape":
+            return f"{label(self.stored)} has another size or type than {label(self.tensor)}"
         name = label(self.tensor)
         if parameter_name(self.stored) != self.tensor:
             name += f" (stored as {label(self.stored)})"
+        if self.error == inf:  # one of the two is not finite, or the network's are all zero
+            return f"{name} differs in row {self.row}"
         return f"{name} is off by {self.error:.1e} of its scale in row {self.row}"
 
 
@@ -125,7 +130,7 @@ class Constants:
             closed.add(id(equal))
             holder = self.holders.get(id(equal))
             if target.name in self.names and holder not in (None, target.name):
-                changed.append((Difference(target.name, equal.name, inf, 0), equal))
+                changed.append((Difference(target.name, equal.name, fault="swapped"), equal))
         absent: list[str] = []
         # There may be a changed copy of a tensor that is also stored unchanged
         for target in (*lost, *(target for target in targets if target.name in found)):
@@ -170,7 +175,7 @@ class Constants:
     def _difference(self, target: Target, one: Stored) -> Difference | None:
         """Return how a constant that should hold the target differs; None if it is equal."""
         if one.size != target.size or one.whole == target.values.is_floating_point():
-            return Difference(target.name, one.name, inf, 0)
+            return Difference(target.name, one.name, fault="shape")
         distances = np.abs(one.probes - target.probe())  # (orders, probes)
         best = one.orders[int(np.argmin(np.median(distances, axis=1) + distances.mean(axis=1)))]
         orders = (*self._equal_orders(target, one), best)

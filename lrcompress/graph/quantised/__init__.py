@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from lrcompress.graph.quantised.gather_block_quantized import gather_block_quant
 from lrcompress.graph.quantised.gather_rows import gather_rows_
 from lrcompress.graph.quantised.layout import Layout
 from lrcompress.graph.quantised.matmul_nbits import matmul_nbits_
+from lrcompress.graph.quantised.note import note_on
 from lrcompress.graph.quantised.other_constants import store_others_
 from lrcompress.graph.quantised.storage import Context, Operators, Products, StorageOptions
 from lrcompress.graph.quantised.uses import Consumer, Use, uses_of
@@ -47,6 +48,13 @@ CONTRIB: Mapping[tuple[Stored, Consumer], Recipe] = {
 RECIPES: Mapping[Operators, Mapping[tuple[Stored, Consumer], Recipe]] = {
     "contrib": CONTRIB,
     "standard": STANDARD,
+}
+# gather_rows_ shifts bits of what it has looked up, for which CUDA has no kernel, and TensorRT has
+# no arithmetic in bytes: there the whole table is dequantised
+STANDARD_ON_GPU: Mapping[tuple[Stored, Consumer], Recipe] = {
+    **STANDARD,
+    ("blocks", "Gather"): dequantised_,
+    ("rows", "Gather"): dequantised_,
 }
 OTHERWISE: Mapping[Stored, Recipe] = {
     "cast": cast_,
@@ -88,16 +96,29 @@ class StorageResult(RewriteResult):
     formats: Mapping[str, str] = field(default_factory=dict)
 
 
+def recipes_for(operators: Operators, provider: str) -> Mapping[tuple[Stored, Consumer], Recipe]:
+    """Return the recipes of graphs for a provider."""
+    if operators == "standard" and provider != "cpu":
+        return STANDARD_ON_GPU
+    return RECIPES[operators]
+
+
 def store_weights_(
-    model: Any, weights: Mapping[str, StoredWeight], options: StorageOptions
+    model: Any,
+    weights: Mapping[str, StoredWeight],
+    options: StorageOptions,
+    provider: str = "cpu",
 ) -> StorageResult:
     """Replace float initializers by their stored values, and the nodes that read them by recipes.
 
     weights: by the name of the initializer, which must have the weight's own shape.
+    provider: that the graph is for.
     """
     context = Context(model, options)
+    recipes = recipes_for(options.operators, provider)
     formats: dict[str, str] = {}
-    used: Counter[str] = Counter()
+    changes = 0
+    read: dict[Recipe, list[str]] = defaultdict(list)
     for name, weight in weights.items():
         value = model.graph.initializers.get(name)
         if value is None:
@@ -106,25 +127,31 @@ def store_weights_(
         uses = uses_of(value, weight)
         if not uses:
             continue
-        chosen = [_recipe(stored, use, weight, options) for use in uses]
+        chosen = [_recipe(recipes, stored, use, weight, options) for use in uses]
         constants = WeightConstants(context, weight, value, _layout(weight, chosen))
         for use, recipe in zip(uses, chosen, strict=True):
             recipe(use, constants, context)
-            used[recipe.__name__.rstrip("_")] += 1
+            changes += 1
+            if recipe is not cast_ or constants.cast() is not value:  # else it has the graph's type
+                read[recipe].append(weight.name)
         constants.remove_plain_()
         formats[weight.name] = str(weight.format)
     others = store_others_(context, options.others)
-    if others:
-        used[f"other weight in {options.others}"] += others
-    note = ", ".join(f"{count} {recipe}" for recipe, count in used.most_common())
-    return StorageResult("store_weights", sum(used.values()), note and f"stored: {note}", formats)
+    note = note_on(read, others=others, format=options.others)
+    return StorageResult("store_weights", changes + len(others), note, formats)
 
 
-def _recipe(stored: Stored, use: Use, weight: StoredWeight, options: StorageOptions) -> Recipe:
+def _recipe(
+    recipes: Mapping[tuple[Stored, Consumer], Recipe],
+    stored: Stored,
+    use: Use,
+    weight: StoredWeight,
+    options: StorageOptions,
+) -> Recipe:
     by_kernel = stored in ("blocks", "rows") and use.consumer == "MatMul"
     if by_kernel and weight.codes is not None and options.opens_as_floats(weight.codes.grid.bits):
         return folded_matmul_
-    return RECIPES[options.operators].get((stored, use.consumer), OTHERWISE[stored])
+    return recipes.get((stored, use.consumer), OTHERWISE[stored])
 
 
 def _layout(weight: StoredWeight, recipes: Collection[Recipe]) -> Layout:

@@ -18,21 +18,23 @@ from lrcompress.number_formats.exact_rows import exact_rows
 SMALLEST = 4096  # values of a constant
 
 
-def store_others_(context: Context, format: str) -> int:
-    """Store constants in fp16 or int8; return how many. format: "fp32" stores none."""
+def store_others_(context: Context, format: str) -> tuple[str, ...]:
+    """Store constants in fp16 or int8; return their names. format: "fp32" stores none."""
     import onnx_ir as ir
 
     if format == "fp32":
-        return 0
-    count = 0
+        return ()
+    done: list[str] = []
     for value in list(context.model.graph.initializers.values()):
         tensor = value.const_value
         if value.dtype != ir.DataType.FLOAT or tensor is None or tensor.size < SMALLEST:
             continue
         if len(value.shape) < 2 or not value.uses() or value.is_graph_output():
             continue
-        count += _stored(context, value, format)
-    return count
+        name = str(value.name)
+        if _stored(context, value, format):
+            done.append(name)
+    return tuple(done)
 
 
 def _stored(context: Context, value: Any, format: str) -> bool:

@@ -71,16 +71,21 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
     """
     folder, source, profile, plan = context.folder, options.source, made.profile, made.plan
     graph = _graph(context, options, batch, made) if options.to_onnx else known_graph(context)
-    size = folder.path(WEIGHTS_NAME).stat().st_size
-    nothing = ExportFacts(size, {}, (NO_GRAPH,), options.export, pt2=False)
+    weights = folder.path(WEIGHTS_NAME).stat().st_size
+    nothing = ExportFacts(weights, {}, (NO_GRAPH,), options.export, pt2=False)
     exported, checks = graph or (nothing, ())
     if options.drop_moments and all(check.passed is not False for check in checks):
         profile = delete_moments(folder)
     folder.clean()
     folder.remove_replaced()
     doubts = _doubts(made)
+    base = base_report(source.model, profile, plan, options.folder, context.clock, options.provider)
+    before = (
+        profile.total_bytes if graph is None else dense_file_bytes(profile, plan, exported.bytes)
+    )
     report = replace(
-        base_report(source.model, profile, plan, options.folder, context.clock, options.provider),
+        base,
+        before=replace(base.before, bytes=before),
         after=Cost(plan.params, exported.bytes, plan.flops_per_example),
         budget=_budget_in_words(plan),
         allocator=plan.allocator,
@@ -100,6 +105,17 @@ def deliver(context: RunContext, options: RunOptions, batch: Batch, made: Compre
     report = with_recorded(report, folder.root)
     write_report(report, options.folder)
     return report
+
+
+def dense_file_bytes(profile: Profile, plan: Plan, file_bytes: int) -> int:
+    """Return the bytes of the dense network's graph, of which a budget of bytes is a share.
+
+    Without such a budget it is not written: it has its weights in the stored dtype, and as much
+    besides them as the compressed graph. file_bytes: of the compressed graph.
+    """
+    if any(budget.kind == "bytes" for budget in plan.budgets):
+        return plan.dense_bytes
+    return profile.total_bytes + max(file_bytes - plan.bytes, 0)
 
 
 def _graph(

@@ -12,11 +12,13 @@ from lrcompress.conversion.convert import convert_
 from lrcompress.errors import DataError, ModelError
 from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.formats.files import read_json
+from lrcompress.formats.run_json import read_record
 from lrcompress.messages import label
 from lrcompress.network.batches import Batch, Batches
 from lrcompress.network.held_out_examples import SetAside, set_aside
 from lrcompress.network.identity import ModelIdentity, identify, what_differs
 from lrcompress.pipeline.options import SourceOptions
+from lrcompress.profiling.stored_formats import refuse_stored_formats
 from lrcompress.sources.data import kind_of_data, load_data
 from lrcompress.sources.example import example_batch
 from lrcompress.sources.loaded_model import LoadedModel
@@ -77,11 +79,13 @@ def load_sources(options: SourceOptions) -> Loaded:
     """Load the model and the data; convert layers to standard ones where an example allows it.
 
     Raises:
-        ModelError, DataError: the model or the data cannot be read.
+        ModelError: the model cannot be read, or its weights are already stored in number formats.
+        DataError: the data cannot be read.
     """
     if options.data is not None:
         kind_of_data(options.data)
     model = load_source_model(options)
+    refuse_stored_formats(model.module, options.model, _original(model))
     _check_names(model.module)
     batches = None
     if options.data is not None:
@@ -98,6 +102,13 @@ def load_sources(options: SourceOptions) -> Loaded:
         identify(model.module, example, configuration(model)),
         "" if batches is None else fingerprint_batches(batches),
     )
+
+
+def _original(model: LoadedModel) -> str:
+    """Return the reference of the network that a run folder was made from; "" for others."""
+    if model.reference.kind != "run" or model.folder is None:
+        return ""
+    return read_record(model.folder).reference.place
 
 
 def _check_names(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -171,10 +171,12 @@ def choose_plan(
         )
         asked = options.plan
         size = None
+        timer = plan_timer(dense, profile, options, store or NoCheckpoints())
+        if timer is not None:  # before any plan: without its time the layers count by their FLOPs
+            asked = replace(asked, network_time=timer.time)
         if any(budget.kind == "bytes" for budget in options.budgets):
             size = FileSize(dense, profile)
             asked = size.options(options.budgets, asked, file_overhead(inputs, dense))
-        timer = plan_timer(dense, profile, options, store or NoCheckpoints())
         if timer is not None:
             asked = timer.corrected(options.budgets, asked)
         made, facts = _chosen(inputs, asked, progress, store)
@@ -227,7 +229,7 @@ def planned_budgets(path: Path) -> tuple[Budget, ...]:
 
 def check_plan_file(path: Path, module: nn.Module) -> None:
     """Raise PlanError for faults in a plan that can be found before profiling."""
-    _from_file(path, lambda text: check_plan(text, describe(module).layers))
+    _from_file(path, lambda text: check_plan(text, describe(module, formats=True).layers))
 
 
 def _from_file(path: Path, read: Callable[[str], Read]) -> Read:
