@@ -19,7 +19,7 @@ from lrcompress.planning.plan import Plan
 from lrcompress.planning.planner import plan
 from lrcompress.profiling.profile import Profile
 
-ROUNDS = 4  # of planning again
+ROUNDS = 8  # of planning again
 STEP = 2**10  # overheads are rounded up to multiples of it, so that plans soon agree on one
 STEPS_OF_LIMIT = 2**12  # or to multiples of this fraction of the budget
 
@@ -48,21 +48,29 @@ class FileSize:
         with arbitrary_factors(self.dense.module, made):
             report = export_onnx(self.dense.module, self.dense.example(), path, self.dense.options)
         beyond = max(report.bytes - (made.bytes - made.options.overhead_bytes), 0)
-        step = max(STEP, made.bytes // STEPS_OF_LIMIT)
+        step = _step(made)
         return -(-beyond // step) * step
 
     def fitted(self, made: Plan) -> Plan:
         """Return the plan, or one made again, whose own overhead is not above the one it counts.
 
+        Each plan has less room for weights than the one before, and so may take more nodes. From
+        the second one on it counts more than that took, twice as much more each time.
+
         Raises:
             BudgetError: no plan fits.
         """
-        for _ in range(1 + ROUNDS):
+        for again in range(1 + ROUNDS):
             beyond = self.overhead(made)
             if beyond <= made.options.overhead_bytes:
                 return made
-            made = plan(self.profile, made.budgets, replace(made.options, overhead_bytes=beyond))
+            counted = beyond + (2**again - 1) * _step(made)
+            made = plan(self.profile, made.budgets, replace(made.options, overhead_bytes=counted))
         raise BudgetError(
             f"budget {' and '.join(map(str, made.budgets))}: the files of plans that should fit "
             "are larger than allowed; raise the budget a little"
         )
+
+
+def _step(made: Plan) -> int:
+    return max(STEP, made.bytes // STEPS_OF_LIMIT)
