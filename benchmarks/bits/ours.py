@@ -105,6 +105,7 @@ VARIANTS: Mapping[str, Variant] = {
             "ours",
             "fp32,int8/128,int4/32,int4/128",
             file_sizes(3, "bytes=14%"),
+            options=("--rounds", "0"),
             profile=("--max-memory", "8GB", "--max-examples", "16"),
             only_in=LARGE,
         ),
