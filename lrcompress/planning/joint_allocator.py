@@ -141,7 +141,7 @@ def _integer_program(
     """Return an allocation better than `best`, if there is one, and a bound on all allocations."""
     loss = np.inf if best is None else float(problem.losses[best].sum())
     scale = float(np.maximum.reduceat(problem.losses, problem.start).sum())
-    if loss - dual.bound <= max(GOOD_ENOUGH * loss, ROUNDING * scale):
+    if best is not None and loss - dual.bound <= max(GOOD_ENOUGH * loss, ROUNDING * scale):
         return None, dual.bound
     open_rows = np.flatnonzero(dual.reduced <= (loss - dual.bound) + ROUNDING * scale)
     for shrink in (1.0, TIGHTER):

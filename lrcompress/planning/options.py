@@ -73,7 +73,7 @@ class PlanOptions:
         metric = self.metric or profile.metric
         if metric not in METRICS:
             raise PlanError(f"metric {shown(metric)} of the profile is unknown; profile again")
-        comparable = METRICS[metric].needs_outputs
+        comparable = METRICS[self.loss_metric or metric].needs_outputs
         allocator = self.allocator or ("global" if comparable else "uniform")
         return replace(self, metric=metric, allocator=allocator)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 
 from lrcompress.errors import BudgetError, PlanError
@@ -10,7 +11,7 @@ from lrcompress.layers import LeftAlone
 from lrcompress.planning.allocators import ALLOCATORS
 from lrcompress.planning.budget import Budget, amount_in_words, parsed_budgets
 from lrcompress.planning.choices import choice_of
-from lrcompress.planning.format_check import check_formats
+from lrcompress.planning.format_check import allowed_formats, check_formats
 from lrcompress.planning.joint_allocator import allocate_jointly, allocate_mixed, least_cost
 from lrcompress.planning.joint_problem import JointProblem
 from lrcompress.planning.limit import Limit
@@ -40,6 +41,10 @@ def plan(
         BudgetError: no plan meets the budgets; the message names the smallest that can be met.
     """
     budgets = parsed_budgets(budget)
+    kinds = {one.kind for one in budgets}
+    if options.loss_metric is None and set(allowed_formats(profile, kinds, options)) - {"fp32"}:
+        # Only in the profile's metric is it known what number formats lose
+        options = replace(options, loss_metric=profile.metric)
     options = options.resolved(profile)
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)

@@ -187,6 +187,17 @@ def test_curves_of_another_metric_offer_no_format(made: Profile) -> None:
 # ---- plans ----------------------------------------------------------------------------------
 
 
+def test_another_metric_of_the_fits_keeps_the_measured_losses_of_formats(made: Profile) -> None:
+    """Without them a budget that counts formats would be met by ranks alone, at any loss."""
+    found = plan(made, "bytes=15%", PlanOptions(metric="plain"))
+    wanted = plan(made, "bytes=15%", PlanOptions(metric=METRIC))
+    assert found.metric == "plain"
+    assert found.loss_metric == METRIC
+    assert found.structures == wanted.structures
+    assert found.predicted_loss == wanted.predicted_loss
+    assert plan(made, "params=50%", PlanOptions(metric="plain")).loss_metric == "plain"
+
+
 def test_a_plan_in_formats_keeps_its_bytes_and_loses_less_than_ranks_alone(made: Profile) -> None:
     alone = made_profile()
     for share in ("60%", "30%", "15%"):

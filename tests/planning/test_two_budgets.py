@@ -125,6 +125,16 @@ def test_the_least_cost_within_the_other_room_is_that_of_brute_force(
         assert least_cost(problem, budget) == min(costs)
 
 
+def test_the_program_is_solved_where_nothing_simpler_fits() -> None:
+    table = [
+        [(0, 30, 0.0), (27, 10, 0.0), (29, 10, 0.0)],
+        [(14, 0, 0.0), (28, 4, 0.0), (3, 0, 1.0)],
+    ]
+    found = allocate_jointly(problem_of(table, (0.5, 0.5)))
+    assert found is not None
+    assert found.loss == 1.0
+
+
 def test_a_choice_that_is_worse_in_everything_is_left_out() -> None:
     cost = np.array([[1, 5], [5, 1], [5, 5], [1, 5], [6, 6]])
     loss = np.array([2.0, 2.0, 2.0, 2.0, 1.0])
