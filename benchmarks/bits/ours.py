@@ -113,7 +113,7 @@ VARIANTS: Mapping[str, Variant] = {
             "ours-encoder",
             "ours",
             "auto",
-            layer_shares(0.1406, 0.125, 0.10, 0.078, 0.06),
+            layer_shares(0.1406, 0.125, 0.10, 0.0772, 0.0593),
             options=("--include", "encoder.*"),
             only_in=("minilm",),
         ),
