@@ -14,9 +14,12 @@ from benchmarks.bits.svg_axes import Axis, Frame
 
 TITLES = {
     "minilm": "MiniLM, encoder",
-    "antiberty": "AntiBERTy, masked",
+    "smollm2": "SmolLM2, decoder",
     "vit": "ViT, Fashion-MNIST",
-    "smollm2": "SmolLM2-135M, decoder",
+    "crnn": "Digit reader, LSTM",
+    "tagger": "Tagger of words",
+    "albert": "ALBERT, reactions",
+    "antiberty": "AntiBERTy, masked",
 }
 WIDTH, HEIGHT, TOP = 400, 230, 64  # of a panel; of the legend above them
 MARGIN = (58, 14, 34, 42)  # left, right, top, bottom
@@ -57,9 +60,13 @@ SERIES = (
 
 
 def draw(results: Results) -> str:
-    """Return the SVG; networks without rows are left out."""
-    names = [name for name in TITLES if any(row.fidelity for row in results.of(name))]
-    width, height = 2 * WIDTH, TOP + HEIGHT * len(names)
+    """Return the SVG, two panels a row; networks without rows of ours are left out."""
+    ours = {
+        name: [r for r in results.of(name) if r.group == "ours" and r.fidelity] for name in TITLES
+    }
+    panels = [(name, "size") for name in TITLES if ours[name]]
+    panels += [(name, "time") for name in TITLES if any(_time(row) for row in ours[name])]
+    width, height = 2 * WIDTH, TOP + HEIGHT * ((len(panels) + 1) // 2)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" '
@@ -67,10 +74,10 @@ def draw(results: Results) -> str:
         f"<style>{STYLE}</style>",
         *_legend(),
     ]
-    for number, name in enumerate(names):
-        top = TOP + HEIGHT * number
-        parts += _panel(results, name, _share(results, name), "size", (0, top))
-        parts += _panel(results, name, _time, "time", (WIDTH, top))
+    for number, (name, against) in enumerate(panels):
+        corner = WIDTH * (number % 2), TOP + HEIGHT * (number // 2)
+        cost = _share(results, name) if against == "size" else _time
+        parts += _panel(results, name, cost, against, corner)
     return "\n".join([*parts, "</svg>", ""])
 
 
