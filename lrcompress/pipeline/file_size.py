@@ -13,6 +13,7 @@ from lrcompress.compression.arbitrary_factors import arbitrary_factors
 from lrcompress.errors import BudgetError
 from lrcompress.export.export_onnx import export_onnx
 from lrcompress.pipeline.plan_timer import DenseGraph
+from lrcompress.pipeline.provenance import with_provenance
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.options import PlanOptions
 from lrcompress.planning.plan import Plan
@@ -45,8 +46,9 @@ class FileSize:
     def overhead(self, made: Plan) -> int:
         """Return the bytes of the plan's file beyond those of the weights, rounded up."""
         path = self.dense.folder / "sized.onnx"
+        options = with_provenance(self.dense.options, made)
         with arbitrary_factors(self.dense.module, made):
-            report = export_onnx(self.dense.module, self.dense.example(), path, self.dense.options)
+            report = export_onnx(self.dense.module, self.dense.example(), path, options)
         beyond = max(report.bytes - (made.bytes - made.options.overhead_bytes), 0)
         step = _step(made)
         return -(-beyond // step) * step

@@ -15,9 +15,12 @@ from recurrent_network import build
 
 import lrcompress
 from lrcompress.errors import BudgetError, ModelError, PlanError
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.verify.verify import verify
 from lrcompress.network.other_weights import (
     other_weights,
     others_format,
+    round_others_,
     rounded_others,
     stored_others,
 )
@@ -167,3 +170,28 @@ def test_a_format_that_was_not_measured_is_refused(finished: tuple[Path, RunResu
     profile = replace(finished[1].profile, others=None)
     with pytest.raises(PlanError, match=r"no loss of other weights in int8; write fp32"):
         plan(profile, "bytes=90%", PlanOptions(others="int8"))
+
+
+class Joined(nn.Module):
+    """Its bilinear weight is read by a product, in another layout than that of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.pairs, self.head = nn.Bilinear(32, 32, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.pairs(x, x.flip(-1)))
+        return logits
+
+
+@pytest.mark.parametrize("format", ["fp16", "int8"])
+def test_a_weight_that_a_product_reads_in_its_own_layout_passes(
+    format: str, tmp_path: Path
+) -> None:
+    module, batch = Joined().eval(), {"x": torch.randn(5, 32)}
+    round_others_(module, ("head",), format)
+    export_onnx(module, batch, tmp_path / "model.onnx")
+    report = verify(tmp_path / "model.onnx", module, batch)
+    assert report.ok, report.failed
+    assert (tmp_path / "model.onnx").stat().st_size < 0.6 * 4 * 16 * 32 * 32

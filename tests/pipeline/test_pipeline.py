@@ -32,6 +32,7 @@ from lrcompress.pipeline import (
     RunOptions,
     RunResult,
     SourceOptions,
+    file_size,
     find_profile,
     preview,
     promised_budget,
@@ -42,6 +43,7 @@ from lrcompress.pipeline import (
 from lrcompress.pipeline import run_folder as folders
 from lrcompress.pipeline.lock import LOCK_NAME, locked
 from lrcompress.planning.budget import Budget
+from lrcompress.planning.plan import Plan
 
 TESTS = Path(__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("in_tests_folder")  # where the factories are found
@@ -585,6 +587,26 @@ def test_a_budget_in_bytes_is_that_of_the_file(
     assert size <= 36_000
     assert size >= 0.9 * 36_000 or result.plan.params == result.plan.dense_params
     assert result.report.verified
+
+
+def test_the_measured_size_of_a_plan_is_that_of_the_file_to_the_byte(
+    unbroken: tuple[Path, RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metadata included: a budget may be missed by the bytes that the measurement lacks."""
+    monkeypatch.setattr(file_size, "STEP", 1)
+    monkeypatch.setattr(file_size, "STEPS_OF_LIMIT", 2**40)
+    seen: list[int] = []
+    fitted = file_size.FileSize.fitted
+
+    def watched(size: file_size.FileSize, made: Plan) -> Plan:
+        found = fitted(size, made)
+        seen.append(found.bytes - found.options.overhead_bytes + size.overhead(found))
+        return found
+
+    monkeypatch.setattr(file_size.FileSize, "fitted", watched)
+    result = run(options(tmp_path / "out", "bytes=70%", profile_folder=unbroken[0]))
+    (measured,) = seen
+    assert (tmp_path / "out" / "model.onnx").stat().st_size == measured <= result.plan.limit
 
 
 def test_sizes_before_and_after_are_those_of_files_as_the_budget_counts_them(

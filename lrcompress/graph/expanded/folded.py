@@ -7,7 +7,7 @@ from typing import Any
 from lrcompress.graph.constant_values import array_of, is_constant, reader, root_name
 from lrcompress.graph.expanded.expansion import CODES, Expansion
 
-TRANSPOSING = ("MatMul",)  # operators that read a weight of a layer, in columns first
+TRANSPOSED = ".folded."  # in the names of what computes a layer's weight, columns first
 
 
 def folded_inputs(expansion: Expansion, node: Any) -> None:
@@ -22,7 +22,7 @@ def folded_inputs(expansion: Expansion, node: Any) -> None:
         shape = array_of(value).shape if value.shape is None else tuple(map(int, value.shape))
         weight = expansion.weight(
             value, reader_of(value), shape, node, dtype=value.dtype,
-            suffix=".T" if node.op_type in TRANSPOSING else "",
+            suffix=".T" if TRANSPOSED in value.name else "",
         )  # fmt: skip
         node.replace_input_with(index, weight)
 

@@ -18,6 +18,7 @@ from lrcompress.export.verify.verify import VerifyOptions, verify
 from lrcompress.formats.stages_json import stage_key
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.options import RunOptions, export_within
+from lrcompress.pipeline.provenance import with_provenance
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.planning.latency import table_digest
 from lrcompress.planning.limit import Spent
@@ -64,14 +65,8 @@ def export_model(
     """Write model.onnx (and model.pt2 if requested); return the facts and the stage's key."""
     folder, pt2 = context.folder, asked.pt2
     plan = product.plan
-    provenance = {
-        "source_fingerprint": plan.model_fingerprint,
-        "budget": plan.budgets_in_words,
-        "params": str(plan.params),
-    }
     export = export_within(asked.export, {budget.kind for budget in plan.budgets})
-    metadata = {**export.metadata, **provenance}
-    options = replace(export, metadata=metadata, provider=asked.provider)
+    options = with_provenance(replace(export, provider=asked.provider), plan)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})
 
