@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
 from recurrent_network import build
+from torch import Tensor, nn
 
 import lrcompress
 from lrcompress.errors import BudgetError, ModelError, PlanError
