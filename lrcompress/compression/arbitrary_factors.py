@@ -9,14 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lrcompress.compression.fit import layer_bias
-from lrcompress.compression.replace import (
-    Change,
-    install_,
-    round_other_weights_,
-    show_originals_,
-)
+from lrcompress.compression.replace import Replacement, install_, show_originals_
 from lrcompress.layers import LayerSpec
-from lrcompress.network.other_weights import others_format, remember_others_
+from lrcompress.network.other_weights import rounded_others
 from lrcompress.planning.plan import Plan
 from lrcompress.structures import Dense, Factors, Structure
 
@@ -25,26 +20,23 @@ from lrcompress.structures import Dense, Factors, Structure
 def arbitrary_factors(module: nn.Module, plan: Plan) -> Iterator[None]:
     """Context in which the module's planned layers have their structures with arbitrary factors.
 
-    Other weights are rounded as planned.
-    Nothing is fitted. Factors differ from layer to layer, so that no exporter merges them.
+    Other weights are rounded as planned. Nothing is fitted. Factors differ from layer to layer, so
+    that no exporter merges them.
     """
     generator = torch.Generator().manual_seed(0)
-    own = others_format(module)
-    done: list[Change] = []
-    try:
-        if plan.options.others not in (None, "fp32"):
-            names = [planned.name for planned in plan.layers]
-            done += round_other_weights_(module, names, plan.options.others)
-        for planned in plan.layers:
-            if isinstance(planned.structure, Dense):
-                continue
-            factors = drawn_factors(planned.structure, planned.spec, generator)
-            original = module.get_submodule(planned.name)
-            done += install_(module, planned.spec, planned.structure, factors, layer_bias(original))
-        yield
-    finally:
-        remember_others_(module, own)
-        show_originals_(module, reversed(done))
+    done: list[Replacement] = []
+    with rounded_others(module, [*plan.structures], plan.others):
+        try:
+            for planned in plan.layers:
+                structure, spec = planned.structure, planned.spec
+                if isinstance(structure, Dense):
+                    continue
+                factors = drawn_factors(structure, spec, generator)
+                bias = layer_bias(module.get_submodule(planned.name))
+                done += install_(module, spec, structure, factors, bias)
+            yield
+        finally:
+            show_originals_(module, reversed(done))
 
 
 def drawn_factors(structure: Structure, spec: LayerSpec, generator: torch.Generator) -> Factors:

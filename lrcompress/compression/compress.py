@@ -14,12 +14,7 @@ from lrcompress.checkpoint import CheckpointStore, Entry, NoCheckpoints
 from lrcompress.compression.fit import BIAS, fit_layer, layer_bias
 from lrcompress.compression.measure import Measured, measure_both
 from lrcompress.compression.refit import PreparedRefit, Refit, Target, prepare_refit
-from lrcompress.compression.replace import (
-    Change,
-    Replacement,
-    install_,
-    round_other_weights_,
-)
+from lrcompress.compression.replace import Change, Replacement, install_
 from lrcompress.compression.report import CompressedLayer, CompressReport, RefitTrial
 from lrcompress.distributed import alike, failing_together, in_turns, is_main
 from lrcompress.errors import FitError, PlanError
@@ -27,6 +22,7 @@ from lrcompress.fingerprint import model_fingerprint
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batches
 from lrcompress.network.identity import identify, what_differs
+from lrcompress.network.other_weights import round_others_
 from lrcompress.network.unfused import runs_unfused
 from lrcompress.planning.plan import Plan, PlannedLayer
 from lrcompress.profiling.layer_work import layer_cost
@@ -92,10 +88,7 @@ def compress_(
     with progress.stage("compress", len(tasks)) as step:
         fitted = _fitted(module, tasks, plan, profile, store, step)
     targets: list[Target] = []
-    replacements: list[Change] = []
-    if plan.options.others not in (None, "fp32"):
-        names = [layer.name for layer in profile.layers]
-        replacements += round_other_weights_(module, names, plan.options.others)
+    replacements: list[Change] = [*round_others_(module, [*plan.structures], plan.others)]
     done: list[CompressedLayer] = []
     for task in tasks:
         made, row, factors = _install_layer_(module, task, fitted[task.layer.name])

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from lrcompress.errors import ModelError
 from lrcompress.layers import LayerSpec, replace_, share_hooks_
-from lrcompress.network.other_weights import other_weights, round_others_
 from lrcompress.structures import Factors, Structure
 from lrcompress.structures.factorized import FactorizedEmbedding, TiedFactorizedHead, TiedHead
 
 
-class Change(ABC):
+class Change(Protocol):
     """A part of a network that has an original and a compressed state."""
 
-    @abstractmethod
     def show_original_(self, module: nn.Module) -> None: ...
 
-    @abstractmethod
     def show_compressed_(self, module: nn.Module) -> None: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Replacement(Change):
+class Replacement:
     """A module and its replacement under the same name."""
 
     name: str
@@ -40,36 +36,6 @@ class Replacement(Change):
 
     def show_compressed_(self, module: nn.Module) -> None:
         replace_(module, self.name, self.replacement)
-
-
-@dataclass(frozen=True, eq=False)
-class RoundedParameter(Change):
-    """A parameter that keeps its place and takes rounded values."""
-
-    parameter: nn.Parameter
-    original: Tensor
-    rounded: Tensor
-
-    @torch.no_grad()
-    def show_original_(self, module: nn.Module) -> None:
-        self.parameter.copy_(self.original)
-
-    @torch.no_grad()
-    def show_compressed_(self, module: nn.Module) -> None:
-        self.parameter.copy_(self.rounded)
-
-
-def round_other_weights_(
-    module: nn.Module, layers: Collection[str], format: str
-) -> tuple[RoundedParameter, ...]:
-    """Round the weights that none of the layers holds; see network/other_weights.py."""
-    weights = other_weights(module, layers)
-    before = {name: weight.detach().clone() for name, weight in weights.items()}
-    round_others_(module, layers, format)
-    return tuple(
-        RoundedParameter(weight, before[name], weight.detach().clone())
-        for name, weight in weights.items()
-    )
 
 
 def install_(

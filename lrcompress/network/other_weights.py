@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,40 @@ def bytes_in(format: str, weights: Mapping[str, Tensor]) -> int:
     return sum(width * weight.numel() for weight in weights.values())
 
 
+@dataclass(frozen=True, eq=False)
+class RoundedWeight:
+    """A parameter that keeps its place and has its own or rounded values."""
+
+    parameter: nn.Parameter
+    original: Tensor
+    rounded: Tensor
+
+    @torch.no_grad()
+    def show_original_(self, module: nn.Module) -> None:
+        self.parameter.copy_(self.original)
+
+    @torch.no_grad()
+    def show_compressed_(self, module: nn.Module) -> None:
+        self.parameter.copy_(self.rounded)
+
+
 @torch.no_grad()
-def round_others_(module: nn.Module, layers: Collection[str], format: str) -> None:
-    """Round the other weights of a network in place, and remember the format for its graph."""
+def round_others_(
+    module: nn.Module, layers: Collection[str], format: str
+) -> tuple[RoundedWeight, ...]:
+    """Round the other weights of a network in place, and remember the format for its graph.
+
+    format: one of OTHER_FORMATS; fp32 changes nothing.
+    """
+    if format == "fp32":
+        return ()
+    changed = []
     for weight in other_weights(module, layers).values():
-        weight.copy_(_rounded(weight, format))
+        change = RoundedWeight(weight, weight.detach().clone(), _rounded(weight, format))
+        change.show_compressed_(module)
+        changed.append(change)
     remember_others_(module, format)
+    return tuple(changed)
 
 
 def remember_others_(module: nn.Module, format: str) -> None:
@@ -78,23 +107,18 @@ def stored_others(module: nn.Module) -> dict[str, nn.Parameter]:
 @contextmanager
 def rounded_others(module: nn.Module, layers: Collection[str], format: str) -> Iterator[None]:
     """Context in which the other weights are rounded."""
-    before = {
-        name: weight.detach().clone() for name, weight in other_weights(module, layers).items()
-    }
     own = others_format(module)
+    changed = round_others_(module, layers, format)
     try:
-        if format != "fp32":
-            round_others_(module, layers, format)
         yield
     finally:
         remember_others_(module, own)
-        parameters = dict(module.named_parameters())
-        with torch.no_grad():
-            for name, values in before.items():
-                parameters[name].copy_(values)
+        for change in changed:
+            change.show_original_(module)
 
 
 def _rounded(weight: Tensor, format: str) -> Tensor:
     if format == "int8":
         return rounded_rows(weight)
-    return weight.half().to(weight.dtype) if format == "fp16" else weight
+    assert format == "fp16"
+    return weight.half().to(weight.dtype)

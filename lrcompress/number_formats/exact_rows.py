@@ -8,6 +8,7 @@ and quotients with it are exact in float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -54,11 +55,8 @@ def row_axes(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def nbytes(shape: tuple[int, ...]) -> int:
     """Return the bytes of the codes and scales of a tensor that `rounded_rows` rounded."""
-    values, inside = 1, 1
-    for axis, size in enumerate(shape):
-        values *= size
-        inside *= size if axis in row_axes(shape) else 1
-    return values + 4 * (values // max(inside, 1))
+    rows = prod(size for axis, size in enumerate(shape) if axis not in row_axes(shape))
+    return prod(shape) + 4 * rows
 
 
 def _scales(values: Tensor, inside: tuple[int, ...]) -> Tensor:

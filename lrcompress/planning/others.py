@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from lrcompress.errors import PlanError
 from lrcompress.number_formats import GridFormat, parse_format
@@ -56,10 +55,6 @@ def others_loss(profile: Profile, options: PlanOptions) -> float:
     if profile.others is None or options.others is None:
         return 0.0
     return profile.others.losses.get(options.others, 0.0)
-
-
-def with_others(options: PlanOptions, format: str) -> PlanOptions:
-    return replace(options, others=format)
 
 
 def _as_others(text: str) -> str:

@@ -14,7 +14,7 @@ from lrcompress.planning.latency import Latencies
 from lrcompress.planning.latency_remarks import latency_remarks
 from lrcompress.planning.limit import Limit, Spent
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.others import others_loss
+from lrcompress.planning.others import FP32, others_loss
 from lrcompress.planning.request import PlanRequest
 from lrcompress.structures import Structure, in_format
 
@@ -79,6 +79,11 @@ class Plan:
     def structures(self) -> dict[str, Structure]:
         """Each layer's structure, by name."""
         return {layer.name: layer.structure for layer in self.layers}
+
+    @property
+    def others(self) -> str:
+        """The format of the weights that no layer holds; see network/other_weights.py."""
+        return self.options.others or FP32
 
     @property
     def spent(self) -> tuple[Spent, ...]:

@@ -16,7 +16,7 @@ from lrcompress.planning.joint_allocator import allocate_jointly, allocate_mixed
 from lrcompress.planning.joint_problem import JointProblem
 from lrcompress.planning.limit import Limit
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.others import others_choices, with_others
+from lrcompress.planning.others import others_choices
 from lrcompress.planning.plan import Plan, assemble
 from lrcompress.planning.problem import Allocation, Problem
 from lrcompress.planning.request import PlanRequest, plan_request
@@ -49,11 +49,10 @@ def plan(
     assert options.allocator is not None
     _refuse_unmeasured(profile, options)
     check_formats(profile, budgets, options)
-    choices = others_choices(profile, budgets, options)
     found, refused = [], None
-    for format in choices:
+    for format in others_choices(profile, budgets, options):
         try:
-            found.append(_planned(profile, budgets, with_others(options, format)))
+            found.append(_planned(profile, budgets, replace(options, others=format)))
         except BudgetError as error:
             refused = error  # the last one is of the smallest format
     if not found:

@@ -15,7 +15,7 @@ from lrcompress.planning.latency import Latencies, latency_table
 from lrcompress.planning.layer_filter import reasons_to_skip
 from lrcompress.planning.limit import Limit
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.others import FP32, saved_bytes, with_others
+from lrcompress.planning.others import FP32, saved_bytes
 from lrcompress.planning.problem import Problem, pose
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.structures import STRUCTURES, Dense
@@ -102,7 +102,7 @@ def plan_request(profile: Profile, budgets: Sequence[Budget], options: PlanOptio
     """
     options = options.resolved(profile)
     if options.others is None:
-        options = with_others(options, FP32)
+        options = replace(options, others=FP32)
     profile = profile.corrected(options.corrections)
     skipped = reasons_to_skip(profile, options.include, options.exclude)
     _check(profile, budgets)

@@ -32,8 +32,8 @@ def left_alone_reports(profile: Profile, plan: Plan | None) -> tuple[LeftAloneRe
 
     The reason tells whether weights are stored in another format all the same.
     """
-    format = None if plan is None else plan.options.others
-    others = profile.others if format not in (None, "fp32") else None
+    format = "fp32" if plan is None else plan.others
+    others = None if format == "fp32" else profile.others
     names = () if others is None else others.names
 
     def reason(item: LeftAlone) -> str:

@@ -64,6 +64,6 @@ def totals(plan: Plan) -> Table:
     if plan.optimality_gap is not None:
         loss += f", {optimality(plan.optimality_gap)}"
     table.add_row("pred. loss", loss + ")")
-    if plan.options.others not in (None, "fp32"):
-        table.add_row("other weights", f"{plan.options.others} (loss {real(plan.others_loss)})")
+    if plan.others != "fp32":
+        table.add_row("other weights", f"{plan.others} (loss {real(plan.others_loss)})")
     return table

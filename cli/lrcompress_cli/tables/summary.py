@@ -86,8 +86,8 @@ def _plan_line(result: RunResult) -> Text:
 
 def _others_taken(result: RunResult) -> str:
     """ "; other weights (264 k parameters) in int8"; empty if they stay as they are."""
-    format, others = result.plan.options.others, result.profile.others
-    if others is None or format in (None, "fp32"):
+    format, others = result.plan.others, result.profile.others
+    if others is None or format == "fp32":
         return ""
     return f"; other weights ({count(others.params)} parameters) in {format}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from lrcompress.graph.constant_values import array_of, is_constant, reader, root_name
@@ -21,12 +22,7 @@ def folded_inputs(expansion: Expansion, node: Any) -> None:
             continue
         shape = array_of(value).shape if value.shape is None else tuple(map(int, value.shape))
         weight = expansion.weight(
-            value, reader_of(value), shape, node, dtype=value.dtype,
+            value, partial(reader(value), None), shape, node, dtype=value.dtype,
             suffix=".T" if TRANSPOSED in value.name else "",
         )  # fmt: skip
         node.replace_input_with(index, weight)
-
-
-def reader_of(value: Any) -> Any:
-    read = reader(value)
-    return lambda: read(None)

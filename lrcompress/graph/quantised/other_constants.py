@@ -13,9 +13,8 @@ import torch
 
 from lrcompress.graph.expanded.expansion import CODES, SCALES
 from lrcompress.graph.quantised.storage import Context
+from lrcompress.network.other_weights import SMALLEST
 from lrcompress.number_formats.exact_rows import exact_rows
-
-SMALLEST = 4096  # values of a constant
 
 
 def store_others_(context: Context, format: str) -> tuple[str, ...]:
