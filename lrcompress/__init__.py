@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from lrcompress.conversion.convert import convert_
     from lrcompress.export.bench import bench
     from lrcompress.export.bench_report import BenchReport, BenchSettings, BenchTarget
-    from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
+    from lrcompress.export.export_onnx import ExportReport, export_onnx
+    from lrcompress.export.export_options import ExportOptions
     from lrcompress.export.verify.verify import VerifyOptions, VerifyReport, verify
     from lrcompress.formats.plan_json import plan_from_json, plan_to_json
     from lrcompress.formats.profile_json import load_profile, save_profile

@@ -17,7 +17,8 @@ from lrcompress.export.calibrate_formats import (
     ranks_to_time,
     time_formats,
 )
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.forms import forms_of, use_form_
 from lrcompress.export.session import ProviderName
 from lrcompress.hardware import memory_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lrcompress import __version__
 from lrcompress.errors import ExportError
-from lrcompress.export.axes import AxisRequest, find_axes
-from lrcompress.export.axis_metadata import PREFIX, Axes, to_metadata
+from lrcompress.export.axes import find_axes
+from lrcompress.export.axis_metadata import PREFIX, to_metadata
 from lrcompress.export.axis_range import AxisRange
-from lrcompress.export.forms import DEFAULT_FORMS, FormChoice, choose_forms_
+from lrcompress.export.export_options import ExportOptions
+from lrcompress.export.forms import choose_forms_
 from lrcompress.export.forward import (
     CACHES,
     NamedForward,
@@ -35,13 +36,12 @@ from lrcompress.export.precision import (
     float32_forward,
     mixes_dtypes,
 )
-from lrcompress.export.session import ProviderName
 from lrcompress.export.traced_axes import first_traceable, tracing_example
 from lrcompress.export.tracing import quiet, trace
 from lrcompress.export.weight_storage import WeightStorage
 from lrcompress.export.write import weight_bytes, write_model
 from lrcompress.graph.names import unused_name
-from lrcompress.graph.quantised import Operators, Products, StorageOptions, StorageResult
+from lrcompress.graph.quantised import StorageResult
 from lrcompress.graph.rewrites import apply_rewrites_
 from lrcompress.messages import listed
 from lrcompress.network.batches import Batch
@@ -52,39 +52,6 @@ from lrcompress.structures.dynamic_input import exact_inputs_
 OPSETS = (20, 21, 22, 23)
 SCHEMA_VERSION = 1
 PRODUCER = "lrcompress"
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    precision: Precision = "fp32"
-    opset: int = 20
-    external_data: bool | None = None  # None: only if the weights exceed 2 GB
-    keep_io: bool = True  # floating-point inputs and outputs stay float32
-    static_sequence: bool = False  # fix the length of ids and masks to the batch's own
-    dynamic: Axes = field(default_factory=dict)  # must be free: input -> axis -> name ("": default)
-    fixed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # input -> axes
-    metadata: Mapping[str, str] = field(default_factory=dict)  # fingerprint, plan summary, ...
-    forms: FormChoice | None = DEFAULT_FORMS  # of structures; None: keep the current forms
-    provider: ProviderName = "cpu"  # that the graph is for: which formats it may read
-    operators: Operators | None = None  # that read stored weights; None: see `reading_operators`
-    products: Products = "auto"  # of weights in codes: whether a CPU rounds their inputs to 8 bits
-
-    def __post_init__(self) -> None:
-        if self.provider == "tensorrt" and self.operators == "contrib":
-            raise ExportError(
-                "operators contrib: TensorRT does not know ONNX Runtime's own operators "
-                "(MatMulNBits, GatherBlockQuantized); use --operators standard, which is its "
-                "default"
-            )
-
-    @property
-    def axes(self) -> AxisRequest:
-        return AxisRequest(self.dynamic, self.fixed, self.static_sequence)
-
-    @property
-    def reading_operators(self) -> Operators:
-        """ONNX's own operators alone ("standard") for TensorRT, else ONNX Runtime's ("contrib")."""
-        return self.operators or ("standard" if self.provider == "tensorrt" else "contrib")
 
 
 @dataclass(frozen=True)
@@ -148,10 +115,7 @@ def export_onnx(
         name: replace(axis, range=axis.range.intersection(traced.limits.get(name, AxisRange())))
         for name, axis in axes.known.items()
     }
-    # only the kernels of a CPU round inputs
-    products = options.products if options.provider == "cpu" else "rounded"
-    asked = StorageOptions(options.reading_operators, products)
-    *rewrites, stored = apply_rewrites_(model, lambda model: storage.store_(model, asked))
+    *rewrites, stored = apply_rewrites_(model, lambda m: storage.store_(m, options.storage))
     assert isinstance(stored, StorageResult)
     _describe_(model, options, to_metadata(known, axes.fixed))
     files = write_model(model, Path(path), external_data=options.external_data)

@@ -28,7 +28,6 @@ class WeightStorage:
     """
 
     weights: Mapping[str, StoredWeight]
-    provider: str
     others: str = "fp32"
 
     @classmethod
@@ -40,7 +39,6 @@ class WeightStorage:
         by_id = {id(named[name]): weight for name, weight in stored.items()}
         return cls(
             {name: by_id[id(p)] for name, p in named.items() if id(p) in by_id},
-            provider,
             others_format(module),
         )
 
@@ -56,5 +54,4 @@ class WeightStorage:
 
     def store_(self, model: Any, options: StorageOptions) -> StorageResult:
         """Let the graph read the weights as they are stored. It must hold them as plain floats."""
-        asked = replace(options, others=self.others)
-        return store_weights_(model, self.weights, asked, self.provider)
+        return store_weights_(model, self.weights, replace(options, others=self.others))

@@ -14,7 +14,7 @@ from lrcompress.pipeline.options import (
     export_within,
 )
 from lrcompress.pipeline.record_latency import is_made_from, record_latency
-from lrcompress.pipeline.run import planned_kinds, preview, promised_budget, run, run_profile
+from lrcompress.pipeline.run import budgets_of_run, preview, promised_budget, run, run_profile
 from lrcompress.pipeline.run_tune import run_tune
 from lrcompress.pipeline.stages.deliver import NO_GRAPH
 from lrcompress.pipeline.stages.export import budget_facts
@@ -34,10 +34,10 @@ __all__ = [
     "TuneRequest",
     "TuneRunOptions",
     "budget_facts",
+    "budgets_of_run",
     "export_within",
     "find_profile",
     "is_made_from",
-    "planned_kinds",
     "preview",
     "promised_budget",
     "record_latency",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lrcompress.compression.compress import CompressOptions
 from lrcompress.errors import ExportError, PlanError, TuneError
 from lrcompress.export.axes import AxisRequest
-from lrcompress.export.export_onnx import ExportOptions
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.session import ProviderName
 from lrcompress.planning.budget import Budget
 from lrcompress.planning.format_check import check_named_formats
@@ -96,17 +96,14 @@ class RunOptions:
             raise ExportError(f"{option} needs the export; leave one of them out")
 
     @property
-    def export_within_budgets(self) -> ExportOptions:
-        return export_within(self.export, {budget.kind for budget in self.budgets})
-
-    @property
     def budgets(self) -> tuple[Budget, ...]:
         return () if self.budget is None else (self.budget, *self.also)
 
 
-def export_within(export: ExportOptions, kinds: Collection[str]) -> ExportOptions:
-    """Return how to export for budgets of these kinds: one of latency wants rounded products."""
-    rounded = export.products == "auto" and "latency" in kinds
+def export_within(export: ExportOptions, budgets: Iterable[Budget]) -> ExportOptions:
+    """Return how to export for these budgets: one of latency wants rounded products."""
+    timed = any(budget.kind == "latency" for budget in budgets)
+    rounded = export.products == "auto" and timed
     return replace(export, products="rounded") if rounded else export
 
 

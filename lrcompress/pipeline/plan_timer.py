@@ -13,7 +13,8 @@ from torch import nn
 from lrcompress.checkpoint import CheckpointStore, Entry
 from lrcompress.compression.arbitrary_factors import arbitrary_factors
 from lrcompress.errors import DataError, ExportError, ModelError
-from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
+from lrcompress.export.export_onnx import ExportReport, export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.network_latency import TimingSettings, latency_over, time_network
 from lrcompress.export.session import ProviderUnavailable
 from lrcompress.json_dataclasses import from_json, to_json

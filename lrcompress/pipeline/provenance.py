@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lrcompress.export.export_onnx import ExportOptions
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.planning.plan import Plan
 
 

@@ -56,6 +56,7 @@ from lrcompress.pipeline.stages.report import base_report, with_recorded, write_
 from lrcompress.pipeline.stages.sweep import is_swept, run_sweep
 from lrcompress.pipeline.stages.tune import STAGE as TUNE
 from lrcompress.pipeline.stages.tune import TuneInputs, is_tuned, tune_model
+from lrcompress.planning.budget import Budget
 from lrcompress.planning.plan import Plan
 from lrcompress.profiling.options import ProfileOptions
 from lrcompress.profiling.profile import Profile
@@ -226,12 +227,10 @@ def promised_budget(onnx: Path) -> BudgetFacts:
     return budget_facts(read_plan(plan, load_profile(measured_in)))
 
 
-def planned_kinds(root: Path) -> frozenset[str]:
-    """Return the kinds of the budgets of a run folder; none if it is not one."""
+def budgets_of_run(root: Path) -> tuple[Budget, ...]:
+    """Return the budgets of a run folder; none if it is not one."""
     path = root / PLAN_NAME
-    if not path.is_file():
-        return frozenset()
-    return frozenset(budget.kind for budget in planned_budgets(path))
+    return planned_budgets(path) if path.is_file() else ()
 
 
 def _loaded(

@@ -8,7 +8,7 @@ from pathlib import Path
 from lrcompress.conversion.convert import replay_
 from lrcompress.distributed import failing_together
 from lrcompress.errors import DataError, LrcompressError, TuneError
-from lrcompress.export.export_onnx import ExportOptions
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.fingerprint import fingerprint_batches
 from lrcompress.formats.profile_json import load_profile
 from lrcompress.formats.run_json import RECORD_NAME, RunRecord, read_record

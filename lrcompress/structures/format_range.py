@@ -9,8 +9,8 @@ from lrcompress.errors import FitError
 from lrcompress.number_formats import CastFormat, Codes, Format
 
 LARGEST_SCALE = torch.finfo(torch.float16).max
-# Of the largest scale, by the bits of the codes: below them, a scale has so few digits in float16
-# that values are clipped, and the error is more than 1.5 times that of an exact scale
+# The least that the largest scale may be, by the bits of the codes. A smaller one has so few digits
+# in float16 that values are clipped, and the error is more than 1.5 times that of an exact scale
 SMALLEST_SCALE = {8: 2.0**-19, 4: 2.0**-22, 2: 2.0**-22}
 SQUARED_ERROR = 1e-5  # of a cast over the squared values; bfloat16's own is 2e-6
 

@@ -99,9 +99,10 @@ class Quantised(Structure):
         return self.structure.weight_params(spec)
 
     def nbytes(self, spec: LayerSpec, bytes_per_param: int) -> int:
-        """As for all structures. Kernels of fewer than 8 bits take only whole blocks.
+        """Return the bytes of the factors in their formats, scales and zero points included.
 
-        Those of 8 bits too, but exact products, the default, need no kernel.
+        Kernels take only whole blocks, which counts for fewer than 8 bits: with 8, exact products
+        are the default, and these need no kernel.
         """
         has_kernel = spec.kind in ("linear", "transposed_linear") and self.structure.type_name in (
             "dense",

@@ -34,7 +34,8 @@ from one_registry import one_registry
 
 import lrcompress.export.tracing  # imported before the fork, as are the next ones
 import lrcompress.tuning.tune  # noqa: F401
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.pipeline import (
     FolderOptions,
     RunOptions,

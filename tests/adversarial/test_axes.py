@@ -30,7 +30,8 @@ from lrcompress.export.axis_metadata import fixed_axes, known_axes
 from lrcompress.export.axis_range import AxisRange, find_range
 from lrcompress.export.bench import bench
 from lrcompress.export.bench_report import BenchSettings, BenchTarget
-from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
+from lrcompress.export.export_onnx import ExportReport, export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.forward import named_outputs
 from lrcompress.export.graph_axes import GraphAxes
 from lrcompress.export.session import open_session

@@ -17,7 +17,8 @@ import torch
 
 from lrcompress.atomic import is_temporary, write_atomically, write_together
 from lrcompress.errors import ExportError, LrcompressError
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.pipeline import FolderOptions, RunOptions, SourceOptions, run, run_profile
 from lrcompress.planning.budget import Budget
 

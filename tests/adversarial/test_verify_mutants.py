@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from verified_networks import factorise_
 
 from adversarial.found_mutants import missed, missed_by_value, mutant_of, weight_mutants
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.verify.verify import verify
 
 from .mutants import Mutant, structural

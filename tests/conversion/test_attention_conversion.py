@@ -248,7 +248,7 @@ class _Self(nn.Module):
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
 def test_it_exports_with_free_axes(tmp_path: Path, precision: str) -> None:
-    from lrcompress.export.export_onnx import ExportOptions
+    from lrcompress.export.export_options import ExportOptions
     from lrcompress.export.verify.verify import VerifyOptions
 
     module, batch = build(), batches()[0]

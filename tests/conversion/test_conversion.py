@@ -207,7 +207,7 @@ def test_a_scaled_embedding_stays_tied_to_its_head() -> None:
 
 
 def test_padding_by_size_is_exported_with_free_sizes(tmp_path: Path) -> None:
-    from lrcompress.export.export_onnx import ExportOptions
+    from lrcompress.export.export_options import ExportOptions
 
     module = wrapped(DynamicSame(4, 6, 5, stride=3))
     lrcompress.convert_(module, {"input": IMAGE})

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrcompress.errors import ExportError
-from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
+from lrcompress.export.export_onnx import ExportReport, export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.forward import named_outputs
 from lrcompress.export.session import open_session
 from lrcompress.export.verify.parity import tolerance

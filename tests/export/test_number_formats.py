@@ -12,7 +12,8 @@ from stored_network import IDS, LINEAR, OTHERS, VOCABULARY, Consumers, store_, s
 from torch import Tensor, nn
 
 from lrcompress.errors import ExportError
-from lrcompress.export.export_onnx import ExportOptions, ExportReport, export_onnx
+from lrcompress.export.export_onnx import ExportReport, export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.pt2 import save_pt2
 from lrcompress.export.session import open_session
 from lrcompress.export.verify.parity import tolerance

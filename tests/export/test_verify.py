@@ -18,7 +18,8 @@ from verified_networks import VOCABULARY, WIDTH, Pictures, export, factorise_, n
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import ModelError, VerifyError
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.parity_inputs import Case, cases, draw
 from lrcompress.export.verify.result import BudgetFacts
 from lrcompress.export.verify.verify import VerifyOptions, VerifyReport, verify

@@ -14,7 +14,8 @@ from stored_network import store_
 from torch import nn
 from verified_networks import network, tokens
 
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.precision import plain_copy
 from lrcompress.export.verify.activation_rounding import rounded_by_blocks
 from lrcompress.export.verify.integer_check import product_error

@@ -233,7 +233,7 @@ def test_formats_that_are_named_are_the_only_ones(made: Profile) -> None:
 def test_what_is_said_of_speed_is_true_of_formats(
     made: Profile, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """As small a share of the FLOPs as of the bytes would leave nothing of the network."""
+    """The share of the bytes, taken as one of the FLOPs, would leave nothing of the network."""
     whole = {"structure": "dense", "blocks": 0, "kept": 1.0}
     path = tmp_path_factory.mktemp("table") / "table.json"
     path.write_text(table_to_json(table(measurement("", 2.0, **whole, format="int4/32")), {}))

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from lrcompress.compression.replace import install_
 from lrcompress.errors import FitError, PlanError
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.forms import forms_of, use_form_
 from lrcompress.export.verify.result import BudgetFacts
 from lrcompress.export.verify.verify import VerifyOptions, verify

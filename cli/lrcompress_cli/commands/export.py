@@ -54,14 +54,14 @@ def command(
     from lrcompress.export.export_onnx import export_onnx
     from lrcompress.export.pt2 import save_pt2
     from lrcompress.json_dataclasses import to_json
-    from lrcompress.pipeline import export_within, planned_kinds
+    from lrcompress.pipeline import budgets_of_run, export_within
     from lrcompress_cli.tables.export import export_table
 
     loaded = model.load()
     batch = data.example(loaded, seed=0)
     with terminal.progress.stage("export", 1 + pt2) as step:
         asked = exporting.options(provider, rows, latency_table, axes.request())
-        options = export_within(asked, planned_kinds(Path(model.model)))
+        options = export_within(asked, budgets_of_run(Path(model.model)))
         report = export_onnx(loaded.module, batch, path, options)
         step.advance()
         if pt2:

@@ -13,7 +13,7 @@ from lrcompress_cli.options.gather import gathered
 
 if TYPE_CHECKING:
     from lrcompress.export.axes import AxisRequest
-    from lrcompress.export.export_onnx import ExportOptions
+    from lrcompress.export.export_options import ExportOptions
     from lrcompress.export.session import ProviderName
     from lrcompress.graph.quantised import Products
 
@@ -29,7 +29,7 @@ class ExportChoice:
     def options(
         self, provider: ProviderName, rows: int, latency_table: Path | None, axes: AxisRequest
     ) -> ExportOptions:
-        from lrcompress.export.export_onnx import ExportOptions
+        from lrcompress.export.export_options import ExportOptions
         from lrcompress.export.forms import FormChoice
 
         forms = FormChoice(provider, rows, str(latency_table or ""))

@@ -29,12 +29,12 @@ from torch.overrides import TorchFunctionMode
 
 from lrcompress.export.forward import copied, copy_structure, named_outputs
 from lrcompress.export.verify.result import Subject
+from lrcompress.graph.accuracy_level import FLOAT32
 from lrcompress.graph.rewrites.name_weights import parameter_name
 from lrcompress.network.batches import Batch
 from lrcompress.structures.dynamic_input import DynamicLinear, exact_inputs_
 
 _MICROSOFT, _LEVEL = "com.microsoft", "accuracy_level"
-_FLOAT32 = 1  # accuracy level of MatMulNBits
 
 
 def with_rounded_inputs(subject: Subject) -> frozenset[str]:
@@ -56,7 +56,7 @@ def in_float32(source: Path, target: Path) -> None:
     model = ir.load(source)
     for node in model.graph.all_nodes():
         if node.op_type == "MatMulNBits" and node.domain == _MICROSOFT:
-            node.attributes[_LEVEL] = ir.AttrInt64(_LEVEL, _FLOAT32)
+            node.attributes[_LEVEL] = ir.AttrInt64(_LEVEL, FLOAT32)
     ir.save(model, target, external_data=target.name + ".data")
 
 

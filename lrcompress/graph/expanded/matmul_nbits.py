@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from lrcompress.graph.accuracy_level import ROUNDED
 from lrcompress.graph.constant_values import dequantised, is_constant, reader, unpacked
 from lrcompress.graph.expanded.expansion import Expansion, Floats, input_of, number, reader_or_none
-
-ROUNDED = 4  # the accuracy level
 
 
 def matmul_nbits(expansion: Expansion, node: Any) -> None:

@@ -96,26 +96,23 @@ class StorageResult(RewriteResult):
     formats: Mapping[str, str] = field(default_factory=dict)
 
 
-def recipes_for(operators: Operators, provider: str) -> Mapping[tuple[Stored, Consumer], Recipe]:
-    """Return the recipes of graphs for a provider."""
-    if operators == "standard" and provider != "cpu":
-        return STANDARD_ON_GPU
-    return RECIPES[operators]
+def _recipe(stored: Stored, use: Use, weight: StoredWeight, options: StorageOptions) -> Recipe:
+    by_kernel = stored in ("blocks", "rows") and use.consumer == "MatMul"
+    if by_kernel and weight.codes is not None and options.opens_as_floats(weight.codes.grid.bits):
+        return folded_matmul_
+    on_gpu = options.operators == "standard" and options.provider != "cpu"
+    recipes = STANDARD_ON_GPU if on_gpu else RECIPES[options.operators]
+    return recipes.get((stored, use.consumer), OTHERWISE[stored])
 
 
 def store_weights_(
-    model: Any,
-    weights: Mapping[str, StoredWeight],
-    options: StorageOptions,
-    provider: str = "cpu",
+    model: Any, weights: Mapping[str, StoredWeight], options: StorageOptions
 ) -> StorageResult:
     """Replace float initializers by their stored values, and the nodes that read them by recipes.
 
     weights: by the name of the initializer, which must have the weight's own shape.
-    provider: that the graph is for.
     """
     context = Context(model, options)
-    recipes = recipes_for(options.operators, provider)
     formats: dict[str, str] = {}
     changes = 0
     read: dict[Recipe, list[str]] = defaultdict(list)
@@ -127,7 +124,7 @@ def store_weights_(
         uses = uses_of(value, weight)
         if not uses:
             continue
-        chosen = [_recipe(recipes, stored, use, weight, options) for use in uses]
+        chosen = [_recipe(stored, use, weight, options) for use in uses]
         constants = WeightConstants(context, weight, value, _layout(weight, chosen))
         for use, recipe in zip(uses, chosen, strict=True):
             recipe(use, constants, context)
@@ -139,19 +136,6 @@ def store_weights_(
     others = store_others_(context, options.others)
     note = note_on(read, others=others, format=options.others)
     return StorageResult("store_weights", changes + len(others), note, formats)
-
-
-def _recipe(
-    recipes: Mapping[tuple[Stored, Consumer], Recipe],
-    stored: Stored,
-    use: Use,
-    weight: StoredWeight,
-    options: StorageOptions,
-) -> Recipe:
-    by_kernel = stored in ("blocks", "rows") and use.consumer == "MatMul"
-    if by_kernel and weight.codes is not None and options.opens_as_floats(weight.codes.grid.bits):
-        return folded_matmul_
-    return recipes.get((stored, use.consumer), OTHERWISE[stored])
 
 
 def _layout(weight: StoredWeight, recipes: Collection[Recipe]) -> Layout:

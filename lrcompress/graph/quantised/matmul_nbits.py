@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from lrcompress.graph.accuracy_level import FLOAT32, ROUNDED
 from lrcompress.graph.quantised.product import dtype_of, replace_product_
 from lrcompress.graph.quantised.storage import MICROSOFT, Context
 from lrcompress.graph.quantised.uses import Use
 from lrcompress.graph.quantised.weight_constants import WeightConstants
-
-EXACT, ROUNDED = 1, 4  # accuracy levels: float32, and inputs in 8 bits by blocks
 
 
 def matmul_nbits_(use: Use, constants: WeightConstants, context: Context) -> None:
@@ -28,7 +27,7 @@ def matmul_nbits_(use: Use, constants: WeightConstants, context: Context) -> Non
             "N": constants.rows,
             "bits": constants.bits,
             "block_size": constants.block,
-            "accuracy_level": EXACT if context.options.is_exact(constants.bits) else ROUNDED,
+            "accuracy_level": FLOAT32 if context.options.is_exact(constants.bits) else ROUNDED,
         },
     )
     replace_product_(node, product, context)

@@ -21,7 +21,10 @@ class StorageOptions:
     """operators: "contrib" has ONNX Runtime's own operators; "standard" has ONNX's alone.
 
     products: of weights in codes. "rounded": the kernels round their inputs to 8 bits by blocks.
-        "exact": they compute in float32. "auto": weights of 8 bits exactly, others rounded.
+        "exact": they compute in float32. "auto": weights of 8 bits exactly, others rounded. Only
+        the kernels of a CPU round.
+
+    provider: that the graph is for.
 
     others: the format of weights that no layer holds, fp32, fp16 or int8 (other_constants.py).
 
@@ -35,11 +38,13 @@ class StorageOptions:
 
     operators: Operators = "contrib"
     products: Products = "auto"
+    provider: str = "cpu"
     others: str = "fp32"
 
     def is_exact(self, bits: int) -> bool:
         """Whether products with codes of so many bits compute in float32."""
-        return self.products == "exact" or (self.products == "auto" and bits == 8)
+        exact = self.products == "exact" or (self.products == "auto" and bits == 8)
+        return exact and self.provider == "cpu"
 
     def opens_as_floats(self, bits: int) -> bool:
         """Whether the session is to dequantise the weights of products when it opens the file.

@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from torch import nn
 
-from lrcompress.export.export_onnx import ExportOptions, export_onnx
+from lrcompress.export.export_onnx import export_onnx
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.export.pt2 import save_pt2
 from lrcompress.export.session import ProviderName
 from lrcompress.export.tracing import quiet
@@ -65,7 +66,7 @@ def export_model(
     """Write model.onnx (and model.pt2 if requested); return the facts and the stage's key."""
     folder, pt2 = context.folder, asked.pt2
     plan = product.plan
-    export = export_within(asked.export, {budget.kind for budget in plan.budgets})
+    export = export_within(asked.export, plan.budgets)
     options = with_provenance(replace(export, provider=asked.provider), plan)
     table = "" if options.forms is None else table_digest(options.forms.table)
     key = stage_key(EXPORT.name, upstream, {"options": options, "pt2": pt2, "latencies": table})

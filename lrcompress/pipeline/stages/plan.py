@@ -21,7 +21,7 @@ from lrcompress.layers import describe
 from lrcompress.metrics import METRICS
 from lrcompress.network.batches import Batch
 from lrcompress.pipeline.file_size import FileSize
-from lrcompress.pipeline.options import RunOptions
+from lrcompress.pipeline.options import RunOptions, export_within
 from lrcompress.pipeline.plan_timer import DenseGraph, PlanTimer, plan_timer
 from lrcompress.pipeline.stage import RunContext, Stage, StageOutput
 from lrcompress.pipeline.stages.load import Loaded
@@ -166,9 +166,8 @@ def choose_plan(
     assert options.budget is not None  # checked by RunOptions
     plan_request(profile, options.budgets, options.plan)  # refuses before any long work
     with scratch_folder() as scratch:
-        dense = DenseGraph(
-            inputs.loaded.model.module, inputs.example, options.export_within_budgets, scratch
-        )
+        export = export_within(options.export, options.budgets)
+        dense = DenseGraph(inputs.loaded.model.module, inputs.example, export, scratch)
         asked = options.plan
         size = None
         timer = plan_timer(dense, profile, options, store or NoCheckpoints())

@@ -17,7 +17,7 @@ from lrcompress.checkpoint import CheckpointFolder
 from lrcompress.compression.fit import layer_whitening
 from lrcompress.distributed import failing_together, main_only, on_main
 from lrcompress.errors import DataError, TuneError
-from lrcompress.export.export_onnx import ExportOptions
+from lrcompress.export.export_options import ExportOptions
 from lrcompress.formats.files import read_json, write_json
 from lrcompress.formats.run_json import RECORD_NAME, WEIGHTS_NAME
 from lrcompress.formats.stages_json import stage_key
