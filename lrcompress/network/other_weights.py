@@ -14,7 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrcompress.errors import FitError
+from lrcompress.number_formats import Fp16
 from lrcompress.number_formats.exact_rows import exact_rows, nbytes, rounded_rows
+from lrcompress.structures.format_range import check_range
 
 SMALLEST = 4096  # parameters of a weight that is worth another format
 OTHER_FORMATS = ("fp32", "fp16", "int8")
@@ -67,16 +70,21 @@ def round_others_(
     """Round the other weights of a network in place, and remember the format for its graph.
 
     format: one of OTHER_FORMATS; fp32 changes nothing.
+
+    Raises:
+        FitError: a weight is beyond the range of the format, whether or not data reach it. Nothing
+            is changed then.
     """
     if format == "fp32":
         return ()
-    changed = []
-    for weight in other_weights(module, layers).values():
-        change = RoundedWeight(weight, weight.detach().clone(), _rounded(weight, format))
+    changed = tuple(
+        RoundedWeight(weight, weight.detach().clone(), _in_range(name, weight, format))
+        for name, weight in other_weights(module, layers).items()
+    )
+    for change in changed:
         change.show_compressed_(module)
-        changed.append(change)
     remember_others_(module, format)
-    return tuple(changed)
+    return changed
 
 
 def remember_others_(module: nn.Module, format: str) -> None:
@@ -115,6 +123,19 @@ def rounded_others(module: nn.Module, layers: Collection[str], format: str) -> I
         remember_others_(module, own)
         for change in changed:
             change.show_original_(module)
+
+
+def _in_range(name: str, weight: Tensor, format: str) -> Tensor:
+    """Return the weight rounded; raises FitError, naming it, if the format cannot hold it."""
+    try:
+        if format == "fp16":
+            check_range(weight, Fp16())
+    except FitError as cause:
+        raise FitError(f"{name}: {cause}") from cause
+    rounded = _rounded(weight, format)
+    if not bool(rounded.isfinite().all()):
+        raise FitError(f"{name}: its values are too large for {format}; leave its format out")
+    return rounded
 
 
 def _rounded(weight: Tensor, format: str) -> Tensor:

@@ -21,24 +21,24 @@ def others_choices(
 
     They are those of the weights of layers that are measured for other weights too, where a budget
     counts the bytes of the whole file, and no pattern restricts what may change.
-
-    Raises:
-        PlanError: the options name a format that was not measured.
     """
-    known = {} if profile.others is None else profile.others.losses
     if options.others is not None:
-        if options.others not in {FP32, *known}:
-            raise PlanError(
-                f"others: the profile has no loss of other weights in {options.others}; write "
-                f"{FP32}, or profile again with --formats"
-            )
         return (options.others,)
     counted = any(budget.kind == "bytes" and budget.scope == "total" for budget in budgets)
     if not counted or options.bytes_per_param != 4 or options.include or options.exclude:
         return (FP32,)
     allowed = allowed_formats(profile, {budget.kind for budget in budgets}, options)
     found = {_as_others(text) for text in allowed}
-    return (FP32, *(format for format in known if format in found - {FP32}))
+    return (FP32, *(format for format in _measured(profile) if format in found - {FP32}))
+
+
+def check_others(profile: Profile, options: PlanOptions) -> None:
+    """Raise PlanError for a format that was not measured, or that cannot hold the weights."""
+    if options.others not in {None, FP32, *_measured(profile)}:
+        raise PlanError(
+            f"others: the profile has no loss of other weights in {options.others}; write {FP32}, "
+            "or profile again with --formats (a format that cannot hold their values has none)"
+        )
 
 
 def saved_bytes(profile: Profile, options: PlanOptions) -> int:
@@ -55,6 +55,10 @@ def others_loss(profile: Profile, options: PlanOptions) -> float:
     if profile.others is None or options.others is None:
         return 0.0
     return profile.others.losses.get(options.others, 0.0)
+
+
+def _measured(profile: Profile) -> tuple[str, ...]:
+    return () if profile.others is None else tuple(profile.others.losses)
 
 
 def _as_others(text: str) -> str:

@@ -15,7 +15,7 @@ from lrcompress.planning.latency import Latencies, latency_table
 from lrcompress.planning.layer_filter import reasons_to_skip
 from lrcompress.planning.limit import Limit
 from lrcompress.planning.options import PlanOptions
-from lrcompress.planning.others import FP32, saved_bytes
+from lrcompress.planning.others import FP32, check_others, saved_bytes
 from lrcompress.planning.problem import Problem, pose
 from lrcompress.profiling.profile import LayerProfile, Profile
 from lrcompress.structures import STRUCTURES, Dense
@@ -101,6 +101,7 @@ def plan_request(profile: Profile, budgets: Sequence[Budget], options: PlanOptio
             pattern of the options matches no layer; or two budgets limit the same.
     """
     options = options.resolved(profile)
+    check_others(profile, options)
     if options.others is None:
         options = replace(options, others=FP32)
     profile = profile.corrected(options.corrections)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from math import isfinite
 
 from torch import nn
 
+from lrcompress.errors import FitError
 from lrcompress.network.held_out_divergence import HeldOutDivergence
 from lrcompress.network.other_weights import (
     OTHER_FORMATS,
@@ -22,8 +24,8 @@ def measure_others(
 ) -> OtherWeights | None:
     """Return the bytes and losses of the other weights; None if there are none.
 
-    layers: those that a plan can change. The module is restored. A format in which an output is
-    not finite is left out.
+    layers: those that a plan can change. The module is restored. A format that cannot hold the
+    weights, or in which an output is not finite, is left out.
     """
     weights = other_weights(module, layers)
     if not weights:
@@ -33,7 +35,7 @@ def measure_others(
         if format == "fp32":
             losses[format] = 0.0
             continue
-        with rounded_others(module, layers, format):
+        with suppress(FitError), rounded_others(module, layers, format):
             losses[format] = held_out.divergence(module)
     known = {format: loss for format, loss in losses.items() if isfinite(loss)}
     return OtherWeights(

@@ -11,13 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import numpy_helper
-from recurrent_network import build
+from recurrent_network import batches, build
 from torch import Tensor, nn
 
 import lrcompress
-from lrcompress.errors import BudgetError, ModelError, PlanError
+from lrcompress.errors import BudgetError, FitError, ModelError, PlanError
 from lrcompress.export.export_onnx import export_onnx
 from lrcompress.export.verify.verify import verify
+from lrcompress.formats.plan_json import plan_from_json, plan_to_json
 from lrcompress.network.other_weights import (
     other_weights,
     others_format,
@@ -171,6 +172,28 @@ def test_a_format_that_was_not_measured_is_refused(finished: tuple[Path, RunResu
     profile = replace(finished[1].profile, others=None)
     with pytest.raises(PlanError, match=r"no loss of other weights in int8; write fp32"):
         plan(profile, "bytes=90%", PlanOptions(others="int8"))
+    edited = plan_to_json(plan(finished[1].profile, "bytes=34%"))
+    with pytest.raises(PlanError, match=r"no loss of other weights in int8; write fp32"):
+        plan_from_json(edited, profile)
+
+
+@pytest.mark.parametrize(("value", "fault"), [(1e5, "large"), (1e-9, "small")])
+def test_values_that_no_data_reach_are_not_lost_in_a_format(value: float, fault: str) -> None:
+    """Rows of a table that the calibration data are too short for would be infinite, or zero."""
+    module = build()
+    with torch.no_grad():
+        module.positions[:, 40:] = value  # the data have 20 positions
+        if fault == "small":
+            module.positions[:, :40] *= 1e-9
+    profile = lrcompress.profile(
+        module, batches(), ProfileOptions(formats=FOR_BYTES), judging=batches()[:1]
+    )
+    assert profile.others is not None
+    assert set(profile.others.losses) == {"fp32", "int8"}
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(FitError, match=rf"^positions: its values are too {fault} for fp16"):
+        round_others_(module, LAYERS, "fp16")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 class Joined(nn.Module):
