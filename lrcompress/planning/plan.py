@@ -257,7 +257,8 @@ def _kept_work(
     if work <= MUCH_WORK or counted > FEW_PARAMS:
         return ()
     advice = f"for speed use --budget flops={max(round(100 * counted), 1)}%"
-    if any(in_format(choice.structure)[1] for choice in choices):
+    in_formats = any(in_format(choice.structure)[1] for choice in choices)
+    if in_formats or request.options.others != FP32:
         # Formats saved the bytes; as small a share of the work would leave nothing of the network
         advice = "for speed add a budget of latency, such as --budget latency=60%"
     return (

@@ -155,6 +155,14 @@ def test_the_plan_weighs_their_loss_against_that_of_the_layers(
     assert small.bytes <= small.limit
 
 
+def test_what_is_said_of_speed_does_not_ask_for_as_few_flops(
+    finished: tuple[Path, RunResult],
+) -> None:
+    (said,) = (text for text in finished[1].plan.warnings if "hardly faster" in text)
+    assert "flops" not in said
+    assert "--budget latency=" in said
+
+
 def test_where_nothing_is_gained_they_stay(finished: tuple[Path, RunResult]) -> None:
     profile = finished[1].profile
     for budget, more in (
